@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kinesplat's backend: video diffusion and Gaussian splatting behind a local service and a command line."""
+
+__version__ = "0.1.0"

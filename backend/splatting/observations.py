@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pictures with cameras and times: what a clip is constructed from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
+
+MAX_PIXELS = 50_000_000  # of one picture; more is refused before it is decoded
+
+
+@dataclass(frozen=True)
+class Observations:
+    """V pictures of the subject, with where and when each was taken."""
+
+    images: Tensor  # [V, H, W, 4] float32 0..1, sRGB-coded, colour multiplied by alpha
+    cameras: Cameras
+
+    @property
+    def viewmats(self) -> Tensor:  # [V, 4, 4] float32, world to camera, OpenCV axes
+        """The cameras as splatting wants them."""
+        return torch.from_numpy(self.cameras.viewmats()).float()
+
+    @property
+    def Ks(self) -> Tensor:  # noqa: N802 - [V, 3, 3] float32, pixels
+        """Intrinsics in pixels of `images`."""
+        return torch.from_numpy(self.cameras.Ks).float()
+
+    @property
+    def times(self) -> Tensor:  # [V] float32, 0..1
+        """When each picture was taken."""
+        return torch.from_numpy(self.cameras.times).float()
+
+
+def read_observations(frames: list[Path], cameras: Cameras) -> Observations:
+    """The pictures (PNG, RGBA with straight alpha) of a set of cameras.
+
+    Raises:
+        BadFileError: a picture is missing, damaged, of another size, or their number is not that of the cameras.
+    """
+    if len(frames) != len(cameras.times):
+        raise BadFileError(f"The orbit has {len(frames)} pictures but {len(cameras.times)} cameras.")
+    images = np.stack([_read_rgba(path, cameras.width, cameras.height) for path in frames])
+    images[..., :3] *= images[..., 3:]
+    return Observations(torch.from_numpy(images), cameras)
+
+
+def read_orbit_folder(folder: Path) -> Observations:
+    """The observations in an orbit folder: `frame_000.png` ... and `orbit.json`.
+
+    Raises:
+        BadFileError: one sentence about what is wrong with the folder.
+    """
+    cameras = read_orbit_json(folder)
+    return read_observations([folder / frame_name(i) for i in range(len(cameras.times))], cameras)
+
+
+def _read_rgba(path: Path, width: int, height: int) -> np.ndarray:  # [H, W, 4] float32
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadFileError(f"{path.name} is too large: {image.width} x {image.height} pixels.")
+            if image.size != (width, height):
+                raise BadFileError(f"{path.name} has {image.width} x {image.height} pixels, not {width} x {height}.")
+            return np.asarray(image.convert("RGBA"), np.float32) / 255
+    except FileNotFoundError as error:
+        raise BadFileError(f"The picture {path.name} is missing.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadFileError(f"The picture {path.name} cannot be read: it is not a usable PNG.") from error

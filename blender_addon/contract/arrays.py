@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading and writing of `.npz` files that may come from anywhere: no pickles, no surprises in size."""
+
+import contextlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+MAX_FILE_BYTES = 4 << 30  # unpacked; a clip of 1,000,000 Gaussians x 96 frames as bases is 0.3 GB
+
+
+class BadFileError(ValueError):
+    """A file is not what it should be. The message is one sentence for the user."""
+
+
+def read_arrays(path: str | os.PathLike, max_bytes: int = MAX_FILE_BYTES) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz`, by name.
+
+    Each array's header is read before its data, so that a small file cannot claim much memory.
+
+    Raises:
+        BadFileError: not an `.npz`, damaged, holds objects (pickles), or larger than `max_bytes` unpacked.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    arrays: dict[str, np.ndarray] = {}
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if not entry.filename.endswith(".npy"):
+                    raise BadFileError(f"{path.name} is not a Kinesplat file: it holds {entry.filename!r}.")
+                name = entry.filename[: -len(".npy")]
+                if name in arrays:
+                    raise BadFileError(f"{path.name} is damaged: {name} is in it twice.")
+                with archive.open(entry) as member:
+                    shape, fortran_order, dtype = _read_header(member, path, name)
+                    total += _byte_count(shape, dtype)
+                    if total > max_bytes:
+                        raise BadFileError(
+                            f"{path.name} would take more than {max_bytes / 1e9:.1f} GB of memory."
+                        )
+                    data = member.read(_byte_count(shape, dtype) + 1)
+                if len(data) != _byte_count(shape, dtype):
+                    raise BadFileError(f"{path.name} is damaged: {name} has the wrong length.")
+                array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+                arrays[name] = array.astype(dtype.newbyteorder("="), copy=True)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BadFileError(f"{path.name} is damaged or not a Kinesplat file.") from error
+    return arrays
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write an `.npz` in one step: either the whole file is there afterwards, or the former one."""
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_header(member: BinaryIO, path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(member)
+    except BadFileError:
+        raise
+    except (ValueError, SyntaxError, TypeError, OverflowError) as error:
+        raise BadFileError(f"{path.name} is damaged: {name} cannot be read.") from error
+    if dtype.hasobject:
+        raise BadFileError(f"{path.name} is refused: {name} holds Python objects, which could run code.")
+    if any(size < 0 for size in shape):
+        raise BadFileError(f"{path.name} is damaged: {name} has a negative size.")
+    return shape, fortran_order, dtype
+
+
+def _byte_count(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    count = dtype.itemsize
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Orbits: cameras round a subject at the origin of clip space, and what is sent along with their frames.
+
+A camera is a camera-to-world matrix 4x4 with OpenGL axes (x right, y up, z backward) and intrinsics K 3x3 in pixels,
+y down, pixel centres at .5. Cameras always travel as matrices with the frames; nobody derives them from a frame's number.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .arrays import BadFileError, atomic_file, read_arrays, write_arrays
+
+FORMAT = "kinesplat-orbit"
+VERSION = 1
+ORBIT_JSON = "orbit.json"
+MAX_VIEWS = 4_096
+MAX_SURFACE_SAMPLES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """One circle round the origin. Angles in degrees, lengths in clip space.
+
+    The first camera stands at -Y (Blender's front) when `azimuth_start` is 0; azimuth grows counter-clockwise seen
+    from above, elevation towards +Z. `closed` steps by 360 / (frames - 1), so that the last view equals the first
+    (Diffusion4D's public data); open orbits step by 360 / frames.
+    """
+
+    frames: int = 24
+    azimuth_start: float = 0.0
+    elevation: float = 0.0
+    distance: float = 2.0
+    fov: float = 39.6  # horizontal field of view
+    closed: bool = True
+
+    def azimuths(self) -> np.ndarray:  # [T] float64, degrees
+        """Azimuth of each camera; they grow past 360 rather than wrap."""
+        steps = max(self.frames - 1, 1) if self.closed else self.frames
+        return self.azimuth_start + 360.0 * np.arange(self.frames) / steps
+
+    def times(self) -> np.ndarray:  # [T] float64, 0..1
+        """Time of each frame of a moving orbit. (A static orbit is all at time 0.)"""
+        return np.arange(self.frames) / max(self.frames - 1, 1)
+
+    def camera_to_world(self) -> np.ndarray:  # [T, 4, 4] float64
+        """The cameras, each looking at the origin with +Z up."""
+        return np.stack([orbit_camera(azimuth, self.elevation, self.distance) for azimuth in self.azimuths()])
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """The cameras and times of V pictures of one size."""
+
+    camera_to_world: np.ndarray  # [V, 4, 4] float64, OpenGL axes, clip space
+    Ks: np.ndarray  # [V, 3, 3] float64, pixels
+    times: np.ndarray  # [V] float64, 0..1
+    width: int
+    height: int
+
+    def viewmats(self) -> np.ndarray:  # [V, 4, 4] float64
+        """World-to-camera with OpenCV axes (x right, y down, z forward), as splatting wants them."""
+        return np.linalg.inv(self.camera_to_world @ np.diag([1.0, -1.0, -1.0, 1.0]))
+
+    def to_json(self) -> dict:
+        """Plain lists and numbers, as in `orbit.json` and in requests."""
+        return {
+            "camera_to_world": self.camera_to_world.tolist(),
+            "Ks": self.Ks.tolist(),
+            "times": self.times.tolist(),
+            "width": self.width,
+            "height": self.height,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict, label: str = "The orbit") -> "Cameras":
+        """Cameras out of plain lists, checked.
+
+        Raises:
+            BadFileError: one sentence about what is wrong.
+        """
+        try:
+            cameras = cls(
+                camera_to_world=np.array(data["camera_to_world"], np.float64),
+                Ks=np.array(data["Ks"], np.float64),
+                times=np.array(data["times"], np.float64),
+                width=data["width"],
+                height=data["height"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadFileError(f"{label} has no usable cameras: {error}.") from error
+        cameras.check(label)
+        return cameras
+
+    def check(self, label: str = "The orbit") -> None:
+        """Raises BadFileError where shapes, numbers or sizes are not those of usable cameras."""
+
+        def demand(condition: bool, problem: str) -> None:
+            if not condition:
+                raise BadFileError(f"{label} has no usable cameras: {problem}.")
+
+        views = len(self.camera_to_world) if self.camera_to_world.ndim else 0
+        demand(1 <= views <= MAX_VIEWS, f"it has {views} views, and 1 to {MAX_VIEWS} are allowed")
+        demand(self.camera_to_world.shape == (views, 4, 4), "camera_to_world is not a list of 4x4 matrices")
+        demand(self.Ks.shape == (views, 3, 3), "Ks is not a list of 3x3 matrices, one per view")
+        demand(self.times.shape == (views,), "times is not a list of numbers, one per view")
+        for name in ("camera_to_world", "Ks", "times"):
+            demand(bool(np.isfinite(getattr(self, name)).all()), f"{name} holds numbers that are not finite")
+        for size in (self.width, self.height):
+            demand(type(size) is int and 1 <= size <= 8192, "width and height must be whole numbers up to 8192")
+        rotation = self.camera_to_world[:, :3, :3]
+        demand(
+            bool(np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-3)),
+            "camera_to_world is not made of rotation and translation",
+        )
+        demand(bool(np.allclose(self.camera_to_world[:, 3], [0, 0, 0, 1])), "the last row must be 0 0 0 1")
+        demand(bool((self.Ks[:, [0, 1], [0, 1]] > 0).all()), "focal lengths must be above 0")
+        demand(bool(((self.times >= 0) & (self.times <= 1)).all()), "times must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class SurfaceSamples:
+    """Points on the subject's surface at time 0."""
+
+    points: np.ndarray  # [M, 3] float32, clip space
+    normals: np.ndarray  # [M, 3] float32, unit, outward
+
+
+def orbit_camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:  # [4, 4] float64
+    """Camera-to-world matrix of a camera that looks at the origin. Degrees; azimuth 0 stands at -Y."""
+    azimuth, elevation = np.radians(azimuth), np.radians(elevation)
+    backward = np.array(
+        [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
+    )
+    right = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([right, np.cross(backward, right), backward], axis=1)
+    matrix[:3, 3] = distance * backward
+    return matrix
+
+
+def intrinsics(fov: float, width: int, height: int) -> np.ndarray:  # [3, 3] float64
+    """Pinhole intrinsics of a horizontal field of view in degrees, with square pixels and the axis in the middle."""
+    focal = 0.5 * width / np.tan(np.radians(fov) / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+def orbit_cameras(orbit: Orbit, width: int, height: int, *, moving: bool) -> Cameras:
+    """The cameras of a moving orbit (frame i at time i / (T - 1)) or of a static one (all at time 0)."""
+    return Cameras(
+        camera_to_world=orbit.camera_to_world(),
+        Ks=np.repeat(intrinsics(orbit.fov, width, height)[None], orbit.frames, axis=0),
+        times=orbit.times() if moving else np.zeros(orbit.frames),
+        width=width,
+        height=height,
+    )
+
+
+def frame_name(index: int) -> str:
+    """Name of a frame's picture in an orbit folder."""
+    return f"frame_{index:03d}.png"
+
+
+def write_orbit_json(folder: str | os.PathLike, cameras: Cameras) -> None:
+    """Write `orbit.json` beside the frames (`frame_000.png` ..., RGBA, straight alpha, sRGB)."""
+    data = {"format": FORMAT, "version": VERSION, **cameras.to_json()}
+    with atomic_file(Path(folder) / ORBIT_JSON) as file:
+        file.write(json.dumps(data, indent=1).encode())
+
+
+def read_orbit_json(folder: str | os.PathLike) -> Cameras:
+    """The cameras of an orbit folder.
+
+    Raises:
+        BadFileError: `orbit.json` is missing or wrong.
+    """
+    path = Path(folder) / ORBIT_JSON
+    label = f"{path.parent.name}/{ORBIT_JSON}"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadFileError(f"{label} is missing: this is not an orbit folder.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFileError(f"{label} cannot be read.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+        raise BadFileError(f"{label} is not an orbit description of this version.")
+    return Cameras.from_json(data, label)
+
+
+def write_surface_samples(path: str | os.PathLike, samples: SurfaceSamples) -> None:
+    """Write surface samples as `.npz` with `points` and `normals`."""
+    check_surface_samples(samples)
+    write_arrays(path, {"points": samples.points, "normals": samples.normals})
+
+
+def read_surface_samples(path: str | os.PathLike) -> SurfaceSamples:
+    """Surface samples from a file, checked. Raises BadFileError with one sentence."""
+    label = os.path.basename(path)
+    arrays = read_arrays(path)
+    if set(arrays) != {"points", "normals"}:
+        raise BadFileError(f"{label} does not hold surface samples.")
+    samples = SurfaceSamples(**arrays)
+    check_surface_samples(samples, label)
+    return samples
+
+
+def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -> None:
+    """Raises BadFileError where `samples` are not M finite points with unit normals."""
+    for name, array in vars(samples).items():
+        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != 3:
+            raise BadFileError(f"{label} is not usable: {name} must be float32 [M, 3].")
+        if not np.isfinite(array).all():
+            raise BadFileError(f"{label} is not usable: {name} holds numbers that are not finite.")
+    if len(samples.points) != len(samples.normals):
+        raise BadFileError(f"{label} is not usable: there must be one normal for each point.")
+    if not 1 <= len(samples.points) <= MAX_SURFACE_SAMPLES:
+        raise BadFileError(f"{label} is not usable: 1 to {MAX_SURFACE_SAMPLES} points are allowed.")
+    if not np.allclose(np.linalg.norm(samples.normals, axis=1), 1, atol=1e-2):
+        raise BadFileError(f"{label} is not usable: normals must have length 1.")

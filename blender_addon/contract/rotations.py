@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Quaternions (wxyz) for numpy arrays of any leading shape."""
+
+import numpy as np
+
+
+def normalize(quats: np.ndarray) -> np.ndarray:  # [..., 4] -> [..., 4]
+    """Unit quaternions; a zero quaternion becomes the identity."""
+    norms = np.linalg.norm(quats, axis=-1, keepdims=True)
+    identity = np.array([1, 0, 0, 0], quats.dtype)
+    return np.where(norms > 1e-12, quats / np.maximum(norms, 1e-12), identity)
+
+
+def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [..., 4], [..., 4] -> [..., 4]
+    """Hamilton product: first rotate by `b`, then by `a`."""
+    aw, ax, ay, az = np.moveaxis(a, -1, 0)
+    bw, bx, by, bz = np.moveaxis(b, -1, 0)
+    return np.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        axis=-1,
+    )
+
+
+def to_matrix(quats: np.ndarray) -> np.ndarray:  # [..., 4] unit -> [..., 3, 3]
+    """Rotation matrices of unit quaternions."""
+    w, x, y, z = np.moveaxis(quats, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:  # [..., 4] x 2 -> [..., 4]
+    """Spherical interpolation along the shorter arc; `weight` 0 gives `a`, 1 gives `b`."""
+    dot = np.sum(a * b, axis=-1, keepdims=True)
+    b = np.where(dot < 0, -b, b)
+    angle = np.arccos(np.clip(np.abs(dot), 0, 1))
+    sine = np.sin(angle)
+    straight = sine < 1e-6  # nearly equal: the straight line is exact enough and does not divide by 0
+    safe = np.where(straight, 1, sine)
+    weight_a = np.where(straight, 1 - weight, np.sin((1 - weight) * angle) / safe)
+    weight_b = np.where(straight, weight, np.sin(weight * angle) / safe)
+    return normalize(weight_a * a + weight_b * b)
+
+
+def make_continuous(quats: np.ndarray) -> np.ndarray:  # [T, ..., 4] -> [T, ..., 4]
+    """Flip signs so that each quaternion lies on the side of its predecessor in time."""
+    flips = np.where(np.sum(quats[1:] * quats[:-1], axis=-1) < 0, -1, 1).astype(quats.dtype)
+    signs = np.concatenate([np.ones_like(flips[:1]), np.cumprod(flips, axis=0)])
+    return quats * signs[..., None]
