@@ -43,9 +43,7 @@ def read_arrays(path: str | os.PathLike, max_bytes: int = MAX_FILE_BYTES) -> dic
                     shape, fortran_order, dtype = _read_header(member, path, name)
                     total += _byte_count(shape, dtype)
                     if total > max_bytes:
-                        raise BadFileError(
-                            f"{path.name} would take more than {max_bytes / 1e9:.1f} GB of memory."
-                        )
+                        raise BadFileError(f"{path.name} would take more than {max_bytes / 1e9:.1f} GB of memory.")
                     data = member.read(_byte_count(shape, dtype) + 1)
                 if len(data) != _byte_count(shape, dtype):
                     raise BadFileError(f"{path.name} is damaged: {name} has the wrong length.")

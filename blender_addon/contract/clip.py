@@ -6,6 +6,7 @@ origin, its longest side 1. `to_object` leads from there to the source object's 
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -87,7 +88,7 @@ class Clip:
     @property
     def sh_degree(self) -> int:
         """Degree of the spherical harmonics: 0 is one colour from all sides."""
-        return int(round(self.sh.shape[1] ** 0.5)) - 1
+        return math.isqrt(self.sh.shape[1]) - 1
 
     def bounds(self) -> np.ndarray:  # [2, 3] float64
         """Smallest and largest mean over all frames."""

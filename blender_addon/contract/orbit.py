@@ -2,7 +2,8 @@
 """Orbits: cameras round a subject at the origin of clip space, and what is sent along with their frames.
 
 A camera is a camera-to-world matrix 4x4 with OpenGL axes (x right, y up, z backward) and intrinsics K 3x3 in pixels,
-y down, pixel centres at .5. Cameras always travel as matrices with the frames; nobody derives them from a frame's number.
+y down, pixel centres at .5. Cameras always travel as matrices with the frames; nobody derives them from a frame's
+number.
 """
 
 import json
@@ -132,9 +133,7 @@ class SurfaceSamples:
 def orbit_camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:  # [4, 4] float64
     """Camera-to-world matrix of a camera that looks at the origin. Degrees; azimuth 0 stands at -Y."""
     azimuth, elevation = np.radians(azimuth), np.radians(elevation)
-    backward = np.array(
-        [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
+    backward = np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
     right = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
     matrix = np.eye(4)
     matrix[:3, :3] = np.stack([right, np.cross(backward, right), backward], axis=1)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kinesplat on a fresh machine: `python run.py demo` and `python run.py test`. Needs Python 3.11 and nothing else.
+
+    python run.py demo  [--out DIR]        the main job on real input: Blender geometry -> Gaussians -> Blender scene
+    python run.py test  [pytest arguments] all tests, or for example: -m "not slow"
+    python run.py serve [--home DIR ...]   the backend for Blender, until Ctrl-C
+    python run.py build [--out DIR]        the extension archive for Blender (default: dist)
+    python run.py bench [NAME ...]         benchmarks; without a name, the list of them
+    python run.py setup                    only make the environment
+
+The first use makes an environment under `.venv`, in a folder named after the hash of the dependency lists. A folder
+counts only once its stamp is written, so an interrupted set-up is thrown away and made anew by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENTS = ROOT / ".venv"
+EXTRAS = ("blender", "test")
+BLENDER_PYTHON = (3, 11)  # the only Python for which the pinned bpy wheel exists
+STAMP = "ready"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    commands = {
+        "demo": demo,
+        "test": test,
+        "serve": serve,
+        "build": build,
+        "bench": bench,
+        "setup": lambda python, _: 0,
+    }
+    if not arguments or arguments[0] not in commands:
+        print(__doc__.strip())
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
+        print(f"Kinesplat needs Python 3.11 or newer; this is {platform.python_version()}.")
+        return 2
+    try:
+        python = ready_python()
+        return commands[arguments[0]](python, arguments[1:])
+    except SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def demo(python: Path, arguments: list[str]) -> int:
+    """The whole way from Blender geometry to Gaussians in a Blender scene."""
+    return run_module(python, "examples.demo", arguments)
+
+
+def test(python: Path, arguments: list[str]) -> int:
+    """All tests that can run here; the others say why they do not."""
+    return run_module(python, "pytest", arguments)
+
+
+def serve(python: Path, arguments: list[str]) -> int:
+    """The backend in the foreground."""
+    return run_module(python, "backend", ["serve", *arguments])
+
+
+def build(python: Path, arguments: list[str]) -> int:
+    """The extension archive, made and checked by Blender's own tool, which the bpy wheel carries."""
+    out = Path(arguments[1]) if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
+    tools = list(site_packages(python.parent.parent).glob("bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py"))
+    if not tools:
+        raise SetupError("Building the archive needs the bpy wheel, which was not installed: see README.md.")
+    out.mkdir(parents=True, exist_ok=True)
+    for command in (["validate", str(ROOT)], ["build", "--source-dir", str(ROOT), "--output-dir", str(out)]):
+        code = subprocess.call([python, tools[0], *command], cwd=ROOT)
+        if code:
+            return code
+    return 0
+
+
+def bench(python: Path, arguments: list[str]) -> int:
+    """One benchmark, or the list of them."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text("utf-8"))
+    if not arguments or arguments[0] not in names:
+        print("Benchmarks: " + ", ".join(names))
+        return 0 if not arguments else 2
+    return run_module(python, f"benchmarks.{arguments[0]}", arguments[1:])
+
+
+def run_module(python: Path, module: str, arguments: list[str]) -> int:
+    """`python -m module` in the project's folder; Ctrl-C goes to the child, which ends by itself."""
+    process = subprocess.Popen([python, "-m", module, *arguments], cwd=ROOT, env=child_environment())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+
+
+# The environment
+
+
+class SetupError(Exception):
+    """Set-up failed; the message says why and what to do."""
+
+
+def ready_python() -> Path:
+    """The Python of the environment that fits the dependency lists; made first if need be."""
+    requirements = read_requirements()
+    base = base_python()
+    key = environment_key(requirements, base)
+    folder = ENVIRONMENTS / key
+    if (folder / STAMP).exists():
+        return python_of(folder)
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with one_at_a_time(ENVIRONMENTS / "lock"):
+        if not (folder / STAMP).exists():
+            make_environment(folder, base, requirements)
+    return python_of(folder)
+
+
+def read_requirements() -> list[str]:
+    """The dependencies of the project and of the extras that the two README commands use."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
+
+
+def environment_key(requirements: list[str], base: str) -> str:
+    """Names an environment by all that it is made from."""
+    text = "\n".join([*requirements, base, platform.machine(), sys.platform])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def base_python() -> str:
+    """The interpreter to build on: this one if the bpy wheel fits it, else a Python 3.11 found on this machine."""
+    if sys.version_info[:2] == BLENDER_PYTHON:
+        return sys.executable
+    candidates = [["py", "-3.11"]] if os.name == "nt" else [["python3.11"]]
+    for command in candidates:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            code = "import sys; print(sys.executable)"
+            return subprocess.run([*command, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    print(
+        f"Note: this is Python {platform.python_version()}, and Blender's wheel needs Python 3.11, which is not here.\n"
+        "The backend works; the demo and the tests in Blender need Python 3.11 installed beside it.",
+        file=sys.stderr,
+    )
+    return sys.executable
+
+
+def make_environment(folder: Path, base: str, requirements: list[str]) -> None:
+    """Make the environment in `folder`; the stamp is written last."""
+    print("Setting up Kinesplat (once, a few minutes, about 2.5 GB on disk).", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    log_path = ENVIRONMENTS / "setup.log"
+    started = time.monotonic()
+    with open(log_path, "w", encoding="utf-8") as log:
+        step(1, "Making the environment")
+        run_logged([base, "-m", "venv", str(folder)], log)
+        python = python_of(folder)
+        step(2, "Fetching packages")
+        install(python, requirements, log, site_packages(folder))
+        step(3, "Compiling the splatting kernels")
+        run_logged([str(python), "-m", "backend", "warm-up"], log, echo=True)
+    (folder / STAMP).write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    for other in ENVIRONMENTS.iterdir():  # environments of former dependency lists
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    print(f"Set up in {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def step(number: int, text: str) -> None:
+    """Say which part of the set-up begins."""
+    print(f"[{number}/3] {text}", flush=True)
+
+
+def install(python: Path, requirements: list[str], log, packages: Path) -> None:
+    """pip, with what it does shown as one line per package fetched and a count while it unpacks."""
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--progress-bar",
+        "off",
+        "--disable-pip-version-check",
+        *requirements,
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    done = threading.Event()
+    counter = None
+    before = set(packages.glob("*.dist-info"))
+    try:
+        for line in process.stdout:
+            log.write(line)
+            if match := re.match(r"\s+(?:Downloading|Using cached) (\S+).*?(\([\d.]+ \w+\))?$", line.rstrip()):
+                print(f"      {match[1].rsplit('/', 1)[-1]} {match[2] or ''}", flush=True)
+            elif line.startswith("Installing collected packages:"):
+                total = line.count(",") + 1
+                counter = threading.Thread(target=count_packages, args=(packages, before, total, done), daemon=True)
+                counter.start()
+        code = process.wait()
+    finally:
+        done.set()
+        if counter:
+            counter.join()
+        if process.poll() is None:
+            process.terminate()
+    if code:
+        raise SetupError(failure_text(log))
+
+
+def count_packages(packages: Path, before: set[Path], total: int, done: threading.Event) -> None:
+    """Print how many packages lie in place until `done`."""
+    shown = -1
+    while True:
+        finished = done.wait(2.0)
+        count = min(len(set(packages.glob("*.dist-info")) - before), total)
+        if count != shown:
+            print(f"      installed {count} of {total} packages ({100 * count // total} %)", flush=True)
+            shown = count
+        if finished:
+            return
+
+
+def run_logged(command: list[str], log, echo: bool = False) -> None:
+    """Run a part of the set-up with its output in the log; failure becomes a SetupError."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    for line in process.stdout:
+        log.write(line)
+        if echo:
+            print(f"      {line.rstrip()}", flush=True)
+    if process.wait():
+        raise SetupError(failure_text(log))
+
+
+def failure_text(log) -> str:
+    """What failed, from the log's last lines, and what to do."""
+    log.flush()
+    lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n".join(f"  {line}" for line in lines if not line.startswith("WARNING: Location"))[-2000:]
+    return (
+        f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. Check the network connection and the free disk space, "
+        "then run the same command again: it starts over by itself."
+    )
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of an environment."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def site_packages(folder: Path) -> Path:
+    """Where the packages of an environment lie."""
+    if os.name == "nt":
+        return folder / "Lib" / "site-packages"
+    found = sorted((folder / "lib").glob("python3*/site-packages"))
+    return found[0] if found else folder / "lib"
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment without what would lead Python elsewhere."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    return {**environment, "PYTHONUTF8": "1"}
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path):
+    """Hold a lock that the system drops when the process ends, so that two first runs do not meet."""
+    with open(path, "w", encoding="utf-8") as file:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("Another set-up is running here; waiting for it.", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

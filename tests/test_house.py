@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The house rules that a program can hold: who imports whom, licence lines, versions, what stays out of the project."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from backend import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("blender_addon", "operators", "panels", "backend", "examples", "benchmarks", "tests")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+STANDARD = set(sys.stdlib_module_names)
+
+# Longest prefix wins. A room may import itself, the standard library, and what its line names.
+LEAVES = ("backend", "backend.progress", "blender_addon.contract")
+MAY_IMPORT = {
+    "blender_addon": ("numpy", "requests", "bpy", "mathutils", "bpy_extras", "gpu"),
+    "blender_addon.contract": ("numpy",),
+    "blender_addon.client": ("requests", "blender_addon.contract"),
+    "operators": ("bpy", "mathutils", "bpy_extras", "numpy", "blender_addon"),
+    "panels": ("bpy", "blender_addon"),
+    "backend.progress": ("numpy",),
+    "backend.console": ("rich", *LEAVES),
+    "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "safetensors", "platformdirs", *LEAVES),
+    "backend.evaluation": ("numpy", "torch", "PIL", "backend.pipelines", "backend.splatting", *LEAVES),
+    "backend.pipelines": ("numpy", "torch", "safetensors", "backend.splatting", *LEAVES),
+    "backend.service": (
+        *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),
+        *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
+        *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
+    ),
+    "backend.__main__": ("backend", "blender_addon.contract"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.update(f"{module}.{alias.name}" if module else alias.name for alias in node.names)
+    return found
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+PRODUCT = [
+    path for path in SOURCES if module_name(path).split(".")[0] in ("blender_addon", "operators", "panels", "backend")
+]
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=module_name)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    name = module_name(path)
+    rooms = [room for room in MAY_IMPORT if within(name, room)]
+    if not rooms:
+        assert name == "backend", f"{name} has no room: give it one in MAY_IMPORT"
+        return
+    room = max(rooms, key=len)
+    for imported in imports(path):
+        top = imported.split(".")[0]
+        allowed = top in STANDARD or any(within(imported, other) for other in (room, *MAY_IMPORT[room]))
+        if room != "backend.__main__" and within(imported, "backend.service"):
+            allowed = within(name, "backend.service")
+        assert allowed, f"{name} must not import {imported}"
+
+
+def test_the_extension_uses_relative_imports_only() -> None:
+    for path in PRODUCT:
+        if module_name(path).startswith("backend"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in names:
+                assert name.split(".")[0] not in ("blender_addon", "operators", "panels"), f"{path}: {name}"
+
+
+def test_the_api_process_imports_no_torch() -> None:
+    code = "import sys, backend.service.api; sys.exit(any(name in sys.modules for name in ('torch', 'numba', 'bpy')))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_root_imports_without_blender() -> None:
+    code = "import importlib.util, sys; spec = importlib.util.spec_from_file_location('kinesplat', '__init__.py');"
+    code += "spec.loader.exec_module(importlib.util.module_from_spec(spec)); sys.exit('bpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_source_names_its_licence() -> None:
+    for path in [*SOURCES, ROOT / "run.py", ROOT / "__init__.py"]:
+        text = path.read_text("utf-8")
+        assert not text.strip() or text.startswith("# SPDX-License-Identifier: GPL-3.0-or-later\n"), path
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text("utf-8"))
+    assert __version__ == project["project"]["version"] == manifest["version"]
+
+
+def test_torch_is_pinned_exactly() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert [line for line in project["dependencies"] if re.match(r"torch\b", line)] == ["torch==2.13.0"]
