@@ -18,7 +18,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
-LEAVES = ("backend", "backend.progress", "blender_addon.contract")
+LEAVES = ("backend.__version__", "backend.progress", "blender_addon.contract")
 MAY_IMPORT = {
     "blender_addon": ("numpy", "requests", "bpy", "mathutils", "bpy_extras", "gpu"),
     "blender_addon.contract": ("numpy",),
