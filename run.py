@@ -258,7 +258,8 @@ def failure_text(log) -> str:
     """What failed, from the log's last lines, and what to do."""
     log.flush()
     lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-    tail = "\n".join(f"  {line}" for line in lines if not line.startswith("WARNING: Location"))[-2000:]
+    told = [line[:200] for line in lines if line.strip() and not line.startswith("WARNING: Location")]
+    tail = "\n".join(f"  {line}" for line in told[-12:])
     return (
         f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. Check the network connection and the free disk space, "
         "then run the same command again: it starts over by itself."
