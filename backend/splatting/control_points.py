@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Control points of the motion: spread over the subject, tied to Gaussians along its surface.
+
+Distances are geodesic (along the graph of nearest neighbours), so that a leg does not pull at the leg beside it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial import cKDTree
+
+from blender_addon.contract.clip import BASES_PER_GAUSSIAN
+
+GRAPH_NEIGHBOURS = 8
+EDGE_NEIGHBOURS = 8  # control points that rigidity ties to each control point
+LONGEST_EDGE = 6.0  # times the median distance of neighbours; longer ones would bridge gaps
+
+
+@dataclass(frozen=True)
+class ControlPoints:
+    """B control points, the N Gaussians that follow them, and which of them are neighbours. Float32 and int32."""
+
+    points: np.ndarray  # [B, 3] clip space, at time 0
+    index: np.ndarray  # [N, 4] control points of each Gaussian, nearest first
+    weights: np.ndarray  # [N, 4] above 0, sum 1
+    edges: np.ndarray  # [E, 2] pairs i, j of neighbours
+    edge_weights: np.ndarray  # [E] mean 1
+
+    @property
+    def mean_square_edge(self) -> float:
+        """Mean squared length of the edges."""
+        return float(np.square(self.points[self.edges[:, 1]] - self.points[self.edges[:, 0]]).sum(axis=1).mean())
+
+
+def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 3] float32
+    """Spread `count` control points over Gaussians at `means` and tie each Gaussian to its four nearest.
+
+    With fewer Gaussians than `count`, each of them is a control point; there are never fewer than four of those.
+    """
+    count = max(min(count, len(means)), BASES_PER_GAUSSIAN)
+    chosen = farthest_points(means, count)
+    distances = geodesic_distances(means, chosen)  # [B, N]
+    between = distances[:, chosen]  # [B, B]
+    np.fill_diagonal(between, 0)
+    near = np.sort(between, axis=1)
+    spacing = max(float(near[:, 1:4].mean()), 1e-6)
+
+    index = np.argsort(distances, axis=0, kind="stable")[:BASES_PER_GAUSSIAN]  # [4, N]
+    squared = np.square(np.take_along_axis(distances, index, axis=0))
+    weights = np.exp(-(squared - squared[:1]) / (2 * (0.7 * spacing) ** 2)) + 1e-9
+    weights /= weights.sum(axis=0)
+
+    neighbours = min(EDGE_NEIGHBOURS, count - 1)
+    partners = np.argsort(between, axis=1, kind="stable")[:, 1 : neighbours + 1]
+    edges = np.stack([np.repeat(np.arange(count), neighbours), partners.reshape(-1)], axis=1)
+    edge_weights = np.exp(-np.square(between[edges[:, 0], edges[:, 1]]) / (2 * (1.5 * spacing) ** 2))
+    return ControlPoints(
+        points=np.ascontiguousarray(means[chosen], np.float32),
+        index=np.ascontiguousarray(index.T, np.int32),
+        weights=np.ascontiguousarray(weights.T, np.float32),
+        edges=np.ascontiguousarray(edges, np.int32),
+        edge_weights=np.ascontiguousarray(edge_weights / edge_weights.mean(), np.float32),
+    )
+
+
+def geodesic_distances(points: np.ndarray, sources: np.ndarray) -> np.ndarray:  # [N, 3], [B] -> [B, N]
+    """Distances along the neighbour graph of `points` from those at `sources`.
+
+    Between parts that the graph does not join, three times the straight distance and a little more, so that loose
+    parts still have somebody to follow.
+    """
+    neighbours = min(GRAPH_NEIGHBOURS, len(points) - 1)
+    distances, partners = cKDTree(points).query(points, neighbours + 1)
+    distances, partners = distances[:, 1:], partners[:, 1:]
+    kept = distances < LONGEST_EDGE * max(float(np.median(distances[:, : neighbours // 2 + 1])), 1e-9)
+    rows = np.repeat(np.arange(len(points))[:, None], neighbours, axis=1)
+    # Points at the same place: an edge of length 0 would count as no edge.
+    lengths = np.maximum(distances[kept], 1e-9)
+    graph = csr_matrix((lengths, (rows[kept], partners[kept])), shape=(len(points), len(points)))
+    along = dijkstra(graph.maximum(graph.T), directed=False, indices=sources)
+    straight = np.linalg.norm(points[sources][:, None] - points[None], axis=-1)
+    return np.where(np.isfinite(along), along, 3 * straight + 0.1)
+
+
+def farthest_points(points: np.ndarray, count: int) -> np.ndarray:  # [M, 3] -> [count] int64
+    """Indices of `count` points, each as far as can be from those before it; the first is farthest from the centre."""
+    return _farthest_points(np.ascontiguousarray(points, np.float32), count)
+
+
+@njit(cache=True, nogil=True)
+def _farthest_points(points, count):
+    total = points.shape[0]
+    chosen = np.empty(count, np.int64)
+    centre = np.zeros(3, np.float64)
+    for i in range(total):
+        for c in range(3):
+            centre[c] += points[i, c] / total
+    best, farthest = 0, -1.0
+    for i in range(total):
+        d = (points[i, 0] - centre[0]) ** 2 + (points[i, 1] - centre[1]) ** 2 + (points[i, 2] - centre[2]) ** 2
+        if d > farthest:
+            best, farthest = i, d
+    nearest = np.full(total, np.float32(np.inf))
+    for k in range(count):
+        chosen[k] = best
+        x, y, z = points[best, 0], points[best, 1], points[best, 2]
+        best, farthest_now = 0, np.float32(-1)
+        for i in range(total):
+            dx, dy, dz = points[i, 0] - x, points[i, 1] - y, points[i, 2] - z
+            d = min(nearest[i], dx * dx + dy * dy + dz * dz)
+            nearest[i] = d
+            if d > farthest_now:
+                best, farthest_now = i, d
+    return chosen

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Canonical Gaussians (those of time 0) as an optimiser sees them: unbounded numbers, started as discs on a surface."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from backend.splatting.control_points import farthest_points
+from backend.splatting.observations import Observations
+
+SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
+THICKNESS = 0.35  # of a disc beside its radius
+SMALLEST, LARGEST = 0.002, 0.05  # standard deviation of a disc at the start, clip space
+START_OPACITY_LOGIT = 1.5  # opacity 0.82
+CANDIDATES_PER_GAUSSIAN = 3  # surface samples to choose evenly spread ones from
+DEPTH_CELLS = 64  # along the longer side of the depth picture that decides which discs a camera sees
+DEPTH_TOLERANCE = 0.03  # clip space
+
+
+@dataclass
+class GaussianParameters:
+    """N Gaussians as leaf tensors of an optimiser."""
+
+    means: Tensor  # [N, 3] clip space
+    quats: Tensor  # [N, 4] wxyz, any length above 0
+    log_scales: Tensor  # [N, 3]
+    opacity_logits: Tensor  # [N]
+    color_logits: Tensor  # [N, 3] sRGB-coded
+
+    @property
+    def scales(self) -> Tensor:  # [N, 3]
+        """Linear standard deviations."""
+        return self.log_scales.exp()
+
+    @property
+    def opacities(self) -> Tensor:  # [N]
+        """0..1."""
+        return self.opacity_logits.sigmoid()
+
+    @property
+    def colors(self) -> Tensor:  # [N, 3]
+        """0..1, sRGB-coded."""
+        return self.color_logits.sigmoid()
+
+    @property
+    def sh(self) -> Tensor:  # [N, 1, 3]
+        """Colours as spherical harmonics of degree 0."""
+        return ((self.colors - 0.5) / SH_DC)[:, None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def require_grad(self) -> "GaussianParameters":
+        """Make every parameter a leaf with gradient, in place."""
+        for name, tensor in self.tensors().items():
+            setattr(self, name, tensor.detach().clone().requires_grad_())
+        return self
+
+    @torch.no_grad()
+    def thinned(self, count: int, rng: np.random.Generator) -> tuple["GaussianParameters", np.ndarray]:
+        """About `count` of them, drawn by chance and grown so that they cover the same surface, and which they are.
+
+        They carry no gradient.
+        """
+        if count >= len(self.means):
+            chosen, growth = np.arange(len(self.means)), 1.0
+        else:
+            chosen = np.sort(rng.permutation(len(self.means))[:count])
+            growth = 0.95 * (len(self.means) / count) ** 0.5
+        thin = GaussianParameters(**{name: tensor[chosen].clone() for name, tensor in self.tensors().items()})
+        thin.log_scales += float(np.log(growth))
+        return thin, chosen
+
+
+def spread_samples(
+    points: np.ndarray,  # [M, 3] float32
+    normals: np.ndarray,  # [M, 3] float32
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # [count, 3] x 2
+    """`count` points spread evenly over the surface that `points` sample, with their normals.
+
+    Where there are too few, some are taken twice and shifted along the surface.
+    """
+    if len(points) >= count:
+        candidates = rng.permutation(len(points))[: CANDIDATES_PER_GAUSSIAN * count]
+        chosen = candidates[farthest_points(points[candidates], count)]
+        return points[chosen], normals[chosen]
+    extra = rng.integers(len(points), size=count - len(points))
+    spacing = _spacing(points) if len(points) > 1 else np.full(1, LARGEST)
+    shift = rng.normal(size=(len(extra), 3)) * 0.5 * spacing[extra, None]
+    shift -= (shift * normals[extra]).sum(axis=1, keepdims=True) * normals[extra]
+    moved = np.concatenate([points, points[extra] + shift]).astype(np.float32)
+    return moved, np.concatenate([normals, normals[extra]])
+
+
+def discs(points: np.ndarray, normals: np.ndarray, colors: np.ndarray) -> GaussianParameters:  # [N, 3] each
+    """Flat Gaussians on a surface, as wide as the distance to their neighbours, thin along the normal."""
+    spacing = torch.from_numpy(_spacing(points).clip(SMALLEST, LARGEST)).float()
+    normal = torch.from_numpy(normals).float()
+    # The quaternion that turns +Z into the normal: (1 + z.n, z x n), or half a turn about X where n is -Z.
+    z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normal)
+    quats = torch.cat([1 + normal[:, 2:], torch.linalg.cross(z, normal)], dim=-1)
+    quats[quats.norm(dim=-1) < 1e-3] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    colors = torch.from_numpy(colors).float().clamp(0.03, 0.97)
+    return GaussianParameters(
+        means=torch.from_numpy(points).float().clone(),
+        quats=torch.nn.functional.normalize(quats, dim=-1),
+        log_scales=torch.stack([spacing, spacing, THICKNESS * spacing], dim=-1).log(),
+        opacity_logits=torch.full((len(points),), START_OPACITY_LOGIT),
+        color_logits=colors.logit(),
+    )
+
+
+def sample_colors(
+    points: np.ndarray,  # [N, 3]
+    normals: np.ndarray,  # [N, 3]
+    views: Observations,
+    view_weights: np.ndarray,  # [V]
+) -> np.ndarray:  # [N, 3] float64, 0..1
+    """Colours of surface points, averaged over the views that see them; grey where none does."""
+    images = views.images.numpy()
+    height, width = images.shape[1:3]
+    cell = max(max(width, height) / DEPTH_CELLS, 1.0)
+    total, weight = np.zeros((len(points), 3)), np.zeros(len(points))
+    for image, viewmat, intrinsics, view_weight in zip(
+        images, views.cameras.viewmats(), views.cameras.Ks, view_weights, strict=True
+    ):
+        pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
+        column, row = pixels.T
+        depths = np.full((int(height / cell) + 1, int(width / cell) + 1), np.inf)
+        cells = (row / cell).astype(int), (column / cell).astype(int)
+        np.minimum.at(depths, tuple(axis[inside] for axis in cells), depth[inside])
+        camera = np.linalg.inv(viewmat)[:3, 3]
+        towards = camera - points
+        facing = (normals * towards).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-9)
+        seen = inside & (facing > 0.2) & (depth < depths[cells] + DEPTH_TOLERANCE) & (image[row, column, 3] > 0.9)
+        share = view_weight * facing[seen]
+        total[seen] += share[:, None] * image[row[seen], column[seen], :3]
+        weight[seen] += share
+    return np.where(weight[:, None] > 0, total / np.maximum(weight, 1e-9)[:, None], 0.5)
+
+
+def project(
+    points: np.ndarray,  # [N, 3]
+    viewmat: np.ndarray,  # [4, 4] world to camera, OpenCV axes
+    intrinsics: np.ndarray,  # [3, 3]
+    width: int,
+    height: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels [N, 2] (column, row; int64, clipped to the picture), depths [N], and which lie inside the picture [N]."""
+    in_camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+    depth = in_camera[:, 2]
+    ahead = depth > 1e-6
+    plane = in_camera @ intrinsics.T
+    pixels = np.floor(plane[:, :2] / np.where(ahead, depth, 1.0)[:, None])
+    inside = ahead & (pixels >= 0).all(axis=1) & (pixels < [width, height]).all(axis=1)
+    return pixels.clip(0, [width - 1, height - 1]).astype(np.int64), depth, inside
+
+
+def _spacing(points: np.ndarray) -> np.ndarray:  # [N, 3] -> [N]
+    """Mean distance of each point to its three nearest neighbours."""
+    neighbours = min(3, len(points) - 1)
+    if neighbours < 1:
+        return np.full(len(points), LARGEST)
+    return cKDTree(points).query(points, neighbours + 1)[0][:, 1:].mean(axis=1)

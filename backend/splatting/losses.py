@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a fit is judged by: pictures, slowness of the motion, rigidity of the subject."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.splatting import motion_kernels
+from backend.splatting.control_points import ControlPoints
+from backend.splatting.motion import TimeBasis
+
+ALPHA_WEIGHT = 0.5
+ROTATION_WEIGHT = 0.3  # of rotations beside translations in the spectral prior
+RIGIDITY_LENGTH = 0.1  # of stretching, relative to the squared mean edge, beside turning
+
+
+def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # [..., H, W, 4] premultiplied x 2
+    """Mean absolute error of colours over white and of alpha.
+
+    Divided by `coverage`, the share of the picture that the subject fills, so that the priors weigh alike for small
+    and for large subjects.
+    """
+    error = rendered - target
+    over_white = error[..., :3] - error[..., 3:]  # colour + (1 - alpha) on both sides
+    return (over_white.abs().mean() + ALPHA_WEIGHT * error[..., 3].abs().mean()) / coverage
+
+
+def spectral_prior(effective: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J]
+    """Sum of squared coefficients times the fourth power of frequency: the mean squared acceleration, in effect.
+
+    Without it one view per time says so little about the motion that unseen views come out worse than frozen ones.
+    """
+    weights = torch.tensor([1.0, 1.0, 1.0, ROTATION_WEIGHT, ROTATION_WEIGHT, ROTATION_WEIGHT])
+    energy = (effective * weights[:, None]).square().sum(dim=1)  # [B, J]
+    return (energy * basis.frequencies**4).sum(dim=1).mean()
+
+
+class _Rigidity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, poses: Tensor, control: ControlPoints, weight_length: float, weight_turn: float) -> Tensor:
+        array = np.ascontiguousarray(poses.detach().numpy())
+        grad = np.zeros_like(array)
+        energy = motion_kernels.rigidity(
+            array,
+            control.points,
+            control.edges,
+            control.edge_weights,
+            np.float32(weight_length),
+            np.float32(weight_turn),
+            grad,
+        )
+        ctx.grad = torch.from_numpy(grad)
+        return torch.tensor(energy, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.grad, None, None, None
+
+
+def rigidity(poses: Tensor, control: ControlPoints, length: float, turn: float) -> Tensor:  # [T, B, 16]
+    """As-rigid-as-possible energy (Sorkine and Alexa 2007) between neighbouring control points, mean over edges.
+
+    `length` weighs stretching relative to the edges' own length, `turn` the difference of neighbours' rotations.
+    """
+    terms = len(poses) * len(control.edges)
+    return _Rigidity.apply(poses, control, length * RIGIDITY_LENGTH / control.mean_square_edge / terms, turn / terms)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Motion of Gaussians: rigid poses of control points, each a short series in time, blended per Gaussian.
+
+A control point's pose at time t is six numbers, translation and rotation, and each is sum_j A_j phi_j(t) over basis
+functions phi that are exactly 0 at time 0. A Gaussian follows the blend of its nearest control points.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.splatting import motion_kernels
+from backend.splatting.control_points import ControlPoints
+from blender_addon.contract.clip import BasisMotion
+
+ROTATION_GAIN = 3.0  # one step of the optimiser turns three times as far (rad) as it shifts (clip space)
+
+
+@dataclass(frozen=True)
+class TimeBasis:
+    """Functions of time that vanish at time 0, ordered by frequency.
+
+    `loop`: sine and cosine of whole cycles, so that time 1 equals time 0. Otherwise cosines of half cycles, which end
+    anywhere.
+    """
+
+    loop: bool
+    harmonics: int  # whole cycles of the fastest function
+
+    @property
+    def frequencies(self) -> Tensor:  # [J] float32, cycles per clip
+        """How fast each function is."""
+        if self.loop:
+            return torch.arange(1, self.harmonics + 1).repeat_interleave(2).float()
+        return torch.arange(1, 2 * self.harmonics + 1).float() / 2
+
+    def __call__(self, times: Tensor) -> Tensor:  # [T] 0..1 -> [J, T]
+        """The functions at `times`."""
+        angle = 2 * torch.pi * self.frequencies[:, None] * times
+        # Through the sine of half the angle, as cos - 1 would lose digits near time 0.
+        values = -2 * torch.sin(angle / 2).square()
+        if self.loop:
+            values[1::2] = torch.sin(angle[1::2])
+        return values
+
+
+class _Poses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, offsets: Tensor, points: np.ndarray) -> Tensor:
+        poses = np.empty((*offsets.shape[:2], motion_kernels.POSE_SIZE), np.float32)
+        motion_kernels.poses_forward(_array(offsets), points, poses)
+        ctx.saved = poses, points
+        return torch.from_numpy(poses)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        poses, points = ctx.saved
+        grad_offsets = np.empty((*poses.shape[:2], 6), np.float32)
+        motion_kernels.poses_backward(poses, points, _array(grad), grad_offsets)
+        return torch.from_numpy(grad_offsets), None
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, poses: Tensor, means: Tensor, quats: Tensor, index: np.ndarray, weights: np.ndarray):
+        inputs = _array(poses), index, weights, _array(means), _array(quats)
+        moved_means = np.empty((len(poses), len(means), 3), np.float32)
+        moved_quats = np.empty((len(poses), len(means), 4), np.float32)
+        motion_kernels.blend_forward(*inputs, moved_means, moved_quats)
+        ctx.saved = inputs
+        return torch.from_numpy(moved_means), torch.from_numpy(moved_quats)
+
+    @staticmethod
+    def backward(ctx, grad_means: Tensor, grad_quats: Tensor):
+        poses, _, _, means, quats = ctx.saved
+        grads = np.zeros_like(poses), np.zeros_like(means), np.zeros_like(quats)
+        motion_kernels.blend_backward(*ctx.saved, _array(grad_means), _array(grad_quats), *grads)
+        return *(torch.from_numpy(grad) for grad in grads), None, None
+
+
+def no_motion(bases: int, basis: TimeBasis) -> Tensor:  # [B, 6, J]
+    """Coefficients of control points that keep still."""
+    return torch.zeros(bases, 6, len(basis.frequencies))
+
+
+def effective_coefficients(coefficients: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J] -> [B, 6, J]
+    """What the optimiser's coefficients stand for: translation in clip space, rotation as rho.
+
+    They are kept times frequency, so that under Adam slow functions move first, and rotations divided by their gain.
+    """
+    gain = torch.tensor([1.0, 1.0, 1.0, ROTATION_GAIN, ROTATION_GAIN, ROTATION_GAIN])
+    return coefficients * gain[:, None] / basis.frequencies
+
+
+def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 16]
+    """Poses of the control points at `times` [T]; differentiable in `effective` [B, 6, J].
+
+    A pose is a rotation matrix (9, row by row), a translation (3) and the same rotation as quaternion wxyz (4).
+    """
+    offsets = (effective @ basis(times)).permute(2, 0, 1)
+    return _Poses.apply(offsets, control.points)
+
+
+def blend(
+    poses: Tensor,  # [T, B, 16]
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4] wxyz
+    index: np.ndarray,  # [N, k] int32
+    weights: np.ndarray,  # [N, k] float32
+) -> tuple[Tensor, Tensor]:  # [T, N, 3], [T, N, 4]
+    """Gaussians moved by the weighted mean of their poses (linear blend skinning).
+
+    The quaternions come out with lengths a little below 1; the rasteriser normalises. Differentiable in poses, means
+    and quats. The same rule as `blender_addon.contract.clip.BasisMotion`.
+    """
+    return _Blend.apply(poses, means, quats, index, weights)
+
+
+@torch.no_grad()
+def to_basis_motion(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> BasisMotion:
+    """The motion at `times` [T] as a clip keeps it."""
+    poses = poses_at(effective, basis, times, control).numpy()
+    return BasisMotion(
+        basis_quats=np.ascontiguousarray(poses[..., 12:]),
+        basis_translations=np.ascontiguousarray(poses[..., 9:12]),
+        basis_index=control.index,
+        basis_weights=control.weights,
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Visual hull: the surface of all that no silhouette rules out (Laurentini 1994)."""
+
+import numpy as np
+
+from backend.progress import UserError
+from backend.splatting.gaussians import project
+from backend.splatting.observations import Observations
+
+HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
+COARSE_CELLS, FINE_CELLS = 48, 80
+INSIDE_ALPHA = 0.4  # of 1, from which a pixel counts as subject
+
+
+def visual_hull(
+    views: Observations,
+    view_weights: np.ndarray,  # [V]
+    agreement: float,
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # [count, 3] x 2 float32
+    """Points on the hull's surface, and outward normals.
+
+    A place belongs to the subject where views that hold `agreement` (0..1) of the weight of all that can see it do so.
+    1 is right for a subject that keeps still; less leaves room for parts that moved between views.
+
+    Raises:
+        UserError: the silhouettes have no place in common.
+    """
+    low, high = np.full(3, -HALF_SIZE), np.full(3, HALF_SIZE)
+    occupied = _carve(views, view_weights, agreement, low, high, COARSE_CELLS)
+    if occupied.any():
+        # The same again in the box that it fills, one cell wider on all sides.
+        cell = (high - low) / COARSE_CELLS
+        filled = np.argwhere(occupied)
+        low, high = low + (filled.min(axis=0) - 1) * cell, low + (filled.max(axis=0) + 2) * cell
+        occupied = _carve(views, view_weights, agreement, low, high, FINE_CELLS)
+    if not occupied.any():
+        raise UserError(
+            "orbit_inconsistent",
+            "The pictures of the orbit do not fit together: no place in space is inside all the outlines.",
+            "Check that the cameras belong to these pictures and that the subject stays near the centre.",
+        )
+    return _surface(occupied, low, high, count, rng)
+
+
+def _carve(
+    views: Observations, view_weights: np.ndarray, agreement: float, low: np.ndarray, high: np.ndarray, cells: int
+) -> np.ndarray:  # [cells, cells, cells] bool
+    centres = [low[axis] + (np.arange(cells) + 0.5) / cells * (high - low)[axis] for axis in range(3)]
+    points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
+    inside_weight, seen_weight = np.zeros(len(points)), np.zeros(len(points))
+    silhouettes = views.images[..., 3].numpy() > INSIDE_ALPHA
+    height, width = silhouettes.shape[1:]
+    for silhouette, viewmat, intrinsics, weight in zip(
+        silhouettes, views.cameras.viewmats(), views.cameras.Ks, view_weights, strict=True
+    ):
+        pixels, _, inside = project(points, viewmat, intrinsics, width, height)
+        seen_weight[inside] += weight
+        inside_weight[inside] += weight * silhouette[pixels[inside, 1], pixels[inside, 0]]
+    # A place that few views can see is not ruled out by the others, and would stay for want of evidence.
+    enough = seen_weight > 0.5 * view_weights.sum()
+    return (enough & (inside_weight >= (agreement - 1e-6) * seen_weight)).reshape(cells, cells, cells)
+
+
+def _surface(
+    occupied: np.ndarray, low: np.ndarray, high: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    solid = np.pad(occupied, 1)
+    inner = np.ones_like(occupied)
+    for axis in range(3):
+        for step in (-1, 1):
+            inner &= np.roll(solid, step, axis)[1:-1, 1:-1, 1:-1]
+    shell = np.argwhere(occupied & ~inner)
+    # Outward is against the gradient of the solid, smoothed a little as cells know only 26 directions.
+    smooth = solid.astype(np.float32)
+    for axis in range(3):
+        smooth = (np.roll(smooth, 1, axis) + 2 * smooth + np.roll(smooth, -1, axis)) / 4
+    gradient = np.stack(np.gradient(smooth), axis=-1)[1:-1, 1:-1, 1:-1]
+    chosen = shell[rng.choice(len(shell), count, replace=len(shell) < count)]
+    cell = (high - low) / np.array(occupied.shape)
+    points = low + (chosen + rng.random((count, 3))) * cell
+    normals = -gradient[tuple(chosen.T)] / cell
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    normals = np.where(lengths > 1e-6, normals / np.maximum(lengths, 1e-6), [0.0, 0.0, 1.0])
+    return points.astype(np.float32), normals.astype(np.float32)
