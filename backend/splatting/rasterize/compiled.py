@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How kernels become machine code: one specialization each, cached per user, compiled once with a message.
+
+The cache lies in the user's cache folder, never beside the sources, which may be read-only. Its name holds a hash of
+this package's sources, because Numba itself does not notice a changed constant that is imported from another file.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import platformdirs
+
+# IEEE rules that the kernels do not need. Where NaN or infinity can come in from outside (projection, binning), they
+# must stay comparable, or a diverged fit could make the kernels write out of bounds.
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+FASTMATH_FINITE = FASTMATH | {"nnan", "ninf"}
+
+_log = logging.getLogger(__name__)
+_kernels: list[tuple[numba.core.dispatcher.Dispatcher, str]] = []
+_lock = threading.Lock()
+_ready = False
+
+
+def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
+    """Decorate a kernel that runs without the GIL; `compile_all` compiles it for this one signature."""
+
+    def decorate(function: Callable) -> numba.core.dispatcher.Dispatcher:
+        folder = _cache_folder()
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder or before)
+        try:
+            dispatcher = numba.njit(
+                nogil=True, boundscheck=False, error_model="numpy", fastmath=fastmath, cache=folder is not None
+            )(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        _kernels.append((dispatcher, signature))
+        return dispatcher
+
+    return decorate
+
+
+def compile_all(on_message: Callable[[str], None] | None = None) -> None:
+    """Load all kernels from the cache, or compile them (about 20 s, once per computer and version).
+
+    Any thread may call it at any time. `on_message` hears a sentence per kernel that had to be compiled.
+    """
+    global _ready
+    if _ready:
+        return
+    with _lock:
+        if _ready:
+            return
+        for number, (dispatcher, signature) in enumerate(_kernels, start=1):
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()  # another type of argument is a mistake, not a reason to compile again
+            if on_message and sum(dispatcher.stats.cache_misses.values()):
+                on_message(f"Compiling the splatting kernels for this computer (once): {number} of {len(_kernels)}")
+        _ready = True
+
+
+def _cache_folder() -> Path | None:
+    """Where machine code is kept; None where nothing can be kept."""
+    global _folder
+    if _folder is _UNKNOWN:
+        _folder = _make_cache_folder()
+    return _folder
+
+
+def _make_cache_folder() -> Path | None:
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    root = os.environ.get("NUMBA_CACHE_DIR") or Path(platformdirs.user_cache_dir("kinesplat", appauthor=False))
+    folder = Path(root) / "kernels" / hashlib.sha256(sources).hexdigest()[:12]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"probe-{os.getpid()}-{threading.get_ident()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        _log.warning("Compiled kernels cannot be kept in %s (%s): every start will compile them anew.", folder, error)
+        return None
+    return folder
+
+
+_UNKNOWN = Path()
+_folder: Path | None = _UNKNOWN
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)  # another thread of the parent may have held it
