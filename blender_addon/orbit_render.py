@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pictures of a subject from all around, its surface, and the clip space in which both are expressed.
+
+Clip space stands parallel to Blender's world: the subject's bounding box over the whole frame range is centred on the
+origin, its longest side is 1. So the orbit goes round the object as it stands in the scene, and nothing leaves it.
+
+Work on frames comes as generators that yield `CaptureProgress`. Between two steps the file holds nothing of ours, so
+the user may edit, undo, save or open another file meanwhile, and cancelling is closing the generator:
+
+    space = measure(context, obj, (1, 24))
+    steps = render_orbit_steps(space, Orbit(), folder, moving=True)
+    for progress in steps: ...                       # or let a timer call next(steps)
+
+The functions without `_steps` do the same in one go, for scripts and background mode.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import bpy
+import numpy as np
+
+from .contract.orbit import (
+    Cameras,
+    Orbit,
+    SurfaceSamples,
+    frame_name,
+    orbit_cameras,
+    write_orbit_json,
+    write_surface_samples,
+)
+from .stage import DEFAULT_SAMPLES, ENGINES, Stage, automatic_engine, open_stage
+from .subject import CaptureError, Subject, SubjectError, find_subject
+
+MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
+STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
+MARGIN = 0.03  # of the picture, left free on each side
+MAX_OUTLINE_POINTS = 50_000  # per moment
+DEFAULT_SURFACE_SAMPLES = 20_000
+
+
+class CaptureCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """The caller's `is_cancelled` said yes. Nothing is left behind."""
+
+
+@dataclass(frozen=True)
+class CaptureProgress:
+    """Where a capture stands."""
+
+    stage: str  # "waiting" (Blender renders something else), "measure", "moving", "static", "surface" or "views"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ClipSpace:
+    """A subject measured over a frame range: where its clip space lies and how far it reaches."""
+
+    subject: Subject
+    frame_range: tuple[float, float]
+    to_world: np.ndarray  # [4, 4] clip space -> world: uniform scale and translation
+    to_object: np.ndarray  # [4, 4] clip space -> the source object's local space at the first frame
+    outline: np.ndarray  # [M, 3] points of the surface over all times, clip space, enough to frame it by
+    motion: float  # largest way of a surface point from its first place; longest sides; inf where the mesh is rebuilt
+
+    @property
+    def scale(self) -> float:
+        """Length of one unit of clip space in the world."""
+        return float(self.to_world[0, 0])
+
+    @property
+    def moves(self) -> bool:
+        """Whether the surface moves at all within the frame range."""
+        return self.motion > MOTION_THRESHOLD
+
+    def frame_at(self, moment: float) -> float:
+        """The scene's frame, perhaps fractional, at a time 0..1 of the clip."""
+        start, end = self.frame_range
+        return start + moment * (end - start)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """All that a request of kind `orbit` needs, on disk."""
+
+    space: ClipSpace
+    moving: Cameras  # frames in <folder>/moving
+    static: Cameras | None  # frames in <folder>/static
+    surface: Path | None
+    fps: float  # at which the moving orbit plays as fast as the scene
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_steps(
+    context: bpy.types.Context, obj: bpy.types.Object | None, frame_range: tuple[float, float], *, frames: int = 24
+) -> Generator[CaptureProgress, None, ClipSpace]:
+    """Find the clip space of `obj` with its children, seen at `frames` equally spaced times of the frame range.
+
+    Raises:
+        SubjectError: the object cannot be captured.
+        CaptureError: it has no size, or vanishes from the scene meanwhile.
+    """
+    start, end = frame_range
+    if end < start:
+        raise CaptureError(f"The frame range ends at {end:g}, before it starts at {start:g}.")
+    subject = find_subject(context, obj)
+    moments = np.linspace(start, end, frames if end > start else 1)
+    outlines: list[np.ndarray] = []
+    first = np.zeros((0, 3))
+    matrix_world = np.eye(4)
+    farthest = 0.0
+
+    def look(stage: Stage, index: int) -> None:
+        nonlocal first, matrix_world, farthest
+        geometry = stage.geometry(moments[index])
+        vertices = geometry.vertices.astype(np.float64)
+        if not np.isfinite(vertices).all():
+            raise CaptureError(f"{subject.name} has vertices at infinity at frame {moments[index]:g}.")
+        outlines.append(_thinned(vertices))
+        if index == 0:
+            first, matrix_world = vertices, geometry.matrix_world
+        elif len(vertices) != len(first):
+            farthest = np.inf
+        elif len(first):
+            farthest = max(farthest, float(np.sqrt(((vertices - first) ** 2).sum(axis=1).max())))
+
+    yield from _in_steps(subject, (64, 64), "CYCLES", 1, len(moments), look, "measure")
+    points = np.concatenate(outlines)
+    if not len(points):
+        raise CaptureError(f"{subject.name} has no faces. Only surfaces can be captured.")
+    low, high = points.min(axis=0), points.max(axis=0)
+    side = float((high - low).max())
+    if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
+        raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
+    if np.linalg.cond(matrix_world[:3, :3]) > 1e9:
+        raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
+    to_world = np.diag([side, side, side, 1.0])
+    to_world[:3, 3] = (low + high) / 2
+    return ClipSpace(
+        subject=subject,
+        frame_range=(start, end),
+        to_world=to_world,
+        to_object=np.linalg.inv(matrix_world) @ to_world,
+        outline=(points - to_world[:3, 3]) / side,
+        motion=farthest / side,
+    )
+
+
+def measure(
+    context: bpy.types.Context, obj: bpy.types.Object | None, frame_range: tuple[float, float], *, frames: int = 24
+) -> ClipSpace:
+    """As `measure_steps`, in one go."""
+    return _exhaust(measure_steps(context, obj, frame_range, frames=frames))
+
+
+def has_motion(context: bpy.types.Context, obj: bpy.types.Object | None, frame_range: tuple[float, float]) -> bool:
+    """Whether the evaluated surface of `obj` and its children moves within the frame range. Raises as `measure`."""
+    return measure(context, obj, frame_range).moves
+
+
+def fitting_distance(outline: np.ndarray, orbit: Orbit) -> float:
+    """The orbit's distance, enlarged just as far as needed for every point to stay in the picture at every azimuth.
+
+    Args:
+        outline: [M, 3] points in clip space.
+        orbit: its elevation, field of view and wished distance; pictures are taken as square.
+    """
+    elevation = np.radians(orbit.elevation)
+    sine, cosine = np.sin(elevation), np.cos(elevation)
+    cotangent = 1 / (np.tan(np.radians(orbit.fov) / 2) * (1 - 2 * MARGIN))
+    radius, height = np.hypot(outline[:, 0], outline[:, 1]), outline[:, 2]
+    # A point stays in the picture where its offset from the axis <= depth * tan(fov / 2), depth = distance - (how far
+    # it stands towards the camera). Turning the camera moves the point on a circle; the largest distance over that
+    # circle is that of a sine and a cosine added, hence the root.
+    sideways = height * sine + radius * np.hypot(cosine, cotangent)
+    upwards = height * (sine + cosine * cotangent) + radius * abs(cosine - sine * cotangent)
+    downwards = height * (sine - cosine * cotangent) + radius * abs(cosine + sine * cotangent)
+    return float(max(orbit.distance, sideways.max(), upwards.max(), downwards.max()))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def render_views_steps(
+    space: ClipSpace,
+    cameras: Cameras,
+    folder: Path,
+    *,
+    engine: str | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    stage: str = "views",
+) -> Generator[CaptureProgress, None, Cameras]:
+    """Render the subject from any cameras at any times into an orbit folder.
+
+    Args:
+        space: the measured subject.
+        cameras: in clip space; pixels must be square.
+        folder: gets `frame_000.png` ... and, last, `orbit.json`. What was written is removed on error and on cancel.
+        engine: "CYCLES" or "EEVEE"; by itself EEVEE in a window and Cycles on the CPU in background.
+        samples: per pixel.
+        stage: name of this work in the progress.
+
+    Raises:
+        CaptureError: the object is gone, or a picture could not be rendered or written.
+    """
+    if engine not in (None, *ENGINES):
+        raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
+    cameras.check()
+    if not np.allclose(cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]):
+        raise ValueError("Blender's camera has square pixels: both focal lengths must be equal")
+    written: list[Path] = []
+
+    def render(stage: Stage, index: int) -> None:
+        path = folder / frame_name(index)
+        written.append(path)
+        stage.picture(
+            frame=space.frame_at(float(cameras.times[index])),
+            camera_to_world=_in_world(space, cameras.camera_to_world[index]),
+            K=cameras.Ks[index],
+            clip=_clip_range(space, cameras.camera_to_world[index]),
+            seed=index,
+            path=path,
+        )
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (cameras.width, cameras.height)
+        engine = engine or automatic_engine()
+        yield from _in_steps(space.subject, size, engine, samples, len(cameras.times), render, stage)
+        write_orbit_json(folder, cameras)
+    except BaseException as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CaptureError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
+        raise
+    return cameras
+
+
+def render_views(
+    space: ClipSpace,
+    cameras: Cameras,
+    folder: Path,
+    *,
+    engine: str | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    on_progress: Callable[[CaptureProgress], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Cameras:
+    """As `render_views_steps`, in one go. Raises CaptureCancelled where `is_cancelled` says so."""
+    steps = render_views_steps(space, cameras, folder, engine=engine, samples=samples)
+    return _exhaust(steps, on_progress, is_cancelled)
+
+
+def render_orbit_steps(
+    space: ClipSpace,
+    orbit: Orbit,
+    folder: Path,
+    *,
+    resolution: int = 128,
+    moving: bool,
+    samples: int = DEFAULT_SAMPLES,
+    engine: str | None = None,
+) -> Generator[CaptureProgress, None, Cameras]:
+    """Render a moving orbit (frame i at time i / (T - 1)) or a static one (all at the first frame).
+
+    The distance is that of `orbit`, enlarged where the subject would not fit; the cameras that are returned and
+    written say what was used. Arguments and errors as for `render_views_steps`; `resolution` is the side in pixels.
+    """
+    orbit = replace(orbit, distance=fitting_distance(space.outline, orbit))
+    cameras = orbit_cameras(orbit, resolution, resolution, moving=moving)
+    stage = "moving" if moving else "static"
+    return (yield from render_views_steps(space, cameras, folder, engine=engine, samples=samples, stage=stage))
+
+
+def render_orbit(
+    context: bpy.types.Context,
+    obj: bpy.types.Object | None,
+    orbit: Orbit,
+    folder: Path,
+    *,
+    resolution: int = 128,
+    moving: bool,
+    frame_range: tuple[float, float],
+    samples: int = DEFAULT_SAMPLES,
+    engine: str | None = None,
+    on_progress: Callable[[CaptureProgress], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Cameras:
+    """Measure `obj` and render its orbit in one go, as `measure_steps` and `render_orbit_steps` do.
+
+    Raises CaptureCancelled where `is_cancelled` says so.
+    """
+
+    def steps() -> Generator[CaptureProgress, None, Cameras]:
+        space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
+        return (
+            yield from render_orbit_steps(
+                space, orbit, folder, resolution=resolution, moving=moving, samples=samples, engine=engine
+            )
+        )
+
+    return _exhaust(steps(), on_progress, is_cancelled)
+
+
+# --- surface ---------------------------------------------------------------------------------------------------------
+
+
+def sample_surface_steps(
+    space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, seed: int = 0
+) -> Generator[CaptureProgress, None, SurfaceSamples]:
+    """Points on the subject's surface at the first frame, evenly by area, with outward normals, in clip space.
+
+    Raises:
+        CaptureError: the subject is gone, or has no surface at the first frame.
+    """
+    samples: list[SurfaceSamples] = []
+
+    def sample(stage: Stage, _: int) -> None:
+        geometry = stage.geometry(space.frame_range[0], with_triangles=True)
+        corners = (geometry.triangles.astype(np.float64) - space.to_world[:3, 3]) / space.scale
+        samples.append(_sample_triangles(corners, geometry.normals, count, seed, space.subject.name))
+
+    yield from _in_steps(space.subject, (64, 64), "CYCLES", 1, 1, sample, "surface")
+    return samples[0]
+
+
+def sample_surface(space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, seed: int = 0) -> SurfaceSamples:
+    """As `sample_surface_steps`, in one go."""
+    return _exhaust(sample_surface_steps(space, count, seed=seed))
+
+
+# --- everything ------------------------------------------------------------------------------------------------------
+
+
+def capture_steps(
+    context: bpy.types.Context,
+    obj: bpy.types.Object | None,
+    orbit: Orbit,
+    folder: Path,
+    *,
+    frame_range: tuple[float, float],
+    resolution: int = 128,
+    static: bool = True,
+    surface: bool = True,
+    samples: int = DEFAULT_SAMPLES,
+    engine: str | None = None,
+) -> Generator[CaptureProgress, None, Capture]:
+    """Capture a moving object: moving orbit, static orbit and surface samples, in one clip space.
+
+    `folder` gets `moving/`, `static/` (orbit folders) and `surface.npz`.
+
+    Raises:
+        SubjectError: the object cannot be captured.
+        CaptureError: it does not move, or something failed on the way.
+    """
+    fps = context.scene.render.fps / context.scene.render.fps_base
+    space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
+    start, end = frame_range
+    if not space.moves:
+        raise CaptureError(
+            f"{space.subject.name} does not move between frame {start:g} and {end:g}. "
+            "Animate it, or choose a frame range in which it moves."
+        )
+    settings = {"resolution": resolution, "samples": samples, "engine": engine}
+    moving_cameras = yield from render_orbit_steps(space, orbit, folder / "moving", moving=True, **settings)
+    static_cameras = None
+    if static:
+        static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
+    surface_path = None
+    if surface:
+        surface_path = folder / "surface.npz"
+        surface_samples = yield from sample_surface_steps(space)
+        try:
+            write_surface_samples(surface_path, surface_samples)
+        except OSError as error:
+            raise CaptureError(f"The surface cannot be written to {folder}: {error.strerror}.") from error
+    return Capture(space, moving_cameras, static_cameras, surface_path, fps * (orbit.frames - 1) / (end - start))
+
+
+def capture(
+    *arguments,
+    on_progress: Callable[[CaptureProgress], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+    **settings,
+) -> Capture:
+    """As `capture_steps`, in one go. Raises CaptureCancelled where `is_cancelled` says so."""
+    return _exhaust(capture_steps(*arguments, **settings), on_progress, is_cancelled)
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _in_steps(
+    subject: Subject,
+    size: tuple[int, int],
+    engine: str,
+    samples: int,
+    count: int,
+    work: Callable[[Stage, int], None],
+    name: str,
+) -> Generator[CaptureProgress, None, None]:
+    """Call `work(stage, 0)` ... `work(stage, count - 1)`, several within one step where they are quick."""
+    done = 0
+    while done < count:
+        if bpy.app.is_job_running("RENDER"):
+            yield CaptureProgress("waiting", done, count)
+            continue
+        width, height = size
+        deadline = time.monotonic() + STEP_SECONDS
+        with open_stage(subject, width=width, height=height, engine=engine, samples=samples) as stage:
+            while done < count:
+                work(stage, done)
+                done += 1
+                if time.monotonic() > deadline:
+                    break
+        yield CaptureProgress(name, done, count)
+
+
+def _exhaust(steps: Generator, on_progress=None, is_cancelled=None):
+    """Run a generator to its end and return its value."""
+    try:
+        while True:
+            progress = next(steps)
+            if progress.stage == "waiting":
+                raise CaptureError("Blender is rendering. Wait until the render has ended and try again.")
+            if on_progress is not None:
+                on_progress(progress)
+            if is_cancelled is not None and is_cancelled():
+                raise CaptureCancelled
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+def _thinned(vertices: np.ndarray) -> np.ndarray:  # [V, 3] -> [M, 3]
+    """The vertices, or where there are very many, the outermost ones: of those in a row keep the two at its ends."""
+    if len(vertices) <= MAX_OUTLINE_POINTS:
+        return vertices
+    low = vertices.min(axis=0)
+    side = max(float((vertices.max(axis=0) - low).max()), 1e-30)
+    kept = np.zeros(len(vertices), bool)
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        cell = ((vertices[:, others] - low[others]) * (100 / side)).astype(np.int64)
+        row = cell[:, 0] * 101 + cell[:, 1]
+        order = np.lexsort((vertices[:, axis], row))
+        starts = np.flatnonzero(np.diff(row[order], prepend=-1))
+        kept[order[starts]] = True
+        kept[order[np.append(starts[1:], len(order)) - 1]] = True
+    return vertices[kept]
+
+
+def _in_world(space: ClipSpace, camera_to_world: np.ndarray) -> np.ndarray:  # [4, 4] -> [4, 4]
+    """A camera of clip space in Blender's world; cameras turn and move, but do not scale."""
+    camera = camera_to_world.copy()
+    camera[:3, 3] = (space.to_world @ camera_to_world[:, 3])[:3]
+    return camera
+
+
+def _clip_range(space: ClipSpace, camera_to_world: np.ndarray) -> tuple[float, float]:
+    """Nearest and farthest depth of the subject before a camera of clip space, in the world's lengths."""
+    distance = float(np.linalg.norm(camera_to_world[:3, 3]))
+    reach = 2 * float(np.linalg.norm(space.outline, axis=1).max())
+    return max(distance - reach, distance / 100, 1e-3) * space.scale, (distance + reach) * space.scale
+
+
+def _sample_triangles(
+    corners: np.ndarray,  # [F, 3, 3] clip space
+    normals: np.ndarray,  # [F, 3]
+    count: int,
+    seed: int,
+    name: str,
+) -> SurfaceSamples:
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    areas[~normals.any(axis=1)] = 0  # too thin for a normal
+    if not areas.sum() > 0:
+        raise CaptureError(f"{name} has no surface at the first frame of the range.")
+    random = np.random.default_rng(seed)
+    # One sample from each of `count` equal shares of the area: more even than independent draws.
+    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
+    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
+    u, v = np.sqrt(random.random(count)), random.random(count)
+    weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+    return SurfaceSamples(
+        points=np.einsum("nc,ncd->nd", weights, corners[chosen]).astype(np.float32),
+        normals=normals[chosen].astype(np.float32),
+    )

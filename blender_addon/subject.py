@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The subject of a capture: which of the scene's objects belong to it, and why a choice may be refused."""
+
+from dataclasses import dataclass
+
+import bpy
+
+SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
+LEFT_OUT_TYPES = {"LIGHT", "LIGHT_PROBE", "CAMERA", "SPEAKER"}  # the capture brings its own light and camera
+CACHED_PHYSICS = {"CLOTH": "Cloth", "SOFT_BODY": "Soft body"}
+
+
+class CaptureError(Exception):
+    """Why a capture cannot be made or go on. The message is one or two sentences for the user."""
+
+
+class SubjectError(CaptureError):
+    """The chosen object cannot be captured."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An object of a scene by name, so that it can be found again after an undo or be missed after File > Open."""
+
+    name: str
+    library: str | None  # path of the library that a linked object comes from
+    scene: str
+    view_layer: str
+
+    def source(self) -> bpy.types.Object:
+        """The object itself. Raises SubjectError where it is not in the scene any more."""
+        source = bpy.data.objects.get((self.name, self.library))
+        scene = bpy.data.scenes.get(self.scene)
+        if source is None or scene is None or self.view_layer not in scene.view_layers:
+            raise SubjectError(f"{self.name} is not in the scene any more. Choose an object and start again.")
+        return source
+
+    def objects(self) -> list[bpy.types.Object]:
+        """The object and all its descendants that F12 would render; neither lights nor cameras."""
+        source = self.source()
+        scene = bpy.data.scenes[self.scene]
+        rendered = _rendered_objects(scene.view_layers[self.view_layer])
+        family = [source, *source.children_recursive]
+        return [obj for obj in family if obj.type not in LEFT_OUT_TYPES and obj.name_full in rendered]
+
+
+def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Subject:
+    """The subject that `obj` stands for: itself with its children.
+
+    Raises:
+        SubjectError: no object, hidden, nothing that could have a surface, or moved by physics that is not baked.
+    """
+    if obj is None:
+        raise SubjectError("No object is selected. Select the object to capture and try again.")
+    if obj not in list(context.view_layer.objects):
+        raise SubjectError(f"{obj.name} is not in this scene's view layer. Choose an object that is.")
+    subject = Subject(obj.name, obj.library and obj.library.filepath, context.scene.name, context.view_layer.name)
+    if not obj.visible_get(view_layer=context.view_layer):
+        raise SubjectError(f"{obj.name} is hidden. Show it in the viewport and try again.")
+
+    family = [obj, *obj.children_recursive]
+    may_have_surface = [member for member in family if _may_have_surface(member)]
+    if not may_have_surface:
+        raise SubjectError(f"{obj.name} has no surface that could be captured, nor has any of its children.")
+    objects = subject.objects()
+    if not any(_may_have_surface(member) for member in objects):
+        raise SubjectError(f"{obj.name} is hidden in renders. Enable it for rendering in the Outliner and try again.")
+    for member in objects:
+        _refuse_unbaked_physics(member)
+    return subject
+
+
+def _may_have_surface(obj: bpy.types.Object) -> bool:
+    # Any object may get one from a Geometry Nodes modifier or bring instances along.
+    return (
+        obj.type in SURFACE_TYPES
+        or obj.instance_type != "NONE"
+        or any(modifier.type == "NODES" for modifier in obj.modifiers)
+    )
+
+
+def _rendered_objects(view_layer: bpy.types.ViewLayer) -> set[str]:
+    """Full names of the objects that F12 would render in this view layer."""
+    names = set()
+    open_collections = [view_layer.layer_collection]
+    while open_collections:
+        layer_collection = open_collections.pop()
+        if layer_collection.exclude or layer_collection.collection.hide_render:
+            continue
+        names.update(obj.name_full for obj in layer_collection.collection.objects if not obj.hide_render)
+        open_collections.extend(layer_collection.children)
+    return names
+
+
+def _refuse_unbaked_physics(obj: bpy.types.Object) -> None:
+    # The frames are rendered one by one and out of the scene: simulations that step through it need their cache.
+    body = obj.rigid_body
+    if body is not None and body.type == "ACTIVE" and not body.kinematic:
+        raise SubjectError(
+            f"{obj.name} moves by rigid body physics. Bake it first: Object > Rigid Body > Bake to Keyframes."
+        )
+    for modifier in obj.modifiers:
+        if modifier.type in CACHED_PHYSICS and modifier.show_render and not modifier.point_cache.is_baked:
+            kind = CACHED_PHYSICS[modifier.type]
+            raise SubjectError(f"{kind} physics of {obj.name} is not baked. Bake it in Physics > Cache and try again.")
