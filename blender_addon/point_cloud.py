@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A clip as one object in the scene, one point for each Gaussian, and back.
+
+Attributes of the mesh, on its points (t counts stored frames from 0, i coefficients of spherical harmonics after the
+constant one):
+
+| name                      | type         | content                                                    |
+|---------------------------|--------------|------------------------------------------------------------|
+| `f_dc_0, f_dc_1, f_dc_2`  | FLOAT        | constant term of the color, as in 3D Gaussian Splatting    |
+| `sh_i`                    | FLOAT_VECTOR | red, green, blue of the further coefficients               |
+| `opacity`                 | FLOAT        | logit; `opacity.t` as well where opacity changes over time |
+| `pos.t`                   | FLOAT_VECTOR | position                                                   |
+| `rot.t`                   | QUATERNION   | wxyz, continuous in sign over time                         |
+| `lsc`                     | FLOAT_VECTOR | log of the scales; `lsc.t` where they change over time     |
+
+The points themselves lie at `pos.0`. Where somebody moves one, all its frames move along (see `node_groups`).
+"""
+
+import json
+import uuid
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+
+from . import node_groups, retime, versions
+from .contract import rotations
+from .contract.clip import Clip, FrameMotion, check_clip
+
+MODIFIER = "Kinesplat Playback"
+UUID = "kinesplat_uuid"  # custom properties of the object
+CLIP = "kinesplat_clip"
+
+_KEYS = {"FLOAT": "value", "FLOAT_VECTOR": "vector", "QUATERNION": "value"}  # of foreach_get and foreach_set
+_WIDTHS = {"FLOAT": 1, "FLOAT_VECTOR": 3, "QUATERNION": 4}
+_MAX_LOGIT = 16.0  # an opacity of 1 - 1e-7: float32 has nothing finer
+
+
+def import_clip(
+    clip: Clip,
+    scene: bpy.types.Scene,
+    *,
+    source: bpy.types.Object | None = None,
+    name: str | None = None,
+    draw: str = "POINTS",
+    collection: bpy.types.Collection | None = None,
+    start: float | None = None,
+) -> bpy.types.Object:
+    """Add a clip to a scene as one object that plays it.
+
+    Args:
+        clip: what to add.
+        scene: gives the frame rate and the current frame.
+        source: the object of which the clip was made; the new one is placed where it stands.
+        name: of the new object; the clip's name by default.
+        draw: how the viewport draws it: `POINTS`, `QUADS` or `NATIVE` (Blender 5.3 and newer). Renders use native
+            splats where Blender has them and quads elsewhere.
+        collection: where to link the object; the scene's own collection by default.
+        start: scene frame at which the clip begins; the current one by default.
+
+    Raises:
+        BadFileError: the clip breaks a rule of its format; nothing was added.
+        ValueError: this Blender cannot draw in that way; nothing was added.
+    """
+    if draw not in node_groups.draw_modes():
+        raise ValueError(f"This version of Blender cannot draw Gaussians as {draw.lower()}.")
+    check_clip(clip)
+    label = name or clip.name
+    to_world = Matrix(np.asarray(clip.to_object, np.float64).tolist())
+    if source is not None:
+        to_world = source.matrix_world @ to_world
+    mesh, layout = _build_mesh(clip, label)
+    splats = bpy.data.objects.new(label, mesh)
+    splats.matrix_world = to_world
+    splats[UUID] = str(uuid.uuid4())
+    splats[CLIP] = json.dumps(
+        {
+            "name": clip.name,
+            "fps": clip.fps,
+            "color_space": clip.color_space,
+            "to_object": np.asarray(clip.to_object, np.float64).tolist(),
+            "provenance": clip.provenance,
+        }
+    )
+    (collection or scene.collection).objects.link(splats)
+
+    modifier = splats.modifiers.new(MODIFIER, "NODES")
+    modifier.node_group = node_groups.playback_group(layout)
+    versions.set_modifier_input(modifier, node_groups.LAST_FRAME, clip.frame_count - 1)
+    versions.set_modifier_input(modifier, node_groups.SCENE_LINEAR, clip.color_space == "srgb")
+    versions.set_modifier_input(modifier, node_groups.MATERIAL, node_groups.splat_material())
+    set_draw_mode(splats, viewport=draw)
+    _drive_render_width(splats, modifier)
+    retime.create(splats, scene, clip.frame_count, clip.fps, scene.frame_current_final if start is None else start)
+    return splats
+
+
+def is_splat_object(obj: bpy.types.Object | None) -> bool:
+    """Whether an object holds time-varying Gaussians of this add-on (also a copy, a linked or an overridden one)."""
+    if obj is None or obj.type != "MESH":
+        return False
+    attributes = obj.data.attributes
+    return all(name in attributes for name in ("pos.0", "rot.0", "f_dc_0", "opacity"))
+
+
+def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | None:
+    """The modifier that plays the Gaussians, by what it does rather than by its name."""
+    for modifier in splats.modifiers:
+        if modifier.type == "NODES" and modifier.node_group is not None:
+            names = {item.name for item in modifier.node_group.interface.items_tree}
+            if {node_groups.FRAME, node_groups.LAST_FRAME} <= names:
+                return modifier
+    return None
+
+
+def set_draw_mode(splats: bpy.types.Object, *, viewport: str | None = None, render: str | None = None) -> None:
+    """Choose how the viewport and renders draw the Gaussians: `POINTS`, `QUADS` or `NATIVE`; None leaves it."""
+    modifier = playback_modifier(splats)
+    for menu, mode in ((node_groups.VIEWPORT, viewport), (node_groups.RENDER, render)):
+        if mode is not None:
+            versions.set_modifier_input(modifier, menu, node_groups.DRAW_MODES[mode])
+
+
+def clip_of_object(splats: bpy.types.Object) -> Clip:
+    """The Gaussians of an object as a clip, with what was deleted or moved in Edit Mode.
+
+    Raises:
+        ValueError: the object holds no Gaussians, or an edit removed what makes them.
+    """
+    if not is_splat_object(splats):
+        raise ValueError(f"{splats.name} holds no Gaussians of Kinesplat.")
+    if splats.mode == "EDIT":
+        splats.update_from_editmode()
+    mesh = splats.data
+    attributes = mesh.attributes
+    if not mesh.vertices:
+        raise ValueError(f"{splats.name} has no Gaussians left.")
+    count = 0
+    while f"pos.{count}" in attributes and f"rot.{count}" in attributes:
+        count += 1
+
+    def read(name: str) -> np.ndarray:
+        if name not in attributes:
+            raise ValueError(f"{splats.name} has lost its attribute {name}.")
+        return _read(attributes[name])
+
+    def read_frames(name: str) -> np.ndarray:
+        return np.stack([read(f"{name}.{t}") for t in range(count)])
+
+    moved = _read_positions(mesh) - read("pos.0")
+    means = read_frames("pos") + moved
+    quats = rotations.normalize(read_frames("rot"))
+    moving_scales = np.exp(read_frames("lsc")) if "lsc.0" in attributes else None
+    moving_opacities = _sigmoid(read_frames("opacity")) if "opacity.0" in attributes else None
+    coefficients = 0
+    while f"sh_{coefficients}" in attributes:
+        coefficients += 1
+    constant = np.stack([read(f"f_dc_{channel}") for channel in range(3)], axis=-1)
+    sh = np.stack([constant, *(read(f"sh_{index}") for index in range(coefficients))], axis=1)
+    description = _description(splats)
+    clip = Clip(
+        means=means[0],
+        quats=quats[0],
+        scales=moving_scales[0] if moving_scales is not None else np.exp(read("lsc")),
+        opacities=_sigmoid(read("opacity")),
+        sh=sh,
+        motion=FrameMotion(means, quats, moving_scales, moving_opacities),
+        name=splats.name,
+        fps=description.get("fps", 24.0),
+        color_space=description.get("color_space", "srgb"),
+        to_object=np.array(description.get("to_object", np.eye(4)), np.float64),
+        provenance=description.get("provenance", {}),
+    )
+    check_clip(clip, splats.name)
+    return clip
+
+
+def frame_count(splats: bpy.types.Object) -> int:
+    """Number of stored frames."""
+    return sum(attribute.name.startswith("pos.") for attribute in splats.data.attributes)
+
+
+def clip_fps(splats: bpy.types.Object) -> float:
+    """Stored frames per second, as the clip was made."""
+    return float(_description(splats).get("fps", 24.0))
+
+
+def _description(splats: bpy.types.Object) -> dict:
+    try:
+        description = json.loads(splats.get(CLIP, "{}"))
+    except ValueError:
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+# Mesh and attributes
+
+
+def _build_mesh(clip: Clip, name: str) -> tuple[bpy.types.Mesh, node_groups.Layout]:
+    moments = clip.frames()
+    motion = clip.motion if isinstance(clip.motion, FrameMotion) else None
+    layout = node_groups.Layout(
+        sh_degree=clip.sh_degree,
+        moving_scales=motion is not None and motion.frame_scales is not None,
+        moving_opacities=motion is not None and motion.frame_opacities is not None,
+    )
+    columns: dict[str, tuple[str, np.ndarray]] = {}
+    for channel in range(3):
+        columns[f"f_dc_{channel}"] = ("FLOAT", clip.sh[:, 0, channel])
+    for index in range(1, clip.sh.shape[1]):
+        columns[f"sh_{index - 1}"] = ("FLOAT_VECTOR", clip.sh[:, index])
+    columns["opacity"] = ("FLOAT", _logit(moments.opacities[0]))
+    for t in range(clip.frame_count):
+        columns[f"pos.{t}"] = ("FLOAT_VECTOR", moments.means[t])
+        columns[f"rot.{t}"] = ("QUATERNION", moments.quats[t])
+        if layout.moving_scales:
+            columns[f"lsc.{t}"] = ("FLOAT_VECTOR", np.log(moments.scales[t]))
+        if layout.moving_opacities:
+            columns[f"opacity.{t}"] = ("FLOAT", _logit(moments.opacities[t]))
+    if not layout.moving_scales:
+        columns["lsc"] = ("FLOAT_VECTOR", np.log(clip.scales))
+
+    mesh = bpy.data.meshes.new(name)
+    mesh.vertices.add(clip.count)
+    for column, (data_type, _) in columns.items():
+        mesh.attributes.new(column, data_type, "POINT")
+    # Only now: adding an attribute may move the others in memory.
+    mesh.attributes["position"].data.foreach_set("vector", _flat(moments.means[0]))
+    for column, (data_type, values) in columns.items():
+        mesh.attributes[column].data.foreach_set(_KEYS[data_type], _flat(values))
+    mesh.update()
+    return mesh, layout
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """As foreach_set copies at once instead of number by number."""
+    return np.ascontiguousarray(values, np.float32).reshape(-1)
+
+
+def _read(attribute: bpy.types.Attribute) -> np.ndarray:
+    width = _WIDTHS[attribute.data_type]
+    values = np.empty(len(attribute.data) * width, np.float32)
+    attribute.data.foreach_get(_KEYS[attribute.data_type], values)
+    return values if width == 1 else values.reshape(-1, width)
+
+
+def _read_positions(mesh: bpy.types.Mesh) -> np.ndarray:
+    return _read(mesh.attributes["position"])
+
+
+def _logit(opacities: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        logits = np.log(opacities) - np.log1p(-opacities)
+    return np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
+def _drive_render_width(splats: bpy.types.Object, modifier: bpy.types.NodesModifier) -> None:
+    """Keep the input Render Width at the width of whichever scene renders the object.
+
+    The expression is of the simple kind that Blender evaluates without Python, so no file needs permission for it.
+    """
+    curve = splats.driver_add(versions.modifier_input_path(modifier, node_groups.RENDER_WIDTH))
+    curve.driver.type = "SCRIPTED"
+    for variable_name, path in (("width", "render.resolution_x"), ("percent", "render.resolution_percentage")):
+        variable = curve.driver.variables.new()
+        variable.name = variable_name
+        variable.type = "CONTEXT_PROP"
+        variable.targets[0].context_property = "ACTIVE_SCENE"
+        variable.targets[0].data_path = path
+    curve.driver.expression = "width * percent / 100"

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Retiming: the F-curve that says which stored frame is shown when.
+
+It is an ordinary F-curve on the input `Frame` of the playback modifier, so all of this can be done, and undone, in the
+Graph Editor as well. Before its first key and after its last it either holds, repeats, or runs back and forth.
+"""
+
+from dataclasses import dataclass
+
+import bpy
+
+from . import node_groups, point_cloud, versions
+
+REPEATS = ("HOLD", "LOOP", "PING_PONG")
+_CYCLE_MODES = {"LOOP": "REPEAT", "PING_PONG": "MIRROR"}
+
+
+class RetimeError(ValueError):
+    """The timing cannot be changed; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How an object plays."""
+
+    first: float  # scene frame of the first key
+    last: float  # scene frame of the last key
+    repeat: str  # one of REPEATS
+    speed: float  # 1: as the clip was made, 2: twice as fast; the mean between first and last
+
+
+def create(splats: bpy.types.Object, scene: bpy.types.Scene, frame_count: int, fps: float, start: float) -> None:
+    """Key the whole clip, once, from scene frame `start` on, at the clip's own speed. Earlier keys are replaced."""
+    modifier = _modifier(splats)
+    path = versions.modifier_input_path(modifier, node_groups.FRAME)
+    for fcurves in versions.fcurve_collections(splats):
+        old = fcurves.find(path)
+        if old is not None:
+            fcurves.remove(old)
+    last = float(frame_count - 1)
+    end = start + last * scene_fps(scene) / fps
+    keys = [(start, 0.0), (end, last)] if frame_count > 1 else [(start, 0.0)]
+    for frame, value in keys:
+        versions.set_modifier_input(modifier, node_groups.FRAME, value)
+        if not splats.keyframe_insert(path, frame=frame, group="Kinesplat"):
+            raise RetimeError(f"The input {node_groups.FRAME} of {splats.name} cannot be keyed.")
+    fcurve = versions.find_fcurve(splats, path)
+    for key in fcurve.keyframe_points:
+        key.interpolation = "LINEAR"
+    fcurve.extrapolation = "CONSTANT"
+    fcurve.update()
+
+
+def timing(splats: bpy.types.Object) -> Timing | None:
+    """How the object plays, or None where its input `Frame` has no keys."""
+    modifier = point_cloud.playback_modifier(splats)
+    if modifier is None:
+        return None
+    fcurve = versions.find_fcurve(splats, versions.modifier_input_path(modifier, node_groups.FRAME))
+    if fcurve is None or not fcurve.keyframe_points:
+        return None
+    first, last = _ends(fcurve)
+    repeat = "HOLD"
+    for cycles in fcurve.modifiers:
+        if cycles.type == "CYCLES" and not cycles.mute:
+            repeat = "PING_PONG" if cycles.mode_after == "MIRROR" else "LOOP"
+    shown = max(key.co.y for key in fcurve.keyframe_points) - min(key.co.y for key in fcurve.keyframe_points)
+    scene = bpy.context.scene
+    seconds = (last - first) / scene_fps(scene)
+    speed = shown / point_cloud.clip_fps(splats) / seconds if seconds > 0 else 1.0
+    return Timing(first, last, repeat, speed)
+
+
+def fit(splats: bpy.types.Object, first: float, last: float) -> None:
+    """Play the clip, with the timing that it has, from scene frame `first` to scene frame `last`."""
+    if not last > first:
+        raise RetimeError("The last frame must come after the first.")
+    fcurve = _editable_fcurve(splats)
+    old_first, old_last = _ends(fcurve)
+    factor = (last - first) / (old_last - old_first) if old_last > old_first else 1.0
+    _move_keys(fcurve, lambda frame: first + (frame - old_first) * factor)
+
+
+def set_speed(splats: bpy.types.Object, speed: float) -> None:
+    """Play faster or slower from the first key on: 1 is the clip's own speed."""
+    if not speed > 0:
+        raise RetimeError("The speed must be above 0. To play backwards, use Reverse.")
+    now = timing(splats)
+    fcurve = _editable_fcurve(splats)
+    first, last = _ends(fcurve)
+    if now is None or last <= first or now.speed <= 0:
+        raise RetimeError(f"{splats.name} shows a single frame, so it has no speed.")
+    _move_keys(fcurve, lambda frame: first + (frame - first) * now.speed / speed)
+
+
+def reverse(splats: bpy.types.Object) -> None:
+    """Play the same keys from the last to the first."""
+    fcurve = _editable_fcurve(splats)
+    keys = fcurve.keyframe_points
+    first, last = _ends(fcurve)
+
+    def mirrored(point) -> tuple[float, float]:
+        return first + last - point[0], point[1]
+
+    old = [
+        {
+            "co": mirrored(key.co),
+            "handle_left": mirrored(key.handle_right),
+            "handle_right": mirrored(key.handle_left),
+            "handle_left_type": key.handle_right_type,
+            "handle_right_type": key.handle_left_type,
+        }
+        for key in keys
+    ]
+    segments = [(key.interpolation, key.easing) for key in keys]  # of the segment after each key
+    turned = [*reversed(segments[:-1]), segments[-1]]
+    for key, values, (interpolation, easing) in zip(keys, reversed(old), turned, strict=True):
+        for name in ("handle_left_type", "handle_right_type", "co", "handle_left", "handle_right"):
+            setattr(key, name, values[name])
+        key.interpolation = interpolation
+        key.easing = {"EASE_IN": "EASE_OUT", "EASE_OUT": "EASE_IN"}.get(easing, easing)
+    fcurve.update()
+
+
+def loop(splats: bpy.types.Object) -> None:
+    """Repeat without end, before the first key and after the last."""
+    set_repeat(splats, "LOOP")
+
+
+def ping_pong(splats: bpy.types.Object) -> None:
+    """Run forth and back without end."""
+    set_repeat(splats, "PING_PONG")
+
+
+def hold(splats: bpy.types.Object) -> None:
+    """Play once: hold the first frame before and the last one after."""
+    set_repeat(splats, "HOLD")
+
+
+def set_repeat(splats: bpy.types.Object, repeat: str) -> None:
+    """What happens outside the keys: one of REPEATS."""
+    if repeat not in REPEATS:
+        raise ValueError(f"Unknown way to repeat: {repeat}.")
+    fcurve = _editable_fcurve(splats)
+    for cycles in [modifier for modifier in fcurve.modifiers if modifier.type == "CYCLES"]:
+        fcurve.modifiers.remove(cycles)
+    fcurve.extrapolation = "CONSTANT"
+    if repeat != "HOLD":
+        cycles = fcurve.modifiers.new("CYCLES")
+        cycles.mode_before = cycles.mode_after = _CYCLE_MODES[repeat]
+    fcurve.update()
+
+
+def scene_fps(scene: bpy.types.Scene) -> float:
+    """Frames per second of a scene."""
+    return scene.render.fps / scene.render.fps_base
+
+
+def _modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier:
+    modifier = point_cloud.playback_modifier(splats)
+    if modifier is None:
+        raise RetimeError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+    return modifier
+
+
+def _editable_fcurve(splats: bpy.types.Object) -> bpy.types.FCurve:
+    """The F-curve of the input `Frame`, in an action that may be edited: a linked one is copied into this file."""
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    if splats.library is not None:
+        raise RetimeError(f"{splats.name} is linked from another file. Make a library override of it first.")
+    animation = splats.animation_data
+    action = animation.action if animation is not None else None
+    if action is not None and action.library is not None:
+        animation.action = action.copy()
+    fcurve = versions.find_fcurve(splats, path, in_nla=False)
+    if fcurve is not None and fcurve.keyframe_points:
+        return fcurve
+    if versions.find_fcurve(splats, path) is not None:
+        raise RetimeError(f"The timing of {splats.name} lies in the NLA. Change the strip there, or enter Tweak Mode.")
+    raise RetimeError(f"The input {node_groups.FRAME} of {splats.name} has no keys.")
+
+
+def _ends(fcurve: bpy.types.FCurve) -> tuple[float, float]:
+    keys = fcurve.keyframe_points
+    return keys[0].co.x, keys[-1].co.x
+
+
+def _move_keys(fcurve: bpy.types.FCurve, moved) -> None:
+    """Move keys and handles in time. `moved` keeps their order."""
+    places = [(moved(key.handle_left.x), moved(key.co.x), moved(key.handle_right.x)) for key in fcurve.keyframe_points]
+    for key, (left, middle, right) in zip(fcurve.keyframe_points, places, strict=True):
+        key.co.x = middle
+        key.handle_left.x, key.handle_right.x = left, right
+    fcurve.update()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Settings of a scene that Gaussians need. They belong to the scene, so linking or appending does not bring them."""
+
+import math
+
+import bpy
+
+from . import node_groups, point_cloud, retime, versions
+from .contract.clip import Clip
+
+TRANSPARENT_BOUNCES = 128  # Gaussians behind each other that a ray can pass; Cycles begins with 8, which is far too few
+
+
+def ensure_scene_settings(scene: bpy.types.Scene) -> list[str]:
+    """Raise Cycles' transparent bounces to what Gaussians need; says in one sentence each what was changed.
+
+    Both the limit and the minimum count: below the minimum, Cycles ends rays at random, which makes noise.
+    """
+    changes = []
+    for name, label in (
+        ("transparent_max_bounces", "Transparent bounces"),
+        ("min_transparent_bounces", "Minimum transparent bounces"),
+    ):
+        before = getattr(scene.cycles, name, TRANSPARENT_BOUNCES)  # Cycles itself may be switched off
+        if before < TRANSPARENT_BOUNCES:
+            setattr(scene.cycles, name, TRANSPARENT_BOUNCES)
+            changes.append(f"{label} of Cycles raised from {before} to {TRANSPARENT_BOUNCES}")
+    return changes
+
+
+def scene_warnings(scene: bpy.types.Scene) -> list[str]:
+    """What will spoil renders of Gaussians in this scene, one sentence each; quick enough for a panel."""
+    warnings = []
+    splats = [obj for obj in scene.objects if point_cloud.is_splat_object(obj)]
+    if not splats:
+        return warnings
+    cycles = getattr(scene, "cycles", None)
+    if scene.render.engine == "CYCLES" and cycles is not None:
+        lowest = min(cycles.transparent_max_bounces, cycles.min_transparent_bounces)
+        if lowest < TRANSPARENT_BOUNCES:
+            warnings.append(f"Cycles needs {TRANSPARENT_BOUNCES} transparent bounces to draw Gaussians, not {lowest}")
+    if scene.camera is None:
+        warnings.append("Quads face the scene's camera, and there is none")
+    for obj in splats:
+        modifier = point_cloud.playback_modifier(obj)
+        if modifier is None:
+            warnings.append(f"{obj.name} has lost the modifier that plays it")
+        elif scene.view_settings.view_transform == "Raw" and versions.modifier_input(
+            modifier, node_groups.SCENE_LINEAR
+        ):
+            warnings.append(f"{obj.name} is too dark under the view transform Raw: switch off Scene Linear")
+    return warnings
+
+
+def frame_range(scene: bpy.types.Scene, clip: Clip, start: int | None = None) -> tuple[int, int]:
+    """First and last scene frame that show the whole clip once, from `start` (the current frame) on."""
+    first = scene.frame_current if start is None else start
+    return first, first + max(math.ceil((clip.frame_count - 1) * retime.scene_fps(scene) / clip.fps - 1e-6), 0)
+
+
+def apply_frame_range(scene: bpy.types.Scene, clip: Clip, start: int | None = None) -> None:
+    """Give the scene the clip's frame rate and a frame range that shows the clip once.
+
+    To be called before `import_clip`, so that the clip's frames fall on whole scene frames.
+    """
+    whole = max(round(clip.fps), 1)
+    scene.render.fps = whole
+    scene.render.fps_base = whole / clip.fps
+    first, last = frame_range(scene, clip, start)
+    scene.frame_start, scene.frame_end = first, max(last, first)
