@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job on real input, as a user does it: install the extension, open a model, Generate, Import, retime, render.
+
+    python run.py demo [--out DIR] [--model fox|shark] [--preset draft|preview|final]
+
+Blender runs headless in this process, the backend in one of its own that the add-on starts. The exit code is 0 only if
+every step happened.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from backend import __version__
+from backend.console import time_text
+from blender_addon.contract.clip import Clip, read_clip
+from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKGROUND = 0.93  # grey behind the pictures
+PICTURE_SIZE = 256
+SHEET_COLUMNS = 8
+PREVIEW_FPS = 24
+PREVIEW_STEPS = 2  # pictures per stored frame: the loop is played at half speed
+PREVIEW_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundled animated model. At `fps` its action ends on a whole frame, so that it loops exactly."""
+
+    file: str
+    action: str
+    fps: int
+
+
+MODELS = {"fox": Model("fox.glb", "Walk", 30), "shark": Model("shark.glb", "Swim_Horizontal", 30)}
+
+
+class DemoFailed(Exception):  # noqa: N818 - it is what the user reads
+    """A step did not happen; the message says which and why."""
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python run.py demo", description="Blender geometry to moving Gaussians")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo", help="where results go (default: out/demo)")
+    parser.add_argument("--model", choices=MODELS, default="fox")
+    parser.add_argument("--preset", choices=("draft", "preview", "final"), default="preview")
+    options = parser.parse_args()
+    console = Console()
+    try:
+        report = demo(options.out.resolve(), MODELS[options.model], options.preset, console)
+    except (DemoFailed, OSError) as error:
+        console.print(f"\n[bold]The demo stopped:[/bold] {error}", highlight=False)
+        console.print(f"Blender's own messages are in {options.out / 'blender.log'}.", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nCancelled.")
+        return 130
+    console.print(
+        f"\n{report['gaussians']} Gaussians, {report['frames']} frames, PSNR {report['psnr_mean']:.1f} dB on the input"
+        f" views, {report['seconds_total']:.0f} s in all. Look at",
+        highlight=False,
+    )
+    for name in ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json"):
+        console.print(f"  {options.out / name}", highlight=False)
+    return 0
+
+
+def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
+    """All steps in order; returns the report, which is written as well."""
+    started = time.monotonic()
+    for name in ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("orbit", "render", "blender", "backend"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["BLENDER_USER_RESOURCES"] = str(out / "blender")  # the user's own Blender settings stay untouched
+    os.environ["KINESPLAT_HOME"] = str(out / "backend")
+    seconds: dict[str, float] = {}
+
+    with steps(console, seconds) as step, quiet(out / "blender.log"):
+        with step("Starting Blender"):
+            import bpy
+
+            install_extension(bpy, out)
+        with step("Opening the model"):
+            subject = open_model(bpy, model)
+        with step("Starting the backend"):
+            call(bpy.ops.kinesplat.start_backend)
+        try:
+            with step("Rendering the orbits") as show:
+                uid = capture(bpy, subject, preset, show)
+            with step("Constructing Gaussians") as show:
+                wait_for_result(bpy, uid, show)
+            with step("Importing"):
+                splats = import_result(bpy, uid, out)
+        finally:
+            with contextlib.suppress(DemoFailed):
+                call(bpy.ops.kinesplat.stop_backend)
+        clip = read_clip(out / "clip.npz")
+        with step("Rendering the source again"):
+            cameras = render_source(bpy, subject, out / "orbit", clip)
+        with step("Rendering the point cloud") as show:
+            pictures = render_point_cloud(bpy, splats, subject, cameras, clip, out / "render", show)
+        with step("Writing the results"):
+            call(bpy.ops.wm.save_as_mainfile, filepath=str(out / "demo.blend"), compress=True)
+            write_video(out / "preview.mp4", pictures)
+            source = [over_background(read_rgba(out / "orbit" / frame_name(i))) for i in range(clip.frame_count)]
+            write_contact_sheet(out / "contact_sheet.png", source, pictures[::PREVIEW_STEPS])
+            psnr = psnr_per_frame(clip, out / "orbit")
+            report = {
+                "seconds_total": round(time.monotonic() - started, 1),
+                "seconds": {name: round(value, 1) for name, value in seconds.items()},
+                "construction_seconds": clip.provenance["stage_seconds"],
+                "gaussians": clip.count,
+                "frames": clip.frame_count,
+                "resolution": cameras.width,
+                "psnr_mean": float(np.mean(psnr)),
+                "psnr_per_frame": [round(value, 2) for value in psnr],
+                "preset": preset,
+                "model": model.file,
+                "versions": {
+                    **clip.provenance["versions"],
+                    "kinesplat": __version__,
+                    "blender": bpy.app.version_string,
+                    "system": platform.platform(),
+                },
+            }
+            (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    shutil.rmtree(out / "render", ignore_errors=True)
+    return report
+
+
+# --- in Blender ------------------------------------------------------------------------------------------------------
+
+
+def install_extension(bpy, out: Path) -> None:
+    """Build the archive and install it as a user would, then tell it where the backend is."""
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    with open(out / "blender.log", "ab") as log:
+        build = [sys.executable, str(ROOT / "run.py"), "build", "--out", str(out / "blender")]
+        if subprocess.call(build, stdout=log, stderr=log):
+            raise DemoFailed("the extension archive could not be built.")
+    archive = next((out / "blender").glob("kinesplat-*.zip"))
+    call(bpy.ops.extensions.package_install_files, filepath=str(archive), repo="user_default", enable_on_install=True)
+    for module, addon in bpy.context.preferences.addons.items():
+        if module.endswith(".kinesplat"):
+            addon.preferences.folder = str(ROOT)
+            addon.preferences.python = sys.executable
+            return
+    raise DemoFailed("Blender did not enable the extension.")
+
+
+def open_model(bpy, model: Model):
+    """Import the model, choose its action, and fit the scene's frame range to it. Returns the armature."""
+    scene = bpy.context.scene
+    scene.render.fps = model.fps
+    call(bpy.ops.import_scene.gltf, filepath=str(ROOT / "examples" / model.file))
+    subject = next(obj for obj in scene.objects if obj.type == "ARMATURE")
+    action = next(action for action in bpy.data.actions if action.name.startswith(model.action))
+    animation = subject.animation_data
+    for track in animation.nla_tracks:
+        track.mute = True
+    animation.action = action
+    if getattr(action, "slots", None):
+        animation.action_slot = action.slots[0]
+    scene.frame_start, scene.frame_end = (round(frame) for frame in action.frame_range)
+    scene.frame_set(scene.frame_start)
+    bpy.context.view_layer.objects.active = subject
+    subject.select_set(True)
+    return subject
+
+
+def capture(bpy, subject, preset: str, show: Callable[[float, str], None]) -> str:
+    """Press Generate; returns the new job's uid."""
+    settings = bpy.context.scene.kinesplat
+    settings.source = subject
+    settings.preset = preset
+    call(bpy.ops.kinesplat.generate)
+    status = bpy.context.window_manager.kinesplat
+    return status.jobs[status.active_job].uid
+
+
+def wait_for_result(bpy, uid: str, show: Callable[[float, str], None]) -> None:
+    """Follow the job until its result is here."""
+    tracker = extension_module("blender_addon.job_tracker")
+
+    def on_change() -> None:
+        job = next(job for job in bpy.context.window_manager.kinesplat.jobs if job.uid == uid)
+        left = f", {time_text(job.seconds_left)} left" if job.seconds_left >= 0 else ""
+        show(job.fraction, f"{job.stage}{left}")
+
+    row = tracker.wait_for_job(uid, on_change=on_change)
+    if row.state != "succeeded":
+        raise DemoFailed(f"{row.message} {row.hint}".strip())
+
+
+def import_result(bpy, uid: str, out: Path):
+    """Press Import, then Speed and Loop. Returns the new object."""
+    shutil.copyfile(extension_module("blender_addon.job_tracker").tracker().board.find(uid).result, out / "clip.npz")
+    before = set(bpy.data.objects)
+    call(bpy.ops.kinesplat.import_result, uid=uid)
+    splats = next(obj for obj in bpy.data.objects if obj not in before)
+    bpy.context.view_layer.objects.active = splats
+    call(bpy.ops.kinesplat.retime_speed, factor=0.5)
+    call(bpy.ops.kinesplat.retime_repeat, repeat="LOOP")
+    return splats
+
+
+def render_source(bpy, subject, folder: Path, clip: Clip) -> Cameras:
+    """The moving orbit once more, into an orbit folder of our own: what the result is compared with."""
+    orbit_render = extension_module("blender_addon.orbit_render")
+    contract = extension_module("blender_addon.contract.orbit")
+    settings, scene = bpy.context.scene.kinesplat, bpy.context.scene
+    space = orbit_render.measure(bpy.context, subject, (scene.frame_start, scene.frame_end), frames=clip.frame_count)
+    orbit = contract.Orbit(frames=clip.frame_count, elevation=settings.elevation)
+    orbit_render.render_orbit(
+        space, orbit, folder, moving=True, resolution=settings.resolution, samples=settings.samples
+    )
+    return read_orbit_json(folder)
+
+
+def render_point_cloud(
+    bpy, splats, subject, cameras: Cameras, clip: Clip, folder: Path, show: Callable[[float, str], None]
+) -> list[np.ndarray]:
+    """The imported object through the cameras of the orbit, `PREVIEW_STEPS` pictures per stored frame, by Cycles."""
+    from mathutils import Matrix  # comes with bpy
+
+    folder.mkdir(parents=True)
+    scene = bpy.context.scene
+    for obj in [subject, *subject.children_recursive]:
+        obj.hide_render = True
+    camera = bpy.data.objects.new("Camera", bpy.data.cameras.new("Camera"))
+    scene.collection.objects.link(camera)
+    scene.camera = camera
+    focal = cameras.Ks[0, 0, 0] / cameras.width
+    camera.data.sensor_fit, camera.data.angle = "HORIZONTAL", 2 * np.arctan(0.5 / focal)
+    scene.render.engine = "CYCLES"
+    scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 2, False
+    scene.cycles.use_adaptive_sampling = False
+    scene.render.resolution_x = scene.render.resolution_y = PICTURE_SIZE
+    scene.render.film_transparent = True
+    scene.render.image_settings.file_format = "PNG"
+    scene.render.image_settings.color_mode = "RGBA"
+    scene.render.use_persistent_data = True
+    scene.view_settings.view_transform = "Standard"
+
+    retime = extension_module("blender_addon.retime")
+    timing = retime.timing(splats)
+    from_clip_space = np.array(splats.matrix_world)
+    scale = np.linalg.norm(from_clip_space[:3, 0])
+    moments = np.linspace(0, clip.frame_count - 1, (clip.frame_count - 1) * PREVIEW_STEPS + 1)
+    pictures = []
+    for index, moment in enumerate(moments):
+        frame = timing.first + (timing.last - timing.first) * moment / (clip.frame_count - 1)
+        scene.frame_set(int(frame), subframe=frame - int(frame))
+        matrix = from_clip_space @ camera_between(cameras, moment)
+        matrix[:3, :3] /= scale
+        camera.matrix_world = Matrix(matrix.tolist())
+        scene.render.filepath = str(folder / frame_name(index))
+        call(bpy.ops.render.render, write_still=True)
+        pictures.append(over_background(read_rgba(folder / frame_name(index))))
+        show((index + 1) / len(moments), f"{index + 1} of {len(moments)}")
+    for obj in [subject, *subject.children_recursive]:
+        obj.hide_render = False
+    return pictures
+
+
+def camera_between(cameras: Cameras, moment: float) -> np.ndarray:  # [4, 4]
+    """The camera of a stored frame, or halfway round between two: their rotation about the vertical axis."""
+    before = min(int(moment), len(cameras.times) - 2)
+    a, b = cameras.camera_to_world[before], cameras.camera_to_world[before + 1]
+    turn = b[:3, :3] @ a[:3, :3].T
+    angle = np.arctan2(turn[1, 0], turn[0, 0]) * (moment - before)
+    rotation = np.eye(4)
+    rotation[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return rotation @ a
+
+
+def extension_module(name: str):
+    """A module of the installed extension."""
+    package = next(module for module in sys.modules if module.startswith("bl_ext.") and module.endswith(".kinesplat"))
+    return sys.modules[f"{package}.{name}"]
+
+
+def call(operator: Callable, **arguments) -> None:
+    """Call an operator; DemoFailed with Blender's own words where it does not finish."""
+    try:
+        result = operator(**arguments)
+    except RuntimeError as error:
+        raise DemoFailed(str(error).strip()) from error
+    if "FINISHED" not in result:
+        raise DemoFailed(f"{operator.idname_py()} did not finish.")
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def read_rgba(path: Path) -> np.ndarray:  # [H, W, 4] float32, straight alpha
+    """A picture that was just rendered."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGBA"), np.float32) / 255
+
+
+def over_background(rgba: np.ndarray) -> np.ndarray:  # [H, W, 3] uint8
+    """A picture over plain grey."""
+    rgb = rgba[..., :3] * rgba[..., 3:] + BACKGROUND * (1 - rgba[..., 3:])
+    return (rgb * 255 + 0.5).astype(np.uint8)
+
+
+def write_contact_sheet(path: Path, source: list[np.ndarray], result: list[np.ndarray]) -> None:
+    """Blocks of `SHEET_COLUMNS` frames, the source row above the result row."""
+    size = PICTURE_SIZE // 2
+    rows = []
+    for start in range(0, len(source), SHEET_COLUMNS):
+        for pictures in (source, result):
+            row = [
+                np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
+                for picture in pictures[start : start + SHEET_COLUMNS]
+            ]
+            row += [np.full_like(row[0], 255)] * (SHEET_COLUMNS - len(row))
+            rows.append(np.concatenate(row, axis=1))
+        rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
+    Image.fromarray(np.concatenate(rows[:-1])).save(path)
+
+
+def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+    """H.264; the last picture, which equals the first, is left out so that the loop closes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=PREVIEW_FPS, options={"crf": "18"})
+        stream.width = stream.height = PICTURE_SIZE
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures[:-1] * PREVIEW_ROUNDS:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def psnr_per_frame(clip: Clip, folder: Path) -> list[float]:
+    """How well the clip shows its own input views, over white."""
+    from backend.evaluation.metrics import psnr
+    from backend.splatting.observations import read_orbit_folder
+    from backend.splatting.render import render_clip
+
+    truth = read_orbit_folder(folder)
+    pictures = render_clip(clip, truth.cameras)
+    over_white = [image[..., :3] + 1 - image[..., 3:] for image in (pictures, truth.images)]
+    return [float(psnr(a, b)) for a, b in zip(*over_white, strict=True)]
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
+    """Progress bars, one per step: yields `step(name)`, a context that yields `show(fraction, text)`."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+
+        @contextlib.contextmanager
+        def step(name: str) -> Iterator[Callable[[float, str], None]]:
+            task = bars.add_task(name, total=1.0, said="")
+            started = time.monotonic()
+            yield lambda fraction, said: bars.update(task, completed=fraction, said=said)
+            seconds[name] = time.monotonic() - started
+            bars.update(task, completed=1.0, said=f"{seconds[name]:.1f} s")
+
+        yield step
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what Blender prints past Python's streams to a file; Python's own output still reaches the user."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    python_stdout = sys.stdout
+    with open(log, "ab") as file, os.fdopen(os.dup(kept), "w", encoding="utf-8", closefd=True) as shown:
+        os.dup2(file.fileno(), 1)
+        sys.stdout = shown
+        try:
+            yield
+        finally:
+            sys.stdout = python_stdout
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
