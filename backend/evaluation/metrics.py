@@ -3,7 +3,6 @@
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # as in Wang et al. 2004
@@ -67,7 +66,8 @@ def track_error(means: np.ndarray, tracks: np.ndarray) -> float:  # [T, N, 3], [
 
     0 is right everywhere, 1 as good as no motion.
     """
-    nearest = cKDTree(means[0]).query(tracks[0], min(3, means.shape[1]))[1].reshape(tracks.shape[1], -1)
+    distances = torch.cdist(torch.from_numpy(tracks[0]), torch.from_numpy(means[0]))
+    nearest = distances.topk(min(3, means.shape[1]), largest=False).indices.numpy()  # [M, 3]
     predicted = (means - means[0])[:, nearest].mean(axis=2)
     true = tracks - tracks[0]
     return float(np.linalg.norm(predicted - true, axis=2).mean() / max(np.linalg.norm(true, axis=2).mean(), 1e-9))

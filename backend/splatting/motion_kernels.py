@@ -11,6 +11,7 @@ from numba import njit
 
 POSE_SIZE = 16
 _OPTIONS = {"cache": True, "fastmath": True, "error_model": "numpy", "nogil": True}
+_EXACT = {**_OPTIONS, "fastmath": False}  # fast square roots are off by a bit, and no motion must be none exactly
 _F = np.float32
 
 
@@ -111,7 +112,7 @@ def blend_backward(
                     grad_poses[t, b, c] += weight * g[c]
 
 
-@njit(**_OPTIONS)
+@njit(**_EXACT)
 def poses_forward(offsets, points, poses):
     """Six numbers per control point -> pose about that point.
 

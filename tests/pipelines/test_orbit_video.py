@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.pipelines import orbit_video
+from backend.progress import JobCancelled, Progress, Run, UserError
+from backend.splatting.construct import CHECKPOINT_NAME, ConstructConfig
+from backend.splatting.observations import Observations
+from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.clip import read_clip
+from blender_addon.contract.orbit import frame_name, write_orbit_json, write_surface_samples
+from blender_addon.contract.requests import file_sha256, orbit_request
+from tests.splatting.scenes import swinging_arm
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets with few steps: here it is about the way, not about the quality."""
+    for_preset = ConstructConfig.for_preset
+    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
+    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
+
+
+@pytest.fixture(scope="module")
+def orbits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `moving` and `static`, and `surface.npz`."""
+    folder = tmp_path_factory.mktemp("orbits")
+    scene = swinging_arm()
+    for name in ("moving", "static"):
+        write_orbit_folder(folder / name, getattr(scene, name))
+    write_surface_samples(folder / "surface.npz", scene.surface)
+    return folder
+
+
+def write_orbit_folder(folder: Path, views: Observations) -> None:
+    folder.mkdir()
+    write_orbit_json(folder, views.cameras)
+    for i, image in enumerate(views.images.numpy()):
+        straight = np.concatenate([image[..., :3] / np.maximum(image[..., 3:], 1e-6), image[..., 3:]], axis=-1)
+        Image.fromarray((straight.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / frame_name(i))
+
+
+@pytest.fixture
+def submitted(orbits: Path, tmp_path: Path):
+    """A request and its blobs, as the service hands them over."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+
+    def store(path: Path) -> str:
+        name = file_sha256(path)
+        (blobs / name).write_bytes(path.read_bytes())
+        return name
+
+    def orbit(name: str) -> dict:
+        data = json.loads((orbits / name / "orbit.json").read_text())
+        frames = [store(orbits / name / frame_name(i)) for i in range(len(data["times"]))]
+        return {"frames": frames, "cameras": data}
+
+    to_object = [[2.0, 0, 0, 1], [0, 2, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]]
+    request = orbit_request(
+        "Arm", orbit("moving"), orbit("static"), store(orbits / "surface.npz"), to_object, gaussians=500, fps=30
+    )
+    return request, blobs.joinpath
+
+
+def test_a_request_becomes_a_clip_with_its_history(submitted, tmp_path: Path) -> None:
+    request, blob = submitted
+    steps: list[Progress] = []
+    path = orbit_video.run_request(request, blob, Run(tmp_path / "job", on_progress=steps.append))
+    assert path == tmp_path / "job" / "clip.npz"
+    clip = read_clip(path)
+    assert (clip.name, clip.fps, clip.count, clip.frame_count) == ("Arm", 30.0, 500, 9)
+    assert clip.color_space == "srgb"
+    np.testing.assert_array_equal(clip.to_object, request["inputs"]["to_object"])
+    assert clip.provenance["pipeline"] == "orbit"
+    assert clip.provenance["settings"] == request["settings"]
+    assert clip.provenance["construction"]["gaussians"] == 500
+    assert set(clip.provenance["versions"]) >= {"kinesplat", "torch", "numpy"}
+    assert clip.provenance["stage_seconds"]["Fitting the motion"] > 0
+    assert steps[-1].fraction == 1.0
+    assert [entry.name for entry in path.parent.iterdir()] == ["clip.npz"]
+
+
+def test_static_orbit_and_surface_are_optional(submitted, tmp_path: Path) -> None:
+    request, blob = submitted
+    request["inputs"] |= {"static": None, "surface": None}
+    assert read_clip(orbit_video.run_request(request, blob, Run(tmp_path / "job"))).frame_count == 9
+
+
+def test_a_request_with_an_unusable_picture_fails_with_a_sentence(submitted, tmp_path: Path) -> None:
+    request, blob = submitted
+    broken = blob(request["inputs"]["moving"]["frames"][2])
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        orbit_video.run_request(request, blob, Run(tmp_path / "job"))
+    assert caught.value.code == "bad_input"
+    assert not (tmp_path / "job" / "clip.npz").exists()
+
+
+def test_a_cancelled_request_leaves_no_clip(submitted, tmp_path: Path) -> None:
+    request, blob = submitted
+    calls = iter(range(1000))
+    run = Run(tmp_path / "job", is_cancelled=lambda: next(calls) > 8)
+    with pytest.raises(JobCancelled):
+        orbit_video.run_request(request, blob, run)
+    assert not (tmp_path / "job" / "clip.npz").exists()
+
+
+def test_folders_become_a_clip(orbits: Path, tmp_path: Path) -> None:
+    clip = orbit_video.construct_folders(
+        orbits / "moving",
+        orbits / "static",
+        orbits / "surface.npz",
+        preset="draft",
+        seed=3,
+        fps=12,
+        name="Arm",
+        run=Run(tmp_path),
+    )
+    assert (clip.name, clip.fps, clip.count) == ("Arm", 12.0, 2000)
+    assert clip.provenance["settings"] == {"preset": "draft", "gaussians": 2000, "seed": 3, "fps": 12}
+    assert (tmp_path / CHECKPOINT_NAME).exists()  # until the caller has written the clip
+
+
+def test_a_folder_that_is_no_orbit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match=r"orbit\.json is missing"):
+        orbit_video.construct_folders(tmp_path, None, None, run=Run(tmp_path / "work"))
+
+
+def test_a_clip_with_numbers_that_are_none_is_not_handed_out(
+    orbits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def astray(*arguments):
+        clip = construct(*arguments)
+        clip.means[0] = np.nan
+        return clip
+
+    construct = orbit_video.construct
+    monkeypatch.setattr(orbit_video, "construct", astray)
+    with pytest.raises(UserError, match="went astray"):
+        orbit_video.construct_folders(orbits / "moving", None, None, run=Run(tmp_path / "work"))
+    assert not (tmp_path / "work" / CHECKPOINT_NAME).exists()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import numpy as np
+import pytest
+import torch
+
+from backend.splatting.control_points import make_control_points
+from backend.splatting.losses import image_loss, rigidity, spectral_prior
+from backend.splatting.motion import TimeBasis, poses_at
+
+BASIS = TimeBasis(loop=True, harmonics=2)
+
+
+@pytest.fixture
+def control():
+    return make_control_points(np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32) * 0.2, 10)
+
+
+def test_image_loss_is_zero_for_the_same_picture_and_grows_with_smaller_coverage() -> None:
+    picture = torch.rand(2, 8, 8, 4)
+    other = torch.rand(2, 8, 8, 4)
+    assert image_loss(picture, picture, 0.1) == 0
+    torch.testing.assert_close(image_loss(picture, other, 0.05), 2 * image_loss(picture, other, 0.1))
+
+
+def test_image_loss_compares_over_white_and_alpha() -> None:
+    nothing = torch.zeros(1, 1, 1, 4)
+    white = torch.ones(1, 1, 1, 4)  # opaque white on white: only alpha tells
+    black = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)
+    assert image_loss(nothing, white, 1.0) == pytest.approx(0.5)
+    assert image_loss(nothing, black, 1.0) == pytest.approx(1.5)
+
+
+def test_spectral_prior_punishes_fast_terms_by_the_fourth_power() -> None:
+    slow, fast = torch.zeros(3, 6, 4), torch.zeros(3, 6, 4)
+    slow[:, 0, 0] = 0.1
+    fast[:, 0, 2] = 0.1
+    assert spectral_prior(slow, BASIS) == pytest.approx(0.01)
+    assert spectral_prior(fast, BASIS) == pytest.approx(16 * 0.01)
+
+
+def test_rigidity_is_zero_for_a_rigid_motion(control) -> None:
+    effective = torch.zeros(10, 6, 4)
+    effective[:, :3, 0] = 0.3
+    poses = poses_at(effective, BASIS, torch.tensor([0.2, 0.6]), control)
+    assert rigidity(poses, control, 5.0, 1.0) == pytest.approx(0, abs=1e-9)
+    # The same turn of all about one centre: each point turns, and moves as the turn about the centre takes it.
+    angle = 0.8
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1.0]])
+    rigid = torch.zeros(1, 10, 16)
+    rigid[..., :9] = turn.flatten()
+    rigid[..., 12], rigid[..., 15] = np.cos(angle / 2), np.sin(angle / 2)
+    assert rigidity(rigid, control, 5.0, 1.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_rigidity_counts_stretch_relative_to_the_edges(control) -> None:
+    stretched = torch.zeros(1, 10, 16)
+    stretched[..., [0, 4, 8]] = 1.0
+    stretched[..., 12] = 1.0
+    stretched[..., 9:12] = 0.2 * torch.from_numpy(control.points)  # all edges 20 % longer
+    weights = torch.from_numpy(control.edge_weights)
+    edges = torch.from_numpy(control.points)[torch.from_numpy(control.edges).long()]
+    expected = (
+        5.0
+        * 0.1
+        / control.mean_square_edge
+        * (weights * (0.2 * (edges[:, 1] - edges[:, 0])).square().sum(dim=1)).mean()
+    )
+    assert rigidity(stretched, control, 5.0, 1.0) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_gradient_of_rigidity_against_plain_torch(control) -> None:
+    torch.manual_seed(0)
+    poses = torch.randn(3, 10, 16).requires_grad_()
+    rigidity(poses, control, 5.0, 0.7).backward()
+
+    exact = poses.detach().double().requires_grad_()
+    points = torch.from_numpy(control.points).double()
+    i, j = torch.from_numpy(control.edges).long().unbind(1)
+    turn = exact[..., :9].unflatten(-1, (3, 3))
+    moved = (turn @ points[..., None])[..., 0] + exact[..., 9:12]
+    stretch = moved[:, j] - moved[:, i] - (turn[:, i] @ (points[j] - points[i])[..., None])[..., 0]
+    length = 5.0 * 0.1 / control.mean_square_edge * stretch.square().sum(-1)
+    turning = 0.7 * (exact[:, i, 12:] - exact[:, j, 12:]).square().sum(-1)
+    (torch.from_numpy(control.edge_weights) * (length + turning)).mean().backward()
+    error = (poses.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
+    assert error < 1e-5
