@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The add-on's heartbeat: one persistent timer that moves news from the HTTP thread to what the panels show.
+
+HTTP thread -> queue -> timer -> board -> `window_manager.kinesplat`. The backend owns the jobs and the disk holds our
+records of them, so nothing here is lost with a file, an undo, or Blender itself. In background mode, where timers do not
+run, `pump` and `wait` do the timer's work.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import bpy
+import bpy.utils.previews
+
+from . import capture, preferences
+from .client import BackendError
+from .http_thread import HttpThread
+from .job_board import Board, Row
+from .job_records import JobRecords
+from .subject import CaptureError
+
+CAPTURE_INTERVAL = 0.02  # seconds between two ticks
+BUSY_INTERVAL = 0.25
+IDLE_INTERVAL = 1.0
+DRAIN_SECONDS = 0.005  # of a tick
+LOST_SECONDS = 30.0  # `wait` gives up on a backend that is gone for so long
+
+log = logging.getLogger(__name__)
+_tracker: "Tracker | None" = None
+
+
+class Tracker:
+    """All that lives between enabling and disabling the add-on."""
+
+    def __init__(self) -> None:
+        self.records = JobRecords(preferences.data_folder())
+        self.board = Board(self.records)
+        self.capture: capture.CaptureRun | None = None
+        self.notice = ("", "")  # what went wrong outside of any job, and what to do about it
+        self._thread: HttpThread | None = None
+        self._previews = bpy.utils.previews.new()
+        self._shown_previews: dict[str, int] = {}  # uid -> revision of the picture that is loaded
+        self._mirrored: object = None  # what the window manager's properties were written from
+        self.records.drop_unfinished_captures()
+        self.board.load()
+
+    def close(self) -> None:
+        """End the thread, give up a capture, free the pictures."""
+        self.cancel_capture()
+        if self._thread:
+            self._thread.stop()
+        bpy.utils.previews.remove(self._previews)
+
+    @property
+    def http(self) -> HttpThread:
+        """The thread, started when first needed."""
+        if self._thread is None:
+            self._thread = HttpThread(self.records, self.records.client_id())
+            self._thread.start()
+            self._thread.connect(preferences.connection())
+        return self._thread
+
+    def reconnect(self) -> None:
+        """The preferences have changed."""
+        if self._thread:
+            self._thread.connect(preferences.connection())
+
+    def start_backend(self) -> None:
+        """Start the backend on this computer. Raises BackendError (`not_installed`) where there is none to start."""
+        self.notice = ("", "")
+        installation = preferences.installation()
+        self.http.start_backend(installation, preferences.get().port)
+
+    def fetch(self, row: Row) -> None:
+        """Bring a job's result here."""
+        if row.fetching is None:
+            row.fetching, row.message, row.hint = 0.0, "", ""
+            self.http.fetch(row.job_id, row.uid)
+
+    # Captures
+
+    def begin_capture(self, context: bpy.types.Context) -> capture.CaptureRun:
+        """Prepare a capture of what the panel says. Raises CaptureError."""
+        self.notice = ("", "")
+        self.capture = capture.begin(context, self.records)
+        return self.capture
+
+    def step_capture(self) -> Row | None:
+        """Advance the capture; the job's row once it is complete and handed to the HTTP thread.
+
+        Raises:
+            CaptureError: it cannot go on; it is closed already.
+        """
+        run = self.capture
+        try:
+            if not run.step():
+                return None
+        except BaseException:
+            self.capture = None
+            raise
+        self.capture = None
+        row = self.board.add(run.record)
+        self.http.submit(row.uid)
+        return row
+
+    def cancel_capture(self, reason: str = "") -> None:
+        """Give up a capture, if one is on its way."""
+        if self.capture:
+            self.capture.close()
+            self.capture = None
+            self.notice = (reason, "")
+
+    # The heartbeat
+
+    def tick(self) -> float:
+        """One beat; returns the seconds to the next one."""
+        if bpy.app.is_job_running("RENDER"):
+            return BUSY_INTERVAL
+        row = None
+        if self.capture:
+            try:
+                row = self.step_capture()
+            except CaptureError as error:
+                self.notice = (str(error), "")
+        self.drain(DRAIN_SECONDS)
+        self._import_what_was_asked_for()
+        if self.mirror(select=row.uid if row else ""):
+            _redraw()
+        if self.capture:
+            return CAPTURE_INTERVAL
+        return BUSY_INTERVAL if self.board.is_busy else IDLE_INTERVAL
+
+    def drain(self, seconds: float = float("inf")) -> None:
+        """Take news of the thread, for at most so many seconds."""
+        if self._thread is None:
+            return
+        end = time.perf_counter() + seconds
+        while not self._thread.events.empty():
+            self.board.apply(self._thread.events.get_nowait())
+            if time.perf_counter() > end:
+                break
+        if self.board.notice:
+            error = self.board.notice.error
+            self.notice, self.board.notice = (str(error), error.hint), None
+
+    def mirror(self, *, select: str = "", force: bool = False) -> bool:
+        """Write the board into the window manager's properties where it has changed; whether it had."""
+        run = self.capture
+        seen = (
+            self.board.backend,
+            self.notice,
+            (run.text, run.fraction) if run else None,
+            tuple(tuple(vars(row).values()) for row in self.board.rows.values()),
+        )
+        if seen == self._mirrored and not force and not select:
+            return False
+        self._mirrored = seen
+        status = bpy.data.window_managers[0].kinesplat
+        backend = self.board.backend
+        status.backend_state, status.backend_code = backend.state, backend.code
+        status.backend_message, status.backend_hint = backend.sentence, backend.hint
+        status.backend_url, status.backend_version = backend.url, backend.version
+        status.notice, status.notice_hint = self.notice
+        status.capture_active = run is not None
+        status.capture_name = run.record.name if run else ""
+        status.capture_text = run.text if run else ""
+        status.capture_fraction = run.fraction if run else 0.0
+        self._mirror_jobs(status, select)
+        return True
+
+    def _mirror_jobs(self, status: bpy.types.PropertyGroup, select: str) -> None:
+        rows = list(self.board.rows.values())
+        if [job.uid for job in status.jobs] != [row.uid for row in rows]:
+            active = status.jobs[status.active_job].uid if 0 <= status.active_job < len(status.jobs) else ""
+            status.jobs.clear()
+            for row in rows:
+                status.jobs.add().uid = row.uid
+            uids = [row.uid for row in rows]
+            status.active_job = uids.index(active) if active in uids else 0
+        for job, row in zip(status.jobs, rows, strict=True):
+            job.name, job.job_id, job.state, job.stage = row.name, row.job_id, row.state, row.stage
+            job.fraction = row.fraction if row.fetching is None else row.fetching
+            job.seconds_left = -1.0 if row.seconds_left is None else row.seconds_left
+            job.ahead = row.ahead
+            job.message, job.hint = row.message, row.hint
+            job.is_live, job.has_result, job.is_fetching = row.is_live, row.has_result, row.fetching is not None
+            job.preview_icon = self._icon(row)
+        if select:
+            status.active_job = next((index for index, row in enumerate(rows) if row.uid == select), 0)
+
+    def _icon(self, row: Row) -> int:
+        """Icon id of the job's preview picture, loaded anew when it has changed; 0 without one."""
+        if row.preview is None or bpy.app.background:
+            return 0
+        known = row.uid in self._previews
+        if not known or self._shown_previews.get(row.uid) != row.preview_rev:
+            picture = self._previews.load(row.uid, str(row.preview), "IMAGE", force_reload=True)
+            _ = picture.image_size[:]  # reads the file now rather than while drawing, where it would flicker
+            self._shown_previews[row.uid] = row.preview_rev
+        return self._previews[row.uid].icon_id
+
+    def _import_what_was_asked_for(self) -> None:
+        for row in list(self.board.rows.values()):
+            if row.import_when_fetched and row.result is not None:
+                row.import_when_fetched = False
+                self._import(row)
+
+    def _import(self, row: Row) -> None:
+        window = next(iter(bpy.data.window_managers[0].windows), None)
+        try:
+            with bpy.context.temp_override(window=window):
+                bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
+        except RuntimeError as error:  # what the operator has reported
+            self.notice = (str(error).removeprefix("Error: ").strip(), "")
+
+
+def tracker() -> Tracker:
+    """The running tracker. Operators call it; it exists while the add-on is enabled."""
+    if _tracker is None:
+        raise RuntimeError("Kinesplat is not enabled")
+    return _tracker
+
+
+def reconnect() -> None:
+    """Take up changed preferences."""
+    if _tracker:
+        _tracker.reconnect()
+
+
+def pump(seconds: float = 0.0) -> None:
+    """Do the timer's work for so many seconds. For background mode and scripts; blocks."""
+    current = tracker()
+    _ = current.http  # starts it
+    end = time.monotonic() + seconds
+    while True:
+        current.drain()
+        current.mirror()
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, 0.05))
+
+
+def wait(
+    is_done: Callable[[], bool],
+    timeout: float | None = None,
+    on_change: Callable[[], None] = lambda: None,
+) -> None:
+    """Pump until `is_done`. For background mode and scripts; blocks.
+
+    Args:
+        is_done: asked after each turn.
+        timeout: seconds; None waits as long as the backend answers.
+        on_change: called after each turn, for a progress bar that reads `window_manager.kinesplat`.
+
+    Raises:
+        BackendError: the backend was not there for LOST_SECONDS (its own words), or `timeout`.
+    """
+    start = last_seen = time.monotonic()
+    while True:
+        pump()
+        on_change()
+        if is_done():
+            return
+        now = time.monotonic()
+        backend = tracker().board.backend
+        if backend.state in ("running", "starting"):
+            last_seen = now
+        if now - last_seen > LOST_SECONDS:
+            sentence = backend.sentence or "The backend is not running."
+            raise BackendError(backend.code or "not_running", sentence, backend.hint)
+        if timeout is not None and now - start > timeout:
+            raise BackendError("timeout", f"The job has not ended within {timeout:.0f} s; it goes on in the backend.")
+        time.sleep(0.05)
+
+
+def wait_for_job(
+    uid: str, timeout: float | None = None, on_change: Callable[[], None] = lambda: None
+) -> Row:
+    """Pump until a job has ended and its result, if any, is here. Returns its row. Raises as `wait`."""
+
+    def is_done() -> bool:
+        row = tracker().board.find(uid)
+        return row is None or (not row.is_live and (row.state != "succeeded" or row.result or bool(row.message)))
+
+    wait(is_done, timeout, on_change)
+    row = tracker().board.find(uid)
+    if row is None:
+        raise BackendError("job_unknown", "This job was removed.")
+    return row
+
+
+def _tick() -> float | None:
+    if _tracker is None:
+        return None
+    try:
+        return _tracker.tick()
+    except Exception:  # a timer that raises is never called again
+        log.exception("Kinesplat's job tracker stumbled and goes on")
+        return IDLE_INTERVAL
+
+
+def _redraw() -> None:
+    """Redraw the sidebars of all windows, and nothing else."""
+    for window in bpy.data.window_managers[0].windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                for region in area.regions:
+                    if region.type == "UI":
+                        region.tag_redraw()
+
+
+@bpy.app.handlers.persistent
+def _on_load_pre(*_) -> None:
+    if _tracker:
+        _tracker.cancel_capture("The capture was stopped, because another file was opened.")
+
+
+@bpy.app.handlers.persistent
+def _on_load_post(*_) -> None:
+    """The new file has brought a window manager of its own."""
+    if _tracker:
+        _tracker.mirror(force=True)
+
+
+def register() -> None:
+    """Read what is on disk; with a window, start the timer and look for the backend."""
+    global _tracker
+    _tracker = Tracker()
+    bpy.app.handlers.load_pre.append(_on_load_pre)
+    bpy.app.handlers.load_post.append(_on_load_post)
+    if not bpy.app.background:
+        _ = _tracker.http
+        bpy.app.timers.register(_tick, first_interval=0.1, persistent=True)
+
+
+def unregister() -> None:
+    """Stop everything. Jobs go on in the backend."""
+    global _tracker
+    if bpy.app.timers.is_registered(_tick):
+        bpy.app.timers.unregister(_tick)
+    for handlers, handler in (
+        (bpy.app.handlers.load_pre, _on_load_pre),
+        (bpy.app.handlers.load_post, _on_load_post),
+    ):
+        if handler in handlers:
+            handlers.remove(handler)
+    if _tracker:
+        _tracker.close()
+        _tracker = None

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A clip file becomes an object in the open scene, at its place, selected, with the render settings that it needs."""
+
+import os
+
+import bpy
+from mathutils import Matrix
+
+from . import capture, point_cloud
+from .contract.clip import Clip, read_clip
+from .job_records import JobRecord
+
+
+def import_result(
+    context: bpy.types.Context, path: str | os.PathLike, record: JobRecord | None = None
+) -> tuple[bpy.types.Object, str]:
+    """Import the clip in `path` and return the new object and a sentence about it.
+
+    With a `record` the object stands where the source object stood when it was captured, begins at the same frame, and
+    lies in the same collection.
+
+    Raises:
+        BadFileError: the file is not a usable clip; nothing was added.
+        OSError: it cannot be read.
+    """
+    clip = read_clip(path)
+    scene = context.scene
+    source = capture.find_source(record) if record else None
+    splats = point_cloud.import_clip(
+        clip,
+        scene,
+        name=record.name if record else None,
+        collection=_collection(context, source),
+        start=record.frame_start if record else None,
+    )
+    if record and record.matrix_world:
+        splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
+    _select_alone(context, splats)
+    changed = point_cloud.ensure_scene_settings(scene)
+    return splats, _sentence(clip, splats, changed)
+
+
+def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
+    """Beside the source object where that is in this scene, else where new objects go."""
+    if source is not None and source.name in context.scene.objects:
+        in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
+        for collection in source.users_collection:
+            if collection in in_scene and collection.is_editable:
+                return collection
+    return context.collection
+
+
+def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
+    for obj in context.view_layer.objects.selected:
+        obj.select_set(False)
+    if splats.name in context.view_layer.objects:  # its collection may be excluded
+        context.view_layer.objects.active = splats
+        splats.select_set(True)
+
+
+def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:
+    text = f"Imported {splats.name}: {clip.count:,} Gaussians, {clip.frame_count} frames"
+    return f"{text}. Set for rendering: {', '.join(changed)}" if changed else text

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Thin verbs, one file per subject: `execute` calls blender_addon, reports, and returns."""
+
+from . import backend, files, generate, jobs, retime, scene
+
+MODULES = (backend, generate, jobs, files, scene, retime)
+
+
+def register() -> None:
+    """Register the operators of all files."""
+    for module in MODULES:
+        module.register()
+
+
+def unregister() -> None:
+    """Unregister them, last first."""
+    for module in reversed(MODULES):
+        module.unregister()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Import of clip files from disk: by the file browser, by drag and drop, or from a script."""
+
+import bpy
+from bpy.props import StringProperty
+
+from ..blender_addon import result_import
+from ..blender_addon.contract.arrays import BadFileError
+
+
+class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
+    bl_idname = "kinesplat.import_clip_file"
+    bl_label = "Import Clip"
+    bl_description = "Add a Kinesplat clip (.npz) to the scene as keyframed Gaussians"
+    bl_options = {"REGISTER", "UNDO"}
+
+    filepath: StringProperty(name="File", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode to import")
+            return False
+        return True
+
+    def invoke(self, context, event):
+        if self.filepath:  # dropped
+            return self.execute(context)
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context):
+        path = bpy.path.abspath(self.filepath)
+        try:
+            _, said = result_import.import_result(context, path)
+        except FileNotFoundError:
+            self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
+            return {"CANCELLED"}
+        except BadFileError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        except OSError as error:
+            self.report({"ERROR"}, f"{path} cannot be read: {error.strerror or error}")
+            return {"CANCELLED"}
+        self.report({"INFO"}, said)
+        return {"FINISHED"}
+
+
+class KINESPLAT_FH_clip(bpy.types.FileHandler):
+    bl_idname = "KINESPLAT_FH_clip"
+    bl_label = "Kinesplat Clip"
+    bl_import_operator = "kinesplat.import_clip_file"
+    bl_file_extensions = ".npz"
+
+    @classmethod
+    def poll_drop(cls, context):
+        return context.area is not None and context.area.type in {"VIEW_3D", "OUTLINER"}
+
+
+def _menu_entry(self, context) -> None:
+    self.layout.operator(KINESPLAT_OT_import_clip_file.bl_idname, text="Kinesplat Clip (.npz)")
+
+
+CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_FH_clip)
+
+
+def register() -> None:
+    """Also adds File > Import > Kinesplat Clip."""
+    for cls in CLASSES:
+        bpy.utils.register_class(cls)
+    bpy.types.TOPBAR_MT_file_import.append(_menu_entry)
+
+
+def unregister() -> None:
+    """Take all of it back."""
+    bpy.types.TOPBAR_MT_file_import.remove(_menu_entry)
+    for cls in reversed(CLASSES):
+        bpy.utils.unregister_class(cls)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be done with a job: cancel, retry, remove, import its result.
+
+Each takes the job's `uid`; without one it takes the job that is selected in the list.
+"""
+
+import bpy
+from bpy.props import StringProperty
+
+from ..blender_addon import job_tracker, result_import, settings
+from ..blender_addon.client import BackendError
+from ..blender_addon.contract.arrays import BadFileError
+from ..blender_addon.contract.requests import TERMINAL_STATES
+from ..blender_addon.job_board import GONE, REFUSED, WAITING, Row
+
+JOB_GONE = "This job is no longer in the list"
+COMMAND_TIMEOUT = 30.0  # seconds that background mode waits for the backend's answer
+
+
+class JobOperator:
+    """What the operators on a job have in common."""
+
+    bl_options = {"REGISTER"}
+
+    uid: StringProperty(name="Job", description="The job, by its uid", options={"HIDDEN", "SKIP_SAVE"})
+
+    @classmethod
+    def poll(cls, context):
+        if not context.window_manager.kinesplat.jobs:
+            cls.poll_message_set("There are no jobs yet: generate something first")
+            return False
+        return True
+
+    def row(self, context) -> Row | None:
+        """The job's row; where it is missing, that is reported."""
+        job = settings.active_job(context)
+        row = job_tracker.tracker().board.find(self.uid or (job.uid if job else ""))
+        if row is None:
+            self.report({"ERROR"}, JOB_GONE)
+        return row
+
+    def needs_backend(self) -> bool:
+        """Report where the backend is not there to be asked."""
+        tracker = job_tracker.tracker()
+        if bpy.app.background:
+            job_tracker.pump()  # the connection may have come meanwhile
+        if tracker.board.backend.state == "running":
+            return False
+        self.report({"ERROR"}, "The backend is not running: start it first")
+        return True
+
+
+class KINESPLAT_OT_cancel_job(JobOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.cancel_job"
+    bl_label = "Cancel Job"
+    bl_description = "End this job. What is done so far is kept for a retry"
+
+    def execute(self, context):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        if row.state not in ("queued", "running"):
+            self.report({"WARNING"}, f"{row.name} is not being worked on")
+            return {"CANCELLED"}
+        if self.needs_backend():
+            return {"CANCELLED"}
+        tracker = job_tracker.tracker()
+        tracker.http.cancel(row.job_id)
+        row.state = "cancelling"
+        return _settle(self, lambda: row.state in TERMINAL_STATES or row.state == GONE)
+
+
+class KINESPLAT_OT_retry_job(JobOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retry_job"
+    bl_label = "Retry Job"
+    bl_description = "Queue this job again. Stages that are done are not repeated"
+
+    def execute(self, context):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        if row.state not in ("failed", "cancelled", REFUSED, WAITING):
+            self.report({"WARNING"}, f"{row.name} has neither failed nor been cancelled")
+            return {"CANCELLED"}
+        if self.needs_backend():
+            return {"CANCELLED"}
+        tracker = job_tracker.tracker()
+        row.message = row.hint = ""
+        if row.job_id:
+            row.state, row.fraction, row.stage = "queued", 0.0, ""
+            tracker.http.retry(row.job_id)
+        else:
+            row.state = WAITING
+            tracker.http.submit(row.uid)
+        tracker.mirror()
+        return {"FINISHED"}
+
+
+class KINESPLAT_OT_remove_job(JobOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.remove_job"
+    bl_label = "Remove Job"
+    bl_description = "Remove this job and its result from the list and from the backend. Imported objects stay"
+
+    def invoke(self, context, event):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        record = job_tracker.tracker().board.record(row.uid)
+        if not row.has_result or (record and record.imported):
+            return self.execute(context)
+        return context.window_manager.invoke_confirm(
+            self,
+            event,
+            title="Remove this job?",
+            message="Its result has not been imported and will be gone.",
+            confirm_text="Remove",
+        )
+
+    def execute(self, context):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        if row.job_id and row.state in ("queued", "running", "cancelling"):
+            self.report({"WARNING"}, f"{row.name} is still being worked on: cancel it first")
+            return {"CANCELLED"}
+        if row.job_id and row.state != GONE and self.needs_backend():
+            return {"CANCELLED"}
+        tracker = job_tracker.tracker()
+        if row.job_id and row.state != GONE:
+            tracker.http.remove(row.job_id)
+        tracker.board.remove(row.uid)
+        tracker.mirror()
+        return {"FINISHED"}
+
+
+class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.import_result"
+    bl_label = "Import Result"
+    bl_description = "Add the result to the scene as keyframed Gaussians, where its source object stands"
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode to import")
+            return False
+        return super().poll(context)
+
+    def execute(self, context):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        if row.result is None:
+            if row.state != "succeeded":
+                self.report({"ERROR"}, f"{row.name} has no result to import")
+                return {"CANCELLED"}
+            if self.needs_backend():
+                return {"CANCELLED"}
+            tracker = job_tracker.tracker()
+            tracker.fetch(row)
+            if not bpy.app.background:
+                row.import_when_fetched = True
+                self.report({"INFO"}, f"{row.name} is being fetched and appears in the scene in a moment")
+                return {"CANCELLED"}  # nothing to undo yet
+            try:
+                job_tracker.wait(lambda: row.result is not None or row.fetching is None, COMMAND_TIMEOUT)
+            except BackendError as error:
+                self.report({"ERROR"}, f"{error} {error.hint}".strip())
+                return {"CANCELLED"}
+            if row.result is None:
+                self.report({"ERROR"}, f"{row.message} {row.hint}".strip())
+                return {"CANCELLED"}
+        tracker = job_tracker.tracker()
+        try:
+            splats, said = result_import.import_result(context, row.result, tracker.board.record(row.uid))
+        except FileNotFoundError:
+            row.result = None
+            self.report({"ERROR"}, f"The fetched result of {row.name} is gone: import it again to fetch it anew")
+            return {"CANCELLED"}
+        except (BadFileError, OSError) as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        tracker.board.count_import(row.uid)
+        self.report({"INFO"}, said)
+        return {"FINISHED"}
+
+
+def _settle(operator: bpy.types.Operator, is_done) -> set[str]:
+    """In a window the timer shows what comes of it; background mode waits for that."""
+    tracker = job_tracker.tracker()
+    if bpy.app.background:
+        try:
+            job_tracker.wait(is_done, COMMAND_TIMEOUT)
+        except BackendError as error:
+            operator.report({"ERROR"}, f"{error} {error.hint}".strip())
+            return {"CANCELLED"}
+    tracker.mirror()
+    return {"FINISHED"}
+
+
+CLASSES = (
+    KINESPLAT_OT_cancel_job,
+    KINESPLAT_OT_retry_job,
+    KINESPLAT_OT_remove_job,
+    KINESPLAT_OT_import_result,
+)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Retiming of the selected Gaussians. All of it changes one F-curve, which the Graph Editor shows as well."""
+
+import bpy
+from bpy.props import BoolProperty, FloatProperty, IntProperty
+
+from ..blender_addon import point_cloud, retime
+
+
+class SplatOperator:
+    """What the operators on the selected Gaussians have in common: `change` is called for each object."""
+
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        if not point_cloud.is_splat_object(context.active_object):
+            cls.poll_message_set("Select Gaussians that were imported with Kinesplat")
+            return False
+        return True
+
+    def change(self, context, splats) -> None:
+        """Change one object. Raises RetimeError with a sentence."""
+        raise NotImplementedError
+
+    def execute(self, context):
+        changed = 0
+        for splats in selected_splats(context):
+            try:
+                self.change(context, splats)
+                changed += 1
+            except (retime.RetimeError, ValueError, RuntimeError) as error:
+                self.report({"ERROR"}, str(error))
+        return {"FINISHED"} if changed else {"CANCELLED"}
+
+
+def selected_splats(context: bpy.types.Context) -> list[bpy.types.Object]:
+    """The active object and all other selected ones that hold Gaussians."""
+    chosen = [context.active_object, *context.selected_objects]
+    return [obj for obj in dict.fromkeys(chosen) if point_cloud.is_splat_object(obj)]
+
+
+class KINESPLAT_OT_loop_motion(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.loop_motion"
+    bl_label = "Loop"
+    bl_description = "Repeat the motion without end, before its first key and after its last"
+
+    def change(self, context, splats):
+        retime.loop(splats)
+
+
+class KINESPLAT_OT_ping_pong_motion(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.ping_pong_motion"
+    bl_label = "Ping-Pong"
+    bl_description = "Run the motion forth and back without end"
+
+    def change(self, context, splats):
+        retime.ping_pong(splats)
+
+
+class KINESPLAT_OT_hold_motion(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.hold_motion"
+    bl_label = "Hold"
+    bl_description = "Play the motion once: hold its first frame before, and its last frame after"
+
+    def change(self, context, splats):
+        retime.hold(splats)
+
+
+class KINESPLAT_OT_reverse_motion(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.reverse_motion"
+    bl_label = "Reverse"
+    bl_description = "Play the motion from its end to its beginning"
+
+    def change(self, context, splats):
+        retime.reverse(splats)
+
+
+class KINESPLAT_OT_fit_motion(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.fit_motion"
+    bl_label = "Fit to Range"
+    bl_description = "Stretch or squeeze the motion to a frame range, by default the scene's"
+
+    use_scene_range: BoolProperty(name="Scene Frame Range", default=True, options={"SKIP_SAVE"})
+    frame_start: IntProperty(name="Start", default=1, options={"SKIP_SAVE"})
+    frame_end: IntProperty(name="End", default=250, options={"SKIP_SAVE"})
+
+    def change(self, context, splats):
+        scene = context.scene
+        if self.use_scene_range:
+            self.frame_start, self.frame_end = scene.frame_start, scene.frame_end
+        retime.fit(splats, self.frame_start, self.frame_end)
+
+    def draw(self, context):
+        layout = self.layout
+        layout.use_property_split = True
+        layout.prop(self, "use_scene_range")
+        column = layout.column(align=True)
+        column.active = not self.use_scene_range
+        column.prop(self, "frame_start")
+        column.prop(self, "frame_end")
+
+
+class KINESPLAT_OT_set_speed(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.set_speed"
+    bl_label = "Set Speed"
+    bl_description = "Play faster or slower from the first key on. 1 is the speed at which the motion was captured"
+
+    speed: FloatProperty(name="Speed", default=1.0, min=0.01, soft_min=0.1, soft_max=4.0, max=100.0)
+
+    def invoke(self, context, event):
+        now = retime.timing(context.active_object)
+        if now is not None and not self.properties.is_property_set("speed"):
+            self.speed = now.speed
+        return context.window_manager.invoke_props_dialog(self)
+
+    def change(self, context, splats):
+        retime.set_speed(splats, self.speed)
+
+
+CLASSES = (
+    KINESPLAT_OT_loop_motion,
+    KINESPLAT_OT_ping_pong_motion,
+    KINESPLAT_OT_hold_motion,
+    KINESPLAT_OT_reverse_motion,
+    KINESPLAT_OT_fit_motion,
+    KINESPLAT_OT_set_speed,
+)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How Gaussians are drawn, and the scene settings without which they render wrongly."""
+
+import bpy
+from bpy.props import EnumProperty
+
+from ..blender_addon import point_cloud
+from .retime import SplatOperator
+
+DRAW_MODES = (
+    ("POINTS", "Points", "Colored points: fast, for blocking and scrubbing"),
+    ("QUADS", "Splats", "True Gaussians, turned towards the scene's camera"),
+    ("NATIVE", "Native", "True Gaussians drawn by Blender itself (5.3 and newer)"),
+)
+
+
+class KINESPLAT_OT_set_draw_mode(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.set_draw_mode"
+    bl_label = "Set Viewport Drawing"
+    bl_description = "Choose how the viewport draws the selected Gaussians. Renders always show true Gaussians"
+
+    mode: EnumProperty(name="Draw", items=DRAW_MODES, default="QUADS")
+
+    @classmethod
+    def description(cls, context, properties):
+        return next(text for key, _, text in DRAW_MODES if key == properties.mode)
+
+    def change(self, context, splats):
+        point_cloud.set_draw_mode(splats, viewport=self.mode)
+
+
+class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
+    bl_idname = "kinesplat.fix_scene_settings"
+    bl_label = "Fix Render Settings"
+    bl_description = "Set what Gaussians need for rendering in this scene, and leave everything else as it is"
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        if not point_cloud.scene_warnings(context.scene):
+            cls.poll_message_set("This scene renders Gaussians rightly already")
+            return False
+        return True
+
+    def execute(self, context):
+        changed = point_cloud.ensure_scene_settings(context.scene)
+        self.report({"INFO"}, f"Set: {', '.join(changed)}" if changed else "Nothing had to be changed")
+        return {"FINISHED"}
+
+
+CLASSES = (KINESPLAT_OT_set_draw_mode, KINESPLAT_OT_fix_scene_settings)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the user sees: the tab Kinesplat in the 3D viewport's sidebar. Reads properties, computes nothing, never raises."""
+
+from . import backend, generate, jobs, splats
+
+MODULES = (backend, generate, jobs, splats)
+
+
+def register() -> None:
+    """Register the panels in the order in which they stand."""
+    for module in MODULES:
+        module.register()
+
+
+def unregister() -> None:
+    """Unregister them, last first."""
+    for module in reversed(MODULES):
+        module.unregister()

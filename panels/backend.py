@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The backend's state, with the button that changes it."""
+
+import bpy
+
+from ..blender_addon import preferences
+from .layout import SidebarPanel, draw_sentence
+
+STATES = {  # text, icon
+    "running": ("Running", "CHECKMARK"),
+    "starting": ("Starting", "SORTTIME"),
+    "stopping": ("Stopping", "SORTTIME"),
+    "stopped": ("Not Running", "RADIOBUT_OFF"),
+    "problem": ("Not Available", "ERROR"),
+}
+FIXED_IN_PREFERENCES = ("not_installed", "not_allowed", "bad_address", "not_kinesplat", "wrong_token", "wrong_version")
+
+
+class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
+    bl_label = "Backend"
+
+    def draw_header_preset(self, context):
+        self.layout.operator("kinesplat.open_preferences", text="", icon="PREFERENCES", emboss=False)
+
+    def draw(self, context):
+        layout = self.layout
+        status = context.window_manager.kinesplat
+        state = status.backend_state
+        text, icon = STATES.get(state, STATES["stopped"])
+        is_local = preferences.get().backend == "LOCAL"
+
+        split = layout.split(factor=0.55)
+        row = split.row()
+        row.alert = state == "problem"
+        row.label(text=text, icon=icon)
+        if not is_local:
+            split.operator("kinesplat.connect", text="Connect")
+        elif state in ("running", "stopping"):
+            split.operator("kinesplat.stop_backend", text="Stop")
+        else:
+            split.operator("kinesplat.start_backend", text="Start")
+
+        if state in ("problem", "stopped") and status.backend_message and status.backend_code != "not_running":
+            draw_sentence(layout, context, status.backend_message)
+            if status.backend_hint:
+                draw_sentence(layout, context, status.backend_hint, icon="INFO")
+        if status.notice:
+            draw_sentence(layout, context, status.notice, icon="ERROR")
+            if status.notice_hint:
+                draw_sentence(layout, context, status.notice_hint, icon="INFO")
+        if status.backend_code in FIXED_IN_PREFERENCES:
+            layout.operator("kinesplat.open_preferences", text="Open Preferences", icon="PREFERENCES")
+
+
+CLASSES = (KINESPLAT_PT_backend,)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

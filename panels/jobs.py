@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The jobs: a list, and the selected one in detail with what can be done with it."""
+
+import bpy
+
+from ..blender_addon import settings
+from ..blender_addon.job_board import GONE, REFUSED, WAITING, time_left_text
+from .layout import SidebarPanel, draw_sentence
+
+STATES = {  # text, icon
+    WAITING: ("Waiting for Backend", "SORTTIME"),
+    REFUSED: ("Refused", "ERROR"),
+    "queued": ("Queued", "SORTTIME"),
+    "running": ("Running", "PLAY"),
+    "cancelling": ("Cancelling", "SORTTIME"),
+    "succeeded": ("Done", "CHECKMARK"),
+    "failed": ("Failed", "ERROR"),
+    "cancelled": ("Cancelled", "X"),
+    GONE: ("Gone", "QUESTION"),
+}
+UNKNOWN = ("", "BLANK1")
+MAX_ROWS = 5
+PREVIEW_SCALE = 7.0
+
+
+class KINESPLAT_UL_jobs(bpy.types.UIList):
+    def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0):
+        text, state_icon = STATES.get(item.state, UNKNOWN)
+        split = layout.split(factor=0.55)
+        split.label(text=item.name, icon=state_icon, translate=False)
+        if item.state == "running":
+            text = f"{100 * item.fraction:.0f} %"
+        row = split.row()
+        row.alignment = "RIGHT"
+        row.label(text=text)
+
+
+class KINESPLAT_PT_jobs(SidebarPanel, bpy.types.Panel):
+    bl_label = "Jobs"
+
+    def draw(self, context):
+        layout = self.layout
+        status = context.window_manager.kinesplat
+        if not status.jobs:
+            row = layout.row()
+            row.active = False
+            row.label(text="Nothing generated yet")
+            return
+        rows = min(max(len(status.jobs), 2), MAX_ROWS)
+        layout.template_list("KINESPLAT_UL_jobs", "", status, "jobs", status, "active_job", rows=rows)
+        job = settings.active_job(context)
+        if job is not None:
+            draw_job(layout, context, job)
+
+
+def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
+    """The selected job: picture, progress, what went wrong, and the buttons that make sense now."""
+    if job.preview_icon:
+        layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
+    draw_progress(layout, job)
+    if job.message:
+        draw_sentence(layout, context, job.message, icon="ERROR")
+    if job.hint:
+        draw_sentence(layout, context, job.hint, icon="INFO")
+
+    buttons = layout.row(align=True)
+
+    def button(operator: str, text: str, icon: str) -> None:
+        buttons.operator(operator, text=text, icon=icon).uid = job.uid
+
+    if job.has_result and not job.is_fetching:
+        buttons.scale_y = 1.3
+        button("kinesplat.import_result", "Import", "IMPORT")
+    if job.state in ("queued", "running"):
+        button("kinesplat.cancel_job", "Cancel", "X")
+    if job.state in ("failed", "cancelled", REFUSED):
+        button("kinesplat.retry_job", "Retry", "FILE_REFRESH")
+    if job.state not in ("queued", "running", "cancelling"):
+        button("kinesplat.remove_job", "Remove", "TRASH")
+
+
+def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) -> None:
+    """A bar while something moves; nothing where a picture of a finished job says it all."""
+    if job.is_fetching:
+        layout.progress(factor=job.fraction, text="Fetching the Result")
+    elif job.state in ("running", "cancelling"):
+        text = "Cancelling" if job.state == "cancelling" else job.stage or "Running"
+        layout.progress(factor=job.fraction, text=text, translate=False)
+        left = time_left_text(job.seconds_left) if job.state == "running" else ""
+        row = layout.row()
+        row.active = False
+        row.label(text=f"{100 * job.fraction:.0f} %", translate=False)
+        right = row.row()
+        right.alignment = "RIGHT"
+        right.label(text=left, translate=False)
+    elif job.state == WAITING and job.stage:
+        layout.progress(factor=job.fraction, text="Sending to the Backend")
+    elif job.state == "queued" and job.ahead:
+        text = "1 job comes first" if job.ahead == 1 else f"{job.ahead} jobs come first"
+        layout.label(text=text, icon="SORTTIME", translate=False)
+
+
+CLASSES = (KINESPLAT_UL_jobs, KINESPLAT_PT_jobs)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all panels share: their place, and sentences that fit into a narrow sidebar."""
+
+import textwrap
+
+import bpy
+
+CHARACTER_WIDTH = 6.6  # of Blender's default font, in pixels at scale 1; on the wide side, so that nothing is cut
+MARGIN = 70.0  # of a panel with an icon before the text
+
+
+class SidebarPanel:
+    """Place of all panels."""
+
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "Kinesplat"
+
+
+def draw_sentence(
+    layout: bpy.types.UILayout,
+    context: bpy.types.Context,
+    text: str,
+    icon: str = "BLANK1",
+    *,
+    alert: bool = False,
+) -> None:
+    """A sentence of any length, in as many lines as the sidebar's width asks for."""
+    scale = context.preferences.system.ui_scale
+    region = context.region
+    width = region.width / scale - MARGIN if region else 220.0
+    column = layout.column(align=True)
+    column.alert = alert
+    lines = textwrap.wrap(text, max(int(width / CHARACTER_WIDTH), 16)) or [""]
+    for index, line in enumerate(lines):
+        row = column.row()
+        row.scale_y = 0.8
+        row.label(text=line, icon=icon if index == 0 else "BLANK1", translate=False)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The selected Gaussians: how they are drawn, when they play, and what the scene lacks to render them."""
+
+import bpy
+
+from ..blender_addon import node_groups, point_cloud, retime
+from .layout import SidebarPanel, draw_sentence
+
+MODE_TEXTS = {"POINTS": "Points", "QUADS": "Splats", "NATIVE": "Native"}
+REPEAT_BUTTONS = (
+    ("HOLD", "kinesplat.hold_motion", "Hold"),
+    ("LOOP", "kinesplat.loop_motion", "Loop"),
+    ("PING_PONG", "kinesplat.ping_pong_motion", "Ping-Pong"),
+)
+
+
+class SplatPanel(SidebarPanel):
+    """Shown while Gaussians are active."""
+
+    @classmethod
+    def poll(cls, context):
+        return point_cloud.is_splat_object(context.active_object)
+
+
+class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
+    bl_label = "Gaussians"
+
+    def draw(self, context):
+        layout = self.layout
+        splats = context.active_object
+        draw_modes(layout, splats)
+        for warning in point_cloud.scene_warnings(context.scene):
+            draw_sentence(layout, context, warning, icon="ERROR")
+        if point_cloud.scene_warnings(context.scene):
+            layout.operator("kinesplat.fix_scene_settings", icon="CHECKMARK")
+
+
+class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
+    bl_label = "Timing"
+    bl_parent_id = "KINESPLAT_PT_splats"
+
+    def draw(self, context):
+        layout = self.layout
+        timing = retime.timing(context.active_object)
+        if timing is None:
+            draw_sentence(layout, context, "The input Frame has no keys, so the motion is not played", icon="INFO")
+            return
+        row = layout.row(align=True)
+        for repeat, operator, text in REPEAT_BUTTONS:
+            row.operator(operator, text=text, depress=timing.repeat == repeat)
+        row = layout.row(align=True)
+        row.operator("kinesplat.reverse_motion", icon="ARROW_LEFTRIGHT")
+        row.operator("kinesplat.fit_motion", icon="FULLSCREEN_ENTER")
+        layout.operator("kinesplat.set_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
+        row = layout.row()
+        row.active = False
+        row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+
+
+def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
+    """One button per way of drawing that this Blender has."""
+    current = point_cloud.draw_mode(splats)
+    row = layout.row(align=True)
+    for mode in node_groups.draw_modes():
+        row.operator("kinesplat.set_draw_mode", text=MODE_TEXTS[mode], depress=mode == current).mode = mode
+
+
+CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing)
+register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The extension as Blender loads it: one package with relative imports, registered, with folders of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = "kinesplat"
+
+
+def load_extension():
+    """The repository's root as the package `kinesplat`, loaded once per process."""
+    if PACKAGE not in sys.modules:
+        spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACKAGE] = module
+        spec.loader.exec_module(module)
+    return sys.modules[PACKAGE]
+
+
+@pytest.fixture
+def extension(tmp_path, monkeypatch):
+    """The extension, registered in an empty file, with its own data folder and a backend home that nobody else uses."""
+    bpy = pytest.importorskip("bpy")
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    module = load_extension()
+    preferences = importlib.import_module(f"{PACKAGE}.blender_addon.preferences")
+    monkeypatch.setattr(preferences, "data_folder", lambda: tmp_path / "addon")
+    monkeypatch.setenv("KINESPLAT_HOME", str(tmp_path / "home"))
+    entry = bpy.context.preferences.addons.new()
+    entry.module = PACKAGE
+    module.register()
+    try:
+        yield module
+    finally:
+        module.unregister()
+        bpy.context.preferences.addons.remove(entry)
+        bpy.ops.wm.read_factory_settings(use_empty=True)
+
+
+@pytest.fixture
+def part(extension):
+    """Modules of the registered extension by their path inside it, such as `blender_addon.job_tracker`."""
+    return lambda path: importlib.import_module(f"{PACKAGE}.{path}")

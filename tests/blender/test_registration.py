@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Enabling and disabling the extension: all is there, and nothing stays behind."""
+
+import threading
+
+import pytest
+
+bpy = pytest.importorskip("bpy")
+pytestmark = pytest.mark.blender
+
+OPERATORS = {
+    "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
+    "generate", "cancel_capture",
+    "cancel_job", "retry_job", "remove_job", "import_result", "import_clip_file",
+    "set_draw_mode", "fix_scene_settings",
+    "loop_motion", "ping_pong_motion", "hold_motion", "reverse_motion", "fit_motion", "set_speed",
+}  # fmt: skip
+
+
+def registered_names() -> set[str]:
+    return {name for name in dir(bpy.types) if name.startswith("KINESPLAT")}
+
+
+def test_every_operator_exists_and_explains_itself(extension) -> None:
+    assert set(dir(bpy.ops.kinesplat)) == OPERATORS
+    for name in OPERATORS:
+        rna = getattr(bpy.ops.kinesplat, name).get_rna_type()
+        assert rna.description, name
+        assert not rna.description.endswith("."), f"{name}: tooltips end without a full stop"
+        assert rna.name == rna.name.strip()
+        assert rna.name[0].isupper(), name
+
+
+def test_tooltips_of_settings_end_without_a_full_stop(extension) -> None:
+    for prop in bpy.context.scene.kinesplat.bl_rna.properties:
+        if prop.identifier not in ("rna_type", "name"):
+            assert prop.description, prop.identifier
+            assert not prop.description.endswith("."), prop.identifier
+
+
+def test_settings_have_the_bounds_of_the_contract(extension, part) -> None:
+    bounds = part("blender_addon.contract.requests").BOUNDS
+    properties = bpy.context.scene.kinesplat.bl_rna.properties
+    for name in ("seed", "frames", "resolution", "gaussians"):
+        assert properties[name].hard_min == bounds[name].minimum
+        assert properties[name].hard_max == bounds[name].maximum
+        assert properties[name].default == bounds[name].default
+    settings = bpy.context.scene.kinesplat
+    assert settings.preset == "preview"
+    settings.preset = "final"
+    assert settings.gaussians == part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["final"]
+
+
+def test_nothing_stays_behind(extension, part) -> None:
+    tracker = part("blender_addon.job_tracker")
+    tracker.pump()  # starts the thread
+    assert any(thread.name == "Kinesplat HTTP" for thread in threading.enumerate())
+    extension.unregister()
+    try:
+        assert registered_names() == set()
+        assert not hasattr(bpy.types.Scene, "kinesplat")
+        assert not hasattr(bpy.types.WindowManager, "kinesplat")
+        for handlers in (bpy.app.handlers.load_pre, bpy.app.handlers.load_post):
+            assert not any("kinesplat" in handler.__module__ for handler in handlers)
+        assert not bpy.app.timers.is_registered(tracker._tick)
+        assert not any(thread.name == "Kinesplat HTTP" for thread in threading.enumerate())
+    finally:
+        extension.register()
+
+
+def test_disabling_and_enabling_again(extension) -> None:
+    before = registered_names()
+    for _ in range(3):
+        extension.unregister()
+        extension.register()
+    assert registered_names() == before
+    assert bpy.context.window_manager.kinesplat.backend_state == "stopped"
+    assert bpy.ops.kinesplat.generate.poll() is False
