@@ -26,10 +26,14 @@ from mathutils import Matrix
 from . import node_groups, retime, versions
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, check_clip
+from .scene_settings import apply_frame_range as apply_frame_range  # this module is the door to the whole room
+from .scene_settings import ensure_scene_settings as ensure_scene_settings
+from .scene_settings import scene_warnings as scene_warnings
+from .splat_object import CLIP, UUID, description, frame_count, is_splat_object, set_draw_mode
+from .splat_object import draw_mode as draw_mode
+from .splat_object import playback_modifier as playback_modifier
 
 MODIFIER = "Kinesplat Playback"
-UUID = "kinesplat_uuid"  # custom properties of the object
-CLIP = "kinesplat_clip"
 
 _KEYS = {"FLOAT": "value", "FLOAT_VECTOR": "vector", "QUATERNION": "value"}  # of foreach_get and foreach_set
 _WIDTHS = {"FLOAT": 1, "FLOAT_VECTOR": 3, "QUATERNION": 4}
@@ -95,32 +99,6 @@ def import_clip(
     return splats
 
 
-def is_splat_object(obj: bpy.types.Object | None) -> bool:
-    """Whether an object holds time-varying Gaussians of this add-on (also a copy, a linked or an overridden one)."""
-    if obj is None or obj.type != "MESH":
-        return False
-    attributes = obj.data.attributes
-    return all(name in attributes for name in ("pos.0", "rot.0", "f_dc_0", "opacity"))
-
-
-def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | None:
-    """The modifier that plays the Gaussians, by what it does rather than by its name."""
-    for modifier in splats.modifiers:
-        if modifier.type == "NODES" and modifier.node_group is not None:
-            names = {item.name for item in modifier.node_group.interface.items_tree}
-            if {node_groups.FRAME, node_groups.LAST_FRAME} <= names:
-                return modifier
-    return None
-
-
-def set_draw_mode(splats: bpy.types.Object, *, viewport: str | None = None, render: str | None = None) -> None:
-    """Choose how the viewport and renders draw the Gaussians: `POINTS`, `QUADS` or `NATIVE`; None leaves it."""
-    modifier = playback_modifier(splats)
-    for menu, mode in ((node_groups.VIEWPORT, viewport), (node_groups.RENDER, render)):
-        if mode is not None:
-            versions.set_modifier_input(modifier, menu, node_groups.DRAW_MODES[mode])
-
-
 def clip_of_object(splats: bpy.types.Object) -> Clip:
     """The Gaussians of an object as a clip, with what was deleted or moved in Edit Mode.
 
@@ -135,9 +113,7 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
     attributes = mesh.attributes
     if not mesh.vertices:
         raise ValueError(f"{splats.name} has no Gaussians left.")
-    count = 0
-    while f"pos.{count}" in attributes and f"rot.{count}" in attributes:
-        count += 1
+    count = frame_count(splats)
 
     def read(name: str) -> np.ndarray:
         if name not in attributes:
@@ -157,7 +133,7 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
         coefficients += 1
     constant = np.stack([read(f"f_dc_{channel}") for channel in range(3)], axis=-1)
     sh = np.stack([constant, *(read(f"sh_{index}") for index in range(coefficients))], axis=1)
-    description = _description(splats)
+    about = description(splats)
     clip = Clip(
         means=means[0],
         quats=quats[0],
@@ -166,31 +142,13 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
         sh=sh,
         motion=FrameMotion(means, quats, moving_scales, moving_opacities),
         name=splats.name,
-        fps=description.get("fps", 24.0),
-        color_space=description.get("color_space", "srgb"),
-        to_object=np.array(description.get("to_object", np.eye(4)), np.float64),
-        provenance=description.get("provenance", {}),
+        fps=about.get("fps", 24.0),
+        color_space=about.get("color_space", "srgb"),
+        to_object=np.array(about.get("to_object", np.eye(4)), np.float64),
+        provenance=about.get("provenance", {}),
     )
     check_clip(clip, splats.name)
     return clip
-
-
-def frame_count(splats: bpy.types.Object) -> int:
-    """Number of stored frames."""
-    return sum(attribute.name.startswith("pos.") for attribute in splats.data.attributes)
-
-
-def clip_fps(splats: bpy.types.Object) -> float:
-    """Stored frames per second, as the clip was made."""
-    return float(_description(splats).get("fps", 24.0))
-
-
-def _description(splats: bpy.types.Object) -> dict:
-    try:
-        description = json.loads(splats.get(CLIP, "{}"))
-    except ValueError:
-        return {}
-    return description if isinstance(description, dict) else {}
 
 
 # Mesh and attributes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import bpy
 
-from . import node_groups, point_cloud, versions
+from . import node_groups, splat_object, versions
 
 REPEATS = ("HOLD", "LOOP", "PING_PONG")
 _CYCLE_MODES = {"LOOP": "REPEAT", "PING_PONG": "MIRROR"}
@@ -53,7 +53,7 @@ def create(splats: bpy.types.Object, scene: bpy.types.Scene, frame_count: int, f
 
 def timing(splats: bpy.types.Object) -> Timing | None:
     """How the object plays, or None where its input `Frame` has no keys."""
-    modifier = point_cloud.playback_modifier(splats)
+    modifier = splat_object.playback_modifier(splats)
     if modifier is None:
         return None
     fcurve = versions.find_fcurve(splats, versions.modifier_input_path(modifier, node_groups.FRAME))
@@ -67,7 +67,7 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     shown = max(key.co.y for key in fcurve.keyframe_points) - min(key.co.y for key in fcurve.keyframe_points)
     scene = bpy.context.scene
     seconds = (last - first) / scene_fps(scene)
-    speed = shown / point_cloud.clip_fps(splats) / seconds if seconds > 0 else 1.0
+    speed = shown / splat_object.clip_fps(splats) / seconds if seconds > 0 else 1.0
     return Timing(first, last, repeat, speed)
 
 
@@ -157,7 +157,7 @@ def scene_fps(scene: bpy.types.Scene) -> float:
 
 
 def _modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier:
-    modifier = point_cloud.playback_modifier(splats)
+    modifier = splat_object.playback_modifier(splats)
     if modifier is None:
         raise RetimeError(f"{splats.name} has lost the modifier that plays its Gaussians.")
     return modifier

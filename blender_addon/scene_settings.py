@@ -5,7 +5,7 @@ import math
 
 import bpy
 
-from . import node_groups, point_cloud, retime, versions
+from . import node_groups, retime, splat_object, versions
 from .contract.clip import Clip
 
 TRANSPARENT_BOUNCES = 128  # Gaussians behind each other that a ray can pass; Cycles begins with 8, which is far too few
@@ -31,7 +31,7 @@ def ensure_scene_settings(scene: bpy.types.Scene) -> list[str]:
 def scene_warnings(scene: bpy.types.Scene) -> list[str]:
     """What will spoil renders of Gaussians in this scene, one sentence each; quick enough for a panel."""
     warnings = []
-    splats = [obj for obj in scene.objects if point_cloud.is_splat_object(obj)]
+    splats = [obj for obj in scene.objects if splat_object.UUID in obj and splat_object.is_splat_object(obj)]
     if not splats:
         return warnings
     cycles = getattr(scene, "cycles", None)
@@ -42,13 +42,16 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
     if scene.camera is None:
         warnings.append("Quads face the scene's camera, and there is none")
     for obj in splats:
-        modifier = point_cloud.playback_modifier(obj)
+        modifier = splat_object.playback_modifier(obj)
         if modifier is None:
             warnings.append(f"{obj.name} has lost the modifier that plays it")
-        elif scene.view_settings.view_transform == "Raw" and versions.modifier_input(
-            modifier, node_groups.SCENE_LINEAR
-        ):
-            warnings.append(f"{obj.name} is too dark under the view transform Raw: switch off Scene Linear")
+        elif splat_object.description(obj).get("color_space") == "srgb":
+            is_raw = scene.view_settings.view_transform == "Raw"
+            converts = versions.modifier_input(modifier, node_groups.SCENE_LINEAR)
+            if is_raw and converts:
+                warnings.append(f"{obj.name} is too dark under the view transform Raw: switch off Scene Linear")
+            elif not is_raw and not converts:
+                warnings.append(f"{obj.name} is too bright: switch on Scene Linear, or use the view transform Raw")
     return warnings
 
 

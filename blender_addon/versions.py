@@ -48,7 +48,7 @@ def set_modifier_input(modifier: bpy.types.NodesModifier, name: str, value: obje
     else:
         items = _menu_items(modifier, identifier)
         modifier[identifier] = items[value] if items else value
-        modifier.id_data.update_tag()  # Blender does not look at custom properties by itself
+    modifier.id_data.update_tag()  # Blender does not notice by itself
 
 
 def _menu_items(modifier: bpy.types.NodesModifier, identifier: str) -> dict[str, int]:

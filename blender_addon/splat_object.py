@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An object that holds time-varying Gaussians: how it is known, what plays it, what it says about itself."""
+
+import json
+
+import bpy
+
+from . import node_groups, versions
+
+UUID = "kinesplat_uuid"  # custom properties of the object
+CLIP = "kinesplat_clip"
+
+
+def is_splat_object(obj: bpy.types.Object | None) -> bool:
+    """Whether an object holds time-varying Gaussians of this add-on (also a copy, a linked or an overridden one)."""
+    if obj is None or obj.type != "MESH":
+        return False
+    attributes = obj.data.attributes
+    return all(name in attributes for name in ("pos.0", "rot.0", "f_dc_0", "opacity"))
+
+
+def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | None:
+    """The modifier that plays the Gaussians, by what it does rather than by its name."""
+    for modifier in splats.modifiers:
+        if modifier.type == "NODES" and modifier.node_group is not None:
+            names = {item.name for item in modifier.node_group.interface.items_tree}
+            if {node_groups.FRAME, node_groups.LAST_FRAME} <= names:
+                return modifier
+    return None
+
+
+def set_draw_mode(splats: bpy.types.Object, *, viewport: str | None = None, render: str | None = None) -> None:
+    """Choose how the viewport and renders draw the Gaussians: `POINTS`, `QUADS` or `NATIVE`; None leaves it.
+
+    Raises:
+        ValueError: the object has no playback modifier, or its nodes cannot draw in that way.
+    """
+    modifier = playback_modifier(splats)
+    if modifier is None:
+        raise ValueError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+    for menu, mode in ((node_groups.VIEWPORT, viewport), (node_groups.RENDER, render)):
+        if mode is not None:
+            try:
+                versions.set_modifier_input(modifier, menu, node_groups.DRAW_MODES[mode])
+            except KeyError as error:
+                raise ValueError(f"{splats.name} cannot be drawn as {mode.lower()} in this Blender.") from error
+
+
+def draw_mode(splats: bpy.types.Object, *, render: bool = False) -> str | None:
+    """How the viewport (or renders) draw the Gaussians, or None where nothing plays them."""
+    modifier = playback_modifier(splats)
+    if modifier is None:
+        return None
+    shown = versions.modifier_input(modifier, node_groups.RENDER if render else node_groups.VIEWPORT)
+    return next((mode for mode, text in node_groups.DRAW_MODES.items() if text == shown), None)
+
+
+def frame_count(splats: bpy.types.Object) -> int:
+    """Number of stored frames."""
+    attributes = splats.data.attributes
+    count = 0
+    while f"pos.{count}" in attributes and f"rot.{count}" in attributes:
+        count += 1
+    return count
+
+
+def description(splats: bpy.types.Object) -> dict:
+    """What the clip said about itself: name, fps, color_space, to_object, provenance. Empty where it is gone."""
+    try:
+        found = json.loads(splats.get(CLIP, "{}"))
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def clip_fps(splats: bpy.types.Object) -> float:
+    """Stored frames per second, as the clip was made."""
+    fps = description(splats).get("fps")
+    return float(fps) if isinstance(fps, int | float) and fps > 0 else 24.0
