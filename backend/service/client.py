@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Calls on a running backend of this computer, for the command line."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+
+from backend.progress import UserError
+from backend.service import paths
+from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.requests import API_VERSION, file_sha256
+
+TIMEOUT = (3.0, 60.0)  # seconds to connect, to read
+WAIT_SECONDS = 10
+
+
+class CallError(UserError):
+    """The backend refused a call. `status` is that of HTTP, `problem` the whole answer."""
+
+    def __init__(self, status: int, problem: dict) -> None:
+        super().__init__(
+            str(problem.get("code", f"http_{status}")),
+            str(problem.get("detail") or f"The backend answered with error {status}."),
+            str(problem.get("hint", "")),
+        )
+        self.status = status
+        self.problem = problem
+
+
+class Client:
+    """A backend, found by its data directory."""
+
+    def __init__(self, home: Path) -> None:
+        """Raises UserError where no backend of our version runs for `home`."""
+        server = paths.read_server(paths.Home(home))
+        if server is None:
+            raise _not_running(home)
+        self.url = f"http://127.0.0.1:{server['port']}/v1"
+        self.session = requests.Session()
+        self.session.trust_env = False
+        try:
+            health = self._answer("GET", "/health").json()
+        except (UserError, ValueError) as error:
+            raise _not_running(home) from error
+        if health.get("product") != "kinesplat" or health.get("started") != server.get("started"):
+            raise _not_running(home)  # somebody else got the port since
+        if health.get("api_version") != API_VERSION:
+            raise UserError(
+                "wrong_version",
+                f"The backend that runs is version {health.get('version')}, which this command does not fit.",
+                "Restart the backend.",
+            )
+        self.version = health["version"]
+        try:
+            token = paths.Home(home).token.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise UserError(
+                "wrong_token", f"The backend's token in {home} cannot be read.", "Run this as the user who runs it."
+            ) from error
+        self.session.headers["Authorization"] = f"Bearer {token}"
+
+    def capabilities(self) -> dict:
+        """What the backend can do."""
+        return self._answer("GET", "/capabilities").json()
+
+    def upload(self, path: Path, sha256: str | None = None) -> str:
+        """Send a file unless it is there; returns its sha256."""
+        sha256 = sha256 or file_sha256(path)
+        try:
+            self._answer("HEAD", f"/blobs/{sha256}")
+        except CallError as error:
+            if error.status != 404:
+                raise
+            with open(path, "rb") as file:
+                self._answer("PUT", f"/blobs/{sha256}", data=file)
+        return sha256
+
+    def submit(self, request: dict, key: str, client: str | None = None) -> dict:
+        """Queue a request."""
+        body = {"request": request, "client": client}
+        return self._answer("POST", "/jobs", json=body, headers={"Idempotency-Key": key}).json()
+
+    def jobs(self, **filters: object) -> list[dict]:
+        """Jobs, newest first; `state`, `client`, `limit`."""
+        return self._answer("GET", "/jobs", params=filters).json()["jobs"]
+
+    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict | None:
+        """One job; with `after_rev` None where it has not changed within `wait` seconds."""
+        params = {} if after_rev is None else {"after_rev": after_rev, "wait": wait}
+        answer = self._answer("GET", f"/jobs/{job_id}", params=params)
+        return None if answer.status_code == 204 else answer.json()
+
+    def watch(self, job_id: str, on_change: Callable[[dict], None] = lambda job: None) -> dict:
+        """Wait until a job has ended; returns it."""
+        job = self.job(job_id)
+        while True:
+            on_change(job)
+            if job["finished"] is not None:
+                return job
+            while (changed := self.job(job_id, job["rev"], WAIT_SECONDS)) is None:
+                pass
+            job = changed
+
+    def cancel(self, job_id: str) -> dict:
+        """Cancel a job."""
+        return self._answer("POST", f"/jobs/{job_id}/cancel").json()
+
+    def retry(self, job_id: str) -> dict:
+        """Queue a job again."""
+        return self._answer("POST", f"/jobs/{job_id}/retry").json()
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended."""
+        self._answer("DELETE", f"/jobs/{job_id}")
+
+    def log(self, job_id: str) -> str:
+        """A job's log."""
+        text, offset = b"", 0
+        while True:
+            answer = self._answer("GET", f"/jobs/{job_id}/log", params={"offset": offset})
+            if not answer.content:
+                return text.decode(errors="replace")
+            text += answer.content
+            offset = int(answer.headers["X-Next-Offset"])
+
+    def fetch(self, job_id: str, path: Path) -> int:
+        """Write a job's result to `path` in one step; returns its size."""
+        with self._answer("GET", f"/jobs/{job_id}/result", stream=True) as answer:
+            sha256 = answer.headers["ETag"].strip('"')
+            with atomic_file(path) as file:
+                try:
+                    for chunk in answer.iter_content(1 << 18):
+                        file.write(chunk)
+                except requests.RequestException as error:
+                    raise UserError("cut_off", "The connection broke in the middle.", "Fetch it again.") from error
+                size = file.tell()
+                file.flush()
+                if file_sha256(file.name) != sha256:
+                    raise UserError("damaged_result", "The result arrived damaged.", "Fetch it again.")
+        return size
+
+    def shut_down(self) -> None:
+        """End the backend."""
+        self._answer("POST", "/shutdown")
+
+    def _answer(self, method: str, path: str, **options) -> requests.Response:
+        try:
+            answer = self.session.request(method, self.url + path, timeout=TIMEOUT, allow_redirects=False, **options)
+        except requests.RequestException as error:
+            raise UserError("not_running", "The backend does not answer.", "Start it with: serve") from error
+        if answer.status_code < 300:
+            return answer
+        problem: dict = {}
+        with contextlib.suppress(ValueError):
+            problem = answer.json()
+        raise CallError(answer.status_code, problem if isinstance(problem, dict) else {})
+
+
+def _not_running(home: Path) -> UserError:
+    return UserError(
+        "not_running",
+        f"No backend runs for the data directory {home}.",
+        "Start one with 'python -m backend serve', or name another directory with --home.",
+    )

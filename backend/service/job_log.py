@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One text file per job that says what its attempts did. A log that cannot be written stops nobody."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_BYTES = 1 << 20
+MAX_MESSAGE = 20_000  # characters
+
+
+class JobLog:
+    """The log of one job. Several processes may add to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, message: str) -> None:
+        """Add one message with the time (UTC)."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        text = f"{stamp} {message[:MAX_MESSAGE]}\n".encode(errors="replace")
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and self.path.stat().st_size + len(text) > MAX_BYTES:
+                return
+            with open(self.path, "ab") as file:
+                file.write(text)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """While the block lasts the messages of Python's `logging` from INFO on come here too."""
+        handler = _Handler(self)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, job_log: JobLog) -> None:
+        super().__init__(logging.INFO)
+        self.job_log = job_log
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.job_log.write(self.format(record))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the service keeps its data: one directory on a local disk, readable by its owner alone."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.progress import UserError
+from blender_addon.contract.arrays import atomic_file
+
+HOME_VARIABLE = "KINESPLAT_HOME"
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
+
+
+@dataclass(frozen=True)
+class Home:
+    """The data directory and the names in it."""
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """The queue."""
+        return self.folder / "jobs.sqlite3"
+
+    @property
+    def token(self) -> Path:
+        """The secret that every call must show."""
+        return self.folder / "token"
+
+    @property
+    def server(self) -> Path:
+        """Who runs and where: the port file."""
+        return self.folder / "server.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor while it lives."""
+        return self.folder / "lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the worker while it lives."""
+        return self.folder / "worker.lock"
+
+    @property
+    def blobs(self) -> Path:
+        """Content by its sha256."""
+        return self.folder / "blobs"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder per job."""
+        return self.folder / "jobs"
+
+    @property
+    def logs(self) -> Path:
+        """What the processes say."""
+        return self.folder / "logs"
+
+    def work(self, job_id: str) -> Path:
+        """A job's checkpoints."""
+        return self.jobs / job_id / "work"
+
+    def preview(self, job_id: str) -> Path:
+        """A job's newest preview picture."""
+        return self.jobs / job_id / "preview.jpg"
+
+    def log(self, job_id: str) -> Path:
+        """A job's log."""
+        return self.jobs / job_id / "log.txt"
+
+    def forget(self, job_id: str) -> None:
+        """Remove a job's folder."""
+        shutil.rmtree(self.jobs / job_id, ignore_errors=True)
+
+    def forget_work(self, job_id: str) -> None:
+        """Remove a job's checkpoints."""
+        shutil.rmtree(self.work(job_id), ignore_errors=True)
+
+
+def home_folder(override: str | os.PathLike | None = None) -> Path:
+    """The data directory: `override`, else KINESPLAT_HOME, else the system's place for a user's data."""
+    import platformdirs
+
+    chosen = override or os.environ.get(HOME_VARIABLE) or platformdirs.user_data_dir("kinesplat", appauthor=False)
+    return Path(chosen).expanduser().absolute()
+
+
+def prepare(home: Home) -> None:
+    """Make the directory and see that it can be used.
+
+    Raises:
+        UserError: it cannot be written, or lies on a network drive, where SQLite cannot guard the queue.
+    """
+    try:
+        home.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a disk without owners, such as exFAT
+            home.folder.chmod(0o700)
+        for folder in (home.blobs, home.jobs, home.logs):
+            folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=home.folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            "home_not_writable",
+            f"The data directory {home.folder} cannot be written: {error.strerror or error}.",
+            f"Choose another one with --home or {HOME_VARIABLE}.",
+        ) from error
+    if (kind := file_system(home.folder)) in NETWORK_FILE_SYSTEMS:
+        raise UserError(
+            "home_on_network",
+            f"The data directory {home.folder} lies on a network drive ({kind}), where the queue is not safe.",
+            f"Choose a folder on a local disk with --home or {HOME_VARIABLE}.",
+        )
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system that `folder` lies on, in lower case; empty where it cannot be told."""
+    import psutil
+
+    resolved = folder.resolve()
+    try:
+        partitions = psutil.disk_partitions(all=True)
+    except OSError:
+        return ""
+    holding = [part for part in partitions if resolved.is_relative_to(part.mountpoint)]
+    # The longest mount point wins, and of mounts on one point the last.
+    return (
+        max(enumerate(holding), key=lambda item: (len(item[1].mountpoint), item[0]))[1].fstype.lower()
+        if holding
+        else ""
+    )
+
+
+def ensure_token(home: Home) -> str:
+    """The token of this data directory, made on first use with mode 0600."""
+    with contextlib.suppress(FileNotFoundError):
+        if token := home.token.read_text(encoding="ascii").strip():
+            return token
+        home.token.unlink()  # a crash left it empty
+    handle = os.open(home.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    token = secrets.token_hex(32)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return token
+
+
+def write_server(home: Home, server: dict) -> None:
+    """Write the port file in one step; `atomic_file` makes it with mode 0600."""
+    with atomic_file(home.server) as file:
+        file.write(json.dumps(server).encode())
+
+
+def read_server(home: Home) -> dict | None:
+    """What the port file says; None where there is none or it cannot be read."""
+    try:
+        server = json.loads(home.server.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return server if isinstance(server, dict) and isinstance(server.get("port"), int) else None
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def disk_full(folder: Path) -> UserError:
+    """The sentence about a full disk."""
+    return UserError(
+        "disk_full",
+        f"There is too little free space on the disk of {folder}.",
+        "Free some space or remove old jobs, then try again: nothing is lost.",
+    )

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What may be sent to the API and what comes back, as pydantic models. Limits come from the contract alone."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from backend.service.queue import Job
+from blender_addon.contract import requests as contract
+from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.orbit import Cameras
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", strict=True)]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$", strict=True)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Matrix4 = Annotated[list[Annotated[list[Number], Field(min_length=4, max_length=4)]], Field(min_length=4, max_length=4)]
+Matrix3 = Annotated[list[Annotated[list[Number], Field(min_length=3, max_length=3)]], Field(min_length=3, max_length=3)]
+
+
+def bounded(name: str, kind: type) -> object:
+    """A number within the contract's bounds."""
+    bound = contract.BOUNDS[name]
+    return Annotated[kind, Field(ge=bound.minimum, le=bound.maximum, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """No unknown members, no conversion of types (a whole number may stand for a float)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SettingsModel(Strict):
+    """`settings` of a request."""
+
+    seed: bounded("seed", int)
+    preset: Literal[contract.PRESETS]
+    gaussians: bounded("gaussians", int)
+    fps: bounded("fps", float)
+
+
+class CamerasModel(Strict):
+    """`orbit.Cameras.to_json()`, held against the contract's own rules for usable cameras."""
+
+    camera_to_world: list[Matrix4]
+    Ks: list[Matrix3]
+    times: list[Number]
+    width: bounded("resolution", int)
+    height: bounded("resolution", int)
+
+    @model_validator(mode="after")
+    def check(self) -> "CamerasModel":
+        """Matrices are cameras, sizes are square."""
+        try:
+            Cameras.from_json(self.model_dump())
+        except (BadFileError, OverflowError) as error:
+            raise ValueError(str(error)) from error
+        if self.width != self.height:
+            raise ValueError("pictures must be square")
+        return self
+
+
+class OrbitModel(Strict):
+    """Pictures and their cameras."""
+
+    frames: Annotated[list[Sha256], Field(min_length=1, max_length=int(contract.BOUNDS["frames"].maximum))]
+    cameras: CamerasModel
+
+    @model_validator(mode="after")
+    def check(self) -> "OrbitModel":
+        """One camera per picture."""
+        if len(self.frames) != len(self.cameras.times):
+            raise ValueError(f"there are {len(self.frames)} frames and {len(self.cameras.times)} cameras")
+        return self
+
+
+class InputsModel(Strict):
+    """`inputs` of a request of kind `orbit`."""
+
+    moving: OrbitModel
+    static: OrbitModel | None
+    surface: Sha256 | None
+    to_object: Matrix4
+
+    @field_validator("moving")
+    @classmethod
+    def enough_frames(cls, moving: OrbitModel) -> OrbitModel:
+        """Motion needs several frames."""
+        minimum = int(contract.BOUNDS["frames"].minimum)
+        if len(moving.frames) < minimum:
+            raise ValueError(f"a moving orbit needs at least {minimum} frames")
+        return moving
+
+    @field_validator("to_object")
+    @classmethod
+    def invertible(cls, matrix: list) -> list:
+        """The clip must be placeable."""
+        with np.errstate(all="ignore"):
+            determinant = abs(np.linalg.det(np.array(matrix)[:3, :3]))
+        if not (np.isfinite(determinant) and determinant > 1e-30):
+            raise ValueError("to_object cannot be inverted")
+        return matrix
+
+
+class RequestModel(Strict):
+    """What the add-on asks for: see `blender_addon/contract/requests.py`."""
+
+    kind: Literal[contract.KINDS]
+    name: Annotated[str, Field(min_length=1, max_length=contract.MAX_NAME_LENGTH)]
+    pipeline: Literal[tuple(contract.PIPELINES.values())]
+    settings: SettingsModel
+    inputs: InputsModel
+
+    @field_validator("name")
+    @classmethod
+    def printable(cls, name: str) -> str:
+        """It is shown, logged and put into a file name."""
+        if not name.strip() or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
+            raise ValueError("the name must be printable text")
+        return name
+
+    @model_validator(mode="after")
+    def pipeline_of_kind(self) -> "RequestModel":
+        """Each kind has its pipeline."""
+        if contract.PIPELINES[self.kind] != self.pipeline:
+            raise ValueError(f"requests of kind {self.kind} go to pipeline {contract.PIPELINES[self.kind]}")
+        return self
+
+
+class SubmitModel(Strict):
+    """Body of POST /v1/jobs."""
+
+    request: RequestModel
+    client: Label | None = None
+
+
+class ErrorModel(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    title: str
+    detail: str
+    hint: str
+
+
+class ResultModel(BaseModel):
+    """A job's clip."""
+
+    sha256: str
+    size: int
+
+
+class JobModel(BaseModel):
+    """A job as clients see it."""
+
+    id: str
+    kind: str
+    name: str
+    client: str
+    state: Literal[contract.JOB_STATES]
+    stage: str
+    step: int
+    total: int
+    fraction: float
+    seconds_left: float | None
+    rev: int
+    preview_rev: int
+    attempt: int
+    ahead: int
+    created: float
+    started: float | None
+    finished: float | None
+    error: ErrorModel | None
+    result: ResultModel | None
+
+    @classmethod
+    def of(cls, job: Job, ahead: int = 0) -> "JobModel":
+        """Of a row."""
+        shared = {name: getattr(job, name) for name in cls.model_fields if name not in ("ahead", "error", "result")}
+        error = result = None
+        if job.error_code is not None:
+            error = ErrorModel(
+                code=job.error_code, title="The job failed", detail=job.error_detail, hint=job.error_hint
+            )
+        if job.result_sha256 is not None:
+            result = ResultModel(sha256=job.result_sha256, size=job.result_size)
+        return cls(**shared, ahead=ahead, error=error, result=result)
+
+
+class JobsModel(BaseModel):
+    """Several jobs, newest first."""
+
+    jobs: list[JobModel]
+
+
+class BlobModel(BaseModel):
+    """A stored blob."""
+
+    sha256: str
+    size: int
+
+
+class HealthModel(BaseModel):
+    """Who answers here."""
+
+    product: Literal["kinesplat"]
+    version: str
+    api_version: int
+    pid: int
+    started: float
+
+
+class BoundModel(BaseModel):
+    """Default and inclusive limits of one number."""
+
+    default: float
+    minimum: float
+    maximum: float
+
+
+class LimitsModel(BaseModel):
+    """Sizes in bytes."""
+
+    blob_bytes: int
+    json_bytes: int
+
+
+class CapabilitiesModel(BaseModel):
+    """What this backend can do."""
+
+    version: str
+    api_version: int
+    kinds: list[str]
+    pipelines: dict[str, str]
+    presets: list[str]
+    gaussians_by_preset: dict[str, int]
+    bounds: dict[str, BoundModel]
+    device: dict | None
+    limits: LimitsModel
+    free_bytes: int
