@@ -7,11 +7,11 @@ Distances are geodesic (along the graph of nearest neighbours), so that a leg do
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
+from backend.splatting.rasterize.compiled import kernel
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 GRAPH_NEIGHBOURS = 8
@@ -90,7 +90,7 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:  # [M, 3] -> 
     return _farthest_points(np.ascontiguousarray(points, np.float32), count)
 
 
-@njit(cache=True, nogil=True)
+@kernel("int64[::1](float32[:,::1], int64)")
 def _farthest_points(points, count):
     total = points.shape[0]
     chosen = np.empty(count, np.int64)
@@ -103,7 +103,7 @@ def _farthest_points(points, count):
         d = (points[i, 0] - centre[0]) ** 2 + (points[i, 1] - centre[1]) ** 2 + (points[i, 2] - centre[2]) ** 2
         if d > farthest:
             best, farthest = i, d
-    nearest = np.full(total, np.float32(np.inf))
+    nearest = np.full(total, np.float32(1e30))
     for k in range(count):
         chosen[k] = best
         x, y, z = points[best, 0], points[best, 1], points[best, 2]

@@ -9,13 +9,14 @@ float32 and contiguous, indices int32. The sums run in a fixed order: same input
 import numpy as np
 from numba import njit
 
+from backend.splatting.rasterize.compiled import FASTMATH, kernel
+
 POSE_SIZE = 16
-_OPTIONS = {"cache": True, "fastmath": True, "error_model": "numpy", "nogil": True}
-_EXACT = {**_OPTIONS, "fastmath": False}  # fast square roots are off by a bit, and no motion must be none exactly
 _F = np.float32
+_POSES, _TABLE, _INDEX = "float32[:,:,::1]", "float32[:,::1]", "int32[:,::1]"  # types of arguments
 
 
-@njit(**_OPTIONS)
+@njit(fastmath=FASTMATH, error_model="numpy")
 def _blend_poses(pose, index, weights, n, blended):
     """Weighted sum of a Gaussian's poses, quaternions turned to the side of the first."""
     for c in range(16):
@@ -38,7 +39,7 @@ def _blend_poses(pose, index, weights, n, blended):
             blended[c] += weight * pose[b, c]
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_POSES}, {_INDEX}, {_TABLE}, {_TABLE}, {_TABLE}, {_POSES}, {_POSES})")
 def blend_forward(poses, index, weights, means, quats, out_means, out_quats):
     """Move Gaussians.
 
@@ -60,7 +61,7 @@ def blend_forward(poses, index, weights, means, quats, out_means, out_quats):
             out_quats[t, n, 3] = aw * bz + ax * by - ay * bx + az * bw
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_POSES}, {_INDEX}, {_TABLE}, {_TABLE}, {_TABLE}, {_POSES}, {_POSES}, {_POSES}, {_TABLE}, {_TABLE})")
 def blend_backward(
     poses, index, weights, means, quats, grad_out_means, grad_out_quats, grad_poses, grad_means, grad_quats
 ):
@@ -112,7 +113,8 @@ def blend_backward(
                     grad_poses[t, b, c] += weight * g[c]
 
 
-@njit(**_EXACT)
+# Fast square roots are off by a bit, and no motion must be none exactly.
+@kernel(f"void({_POSES}, {_TABLE}, {_POSES})", fastmath=set())
 def poses_forward(offsets, points, poses):
     """Six numbers per control point -> pose about that point.
 
@@ -134,7 +136,7 @@ def poses_forward(offsets, points, poses):
             p[12], p[13], p[14], p[15] = w, x, y, z
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_POSES}, {_TABLE}, {_POSES}, {_POSES})")
 def poses_backward(poses, points, grad_poses, grad_offsets):
     """Vector-Jacobian product of `poses_forward` for offsets; writes grad_offsets [T, B, 6]."""
     for t in range(poses.shape[0]):
@@ -158,7 +160,7 @@ def poses_backward(poses, points, grad_poses, grad_offsets):
             grad_offsets[t, b, 5] = _F(0.5) * w * (gz - along * z)
 
 
-@njit(**_OPTIONS)
+@kernel(f"float64({_POSES}, {_TABLE}, {_INDEX}, float32[::1], float32, float32, {_POSES})")
 def rigidity(poses, points, edges, edge_weights, weight_length, weight_turn, grad_poses):
     """As-rigid-as-possible energy between neighbouring control points, and its gradient in one pass.
 

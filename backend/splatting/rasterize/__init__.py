@@ -83,7 +83,7 @@ def rasterize(
         from backend.splatting.rasterize.cpu import describe, rasterize_cpu
 
         pictures, alphas, splats = rasterize_cpu(scene, width, height, near_plane, eps2d)
-        meta = describe(splats, scene.batch, cameras)
+        meta = describe(splats.view(*scene.batch, cameras, *splats.shape[1:]))
     shape = (*scene.batch, cameras, height, width)
     pictures, alphas = pictures.reshape(*shape, 3), alphas.reshape(*shape, 1)
     if backgrounds is not None:
@@ -94,7 +94,8 @@ def rasterize(
 
 def warm_up(on_message: Callable[[str], None] | None = None) -> None:
     """Compile the CPU kernels unless this computer has them already (about 15 s, once); `on_message` hears of it."""
-    from backend.splatting.rasterize import cpu  # noqa: F401 - registers all kernels
+    from backend.splatting import control_points, motion_kernels  # noqa: F401 - these register all kernels
+    from backend.splatting.rasterize import cpu  # noqa: F401
     from backend.splatting.rasterize.compiled import compile_all
 
     compile_all(on_message)
