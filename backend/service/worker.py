@@ -277,13 +277,12 @@ def as_user_error(error: BaseException, home: Path) -> UserError:
 
 
 def describe_device() -> dict | None:
-    """What the pipelines run on; None as long as they have not loaded torch."""
+    """What the pipelines run on, and the GPU that torch sees; None as long as they have not loaded torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    if torch.cuda.is_available():
-        return {"type": "cuda", "name": torch.cuda.get_device_name(0), "torch": torch.__version__}
-    return {"type": "cpu", "name": f"{os.cpu_count()} cores", "torch": torch.__version__}
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"type": "cpu", "name": f"{os.cpu_count()} cores", "gpu": gpu, "torch": torch.__version__}
 
 
 def _device_is_lost(error: BaseException) -> bool:

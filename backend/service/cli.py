@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands `serve`, `doctor` and `jobs`. Heavy modules are imported by the command that needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, PRESETS
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+USAGE_EXIT = 2
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the service's commands; each sets `func`, a callable from the parsed options to the exit code."""
+    home = argparse.ArgumentParser(add_help=False)
+    home.add_argument(
+        "--home", type=Path, metavar="DIR", help="data directory (default: KINESPLAT_HOME, else the system's place)"
+    )
+
+    serve = commands.add_parser("serve", parents=[home], help="run the backend for Blender, until Ctrl-C")
+    serve.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: any free one)")
+    serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="only this computer is allowed so far")
+    serve.add_argument(
+        "--min-free-gb", type=float, default=1.0, metavar="GB", help="leave this much disk space free (default: 1)"
+    )
+    serve.set_defaults(func=run_serve)
+
+    doctor = commands.add_parser("doctor", parents=[home], help="check whether everything that is needed works")
+    doctor.set_defaults(func=run_doctor)
+
+    jobs = commands.add_parser("jobs", help="submit, watch, cancel, fetch and list jobs of a running backend")
+    verbs = jobs.add_subparsers(metavar="VERB", required=True)
+
+    submit = verbs.add_parser("submit", parents=[home], help="submit a moving orbit")
+    submit.add_argument("--orbit", type=Path, required=True, metavar="FOLDER", help="the moving orbit")
+    submit.add_argument("--static", type=Path, metavar="FOLDER", help="the subject from all sides at time 0")
+    submit.add_argument("--surface", type=Path, metavar="FILE", help="surface samples at time 0 (.npz)")
+    submit.add_argument("--name", help="name of the job (default: the folder's)")
+    submit.add_argument("--preset", choices=PRESETS, default="preview")
+    submit.add_argument("--gaussians", type=int, metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}")
+    submit.add_argument("--seed", type=int, default=int(BOUNDS["seed"].default))
+    submit.add_argument("--fps", type=float, default=BOUNDS["fps"].default)
+    submit.add_argument("--watch", action="store_true", help="wait for its end and show its progress")
+    submit.add_argument("--out", type=Path, metavar="CLIP.npz", help="wait for its end and write the clip here")
+    submit.set_defaults(func=run_submit)
+
+    for verb, text, func in (
+        ("watch", "show a job's progress until it ends", run_watch),
+        ("cancel", "cancel a job", run_cancel),
+        ("fetch", "write a job's clip to a file", run_fetch),
+    ):
+        parser = verbs.add_parser(verb, parents=[home], help=text)
+        parser.add_argument("job", metavar="JOB", help="the job's id, or its first characters")
+        if verb == "fetch":
+            parser.add_argument("--out", type=Path, required=True, metavar="CLIP.npz")
+        parser.set_defaults(func=func)
+
+    listing = verbs.add_parser("list", parents=[home], help="list the newest jobs")
+    listing.add_argument("--limit", type=int, default=20, metavar="N")
+    listing.set_defaults(func=run_list)
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Run the service in the foreground."""
+    from backend.progress import UserError
+    from backend.service.paths import home_folder
+    from backend.service.settings import GIGABYTE, Settings
+    from backend.service.supervisor import AlreadyRunningError, serve
+
+    if options.listen not in LOOPBACK:
+        return refuse(
+            f"The backend does not listen on {options.listen}: other computers need an encrypted connection, which this "
+            "version does not offer. Use an SSH tunnel: ssh -L PORT:127.0.0.1:PORT this-computer"
+        )
+    if not 0 <= options.port <= 65535:
+        return refuse("A port is a number from 0 to 65535.")
+    if options.min_free_gb < 0:
+        return refuse("The free disk space cannot be negative.")
+    settings = Settings(home_folder(options.home), port=options.port, min_free=int(options.min_free_gb * GIGABYTE))
+    try:
+        serve(settings, lambda line: print(line, flush=True))
+    except AlreadyRunningError as error:
+        return refuse(f"{error} {error.hint}")
+    except UserError as error:
+        print(f"{error} {error.hint}".rstrip(), file=sys.stderr)
+        return 1
+    print("The backend has ended. Its jobs are kept.", flush=True)
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Check the installation; exit code 1 where something that is needed does not work."""
+    from backend.service.doctor import examine
+    from backend.service.paths import home_folder
+
+    return examine(home_folder(options.home))
+
+
+def run_submit(options: argparse.Namespace) -> int:
+    """Send an orbit folder as a request."""
+    import uuid
+
+    from blender_addon.contract.orbit import frame_name, read_orbit_json
+    from blender_addon.contract.requests import orbit_request
+
+    client = connect(options)
+
+    def orbit(folder: Path | None) -> dict | None:
+        if folder is None:
+            return None
+        cameras = read_orbit_json(folder)
+        frames = [client.upload(folder / frame_name(index)) for index in range(len(cameras.times))]
+        return {"frames": frames, "cameras": cameras.to_json()}
+
+    moving, static = orbit(options.orbit), orbit(options.static)
+    request = orbit_request(
+        options.name or options.orbit.resolve().name,
+        moving,
+        static,
+        client.upload(options.surface) if options.surface else None,
+        [[float(row == column) for column in range(4)] for row in range(4)],
+        preset=options.preset,
+        gaussians=options.gaussians,
+        seed=options.seed,
+        fps=options.fps,
+    )
+    job = client.submit(request, str(uuid.uuid4()), "command-line")
+    print(job["id"], flush=True)
+    if not (options.watch or options.out):
+        return 0
+    job = watch(client, job["id"])
+    if job["state"] == "succeeded" and options.out:
+        client.fetch(job["id"], options.out)
+        print(options.out)
+    return outcome(job)
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Follow a job to its end. Ctrl-C ends the watching, not the job."""
+    client = connect(options)
+    job_id = find(client, options.job)
+    try:
+        return outcome(watch(client, job_id))
+    except KeyboardInterrupt:
+        print("The job goes on. Cancel it with: jobs cancel", job_id, file=sys.stderr)
+        return 130
+
+
+def run_cancel(options: argparse.Namespace) -> int:
+    """Cancel a job and wait until it has ended."""
+    client = connect(options)
+    job = client.cancel(find(client, options.job))
+    if job["state"] == "cancelling":
+        job = client.watch(job["id"])
+    print(f"{job['id']} {job['state']}")
+    return 0 if job["state"] == "cancelled" else 1
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Write a job's clip to a file."""
+    client = connect(options)
+    size = client.fetch(find(client, options.job), options.out)
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """A table of the newest jobs."""
+    import datetime
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("job", "name", "state", "progress", "stage", "since")
+    for job in connect(options).jobs(limit=min(max(options.limit, 1), 1000)):
+        since = datetime.datetime.fromtimestamp(job["created"]).strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            job["id"], escape(job["name"]), job["state"], f"{job['fraction']:.0%}", escape(job["stage"]), since
+        )
+    Console().print(table)
+    return 0
+
+
+def connect(options: argparse.Namespace):
+    """A client of the backend of this data directory."""
+    from backend.service.client import Client
+    from backend.service.paths import home_folder
+
+    return Client(home_folder(options.home))
+
+
+def find(client, text: str) -> str:
+    """The job that `text` begins the id of. Raises UserError where there is none or are several."""
+    from backend.progress import UserError
+
+    found = [job["id"] for job in client.jobs(limit=1000) if text and job["id"].startswith(text)]
+    if len(found) != 1:
+        raise UserError(
+            "job_unknown",
+            f"{'Several jobs begin' if found else 'There is no job that begins'} with {text!r}.",
+            "'jobs list' shows them.",
+        )
+    return found[0]
+
+
+def watch(client, job_id: str) -> dict:
+    """A progress bar until the job ends; returns the job."""
+    from backend.console import progress_bar
+    from backend.progress import Progress
+
+    with progress_bar() as show:
+
+        def on_change(job: dict) -> None:
+            stage = job["stage"] if job["state"] != "queued" else f"Queued, {job['ahead']} before it"
+            show(Progress(stage or job["state"], job["step"], job["total"], job["fraction"], job["seconds_left"]))
+
+        return client.watch(job_id, on_change)
+
+
+def outcome(job: dict) -> int:
+    """Say how a job ended; returns the exit code."""
+    if job["state"] == "failed":
+        print(f"{job['error']['detail']} {job['error']['hint']}".rstrip(), file=sys.stderr)
+        return 1
+    print(f"{job['id']} {job['state']}")
+    return 0 if job["state"] == "succeeded" else 1
+
+
+def refuse(sentence: str) -> int:
+    """Say why this command line cannot be followed."""
+    print(sentence, file=sys.stderr)
+    return USAGE_EXIT
