@@ -23,7 +23,7 @@ FASTMATH_FINITE = FASTMATH | {"nnan", "ninf"}
 _log = logging.getLogger(__name__)
 _kernels: list[tuple[numba.core.dispatcher.Dispatcher, str]] = []
 _lock = threading.Lock()
-_ready = False
+_compiled = 0  # how many of them are
 
 
 def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
@@ -46,22 +46,21 @@ def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
 
 
 def compile_all(on_message: Callable[[str], None] | None = None) -> None:
-    """Load all kernels from the cache, or compile them (about 20 s, once per computer and version).
+    """Load all kernels known so far from the cache, or compile them (about 15 s, once per computer and version).
 
     Any thread may call it at any time. `on_message` hears a sentence per kernel that had to be compiled.
     """
-    global _ready
-    if _ready:
+    global _compiled
+    if _compiled == len(_kernels):
         return
     with _lock:
-        if _ready:
-            return
-        for number, (dispatcher, signature) in enumerate(_kernels, start=1):
+        while _compiled < len(_kernels):
+            dispatcher, signature = _kernels[_compiled]
             dispatcher.compile(signature)
             dispatcher.disable_compile()  # another type of argument is a mistake, not a reason to compile again
+            _compiled += 1
             if on_message and sum(dispatcher.stats.cache_misses.values()):
-                on_message(f"Compiling the splatting kernels for this computer (once): {number} of {len(_kernels)}")
-        _ready = True
+                on_message(f"Compiling the splatting kernels for this computer (once): {_compiled} of {len(_kernels)}")
 
 
 def _cache_folder() -> Path | None:

@@ -53,10 +53,13 @@ class TileLists(NamedTuple):
 
 def rasterize_cpu(
     scene: Scene, width: int, height: int, near_plane: float, eps2d: float
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Colors [I, H, W, 3], alphas [I, H, W, 1] and the splats [I, N, 12], with gradients to the scene's Gaussians."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colors [I, H, W, 3] and alphas [I, H, W, 1] with gradients to the scene's Gaussians; splats [I, N, 12] without.
+
+    Raises:
+        ValueError: the cameras have a skew or no focal length.
+    """
     compile_all()
-    cameras = scene.viewmats.shape[1]
     Ks = scene.Ks.reshape(-1, 3, 3).numpy()  # noqa: N806
     if Ks[:, 0, 1].any():
         raise ValueError("Ks has a skew (Ks[..., 0, 1] is not 0), which the CPU rasterizer does not know.")
@@ -64,36 +67,39 @@ def rasterize_cpu(
     if not (intrinsics[:, :2] > 0).all():
         raise ValueError("The focal lengths Ks[..., 0, 0] and Ks[..., 1, 1] must be above 0.")
     viewmats = scene.viewmats.reshape(-1, 4, 4).contiguous().numpy()
-    view = View(viewmats, intrinsics, cameras, width, height, near_plane, eps2d)
     if len(viewmats) * scene.means.shape[1] >= 2**31:
-        raise ValueError("More than 2^31 Gaussians times images in one call: rasterize fewer images at once.")
-    gaussians = (scene.means, scene.quats, scene.scales, scene.opacities, scene.colors)
-    kept: list[np.ndarray] = []
-    colors, alphas = _Rasterize.apply(*gaussians, view, kept)
-    return colors, alphas, kept[0].reshape(len(viewmats), -1, SPLAT_COLUMNS)
+        raise ValueError("2^31 or more Gaussians times images in one call: rasterize fewer images at once.")
+    view = View(viewmats, intrinsics, scene.viewmats.shape[1], width, height, near_plane, eps2d)
+    return _Rasterize.apply(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors, view)
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, view: View, kept: list[np.ndarray]):
-        tensors = [tensor.detach().contiguous() for tensor in (means, quats, scales, opacities, colors)]
-        splats = project([tensor.numpy() for tensor in tensors], view)
+    def forward(ctx, means, quats, scales, opacities, colors, view: View):
+        gaussians = [tensor.detach().contiguous() for tensor in (means, quats, scales, opacities, colors)]
+        splats = project([tensor.numpy() for tensor in gaussians], view)
         lists = list_tiles(splats, view)
-        pictures = composite(splats, lists, view)
-        kept.append(splats)
-        ctx.save_for_backward(*tensors)  # autograd then notices if they are changed before the backward pass
-        ctx.kept = view, splats, lists, pictures
-        return tuple(torch.from_numpy(picture) for picture in pictures)
+        pictures, alphas, ends = (torch.from_numpy(array) for array in composite(splats, lists, view))
+        table = torch.from_numpy(splats).view(len(view.viewmats), means.shape[1], SPLAT_COLUMNS)
+        ctx.view, ctx.lists = view, lists
+        # Autograd notices if one of these is changed before the backward pass.
+        ctx.save_for_backward(*gaussians, table, ends)
+        ctx.mark_non_differentiable(table)
+        ctx.set_materialize_grads(False)  # no zeros for the table
+        return pictures, alphas, table
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, colors_gradient, alphas_gradient):
-        view, splats, lists, pictures = ctx.kept
-        gaussians = [tensor.numpy() for tensor in ctx.saved_tensors]
-        gradients = [gradient.contiguous().numpy() for gradient in (colors_gradient, alphas_gradient)]
-        splat_gradients = composite_backward(splats, lists, pictures, gradients, view)
-        result = project_backward(gaussians, splats, splat_gradients, view)
-        return *(torch.from_numpy(gradient) for gradient in result), None, None
+    def backward(ctx, colors_gradient, alphas_gradient, _):
+        *gaussians, table, ends = (tensor.numpy() for tensor in ctx.saved_tensors)
+        splats = table.reshape(-1, SPLAT_COLUMNS)
+        gradients = [
+            np.zeros((*ends.shape[:3], channels), np.float32) if gradient is None else gradient.contiguous().numpy()
+            for gradient, channels in ((colors_gradient, 3), (alphas_gradient, 1))
+        ]
+        splat_gradients = composite_backward(splats, ctx.lists, ends, gradients, ctx.view)
+        result = project_backward(gaussians, splats, splat_gradients, ctx.view)
+        return *(torch.from_numpy(gradient) for gradient in result), None
 
 
 def project(gaussians: list[np.ndarray], view: View) -> np.ndarray:  # [I * N, 12]
@@ -130,30 +136,30 @@ def list_tiles(splats: np.ndarray, view: View) -> TileLists:
     return TileLists(offsets, entries, columns, rows)
 
 
-def composite(splats: np.ndarray, lists: TileLists, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Colors [I, H, W, 3], premultiplied, and alphas [I, H, W, 1]."""
-    colors = np.zeros((len(view.viewmats), view.height, view.width, 3), np.float32)
-    alphas = np.zeros((len(view.viewmats), view.height, view.width, 1), np.float32)
+def composite(splats: np.ndarray, lists: TileLists, view: View) -> list[np.ndarray]:
+    """Colors [I, H, W, 3], premultiplied, alphas [I, H, W, 1], and how each pixel ended [I, H, W, 2]."""
+    size = (len(view.viewmats), view.height, view.width)
+    result = [np.zeros((*size, channels), np.float32) for channels in (3, 1, 2)]
     run_all(
         compositing.composite,
         [
-            (splats, lists.offsets, lists.entries, chosen, lists.columns, lists.rows, colors, alphas)
+            (splats, lists.offsets, lists.entries, chosen, lists.columns, lists.rows, *result)
             for chosen in _shares(lists)
         ],
     )
-    return colors, alphas
+    return result
 
 
 def composite_backward(
     splats: np.ndarray,
     lists: TileLists,
-    pictures: tuple[np.ndarray, np.ndarray],
-    gradients: list[np.ndarray],  # of the pictures
+    ends: np.ndarray,  # [I, H, W, 2] from `composite`
+    gradients: list[np.ndarray],  # of colors and alphas
     view: View,
 ) -> np.ndarray:  # [I * N, 9]
     """Gradients of the splats."""
     entry_gradients = np.zeros((len(lists.entries), GRADIENT_COLUMNS), np.float32)
-    geometry = (lists.columns, lists.rows, *pictures, *gradients)
+    geometry = (lists.columns, lists.rows, ends, *gradients)
     run_all(
         compositing.composite_backward,
         [(splats, lists.offsets, lists.entries, chosen, *geometry, entry_gradients) for chosen in _shares(lists)],
@@ -184,16 +190,13 @@ def project_backward(
     return result
 
 
-def describe(splats: np.ndarray, batch: torch.Size, cameras: int) -> dict[str, Tensor]:
-    """The projected Gaussians under gsplat's names, without gradients. Radii are 0 where nothing is visible."""
-    splats = splats.reshape(*batch, cameras, -1, SPLAT_COLUMNS)
-    seen = splats[..., EXTENT_X : EXTENT_Y + 1] >= 0  # the other columns are not written where this is False
-    table = torch.from_numpy(np.where(seen[..., :1], splats, 0))
+def describe(splats: Tensor) -> dict[str, Tensor]:
+    """The projected Gaussians [..., N, 12] under gsplat's names. All numbers are 0 where nothing is visible."""
     return {
-        "means2d": table[..., MEAN_X : MEAN_Y + 1],  # [..., C, N, 2] pixels
-        "conics": table[..., CONIC_XX : CONIC_YY + 1],  # [..., C, N, 3]
-        "depths": table[..., DEPTH],  # [..., C, N]
-        "radii": table[..., EXTENT_X : EXTENT_Y + 1].ceil().int(),  # [..., C, N, 2] pixels
+        "means2d": splats[..., MEAN_X : MEAN_Y + 1],  # [..., N, 2] pixels
+        "conics": splats[..., CONIC_XX : CONIC_YY + 1],  # [..., N, 3]
+        "depths": splats[..., DEPTH],  # [..., N]
+        "radii": splats[..., EXTENT_X : EXTENT_Y + 1].clamp_min(0).ceil().int(),  # [..., N, 2] pixels
     }
 
 

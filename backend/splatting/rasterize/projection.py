@@ -96,6 +96,7 @@ def project(
             X, Y, Z = mu[n, 0], mu[n, 1], mu[n, 2]
             tz = V[2, 0] * X + V[2, 1] * Y + V[2, 2] * Z + V[2, 3]
             o = opacity[n]
+            out[:] = F(0)
             out[EXTENT_X] = F(-1)
             out[EXTENT_Y] = F(-1)
             # Every test is written so that it fails for NaN.
