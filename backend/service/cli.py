@@ -70,8 +70,8 @@ def run_serve(options: argparse.Namespace) -> int:
 
     if options.listen not in LOOPBACK:
         return refuse(
-            f"The backend does not listen on {options.listen}: other computers need an encrypted connection, which this "
-            "version does not offer. Use an SSH tunnel: ssh -L PORT:127.0.0.1:PORT this-computer"
+            f"The backend does not listen on {options.listen}: other computers need an encrypted connection, which "
+            "this version does not offer. Use an SSH tunnel: ssh -L PORT:127.0.0.1:PORT this-computer"
         )
     if not 0 <= options.port <= 65535:
         return refuse("A port is a number from 0 to 65535.")

@@ -4,6 +4,7 @@
 What one does stands in its job's name as words: `steps=20 seconds=0.02 poison=5 ...`.
 """
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -86,10 +87,8 @@ def misbehave(wish: dict[str, str], step: int, run: Run) -> None:
     if step == int(wish.get("deaf", -1)):  # not even a signal gets through
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         while True:
-            try:
+            with contextlib.suppress(BaseException):
                 time.sleep(3600)
-            except BaseException:
-                pass
 
 
 PIPELINES = {"orbit": run_steps}
