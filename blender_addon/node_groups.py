@@ -9,6 +9,7 @@ All of it happens in the object's own space, so the object may be moved, turned 
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ import bpy
 from . import versions
 from .node_builder import NodeBuilder, Socket
 from .spherical_harmonics import C0, sh_basis
+
+logger = logging.getLogger(__name__)
 
 # Names of inputs as users see them; other modules and F-curves find the inputs by them.
 FRAME = "Frame"
@@ -34,9 +37,12 @@ DRAW_MODES = {"POINTS": "Points", "QUADS": "Quads", "NATIVE": "Native"}  # as in
 
 MIN_ALPHA = 1 / 255  # a Gaussian ends where it is fainter than this
 MAX_ALPHA = 0.999
+POINT_REACH = 1.4  # radius of a preview point in standard deviations: surfaces look closed, outlines stay
 DILATION = 0.3  # pixels^2 added to each projected covariance, as 3D Gaussian Splatting rasterisers do
 
+_FLOAT4 = "FLOAT4"  # type of attributes of four numbers; Store Named Attribute knows it since 5.2
 _BUILD = 1  # count up when a tree changes, so that old files keep their own groups
+_native_problems: list[str] = []  # why this Blender's own splats cannot be used, once that is known
 _VARIANT = "kinesplat_variant"
 _FINGERPRINT = "kinesplat_fingerprint"
 
@@ -52,7 +58,7 @@ class Layout:
 
 def draw_modes() -> list[str]:
     """The ways of drawing that this Blender has."""
-    return [mode for mode in DRAW_MODES if mode != "NATIVE" or versions.has_native_splats()]
+    return [mode for mode in DRAW_MODES if mode != "NATIVE" or _has_native()]
 
 
 def playback_group(layout: Layout) -> bpy.types.NodeTree:
@@ -72,17 +78,25 @@ def point_material() -> bpy.types.Material:
     return _reuse_material("Kinesplat Points", _point_shader, "DITHERED")
 
 
+def _has_native() -> bool:
+    return versions.has_native_splats() and not _native_problems
+
+
 # Reuse
 
 
 def _reuse(kind: str, name: str, build: Callable[[bpy.types.NodeTree], None]) -> bpy.types.NodeTree:
     """A group of this file that was built as `name` and has not been changed since; else a new one."""
-    variant = f"{name} / {_BUILD} / {'native' if versions.has_native_splats() else 'quads'}"
+    variant = f"{name} / {_BUILD} / {'native' if _has_native() else 'quads'}"
     for tree in bpy.data.node_groups:
         if tree.library is None and tree.get(_VARIANT) == variant and tree.get(_FINGERPRINT) == _fingerprint(tree):
             return tree
     tree = bpy.data.node_groups.new(name, kind)
-    build(tree)
+    try:
+        build(tree)
+    except BaseException:
+        bpy.data.node_groups.remove(tree)
+        raise
     tree[_VARIANT] = variant
     tree[_FINGERPRINT] = _fingerprint(tree)
     return tree
@@ -196,9 +210,15 @@ def _playback(tree: bpy.types.NodeTree, layout: Layout) -> None:
             fields | colors | view | {SORT: inputs[SORT], MATERIAL: inputs[MATERIAL]},
         ),
     }
-    if versions.has_native_splats():
-        native = native_group(layout.sh_degree)
-        drawn["NATIVE"] = _use(nodes, native, fields | {"Rotation": moment["rotation"]})
+    if _has_native():
+        try:
+            native = native_group(layout.sh_degree)
+        except (RuntimeError, TypeError, KeyError, StopIteration) as error:
+            # The node is there but not as expected: a newer Blender. Quads draw the clip all the same.
+            _native_problems.append(str(error))
+            logger.warning("Blender's own Gaussian splats are not used: %s", error)
+        else:
+            drawn["NATIVE"] = _use(nodes, native, fields | {"Rotation": moment["rotation"]})
     _end(nodes, _choose(nodes, inputs, drawn))
     for name, default in ((VIEWPORT, "POINTS"), (RENDER, "NATIVE" if "NATIVE" in drawn else "QUADS")):
         tree.interface.items_tree[name].default_value = DRAW_MODES[default]
@@ -309,7 +329,7 @@ def _points(tree: bpy.types.NodeTree) -> None:
     x, y, z = nodes.parts(inputs["Scale"])
     largest, smallest = nodes.maximum(nodes.maximum(x, y), z), nodes.minimum(nodes.minimum(x, y), z)
     middle = x + y + z - largest - smallest  # Gaussians are often thin: this is how wide they look from in front
-    radius = middle * nodes.sqrt(inputs["Alpha"])
+    radius = middle * nodes.sqrt(inputs["Alpha"]) * POINT_REACH
     points = nodes.value(
         "GeometryNodeMeshToPoints",
         {"Mesh": inputs["Geometry"], "Position": inputs["Center"], "Radius": radius},
@@ -424,17 +444,16 @@ def _quads(tree: bpy.types.NodeTree, sh_degree: int) -> None:
     _end(nodes, nodes.value("GeometryNodeSetMaterial", {"Geometry": quads, "Material": inputs[MATERIAL]}))
 
 
-def native_group(sh_degree: int, set_type_node: str = versions.SPLAT_NODE) -> bpy.types.NodeTree:
-    """Points with the attributes of Blender's own Gaussian splats (5.3 and newer), made such by `set_type_node`.
+def native_group(sh_degree: int) -> bpy.types.NodeTree:
+    """Points with the attributes of Blender's own Gaussian splats (5.3 and newer), made such by its own node.
 
     Raises:
-        RuntimeError: this Blender has no such node.
+        RuntimeError: this Blender has no such node, or the node knows no splats.
     """
-    name = f"Kinesplat Native (SH {sh_degree})"
-    return _reuse("GeometryNodeTree", name, lambda tree: _native(tree, sh_degree, set_type_node))
+    return _reuse("GeometryNodeTree", f"Kinesplat Native (SH {sh_degree})", lambda tree: _native(tree, sh_degree))
 
 
-def _native(tree: bpy.types.NodeTree, sh_degree: int, set_type_node: str) -> None:
+def _native(tree: bpy.types.NodeTree, sh_degree: int) -> None:
     """Blender's own splats: `scale` linear, `rotation` wxyz, `radiance:base` f_dc and opacity, `radiance:sh_i`."""
     _drawing_inputs(tree)
     _input(tree, "Rotation", "Rotation")
@@ -453,14 +472,14 @@ def _native(tree: bpy.types.NodeTree, sh_degree: int, set_type_node: str) -> Non
     base = nodes.value(
         "FunctionNodeCombineColor", {"Red": red, "Green": green, "Blue": blue, "Alpha": inputs["Alpha"]}, mode="RGB"
     )
-    points = nodes.store(points, "radiance:base", "FLOAT4", base)
+    points = nodes.store(points, "radiance:base", _FLOAT4, base)
     points = nodes.store(points, "scale", "FLOAT_VECTOR", inputs["Scale"])
     points = nodes.store(points, "rotation", "QUATERNION", inputs["Rotation"])
     for index in range((sh_degree + 1) ** 2 - 1):
         coefficient = nodes.named(f"sh_{index}", "FLOAT_VECTOR")
         points = nodes.store(points, f"radiance:sh_{index}", "FLOAT_VECTOR", coefficient)
     points = _remove_frames(nodes, points)
-    set_type = nodes.node(set_type_node)
+    set_type = nodes.node(versions.SPLAT_NODE)
     nodes.put(next(socket for socket in set_type.inputs if socket.type == "GEOMETRY"), points)
     choose_splats(set_type)
     _end(nodes, nodes.out(set_type))

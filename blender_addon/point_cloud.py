@@ -66,15 +66,16 @@ def import_clip(
         BadFileError: the clip breaks a rule of its format; nothing was added.
         ValueError: this Blender cannot draw in that way; nothing was added.
     """
+    check_clip(clip)
+    layout = _layout(clip)
+    group = node_groups.playback_group(layout)
     if draw not in node_groups.draw_modes():
         raise ValueError(f"This version of Blender cannot draw Gaussians as {draw.lower()}.")
-    check_clip(clip)
     label = name or clip.name
     to_world = Matrix(np.asarray(clip.to_object, np.float64).tolist())
     if source is not None:
         to_world = source.matrix_world @ to_world
-    mesh, layout = _build_mesh(clip, label)
-    splats = bpy.data.objects.new(label, mesh)
+    splats = bpy.data.objects.new(label, _build_mesh(clip, layout, label))
     splats.matrix_world = to_world
     splats[UUID] = str(uuid.uuid4())
     splats[CLIP] = json.dumps(
@@ -89,7 +90,7 @@ def import_clip(
     (collection or scene.collection).objects.link(splats)
 
     modifier = splats.modifiers.new(MODIFIER, "NODES")
-    modifier.node_group = node_groups.playback_group(layout)
+    modifier.node_group = group
     versions.set_modifier_input(modifier, node_groups.LAST_FRAME, clip.frame_count - 1)
     versions.set_modifier_input(modifier, node_groups.SCENE_LINEAR, clip.color_space == "srgb")
     versions.set_modifier_input(modifier, node_groups.MATERIAL, node_groups.splat_material())
@@ -107,13 +108,21 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
     """
     if not is_splat_object(splats):
         raise ValueError(f"{splats.name} holds no Gaussians of Kinesplat.")
-    if splats.mode == "EDIT":
-        splats.update_from_editmode()
-    mesh = splats.data
+    if splats.mode != "EDIT":
+        return _read_clip(splats, splats.data)
+    splats.update_from_editmode()
+    readable = splats.data.copy()  # in Edit Mode, Blender hides a mesh's attributes from Python
+    try:
+        return _read_clip(splats, readable)
+    finally:
+        bpy.data.meshes.remove(readable)
+
+
+def _read_clip(splats: bpy.types.Object, mesh: bpy.types.Mesh) -> Clip:
     attributes = mesh.attributes
     if not mesh.vertices:
         raise ValueError(f"{splats.name} has no Gaussians left.")
-    count = frame_count(splats)
+    count = frame_count(mesh)
 
     def read(name: str) -> np.ndarray:
         if name not in attributes:
@@ -154,14 +163,17 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
 # Mesh and attributes
 
 
-def _build_mesh(clip: Clip, name: str) -> tuple[bpy.types.Mesh, node_groups.Layout]:
-    moments = clip.frames()
+def _layout(clip: Clip) -> node_groups.Layout:
     motion = clip.motion if isinstance(clip.motion, FrameMotion) else None
-    layout = node_groups.Layout(
+    return node_groups.Layout(
         sh_degree=clip.sh_degree,
         moving_scales=motion is not None and motion.frame_scales is not None,
         moving_opacities=motion is not None and motion.frame_opacities is not None,
     )
+
+
+def _build_mesh(clip: Clip, layout: node_groups.Layout, name: str) -> bpy.types.Mesh:
+    moments = clip.frames()
     columns: dict[str, tuple[str, np.ndarray]] = {}
     for channel in range(3):
         columns[f"f_dc_{channel}"] = ("FLOAT", clip.sh[:, 0, channel])
@@ -187,7 +199,7 @@ def _build_mesh(clip: Clip, name: str) -> tuple[bpy.types.Mesh, node_groups.Layo
     for column, (data_type, values) in columns.items():
         mesh.attributes[column].data.foreach_set(_KEYS[data_type], _flat(values))
     mesh.update()
-    return mesh, layout
+    return mesh
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

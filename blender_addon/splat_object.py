@@ -55,9 +55,9 @@ def draw_mode(splats: bpy.types.Object, *, render: bool = False) -> str | None:
     return next((mode for mode, text in node_groups.DRAW_MODES.items() if text == shown), None)
 
 
-def frame_count(splats: bpy.types.Object) -> int:
-    """Number of stored frames."""
-    attributes = splats.data.attributes
+def frame_count(mesh: bpy.types.Mesh) -> int:
+    """Number of frames that a mesh of Gaussians stores."""
+    attributes = mesh.attributes
     count = 0
     while f"pos.{count}" in attributes and f"rot.{count}" in attributes:
         count += 1

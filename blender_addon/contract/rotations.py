@@ -53,5 +53,5 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:  # [..., 4
 def make_continuous(quats: np.ndarray) -> np.ndarray:  # [T, ..., 4] -> [T, ..., 4]
     """Flip signs so that each quaternion lies on the side of its predecessor in time."""
     flips = np.where(np.sum(quats[1:] * quats[:-1], axis=-1) < 0, -1, 1).astype(quats.dtype)
-    signs = np.concatenate([np.ones_like(flips[:1]), np.cumprod(flips, axis=0)])
+    signs = np.concatenate([np.ones_like(quats[:1, ..., 0]), np.cumprod(flips, axis=0)])
     return quats * signs[..., None]
