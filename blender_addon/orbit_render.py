@@ -14,6 +14,7 @@ the user may edit, undo, save or open another file meanwhile, and cancelling is 
 The functions without `_steps` do the same in one go, for scripts and background mode.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from .contract.orbit import (
     write_orbit_json,
     write_surface_samples,
 )
-from .stage import DEFAULT_SAMPLES, ENGINES, Stage, automatic_engine, open_stage
+from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, open_stage
 from .subject import CaptureError, Subject, SubjectError, find_subject
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
@@ -110,23 +111,21 @@ def measure_steps(
     subject = find_subject(context, obj)
     moments = np.linspace(start, end, frames if end > start else 1)
     outlines: list[np.ndarray] = []
-    first = np.zeros((0, 3))
-    matrix_world = np.eye(4)
+    first: Geometry | None = None
     farthest = 0.0
 
     def look(stage: Stage, index: int) -> None:
-        nonlocal first, matrix_world, farthest
+        nonlocal first, farthest
         geometry = stage.geometry(moments[index])
         vertices = geometry.vertices.astype(np.float64)
+        first = first or geometry
         if not np.isfinite(vertices).all():
             raise CaptureError(f"{subject.name} has vertices at infinity at frame {moments[index]:g}.")
         outlines.append(_thinned(vertices))
-        if index == 0:
-            first, matrix_world = vertices, geometry.matrix_world
-        elif len(vertices) != len(first):
+        if (len(vertices), geometry.face_count) != (len(first.vertices), first.face_count):
             farthest = np.inf
-        elif len(first):
-            farthest = max(farthest, float(np.sqrt(((vertices - first) ** 2).sum(axis=1).max())))
+        elif len(vertices):
+            farthest = max(farthest, float(np.linalg.norm(vertices - first.vertices, axis=1).max()))
 
     yield from _in_steps(subject, (64, 64), "CYCLES", 1, len(moments), look, "measure")
     points = np.concatenate(outlines)
@@ -136,7 +135,7 @@ def measure_steps(
     side = float((high - low).max())
     if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
-    if np.linalg.cond(matrix_world[:3, :3]) > 1e9:
+    if np.linalg.cond(first.matrix_world[:3, :3]) > 1e9:
         raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
     to_world = np.diag([side, side, side, 1.0])
     to_world[:3, 3] = (low + high) / 2
@@ -144,7 +143,7 @@ def measure_steps(
         subject=subject,
         frame_range=(start, end),
         to_world=to_world,
-        to_object=np.linalg.inv(matrix_world) @ to_world,
+        to_object=np.linalg.inv(first.matrix_world) @ to_world,
         outline=(points - to_world[:3, 3]) / side,
         motion=farthest / side,
     )
@@ -234,7 +233,8 @@ def render_views_steps(
         write_orbit_json(folder, cameras)
     except BaseException as error:
         for path in written:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         if isinstance(error, OSError):
             raise CaptureError(f"The pictures cannot be written to {folder}: {error.strerror}.") from error
         raise
@@ -407,7 +407,7 @@ def _in_steps(
     """Call `work(stage, 0)` ... `work(stage, count - 1)`, several within one step where they are quick."""
     done = 0
     while done < count:
-        if bpy.app.is_job_running("RENDER"):
+        if _is_rendering():
             yield CaptureProgress("waiting", done, count)
             continue
         width, height = size
@@ -419,6 +419,10 @@ def _in_steps(
                 if time.monotonic() > deadline:
                     break
         yield CaptureProgress(name, done, count)
+
+
+def _is_rendering() -> bool:
+    return bpy.app.is_job_running("RENDER")
 
 
 def _exhaust(steps: Generator, on_progress=None, is_cancelled=None):

@@ -9,6 +9,7 @@ modifiers, subdivision levels and visibility are those of F12.
 
 import contextlib
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,10 @@ DEFAULT_SAMPLES = 16
 
 # Light that does not move with the camera. The world gives even light from everywhere; the suns model the form.
 # Together they light a white surface that faces the key sun to just under full white.
-WORLD_STRENGTH = 0.55
+WORLD_STRENGTH = 0.45
 SUNS = (  # strength W/m^2, direction as Euler angles in degrees, apparent diameter in degrees
-    (1.30, (40, 0, -30), 40),  # key: from above, front left
-    (0.55, (55, 0, 150), 60),  # fill: from above, back right
+    (1.70, (40, 0, -30), 40),  # key: from above, front left
+    (0.70, (55, 0, 150), 60),  # fill: from above, back right
 )
 EEVEE_ENGINES = ("BLENDER_EEVEE", "BLENDER_EEVEE_NEXT")  # Blender 5.0 and later; 4.5
 
@@ -38,6 +39,7 @@ class Geometry:
     """All surfaces of the subject at one moment, in world space. V vertices, F triangles."""
 
     vertices: np.ndarray  # [V, 3] float32, only those of faces
+    face_count: int
     triangles: np.ndarray  # [F, 3, 3] float32: three corners each, empty where not asked for
     normals: np.ndarray  # [F, 3] float32, unit, outward
     matrix_world: np.ndarray  # [4, 4] float64, of the source object
@@ -46,9 +48,10 @@ class Geometry:
 class Stage:
     """The subject in its temporary scene. Made by `open_stage`; valid inside that block only."""
 
-    def __init__(self, source: bpy.types.Object, scene: bpy.types.Scene):
+    def __init__(self, source: bpy.types.Object, scene: bpy.types.Scene, clock: bpy.types.Scene):
         self._source = source
         self._scene = scene
+        self._clock = clock
         self._camera = scene.camera
 
     def geometry(self, frame: float, *, with_triangles: bool = False) -> Geometry:
@@ -123,13 +126,18 @@ class Stage:
         self._render(frame, write_still=True)
         if not path.is_file():
             raise CaptureError(f"Blender did not write the picture {path}.")
+        path.write_bytes(_without_texts(path.read_bytes()))
 
     def _render(self, frame: float, **options) -> None:
         whole = math.floor(frame)
-        self._scene.frame_current = whole
-        self._scene.frame_subframe = frame - whole
+        for scene in (self._scene, self._clock):
+            scene.frame_current = whole
+            scene.frame_subframe = frame - whole
         try:
-            bpy.ops.render.render(scene=self._scene.name, **options)
+            # Of the scene in the context, the operator takes the whole frame's number, and it evaluates that scene when
+            # done, writing animated values back to the objects. An empty scene in the context keeps them untouched.
+            with bpy.context.temp_override(scene=self._clock):
+                bpy.ops.render.render(scene=self._scene.name, **options)
         except RuntimeError as error:  # Blender's own report, such as a full disk
             reason = str(error).strip().removeprefix("Error: ")
             raise CaptureError(f"Blender could not render the object: {reason}") from error
@@ -166,7 +174,8 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str, sample
         if not had_render_result:
             added.callback(_remove_render_result)
         scene = add(bpy.data.scenes, NAME)
-        _copy_time(source_scene, scene)
+        clock = add(bpy.data.scenes, NAME)
+        _copy_conditions(source_scene, scene)
         _set_output(scene, width, height)
         _set_engine(scene, engine, samples)
         scene.world = add(bpy.data.worlds, NAME)
@@ -180,7 +189,7 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str, sample
         scene.camera.data.sensor_fit = "HORIZONTAL"
         for obj in objects:
             scene.collection.objects.link(obj)
-        yield Stage(subject.source(), scene)
+        yield Stage(subject.source(), scene, clock)
 
 
 def automatic_engine() -> str:
@@ -194,14 +203,14 @@ def _remove_render_result() -> None:
         bpy.data.images.remove(image)
 
 
-def _copy_time(source: bpy.types.Scene, scene: bpy.types.Scene) -> None:
+def _copy_conditions(source: bpy.types.Scene, scene: bpy.types.Scene) -> None:
     """Give the stage what evaluation of the objects may read from their scene."""
     for name in ("fps", "fps_base", "frame_map_old", "frame_map_new", "use_simplify", "simplify_subdivision_render"):
         setattr(scene.render, name, getattr(source.render, name))
     for name in ("frame_start", "frame_end", "use_gravity", "gravity"):
         setattr(scene, name, getattr(source, name))
     scene.unit_settings.scale_length = source.unit_settings.scale_length
-    for key, value in source.items():  # custom properties: drivers may read them
+    for key, value in source.items():  # custom properties, which drivers reach by way of "the active scene"
         with contextlib.suppress(TypeError, ValueError):  # some add-ons keep things there that cannot be copied
             scene[key] = value
 
@@ -217,7 +226,7 @@ def _set_output(scene: bpy.types.Scene, width: int, height: int) -> None:
     render.image_settings.file_format = "PNG"
     render.image_settings.color_mode = "RGBA"
     render.image_settings.color_depth = "8"
-    for prop in render.bl_rna.properties:  # no date, host or path in the pictures: same scene, same bytes
+    for prop in render.bl_rna.properties:  # no date, host or path in the pictures
         if prop.identifier.startswith("use_stamp"):
             setattr(render, prop.identifier, False)
     try:
@@ -225,6 +234,19 @@ def _set_output(scene: bpy.types.Scene, width: int, height: int) -> None:
     except TypeError as error:
         raise CaptureError("Blender's color management has no view transform named Standard.") from error
     scene.view_settings.look = "None"
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG without its text chunks, in which Cycles notes render times: same scene, same bytes."""
+    kept = [png[:8]]
+    position = 8
+    while position < len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        end = position + 12 + length
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"tIME"):
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def _set_engine(scene: bpy.types.Scene, engine: str, samples: int) -> None:
@@ -273,12 +295,15 @@ def _set_world(world: bpy.types.World) -> None:
 
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
     vertices, triangles, normals = [], [], []
+    face_count = 0
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
             continue
-        mesh = obj.data if obj.type == "MESH" else obj.to_mesh()
+        is_ready = obj.type == "MESH" and not obj.data.is_editmode
+        mesh = obj.data if is_ready else obj.to_mesh()
         if mesh is not None and len(mesh.polygons) > 0:
+            face_count += len(mesh.polygons)
             matrix = np.array(instance.matrix_world)
             positions = _world_positions(mesh, matrix)
             vertices.append(positions[_vertices_of_faces(mesh)])
@@ -287,10 +312,11 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
                 triangles.append(corners)
                 # A mirrored object keeps its outside, although its corners now run the other way round.
                 normals.append(_normals(corners) * np.sign(np.linalg.det(matrix[:3, :3])))
-        if obj.type != "MESH":
+        if not is_ready:
             obj.to_mesh_clear()
     return Geometry(
         _joined(vertices, (3,)),
+        face_count,
         _joined(triangles, (3, 3)),
         _joined(normals, (3,)),
         np.array(source.evaluated_get(depsgraph).matrix_world, np.float64),

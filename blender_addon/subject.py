@@ -52,6 +52,7 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
     """
     if obj is None:
         raise SubjectError("No object is selected. Select the object to capture and try again.")
+    context.view_layer.update()  # what a script has just made is in the view layer only then
     if obj not in list(context.view_layer.objects):
         raise SubjectError(f"{obj.name} is not in this scene's view layer. Choose an object that is.")
     subject = Subject(obj.name, obj.library and obj.library.filepath, context.scene.name, context.view_layer.name)
@@ -67,6 +68,7 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
         raise SubjectError(f"{obj.name} is hidden in renders. Enable it for rendering in the Outliner and try again.")
     for member in objects:
         _refuse_unbaked_physics(member)
+    _refuse_drivers_on_scene(objects, context.scene)
     return subject
 
 
@@ -103,3 +105,47 @@ def _refuse_unbaked_physics(obj: bpy.types.Object) -> None:
         if modifier.type in CACHED_PHYSICS and modifier.show_render and not modifier.point_cache.is_baked:
             kind = CACHED_PHYSICS[modifier.type]
             raise SubjectError(f"{kind} physics of {obj.name} is not baked. Bake it in Physics > Cache and try again.")
+
+
+def _refuse_drivers_on_scene(objects: list[bpy.types.Object], scene: bpy.types.Scene) -> None:
+    # A capture does not move the user's scene in time, which would throw away poses that are not keyframed yet. So a
+    # driver that reads something there that changes over time would see it stand still.
+    changing = _animated_paths(scene)
+    for block in _dependencies(objects):
+        animation = getattr(block, "animation_data", None)
+        for curve in animation.drivers if animation else ():
+            for variable in curve.driver.variables:
+                on_scene = variable.type == "CONTEXT_PROP" or variable.targets[0].id_type == "SCENE"
+                path = variable.targets[0].data_path
+                if on_scene and (path.startswith("frame_") or path in changing):
+                    raise SubjectError(
+                        f"A driver of {block.name} follows the scene's {path}, which a capture cannot see change. "
+                        "Bake the animation, or for the frame number write frame in the driver's expression."
+                    )
+
+
+def _animated_paths(scene: bpy.types.Scene) -> set[str]:
+    animation = scene.animation_data
+    if animation is None:
+        return set()
+    curves = list(animation.drivers)
+    if animation.action is not None:
+        bags = [bag for layer in animation.action.layers for strip in layer.strips for bag in strip.channelbags]
+        curves.extend(curve for bag in bags for curve in bag.fcurves)
+    return {curve.data_path for curve in curves}
+
+
+def _dependencies(objects: list[bpy.types.Object]) -> set[bpy.types.ID]:
+    """The objects and all data-blocks that they use, directly or through others, up to scenes."""
+    used_by: dict[bpy.types.ID, list[bpy.types.ID]] = {}
+    for used, users in bpy.data.user_map().items():
+        for user in users:
+            used_by.setdefault(user, []).append(used)
+    reached: set[bpy.types.ID] = set()
+    unseen: list[bpy.types.ID] = list(objects)
+    while unseen:
+        block = unseen.pop()
+        if block not in reached and not isinstance(block, bpy.types.Scene):
+            reached.add(block)
+            unseen.extend(used_by.get(block, ()))
+    return reached
