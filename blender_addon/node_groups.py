@@ -197,7 +197,7 @@ def _playback(tree: bpy.types.NodeTree, layout: Layout) -> None:
 
     moment = _interpolate(nodes, inputs, layout)
     scale = nodes.vector(*(nodes.exp(part) for part in nodes.parts(moment["log_scale"]))) * inputs[SPLAT_SIZE]
-    alpha = inputs[OPACITY] / (1.0 + nodes.exp(-moment["opacity"]))
+    alpha = moment["opacity"] * inputs[OPACITY]
 
     fields = {"Geometry": inputs["Geometry"], "Center": moment["center"], "Scale": scale, "Alpha": alpha}
     colors = {SCENE_LINEAR: inputs[SCENE_LINEAR]}
@@ -225,26 +225,35 @@ def _playback(tree: bpy.types.NodeTree, layout: Layout) -> None:
 
 
 def _interpolate(nodes: NodeBuilder, inputs: dict[str, Socket], layout: Layout) -> dict[str, Socket]:
-    """The Gaussians between the two stored frames round `Frame`: center, rotation, log_scale, opacity (logit)."""
+    """The Gaussians between the two stored frames round `Frame`: center, rotation, log_scale, opacity (0 to 1)."""
     last = inputs[LAST_FRAME]
     frame = nodes.minimum(nodes.maximum(inputs[FRAME], 0.0), last)
     before = nodes.math("FLOOR", frame)
     weight = frame - before
-    numbers = [_text(nodes, before), _text(nodes, nodes.minimum(before + 1.0, last))]
+    numbers = (_text(nodes, before), _text(nodes, nodes.minimum(before + 1.0, last)))
 
-    def stored(name: str, data_type: str, mix_type: str, moving: bool = True) -> Socket:
-        if not moving:
-            return nodes.named(name, data_type)
+    def stored(name: str, data_type: str) -> tuple[Socket, Socket]:
         a, b = (nodes.named(_join(nodes, f"{name}.", number), data_type) for number in numbers)
-        return nodes.mix(mix_type, weight, a, b)
+        return a, b
+
+    def sigmoid(logit: Socket) -> Socket:
+        return 1.0 / (1.0 + nodes.exp(-logit))
 
     # Points that somebody moved, in Edit Mode or with a modifier above this one, keep that offset in all frames.
     moved = nodes.value("GeometryNodeInputPosition") - nodes.named("pos.0", "FLOAT_VECTOR")
+    if layout.moving_scales:
+        log_scale = nodes.mix("VECTOR", weight, *stored("lsc", "FLOAT_VECTOR"))
+    else:
+        log_scale = nodes.named("lsc", "FLOAT_VECTOR")
+    if layout.moving_opacities:
+        opacity = nodes.mix("FLOAT", weight, *(sigmoid(logit) for logit in stored("opacity", "FLOAT")))
+    else:
+        opacity = sigmoid(nodes.named("opacity", "FLOAT"))
     return {
-        "center": stored("pos", "FLOAT_VECTOR", "VECTOR") + moved,
-        "rotation": stored("rot", "QUATERNION", "ROTATION"),
-        "log_scale": stored("lsc", "FLOAT_VECTOR", "VECTOR", layout.moving_scales),
-        "opacity": stored("opacity", "FLOAT", "FLOAT", layout.moving_opacities),
+        "center": nodes.mix("VECTOR", weight, *stored("pos", "FLOAT_VECTOR")) + moved,
+        "rotation": nodes.mix("ROTATION", weight, *stored("rot", "QUATERNION")),
+        "log_scale": log_scale,
+        "opacity": opacity,
     }
 
 
