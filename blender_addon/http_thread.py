@@ -29,6 +29,8 @@ FRESH_SECONDS = 15.0  # a job that was just submitted is looked at as if it ran
 LOCAL_RETRY = 2.0  # seconds between two looks for a backend on this computer: two small files
 REMOTE_RETRY = (2.0, 30.0)  # doubles from the first to the second
 HEALTH_INTERVAL = 10.0  # with no job alive
+LONGEST_SLEEP = 60.0
+NEVER = float("inf")
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +147,16 @@ class HttpThread:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="Kinesplat HTTP", daemon=True)
         # What follows belongs to the thread.
-        self._connection = Connection(refusal="Not connected.")
+        self._connection = Connection()
         self._client: BackendClient | None = None
         self._server: local_backend.Server | None = None
         self._said: BackendChanged | None = None
-        self._next_connect = 0.0
+        self._next_connect = NEVER  # until `connect` is called
         self._retry_seconds = REMOTE_RETRY[0]
         self._next_health = 0.0
         self._live: dict[str, _Followed] = {}  # by the backend's job id
         self._uids: dict[str, str] = {}  # job id -> uid, for file names
+        self._own: set[str] = set()  # job ids of this session: their results are fetched by themselves
 
     # Called from the main thread
 
@@ -235,18 +238,18 @@ class HttpThread:
             self._emit(state)
 
     def _seconds_to_next(self) -> float:
-        now = time.monotonic()
         if self._client is None:
-            return max(self._next_connect - now, 0.01)
-        due = [followed.due for followed in self._live.values()] or [self._next_health]
-        return max(min(due) - now, 0.01)
+            due = self._next_connect
+        else:
+            due = min((followed.due for followed in self._live.values()), default=self._next_health)
+        return min(max(due - time.monotonic(), 0.01), LONGEST_SLEEP)
 
     def _connect_if_due(self) -> None:
         if self._client is not None or time.monotonic() < self._next_connect:
             return
         connection = self._connection
         if connection.refusal:
-            self._next_connect = float("inf")  # until somebody calls `connect` again
+            self._next_connect = NEVER  # until `connect` is called again
             self._say(BackendChanged("problem", connection.refusal, code="not_allowed"))
             return
         client = None
@@ -326,7 +329,7 @@ class HttpThread:
         self._take_preview(job, followed)
         if job["state"] in TERMINAL_STATES:
             del self._live[job_id]
-            if job["state"] == "succeeded":
+            if job["state"] == "succeeded" and job_id in self._own:
                 self._do_fetch(job_id, self._uid(job_id))
 
     def _take_preview(self, job: dict, followed: "_Followed") -> None:
@@ -422,6 +425,7 @@ class HttpThread:
             return
         job_id = str(job["id"])
         self._uids[job_id] = uid
+        self._own.add(job_id)
         self._emit(JobSeen(job, uid))  # the board writes it down, then empties the outbox: the same key, the same job
         self._follow(job)
 
@@ -440,6 +444,7 @@ class HttpThread:
             else:
                 self._emit(CommandFailed(error, job_id))
             return
+        self._own.add(job_id)
         self._emit(JobSeen(job))
         self._live.pop(job_id, None)
         self._follow(job)

@@ -81,8 +81,7 @@ class Board:
         waiting = set(self.records.waiting())
         for uid, record in self.records.load().items():
             if not record.job_id and uid not in waiting:
-                self.records.remove(uid)  # Blender was closed before its capture was complete
-                continue
+                continue  # another Blender is about to complete it, or was closed before it could
             self.add(record)
 
     def add(self, record: JobRecord) -> Row:
@@ -178,8 +177,10 @@ class Board:
     def _see(self, job: dict, uid: str = "") -> None:
         job_id = str(job["id"])
         row = self.rows.get(uid) or self.find(job_id)
-        if row is None:  # submitted by this installation, but its record is lost: it can still be followed and imported
-            row = self._add(Row(uid=uid or job_id, name=str(job.get("name") or "Job"), created=_created(job)))
+        if row is None:  # another Blender's, or one whose record is lost: it can still be followed and imported
+            record = next((kept for kept in self.records.load().values() if kept.job_id == job_id), None)
+            new = Row(uid=uid or job_id, name=str(job.get("name") or "Job"), created=_created(job))
+            row = self.add(record) if record else self._add(new)
         row.job_id = job_id
         row.state = str(job["state"])
         row.stage = str(job.get("stage") or "")

@@ -10,8 +10,10 @@
 `uid` names a job from the moment somebody presses Generate; it is also the idempotency key of its submission.
 """
 
+import contextlib
 import json
 import shutil
+import time
 import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 from .contract.arrays import atomic_file
 
 REQUEST_FILE = "request.json"
+UNFINISHED_SECONDS = 86_400.0  # a capture that old will not be finished any more
 
 
 @dataclass
@@ -111,10 +114,12 @@ class JobRecords:
         shutil.rmtree(self.outbox(uid), ignore_errors=True)
 
     def drop_unfinished_captures(self) -> None:
-        """Throw away what a Blender that was closed during a capture has left."""
+        """Throw away what a Blender that was closed during a capture has left; a younger one may still be at work."""
         for folder in (self.folder / "outbox").glob("*"):
-            if not (folder / REQUEST_FILE).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                is_old = time.time() - folder.stat().st_mtime > UNFINISHED_SECONDS
+                if is_old and not (folder / REQUEST_FILE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_json(path: Path, data: dict) -> None:

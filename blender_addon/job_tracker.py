@@ -2,8 +2,8 @@
 """The add-on's heartbeat: one persistent timer that moves news from the HTTP thread to what the panels show.
 
 HTTP thread -> queue -> timer -> board -> `window_manager.kinesplat`. The backend owns the jobs and the disk holds our
-records of them, so nothing here is lost with a file, an undo, or Blender itself. In background mode, where timers do not
-run, `pump` and `wait` do the timer's work.
+records of them, so nothing here is lost with a file, an undo, or Blender itself. In background mode, where timers do
+not run, `pump` and `wait` do the timer's work.
 """
 
 import logging
@@ -275,14 +275,14 @@ def wait(
         time.sleep(0.05)
 
 
-def wait_for_job(
-    uid: str, timeout: float | None = None, on_change: Callable[[], None] = lambda: None
-) -> Row:
+def wait_for_job(uid: str, timeout: float | None = None, on_change: Callable[[], None] = lambda: None) -> Row:
     """Pump until a job has ended and its result, if any, is here. Returns its row. Raises as `wait`."""
 
     def is_done() -> bool:
         row = tracker().board.find(uid)
-        return row is None or (not row.is_live and (row.state != "succeeded" or row.result or bool(row.message)))
+        if row is not None and row.state == "succeeded" and row.result is None and not row.message:
+            tracker().fetch(row)
+        return row is None or not row.is_live
 
     wait(is_done, timeout, on_change)
     row = tracker().board.find(uid)

@@ -6,7 +6,7 @@ import os
 import bpy
 from mathutils import Matrix
 
-from . import capture, point_cloud
+from . import capture, point_cloud, scene_settings
 from .contract.clip import Clip, read_clip
 from .job_records import JobRecord
 
@@ -36,7 +36,7 @@ def import_result(
     if record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
     _select_alone(context, splats)
-    changed = point_cloud.ensure_scene_settings(scene)
+    changed = scene_settings.ensure_scene_settings(scene)
     return splats, _sentence(clip, splats, changed)
 
 
@@ -51,6 +51,7 @@ def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> 
 
 
 def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
+    context.view_layer.update()  # before this the view layer does not know the object
     for obj in context.view_layer.objects.selected:
         obj.select_set(False)
     if splats.name in context.view_layer.objects:  # its collection may be excluded
@@ -60,4 +61,4 @@ def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
 
 def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:
     text = f"Imported {splats.name}: {clip.count:,} Gaussians, {clip.frame_count} frames"
-    return f"{text}. Set for rendering: {', '.join(changed)}" if changed else text
+    return ". ".join([text, *changed])

@@ -172,7 +172,7 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
                 return {"CANCELLED"}
         tracker = job_tracker.tracker()
         try:
-            splats, said = result_import.import_result(context, row.result, tracker.board.record(row.uid))
+            _, said = result_import.import_result(context, row.result, tracker.board.record(row.uid))
         except FileNotFoundError:
             row.result = None
             self.report({"ERROR"}, f"The fetched result of {row.name} is gone: import it again to fetch it anew")

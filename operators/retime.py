@@ -2,9 +2,15 @@
 """Retiming of the selected Gaussians. All of it changes one F-curve, which the Graph Editor shows as well."""
 
 import bpy
-from bpy.props import BoolProperty, FloatProperty, IntProperty
+from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty
 
-from ..blender_addon import point_cloud, retime
+from ..blender_addon import retime, splat_object
+
+REPEATS = (
+    ("HOLD", "Hold", "Play once: hold the first frame before, and the last frame after"),
+    ("LOOP", "Loop", "Repeat the motion without end"),
+    ("PING_PONG", "Ping-Pong", "Run the motion forth and back without end"),
+)
 
 
 class SplatOperator:
@@ -14,7 +20,7 @@ class SplatOperator:
 
     @classmethod
     def poll(cls, context):
-        if not point_cloud.is_splat_object(context.active_object):
+        if not splat_object.is_splat_object(context.active_object):
             cls.poll_message_set("Select Gaussians that were imported with Kinesplat")
             return False
         return True
@@ -37,48 +43,36 @@ class SplatOperator:
 def selected_splats(context: bpy.types.Context) -> list[bpy.types.Object]:
     """The active object and all other selected ones that hold Gaussians."""
     chosen = [context.active_object, *context.selected_objects]
-    return [obj for obj in dict.fromkeys(chosen) if point_cloud.is_splat_object(obj)]
+    return [obj for obj in dict.fromkeys(chosen) if splat_object.is_splat_object(obj)]
 
 
-class KINESPLAT_OT_loop_motion(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.loop_motion"
-    bl_label = "Loop"
-    bl_description = "Repeat the motion without end, before its first key and after its last"
+class KINESPLAT_OT_retime_repeat(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_repeat"
+    bl_label = "Repeat Motion"
+    bl_description = "Choose what the selected Gaussians do before their first key and after their last"
 
-    def change(self, context, splats):
-        retime.loop(splats)
+    repeat: EnumProperty(name="Repeat", items=REPEATS, default="LOOP")
 
-
-class KINESPLAT_OT_ping_pong_motion(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.ping_pong_motion"
-    bl_label = "Ping-Pong"
-    bl_description = "Run the motion forth and back without end"
+    @classmethod
+    def description(cls, context, properties):
+        return next(text for key, _, text in REPEATS if key == properties.repeat)
 
     def change(self, context, splats):
-        retime.ping_pong(splats)
+        retime.set_repeat(splats, self.repeat)
 
 
-class KINESPLAT_OT_hold_motion(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.hold_motion"
-    bl_label = "Hold"
-    bl_description = "Play the motion once: hold its first frame before, and its last frame after"
-
-    def change(self, context, splats):
-        retime.hold(splats)
-
-
-class KINESPLAT_OT_reverse_motion(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.reverse_motion"
-    bl_label = "Reverse"
+class KINESPLAT_OT_retime_reverse(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_reverse"
+    bl_label = "Reverse Motion"
     bl_description = "Play the motion from its end to its beginning"
 
     def change(self, context, splats):
         retime.reverse(splats)
 
 
-class KINESPLAT_OT_fit_motion(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.fit_motion"
-    bl_label = "Fit to Range"
+class KINESPLAT_OT_retime_fit(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_fit"
+    bl_label = "Fit Motion to Range"
     bl_description = "Stretch or squeeze the motion to a frame range, by default the scene's"
 
     use_scene_range: BoolProperty(name="Scene Frame Range", default=True, options={"SKIP_SAVE"})
@@ -101,29 +95,27 @@ class KINESPLAT_OT_fit_motion(SplatOperator, bpy.types.Operator):
         column.prop(self, "frame_end")
 
 
-class KINESPLAT_OT_set_speed(SplatOperator, bpy.types.Operator):
-    bl_idname = "kinesplat.set_speed"
-    bl_label = "Set Speed"
+class KINESPLAT_OT_retime_speed(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_speed"
+    bl_label = "Set Motion Speed"
     bl_description = "Play faster or slower from the first key on. 1 is the speed at which the motion was captured"
 
-    speed: FloatProperty(name="Speed", default=1.0, min=0.01, soft_min=0.1, soft_max=4.0, max=100.0)
+    factor: FloatProperty(name="Speed", default=1.0, min=0.01, soft_min=0.1, soft_max=4.0, max=100.0)
 
     def invoke(self, context, event):
         now = retime.timing(context.active_object)
-        if now is not None and not self.properties.is_property_set("speed"):
-            self.speed = now.speed
+        if now is not None and not self.properties.is_property_set("factor"):
+            self.factor = now.speed
         return context.window_manager.invoke_props_dialog(self)
 
     def change(self, context, splats):
-        retime.set_speed(splats, self.speed)
+        retime.set_speed(splats, self.factor)
 
 
 CLASSES = (
-    KINESPLAT_OT_loop_motion,
-    KINESPLAT_OT_ping_pong_motion,
-    KINESPLAT_OT_hold_motion,
-    KINESPLAT_OT_reverse_motion,
-    KINESPLAT_OT_fit_motion,
-    KINESPLAT_OT_set_speed,
+    KINESPLAT_OT_retime_repeat,
+    KINESPLAT_OT_retime_reverse,
+    KINESPLAT_OT_retime_fit,
+    KINESPLAT_OT_retime_speed,
 )
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

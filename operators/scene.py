@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import EnumProperty
 
-from ..blender_addon import point_cloud
+from ..blender_addon import scene_settings, splat_object
 from .retime import SplatOperator
 
 DRAW_MODES = (
@@ -26,7 +26,7 @@ class KINESPLAT_OT_set_draw_mode(SplatOperator, bpy.types.Operator):
         return next(text for key, _, text in DRAW_MODES if key == properties.mode)
 
     def change(self, context, splats):
-        point_cloud.set_draw_mode(splats, viewport=self.mode)
+        splat_object.set_draw_mode(splats, viewport=self.mode)
 
 
 class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
@@ -37,14 +37,18 @@ class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context):
-        if not point_cloud.scene_warnings(context.scene):
-            cls.poll_message_set("This scene renders Gaussians rightly already")
+        cycles = getattr(context.scene, "cycles", None)
+        if cycles is None:
+            cls.poll_message_set("Cycles is switched off, and EEVEE needs no special settings")
+            return False
+        if min(cycles.transparent_max_bounces, cycles.min_transparent_bounces) >= scene_settings.TRANSPARENT_BOUNCES:
+            cls.poll_message_set("This scene has all the render settings that Gaussians need")
             return False
         return True
 
     def execute(self, context):
-        changed = point_cloud.ensure_scene_settings(context.scene)
-        self.report({"INFO"}, f"Set: {', '.join(changed)}" if changed else "Nothing had to be changed")
+        changed = scene_settings.ensure_scene_settings(context.scene)
+        self.report({"INFO"}, ". ".join(changed))
         return {"FINISHED"}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the user sees: the tab Kinesplat in the 3D viewport's sidebar. Reads properties, computes nothing, never raises."""
+"""What the user sees: the tab Kinesplat in the 3D viewport's sidebar. It only reads."""
 
 from . import backend, generate, jobs, splats
 

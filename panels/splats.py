@@ -3,15 +3,11 @@
 
 import bpy
 
-from ..blender_addon import node_groups, point_cloud, retime
+from ..blender_addon import node_groups, retime, scene_settings, splat_object
 from .layout import SidebarPanel, draw_sentence
 
 MODE_TEXTS = {"POINTS": "Points", "QUADS": "Splats", "NATIVE": "Native"}
-REPEAT_BUTTONS = (
-    ("HOLD", "kinesplat.hold_motion", "Hold"),
-    ("LOOP", "kinesplat.loop_motion", "Loop"),
-    ("PING_PONG", "kinesplat.ping_pong_motion", "Ping-Pong"),
-)
+REPEAT_TEXTS = {"HOLD": "Hold", "LOOP": "Loop", "PING_PONG": "Ping-Pong"}
 
 
 class SplatPanel(SidebarPanel):
@@ -19,7 +15,7 @@ class SplatPanel(SidebarPanel):
 
     @classmethod
     def poll(cls, context):
-        return point_cloud.is_splat_object(context.active_object)
+        return splat_object.is_splat_object(context.active_object)
 
 
 class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
@@ -29,9 +25,9 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
         layout = self.layout
         splats = context.active_object
         draw_modes(layout, splats)
-        for warning in point_cloud.scene_warnings(context.scene):
+        for warning in scene_settings.scene_warnings(context.scene):
             draw_sentence(layout, context, warning, icon="ERROR")
-        if point_cloud.scene_warnings(context.scene):
+        if bpy.ops.kinesplat.fix_scene_settings.poll():
             layout.operator("kinesplat.fix_scene_settings", icon="CHECKMARK")
 
 
@@ -46,12 +42,12 @@ class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
             draw_sentence(layout, context, "The input Frame has no keys, so the motion is not played", icon="INFO")
             return
         row = layout.row(align=True)
-        for repeat, operator, text in REPEAT_BUTTONS:
-            row.operator(operator, text=text, depress=timing.repeat == repeat)
+        for repeat, text in REPEAT_TEXTS.items():
+            row.operator("kinesplat.retime_repeat", text=text, depress=timing.repeat == repeat).repeat = repeat
         row = layout.row(align=True)
-        row.operator("kinesplat.reverse_motion", icon="ARROW_LEFTRIGHT")
-        row.operator("kinesplat.fit_motion", icon="FULLSCREEN_ENTER")
-        layout.operator("kinesplat.set_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
+        row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
+        row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
+        layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
         row = layout.row()
         row.active = False
         row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
@@ -59,7 +55,7 @@ class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
 
 def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
     """One button per way of drawing that this Blender has."""
-    current = point_cloud.draw_mode(splats)
+    current = splat_object.draw_mode(splats)
     row = layout.row(align=True)
     for mode in node_groups.draw_modes():
         row.operator("kinesplat.set_draw_mode", text=MODE_TEXTS[mode], depress=mode == current).mode = mode

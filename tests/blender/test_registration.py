@@ -13,7 +13,7 @@ OPERATORS = {
     "generate", "cancel_capture",
     "cancel_job", "retry_job", "remove_job", "import_result", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
-    "loop_motion", "ping_pong_motion", "hold_motion", "reverse_motion", "fit_motion", "set_speed",
+    "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
 }  # fmt: skip
 
 

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HTTP thread and job board together, without Blender: what the user would see, whatever the backend does."""
+
+import hashlib
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from blender_addon import http_thread
+from blender_addon.contract.requests import orbit_request
+from blender_addon.http_thread import Connection, HttpThread
+from blender_addon.job_board import GONE, REFUSED, WAITING, Board, time_left_text
+from blender_addon.job_records import JobRecord, JobRecords
+from tests.addon.fake_backend import TOKEN, FakeBackend
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(http_thread, "RUNNING_INTERVAL", 0.02)
+    monkeypatch.setattr(http_thread, "QUEUED_INTERVAL", 0.05)
+    monkeypatch.setattr(http_thread, "LOCAL_RETRY", 0.05)
+    monkeypatch.setattr(http_thread, "REMOTE_RETRY", (0.05, 0.1))
+    monkeypatch.setattr(http_thread, "HEALTH_INTERVAL", 0.05)
+
+
+class Addon:
+    """What the job tracker is in Blender: records, thread and board, drained by hand."""
+
+    def __init__(self, folder: Path, connection: Connection) -> None:
+        self.records = JobRecords(folder)
+        self.board = Board(self.records)
+        self.board.load()
+        self.thread = HttpThread(self.records, self.records.client_id())
+        self.thread.start()
+        self.thread.connect(connection)
+
+    def until(self, condition, seconds: float = 10.0):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, (self.board.backend, self.board.rows)
+            while not self.thread.events.empty():
+                self.board.apply(self.thread.events.get())
+            time.sleep(0.005)
+
+    def generate(self, name: str = "Fox"):
+        """As the end of a capture: a record and a sealed outbox."""
+        record = JobRecord(uid=str(uuid.uuid4()), name=name, subject=name, frame_end=24, created=time.time())
+        data = name.encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        outbox = self.records.outbox(record.uid) / "moving"
+        outbox.mkdir(parents=True)
+        (outbox / "frame_000.png").write_bytes(data)
+        request = orbit_request(name, {"frames": [sha256], "cameras": {}}, None, None, [[1.0, 0, 0, 0]] * 4)
+        self.records.save(record)
+        self.records.seal_outbox(record.uid, request, {sha256: "moving/frame_000.png"})
+        row = self.board.add(record)
+        self.thread.submit(record.uid)
+        return row
+
+    def close(self) -> None:
+        self.thread.stop()
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def addons(tmp_path):
+    """Makes add-ons that share one data folder, as one Blender after another does."""
+    opened = []
+
+    def start(connection: Connection | None = None) -> Addon:
+        addon = Addon(tmp_path / "addon", connection or Connection(local=True, home=tmp_path / "home"))
+        opened.append(addon)
+        return addon
+
+    yield start
+    for addon in opened:
+        addon.close()
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    return tmp_path / "home"
+
+
+def test_from_capture_to_result(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        addon = addons()
+        addon.until(lambda: addon.board.backend.state == "running")
+        row = addon.generate()
+        assert row.state == WAITING
+        addon.until(lambda: row.state == "running" and row.preview is not None)
+        assert row.stage == "Fitting the motion"
+        assert row.seconds_left == 12.0
+        assert row.preview.read_bytes() == backend.picture
+        addon.until(lambda: row.result is not None)
+        assert row.state == "succeeded"
+        assert not row.is_live
+        assert row.result.read_bytes() == backend.result
+        assert addon.records.waiting() == []
+        kept = addon.records.load()[row.uid]
+        assert (kept.job_id, kept.state) == (row.job_id, "succeeded")
+
+
+def test_each_preview_has_a_second_of_its_own(addons, home) -> None:
+    with FakeBackend(home, steps=4):
+        addon = addons()
+        row = addon.generate()
+        stamps = set()
+
+        def note() -> bool:
+            if row.preview:
+                stamps.add(int(row.preview.stat().st_mtime))
+            return row.state == "succeeded"
+
+        addon.until(note)
+        assert row.preview_rev == 4
+        assert len(stamps) >= 2
+
+
+def test_a_capture_waits_for_the_backend(addons, home) -> None:
+    addon = addons()
+    row = addon.generate()
+    addon.until(lambda: addon.board.backend.code == "not_running")
+    assert addon.board.backend.state == "stopped"
+    assert row.state == WAITING
+    with FakeBackend(home):
+        addon.until(lambda: row.state == "succeeded")
+
+
+def test_blender_closed_before_the_capture_was_sent(addons, home) -> None:
+    first = addons()
+    uid = first.generate().uid
+    first.close()
+    with FakeBackend(home) as backend:
+        second = addons()
+        second.until(lambda: second.board.rows[uid].state == "succeeded")
+        assert list(backend.keys) == [uid]
+
+
+def test_blender_closed_in_mid_job_and_the_job_is_found_again(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        first = addons()
+        row = first.generate()
+        first.until(lambda: row.job_id)
+        first.close()
+        backend.steps = 2
+        second = addons()
+        found = second.board.rows[row.uid]
+        assert found.job_id == row.job_id
+        second.until(lambda: found.state == "succeeded")
+        assert second.board.record(row.uid).subject == "Fox"
+        assert found.result is None  # fetched when it is imported
+        second.thread.fetch(found.job_id, found.uid)
+        second.until(lambda: found.result is not None)
+        assert len(backend.jobs) == 1
+
+
+def test_the_answer_to_a_submission_gets_lost(addons, home) -> None:
+    """The backend has the job, Blender does not know: the same key must not make a second one."""
+    with FakeBackend(home, steps=-1) as backend:
+        first = addons()
+        row = first.generate()
+        first.until(lambda: backend.jobs)
+        first.close()
+        first.records.save(JobRecord(uid=row.uid, name="Fox"))  # as before the answer
+        request = orbit_request("Fox", {"frames": [], "cameras": {}}, None, None, [[1.0, 0, 0, 0]] * 4)
+        first.records.seal_outbox(row.uid, request, {})
+        second = addons()
+        second.until(lambda: second.board.rows[row.uid].job_id)
+        assert len(backend.jobs) == 1
+
+
+def test_the_backend_dies_and_comes_back(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        jobs = backend.jobs
+    addon.until(lambda: addon.board.backend.state == "stopped")
+    assert row.is_live
+    with FakeBackend(home) as backend:
+        backend.jobs = jobs
+        addon.until(lambda: row.state == "succeeded")
+
+
+def test_a_job_deleted_meanwhile(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        backend.jobs.clear()
+        addon.until(lambda: row.state == GONE)
+        assert "no longer" in row.message
+        assert not row.is_live
+        addon.board.remove(row.uid)
+        assert addon.records.load() == {}
+
+
+def test_a_job_deleted_while_blender_was_closed(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        first = addons()
+        row = first.generate()
+        first.until(lambda: row.job_id)
+        first.close()
+        backend.jobs.clear()
+        second = addons()
+        second.until(lambda: second.board.rows[row.uid].state == GONE)
+
+
+def test_cancel_and_retry(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        addon.thread.cancel(row.job_id)
+        addon.until(lambda: row.state == "cancelled")
+        backend.steps = 1
+        addon.thread.retry(row.job_id)
+        addon.until(lambda: row.result is not None)
+
+
+def test_a_failed_job_says_why(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        error = {"code": "out_of_memory", "message": "Memory ran out.", "hint": "Use fewer Gaussians."}
+        backend.jobs[row.job_id].update(state="failed", error=error, revision=9)
+        addon.until(lambda: row.state == "failed")
+        assert (row.message, row.hint) == ("Memory ran out.", "Use fewer Gaussians.")
+
+
+def test_a_refused_request_stays_here(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        problem = {"code": "disk_full", "detail": "The disk is full.", "hint": "Free some."}
+        backend.problems["POST", "/jobs"] = (507, problem)
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.state == REFUSED)
+        assert (row.message, row.hint) == ("The disk is full.", "Free some.")
+        assert addon.records.waiting() == [row.uid]
+        backend.problems.clear()
+        row.state = WAITING
+        addon.thread.submit(row.uid)
+        addon.until(lambda: row.state == "succeeded")
+
+
+def test_a_damaged_result_is_said(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        backend.corrupt_result = True
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.message)
+        assert "damaged" in row.message
+        assert row.has_result  # the backend still has it
+        backend.corrupt_result = False
+        addon.thread.fetch(row.job_id, row.uid)
+        addon.until(lambda: row.result is not None)
+        assert row.message == ""
+
+
+def test_a_result_that_is_no_clip_is_said(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        backend.result = b"not a clip"
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.message)
+        assert "not a Kinesplat file" in row.message
+        assert row.result is None
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "state"),
+    [
+        (lambda backend: backend.health.update(api_version=99), "wrong_version", "problem"),
+        (lambda backend: (backend.home / "token").write_text("wrong"), "wrong_token", "problem"),
+        (lambda backend: backend.health.update(product="other"), "not_kinesplat", "problem"),
+        (lambda backend: backend.announce(pid=2**22 + 1), "not_running", "stopped"),
+        (lambda backend: backend.announce(started=1.0), "not_running", "stopped"),
+        (lambda backend: (backend.home / "server.json").write_text("{"), "not_running", "stopped"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_backend_is_said(addons, home, change, code, state) -> None:
+    with FakeBackend(home) as backend:
+        change(backend)
+        addon = addons()
+        addon.until(lambda: addon.board.backend.code == code)
+        assert addon.board.backend.state == state
+        assert addon.board.backend.sentence.endswith(".")
+
+
+def test_another_computer(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        addon = addons(Connection(local=False, url=f"127.0.0.1:{backend.port}/", token=TOKEN))
+        addon.until(lambda: addon.board.backend.state == "running")
+        addon.thread.connect(Connection(local=False, url=backend.url, token="wrong"))
+        addon.until(lambda: addon.board.backend.code == "wrong_token")
+        addon.thread.connect(Connection(local=False, refusal="Online access is off."))
+        addon.until(lambda: addon.board.backend.sentence == "Online access is off.")
+
+
+def test_a_slow_backend_delays_nobody_but_the_thread(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        backend.delay = 0.3
+        addon = addons()
+        slowest = 0.0
+        row = None
+        for _ in range(100):
+            start = time.perf_counter()
+            if row is None:
+                row = addon.generate()
+            addon.thread.look_again()
+            while not addon.thread.events.empty():
+                addon.board.apply(addon.thread.events.get())
+            slowest = max(slowest, time.perf_counter() - start)
+            time.sleep(0.005)
+        assert slowest < 0.05
+
+
+def test_stopping_leaves_no_thread(addons, home) -> None:
+    with FakeBackend(home, steps=-1):
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        addon.close()
+        assert not any(thread.name == "Kinesplat HTTP" and thread.is_alive() for thread in threading.enumerate())
+
+
+def test_two_blenders_at_once(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        one, other = addons(), addons()
+        rows = [addon.generate(f"Fox {index}") for index, addon in enumerate((one, other, one, other))]
+        one.until(lambda: all(row.state == "succeeded" for row in rows[::2]))
+        other.until(lambda: all(row.state == "succeeded" for row in rows[1::2]))
+        assert sorted(backend.keys) == sorted(row.uid for row in rows)
+
+
+def test_records_survive_damage(tmp_path) -> None:
+    records = JobRecords(tmp_path)
+    client = records.client_id()
+    assert records.client_id() == client
+    records.save(JobRecord(uid="a", name="A", created=1.0))
+    (tmp_path / "records" / "b.json").write_text("{ not json")
+    (tmp_path / "records" / "c.json").write_text('{"uid": "c", "name": "C", "from_the_future": 1, "created": 2.0}')
+    assert list(records.load()) == ["a", "c"]
+    (tmp_path / "client.json").write_text("[]")
+    assert records.client_id() != client
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (-1.0, ""), (0.4, "0 s left"), (59, "59 s left"), (75, "1:15 left"), (3725, "1:02:05 left")],
+)
+def test_time_left(seconds, text) -> None:
+    assert time_left_text(seconds) == text

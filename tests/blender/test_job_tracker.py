@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The job tracker through everything that happens to a Blender: other files, undo, disabling, closing, cancelling.
+
+Timers do not fire without a window, so these tests call `tick` as the timer does.
+"""
+
+import time
+
+import pytest
+
+from tests.addon.fake_backend import FakeBackend
+from tests.blender.test_operators import moving_cube
+
+bpy = pytest.importorskip("bpy")
+pytestmark = pytest.mark.blender
+
+
+@pytest.fixture
+def backend(tmp_path):
+    with FakeBackend(tmp_path / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def job_tracker(extension, part, monkeypatch):
+    thread = part("blender_addon.http_thread")
+    monkeypatch.setattr(thread, "RUNNING_INTERVAL", 0.02)
+    monkeypatch.setattr(thread, "LOCAL_RETRY", 0.05)
+    return part("blender_addon.job_tracker")
+
+
+def status():
+    return bpy.context.window_manager.kinesplat
+
+
+def tick_until(job_tracker, condition, seconds: float = 20.0) -> None:
+    _ = job_tracker.tracker().http
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        interval = job_tracker.tracker().tick()
+        time.sleep(min(interval, 0.01))
+
+
+def begin(job_tracker):
+    moving_cube()
+    return job_tracker.tracker().begin_capture(bpy.context)
+
+
+def test_a_capture_step_by_step(job_tracker, backend) -> None:
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+    begin(job_tracker)
+    seen = []
+
+    def done() -> bool:
+        if status().capture_active:
+            seen.append((status().capture_text, status().capture_fraction))
+        return len(status().jobs) == 1
+
+    tick_until(job_tracker, done)
+    fractions = [fraction for _, fraction in seen]
+    assert fractions == sorted(fractions)
+    assert {text for text, _ in seen} >= {"Measuring the Motion", "Rendering the Motion"}
+    assert not status().capture_active
+    tick_until(job_tracker, lambda: status().jobs[0].has_result)
+    job = status().jobs[0]
+    assert (job.name, job.state, job.fraction) == ("Box", "succeeded", 1.0)
+    assert not job.is_live
+
+
+def test_intervals(job_tracker, backend) -> None:
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+    backend.steps = -1
+    assert job_tracker.tracker().tick() == job_tracker.IDLE_INTERVAL
+    begin(job_tracker)
+    assert job_tracker.tracker().tick() == job_tracker.CAPTURE_INTERVAL
+    tick_until(job_tracker, lambda: len(status().jobs) == 1)
+    assert job_tracker.tracker().tick() == job_tracker.BUSY_INTERVAL
+
+
+def test_cancelling_a_capture_leaves_nothing(job_tracker, backend) -> None:
+    begin(job_tracker)
+    objects, scenes = len(bpy.data.objects), len(bpy.data.scenes)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    assert bpy.ops.kinesplat.generate.poll() is False  # one at a time
+    assert bpy.ops.kinesplat.cancel_capture() == {"FINISHED"}
+    assert not status().capture_active
+    assert (len(bpy.data.objects), len(bpy.data.scenes)) == (objects, scenes)
+    outbox = job_tracker.tracker().records.folder / "outbox"
+    assert not any(outbox.iterdir())
+    job_tracker.tracker().tick()
+    assert len(status().jobs) == 0
+    assert bpy.ops.kinesplat.generate.poll() is True
+
+
+def test_the_object_is_deleted_during_its_capture(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    bpy.data.objects.remove(bpy.data.objects["Box"])
+    tick_until(job_tracker, lambda: not status().capture_active)
+    assert "not in the scene any more" in status().notice
+    assert len(status().jobs) == 0
+
+
+def test_another_file_is_opened_during_a_capture(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    bpy.ops.wm.read_homefile(use_empty=True)
+    job_tracker.tracker().tick()
+    assert not status().capture_active
+    assert "another file" in status().notice
+    assert len(bpy.data.scenes) == 1
+
+
+def test_a_job_goes_on_over_file_open_and_undo(job_tracker, backend, tmp_path) -> None:
+    backend.steps = -1
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1 and status().jobs[0].state == "queued")
+    uid = status().jobs[0].uid
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "scene.blend"))
+    bpy.ops.wm.read_homefile(use_empty=True)
+    assert [job.uid for job in status().jobs] == [uid]  # at once, not at the next tick
+    bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "scene.blend"))
+    assert [job.uid for job in status().jobs] == [uid]
+    bpy.ops.ed.undo_push(message="One")
+    bpy.ops.mesh.primitive_cube_add()
+    bpy.ops.ed.undo_push(message="Two")
+    bpy.ops.ed.undo()
+    assert [job.uid for job in status().jobs] == [uid]
+    backend.steps = 1
+    tick_until(job_tracker, lambda: status().jobs[0].has_result)
+    assert bpy.ops.kinesplat.import_result(uid=uid) == {"FINISHED"}
+
+
+def test_jobs_of_an_old_file_are_not_believed(job_tracker, backend, tmp_path) -> None:
+    """A file may bring a window manager that was saved with other jobs."""
+    status().jobs.add().uid = "from another life"
+    status().backend_state = "running"
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "old.blend"))
+    bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "old.blend"), load_ui=True)
+    assert len(status().jobs) == 0
+    assert status().backend_state == "stopped"
+
+
+def test_disabling_and_enabling_in_mid_job(job_tracker, backend, extension) -> None:
+    backend.steps = -1
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1 and status().jobs[0].job_id)
+    uid = status().jobs[0].uid
+    extension.unregister()
+    extension.register()
+    backend.steps = 1
+    tick_until(job_tracker, lambda: len(status().jobs) == 1 and status().jobs[0].state == "succeeded")
+    assert bpy.ops.kinesplat.import_result(uid=uid) == {"FINISHED"}  # fetches it first
+    assert len(backend.jobs) == 1
+
+
+def test_disabling_during_a_capture(job_tracker, backend, extension) -> None:
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    extension.unregister()
+    assert len(bpy.data.scenes) == 1
+    extension.register()
+    job_tracker.tracker().tick()
+    assert not status().capture_active
+
+
+def test_the_selected_job_stays_selected(job_tracker, backend) -> None:
+    bpy.ops.kinesplat.connect()
+    moving_cube()
+    bpy.ops.kinesplat.generate()
+    first = status().jobs[status().active_job].uid
+    bpy.ops.kinesplat.generate()
+    second = status().jobs[status().active_job].uid
+    assert first != second  # the new one is selected
+    status().active_job = next(index for index, job in enumerate(status().jobs) if job.uid == first)
+    bpy.ops.kinesplat.generate()
+    assert status().jobs[status().active_job].uid not in (first, second)
+    status().active_job = next(index for index, job in enumerate(status().jobs) if job.uid == second)
+    tick_until(job_tracker, lambda: all(job.has_result for job in status().jobs))
+    bpy.ops.kinesplat.remove_job(uid=first)
+    assert status().jobs[status().active_job].uid == second
+
+
+def test_the_source_is_found_under_another_name(job_tracker, backend, part) -> None:
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1)
+    record = job_tracker.tracker().board.record(status().jobs[0].uid)
+    box = bpy.data.objects["Box"]
+    box.name = "Renamed"
+    copy = box.copy()
+    bpy.context.scene.collection.objects.link(copy)
+    copy.name = "Box"  # carries the same id, and now the old name
+    find = part("blender_addon.capture").find_source
+    assert find(record) == copy
+    bpy.data.objects.remove(copy)
+    assert find(record) == box
+
+
+def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+    tracker = job_tracker.tracker()
+    for index in range(200):
+        job = {"id": f"{index:016x}", "name": f"Job {index}", "state": "running", "fraction": 0.5, "revision": 1}
+        tracker.http.events.put(part("blender_addon.http_thread").JobSeen(job))
+    slowest = 0.0
+    while not tracker.http.events.empty():
+        start = time.process_time()
+        tracker.tick()
+        slowest = max(slowest, time.process_time() - start)
+    assert len(status().jobs) == 200
+    assert slowest < 0.05
+    start = time.process_time()
+    tracker.tick()
+    assert time.process_time() - start < 0.005  # nothing new
+
+
+def test_a_stumbling_tick_does_not_end_the_timer(job_tracker, backend, monkeypatch) -> None:
+    monkeypatch.setattr(job_tracker.tracker(), "drain", lambda *_: 1 / 0)
+    assert job_tracker._tick() == job_tracker.IDLE_INTERVAL

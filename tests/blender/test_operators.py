@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The operators in background mode against a backend over HTTP: the user's way, and everything that can go wrong on it."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from blender_addon.contract.clip import write_clip
+from tests.addon.fake_backend import FakeBackend
+from tests.contract.clips import random_clip
+
+bpy = pytest.importorskip("bpy")
+pytestmark = pytest.mark.blender
+
+
+@pytest.fixture
+def backend(tmp_path):
+    with FakeBackend(tmp_path / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def quick(extension, part, monkeypatch):
+    """Shorter waits, and a scene with a moving cube that takes a second to capture."""
+    thread = part("blender_addon.http_thread")
+    monkeypatch.setattr(thread, "RUNNING_INTERVAL", 0.02)
+    monkeypatch.setattr(thread, "LOCAL_RETRY", 0.05)
+    monkeypatch.setattr(part("operators.generate"), "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", 0.5)
+    return moving_cube()
+
+
+def moving_cube():
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = 1, 9
+    settings = scene.kinesplat
+    settings.frames, settings.resolution, settings.samples, settings.capture_static = 8, 64, 1, False
+    bpy.ops.mesh.primitive_cube_add()
+    cube = bpy.context.active_object
+    cube.name = "Box"
+    for frame, x in ((1, 0.0), (9, 1.0)):
+        cube.location.x = x
+        cube.keyframe_insert("location", frame=frame)
+    return cube
+
+
+def active_job():
+    status = bpy.context.window_manager.kinesplat
+    return status.jobs[status.active_job]
+
+
+def why_not(operator) -> str:
+    """The reason that poll gives, as the tooltip of a disabled button shows it."""
+    with pytest.raises(RuntimeError) as caught:
+        operator()
+    assert ".poll() " in str(caught.value), caught.value
+    reason = str(caught.value).split(".poll() ", 1)[1]
+    assert reason.strip() != "failed, context is incorrect"
+    return reason
+
+
+def error_of(operator, **options) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        operator(**options)
+    return str(caught.value).removeprefix("Error: ").strip()
+
+
+def test_from_generate_to_import(quick, backend, part) -> None:
+    assert bpy.ops.kinesplat.generate() == {"FINISHED"}
+    job = active_job()
+    assert job.name == "Box"
+    row = part("blender_addon.job_tracker").wait_for_job(job.uid, timeout=30)
+    assert row.state == "succeeded"
+    request = next(iter(backend.jobs.values()))
+    assert request["client"] == part("blender_addon.job_tracker").tracker().records.client_id()
+    quick.location = (50, 50, 50)  # the result belongs where the box was captured
+    assert bpy.ops.kinesplat.import_result(uid=job.uid) == {"FINISHED"}
+    splats = bpy.context.active_object
+    assert part("blender_addon.splat_object").is_splat_object(splats)
+    assert splats.select_get()
+    assert not quick.select_get()
+    assert splats.name.startswith("Box")
+    assert len(splats.data.vertices) == 50
+    timing = part("blender_addon.retime").timing(splats)
+    assert timing.first == 1
+    record = part("blender_addon.job_tracker").tracker().board.record(job.uid)
+    assert np.allclose(np.array(record.matrix_world)[:3, 3], 0, atol=1e-5)
+    assert record.imported == 1
+    assert bpy.context.scene.cycles.transparent_max_bounces >= 128
+
+
+def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
+    settings = bpy.context.scene.kinesplat
+    settings.preset, settings.seed, settings.capture_static = "draft", 7, True
+    bodies = []
+    submit = backend.submit
+    backend.submit = lambda key, body: bodies.append(body["request"]) or submit(key, body)
+    bpy.ops.kinesplat.generate(wait=True)
+    (request,) = bodies
+    gaussians = part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["draft"]
+    assert request["settings"] == {"seed": 7, "preset": "draft", "gaussians": gaussians, "fps": 24.0 * 7 / 8}
+    assert request["name"] == "Box"
+    for kind, last in (("moving", 1.0), ("static", 0.0)):
+        orbit = request["inputs"][kind]
+        assert len(orbit["frames"]) == 8
+        assert orbit["cameras"]["times"][-1] == last
+        assert orbit["cameras"]["width"] == 64
+    assert all(sha256 in backend.blobs for sha256 in request["inputs"]["moving"]["frames"])
+    assert request["inputs"]["surface"] in backend.blobs
+
+
+def test_generate_leaves_the_scene_as_it_was(quick, backend) -> None:
+    def state():
+        scene = bpy.context.scene
+        return (
+            scene.frame_current, scene.render.engine, scene.render.resolution_x, scene.render.filepath, scene.camera,
+            [obj.name for obj in bpy.context.selected_objects], bpy.context.active_object.name,
+            len(bpy.data.objects), len(bpy.data.scenes), len(bpy.data.worlds), len(bpy.data.materials),
+        )  # fmt: skip
+
+    before = state()
+    bpy.ops.kinesplat.generate()
+    assert state() == before
+
+
+def test_no_object(quick, backend) -> None:
+    bpy.context.view_layer.objects.active = None
+    assert "Select the object" in why_not(bpy.ops.kinesplat.generate)
+
+
+def test_hidden_object(quick, backend) -> None:
+    quick.hide_set(True)
+    assert "hidden" in why_not(bpy.ops.kinesplat.generate)
+
+
+def test_object_without_surface(quick, backend) -> None:
+    bpy.ops.object.empty_add()
+    assert "no surface" in error_of(bpy.ops.kinesplat.generate)
+    assert not bpy.context.window_manager.kinesplat.capture_active
+
+
+def test_object_that_does_not_move(quick, backend, part) -> None:
+    quick.animation_data_clear()
+    assert "does not move" in error_of(bpy.ops.kinesplat.generate)
+    assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
+    assert not bpy.context.window_manager.kinesplat.jobs
+
+
+def test_frame_range_without_motion(quick, backend) -> None:
+    bpy.context.scene.frame_start = bpy.context.scene.frame_end = 5
+    assert "no motion" in why_not(bpy.ops.kinesplat.generate)
+
+
+def test_no_backend(quick) -> None:
+    said = error_of(bpy.ops.kinesplat.generate)
+    assert "not running" in said
+    assert "Start" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda backend: (backend.home / "token").write_text("wrong"), "token"),
+        (lambda backend: backend.health.update(api_version=99), "Update"),
+        (lambda backend: backend.health.update(product="other"), "Something else"),
+    ],
+)
+def test_wrong_backend(quick, backend, change, words) -> None:
+    change(backend)
+    assert words in error_of(bpy.ops.kinesplat.generate)
+
+
+def test_backend_with_a_full_disk(quick, backend, part) -> None:
+    problem = {"code": "disk_full", "detail": "There is too little free space.", "hint": "Free some, then retry."}
+    backend.problems["POST", "/jobs"] = (507, problem)
+    assert error_of(bpy.ops.kinesplat.generate, wait=True) == f"{problem['detail']} {problem['hint']}"
+    backend.problems.clear()
+    uid = active_job().uid
+    assert bpy.ops.kinesplat.retry_job(uid=uid) == {"FINISHED"}  # the capture was kept
+    assert part("blender_addon.job_tracker").wait_for_job(uid, timeout=30).state == "succeeded"
+
+
+def test_full_disk_here(quick, backend, part, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(part("blender_addon.capture"), "file_sha256", full)
+    assert "is full" in error_of(bpy.ops.kinesplat.generate)
+    assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
+
+
+def test_no_installation_to_start(quick, part) -> None:
+    preferences = part("blender_addon.preferences").get()
+    preferences.folder = str(part("blender_addon.job_tracker").tracker().records.folder)
+    said = error_of(bpy.ops.kinesplat.start_backend)
+    assert "no Kinesplat backend" in said
+    assert "run.py" in said
+
+
+def test_a_backend_that_cannot_start_says_why(quick, part, tmp_path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "backend").mkdir(parents=True)
+    (checkout / "backend" / "__main__.py").write_text("raise SystemExit('Port 4711 is taken by another program.')")
+    preferences = part("blender_addon.preferences").get()
+    preferences.folder, preferences.python = str(checkout), __import__("sys").executable
+    said = error_of(bpy.ops.kinesplat.start_backend)
+    assert "Port 4711 is taken" in said
+
+
+def test_job_operators_say_why_they_cannot(quick, backend) -> None:
+    for name in ("cancel_job", "retry_job", "remove_job", "import_result"):
+        assert "no jobs yet" in why_not(getattr(bpy.ops.kinesplat, name))
+    bpy.ops.kinesplat.generate(wait=True)
+    job = active_job()
+    assert bpy.ops.kinesplat.cancel_job(uid=job.uid) == {"CANCELLED"}
+    assert bpy.ops.kinesplat.retry_job(uid=job.uid) == {"CANCELLED"}
+    assert "no longer in the list" in error_of(bpy.ops.kinesplat.import_result, uid="nobody")
+    bpy.context.view_layer.objects.active.select_set(True)
+    bpy.ops.object.mode_set(mode="EDIT")
+    assert "Object Mode" in why_not(bpy.ops.kinesplat.import_result)
+    assert "Object Mode" in why_not(bpy.ops.kinesplat.import_clip_file)
+    bpy.ops.object.mode_set(mode="OBJECT")
+    assert "no capture" in why_not(bpy.ops.kinesplat.cancel_capture).lower()
+    assert "Gaussians" in why_not(bpy.ops.kinesplat.retime_reverse)
+
+
+def test_cancel_remove(quick, backend, part) -> None:
+    backend.steps = -1
+    bpy.ops.kinesplat.generate()
+    uid = active_job().uid
+    tracker = part("blender_addon.job_tracker")
+    tracker.wait(lambda: tracker.tracker().board.rows[uid].job_id, 10)
+    assert bpy.ops.kinesplat.remove_job(uid=uid) == {"CANCELLED"}
+    assert bpy.ops.kinesplat.cancel_job(uid=uid) == {"FINISHED"}
+    assert active_job().state == "cancelled"
+    assert "no result" in error_of(bpy.ops.kinesplat.import_result, uid=uid)
+    assert bpy.ops.kinesplat.remove_job(uid=uid) == {"FINISHED"}
+    tracker.wait(lambda: not backend.jobs, 10)
+    assert len(bpy.context.window_manager.kinesplat.jobs) == 0
+
+
+def test_a_job_deleted_meanwhile(quick, backend, part) -> None:
+    backend.steps = -1
+    bpy.ops.kinesplat.generate()
+    uid = active_job().uid
+    tracker = part("blender_addon.job_tracker")
+    tracker.wait(lambda: tracker.tracker().board.rows[uid].job_id, 10)
+    backend.jobs.clear()
+    tracker.wait(lambda: not tracker.tracker().board.rows[uid].is_live, 10)
+    assert "no longer on the backend" in active_job().message
+    assert bpy.ops.kinesplat.remove_job(uid=uid) == {"FINISHED"}
+
+
+def test_import_of_a_file(extension, part, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=4, name="Wave", fps=12.0))
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(path)) == {"FINISHED"}
+    splats = bpy.context.active_object
+    assert (splats.name, len(splats.data.vertices)) == ("Wave", 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"ply\nformat ascii 1.0\n"])
+def test_import_of_a_file_of_another_format(extension, tmp_path, content) -> None:
+    path = tmp_path / "something.npz"
+    path.write_bytes(content)
+    before = len(bpy.data.objects), len(bpy.data.meshes)
+    assert "not a Kinesplat file" in error_of(bpy.ops.kinesplat.import_clip_file, filepath=str(path))
+    assert (len(bpy.data.objects), len(bpy.data.meshes)) == before
+    assert "There is no file" in error_of(bpy.ops.kinesplat.import_clip_file, filepath=str(tmp_path / "nothing.npz"))
+
+
+def test_retiming(extension, part, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5, fps=24.0))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    splats = bpy.context.active_object
+    timing = lambda: part("blender_addon.retime").timing(splats)  # noqa: E731
+    for repeat in ("LOOP", "PING_PONG", "HOLD"):
+        assert bpy.ops.kinesplat.retime_repeat(repeat=repeat) == {"FINISHED"}
+        assert timing().repeat == repeat
+    bpy.ops.kinesplat.retime_fit(use_scene_range=False, frame_start=11, frame_end=31)
+    assert (timing().first, timing().last) == (11, 31)
+    bpy.context.scene.frame_start, bpy.context.scene.frame_end = 1, 41
+    bpy.ops.kinesplat.retime_fit()
+    assert (timing().first, timing().last) == (1, 41)
+    bpy.ops.kinesplat.retime_speed(factor=2.0)
+    assert timing().speed == pytest.approx(2.0)
+    assert bpy.ops.kinesplat.retime_reverse() == {"FINISHED"}
+
+
+def test_drawing_and_render_settings(extension, part, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    splats = bpy.context.active_object
+    draw_mode = part("blender_addon.splat_object").draw_mode
+    for mode in ("QUADS", "POINTS"):
+        assert bpy.ops.kinesplat.set_draw_mode(mode=mode) == {"FINISHED"}
+        assert draw_mode(splats) == mode
+    assert "all the render settings" in why_not(bpy.ops.kinesplat.fix_scene_settings)
+    bpy.context.scene.cycles.transparent_max_bounces = 8
+    assert bpy.ops.kinesplat.fix_scene_settings() == {"FINISHED"}
+    assert bpy.context.scene.cycles.transparent_max_bounces == 128
+
+
+def test_no_timer_waits_in_the_background(quick, backend, part) -> None:
+    assert not bpy.app.timers.is_registered(part("blender_addon.job_tracker")._tick)
+    start = time.monotonic()
+    bpy.ops.kinesplat.connect()
+    assert bpy.context.window_manager.kinesplat.backend_state == "running"
+    assert time.monotonic() - start < 5
+
+
+def test_records_hold_no_secrets(quick, backend, part) -> None:
+    bpy.ops.kinesplat.generate(wait=True)
+    folder = part("blender_addon.job_tracker").tracker().records.folder
+    for path in folder.rglob("*.json"):
+        assert "token" not in json.dumps(json.loads(path.read_text()))
