@@ -2,6 +2,7 @@
 """Calls on a running backend of this computer, for the command line."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,16 +129,15 @@ class Client:
     def fetch(self, job_id: str, path: Path) -> int:
         """Write a job's result to `path` in one step; returns its size."""
         with self._answer("GET", f"/jobs/{job_id}/result", stream=True) as answer:
-            sha256 = answer.headers["ETag"].strip('"')
+            arrived, size = hashlib.sha256(), 0
             with atomic_file(path) as file:
                 try:
                     for chunk in answer.iter_content(1 << 18):
-                        file.write(chunk)
+                        arrived.update(chunk)
+                        size += file.write(chunk)
                 except requests.RequestException as error:
                     raise UserError("cut_off", "The connection broke in the middle.", "Fetch it again.") from error
-                size = file.tell()
-                file.flush()
-                if file_sha256(file.name) != sha256:
+                if arrived.hexdigest() != answer.headers["ETag"].strip('"'):
                     raise UserError("damaged_result", "The result arrived damaged.", "Fetch it again.")
         return size
 

@@ -52,7 +52,8 @@ class CamerasModel(Strict):
     def check(self) -> "CamerasModel":
         """Matrices are cameras, sizes are square."""
         try:
-            Cameras.from_json(self.model_dump())
+            with np.errstate(all="ignore"):  # numbers may be as large as they like until they are checked
+                Cameras.from_json(self.model_dump())
         except (BadFileError, OverflowError) as error:
             raise ValueError(str(error)) from error
         if self.width != self.height:

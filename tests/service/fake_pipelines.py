@@ -6,6 +6,7 @@ What one does stands in its job's name as words: `steps=20 seconds=0.02 poison=5
 
 import contextlib
 import hashlib
+import importlib
 import os
 import signal
 import time
@@ -59,6 +60,8 @@ def run_steps(request: dict, blob, run: Run) -> Path:
                 file.write((step + 1).to_bytes(4, "big") + state)
             print(step, file=trace, flush=True)
             run.report(step + 1, steps, lambda: np.full((600, 300, 3), 128, np.uint8))
+    if "die" in wish:
+        die_once(wish["die"], run.folder.parent / "died")
     result = run.folder / "clip.npz"
     result.write_bytes(b"PK" + state * 1000)
     run.finish()
@@ -89,6 +92,26 @@ def misbehave(wish: dict[str, str], step: int, run: Run) -> None:
         while True:
             with contextlib.suppress(BaseException):
                 time.sleep(3600)
+
+
+def die_once(where: str, marker: Path) -> None:
+    """Let this process be killed at a point of the product's code: `module:Class.function:before` (or `after`)."""
+    if marker.exists():
+        return
+    module, name, when = where.split(":")
+    *owners, function = name.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    real = getattr(owner, function)
+
+    def deadly(*arguments, **options):
+        if when == "after":
+            real(*arguments, **options)
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, function, deadly)
 
 
 PIPELINES = {"orbit": run_steps}

@@ -50,6 +50,7 @@ class Service:
         self.settings = Settings(home, **{"pipelines": PIPELINES, "min_free": 0, **settings})
         self.process: subprocess.Popen | None = None
         self.said: list[str] = []
+        self._writing = threading.Lock()
 
     def start(self, timeout: float = 30.0) -> "Service":
         """Start it and wait until it is ready."""
@@ -75,12 +76,12 @@ class Service:
         """Submit a job that does what `name` says (see fake_pipelines)."""
         client = client or self.client()
         folder = self.settings.home.parent / f"frames-{seed}"
-        folder.mkdir(exist_ok=True)
-        frames = []
-        for index, data in enumerate(pictures(seed)):
-            path = folder / f"{index}.png"
-            path.write_bytes(data)
-            frames.append(client.upload(path))
+        with self._writing:
+            if not folder.exists():
+                folder.mkdir()
+                for index, data in enumerate(pictures(seed)):
+                    (folder / f"{index}.png").write_bytes(data)
+        frames = [client.upload(folder / f"{index}.png") for index in range(FRAMES)]
         return client.submit(request_of(name, frames), key or os.urandom(8).hex(), "tests")
 
     def children(self) -> dict[str, psutil.Process]:
@@ -88,8 +89,9 @@ class Service:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.Error):
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    found[child.cmdline()[2].rsplit(".", 1)[-1]] = child
+                words = child.cmdline()  # empty while it is being made, and when it has ended
+                if len(words) > 2 and words[1] == "-m":
+                    found[words[2].rsplit(".", 1)[-1]] = child
         return found
 
     def trace(self, job_id: str) -> list[int]:

@@ -68,9 +68,7 @@ def test_the_same_key_gives_the_same_job_and_another_request_is_refused(queue):
 
 def test_many_threads_with_one_key_make_one_job(queue):
     made = []
-    threads = [
-        threading.Thread(target=lambda: made.append(queue.create(request(), "key"))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: made.append(queue.create(request(), "key"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -282,9 +280,13 @@ def test_a_full_disk_loses_no_row(tmp_path):
     with queue._connection() as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.OperationalError) as caught:
+
+    def fill():
         for index in range(20, 500):
             made.append(queue.create(request("x" * 500), f"{index}")[0].id)
+
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        fill()
     assert caught.value.sqlite_errorcode == sqlite3.SQLITE_FULL
     queue.close()
     queue = Queue(tmp_path / "jobs.sqlite3")  # space is back

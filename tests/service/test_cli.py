@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands `jobs` and `doctor` as a user types them."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.__main__ import main
+from backend.service import doctor, paths
+from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
+from tests.service.fake_pipelines import expected_result
+from tests.service.running import running, wait_for
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("cli") / "home") as service:
+        yield service
+
+
+@pytest.fixture
+def orbit(tmp_path):
+    folder = tmp_path / "steps=3"
+    folder.mkdir()
+    write_orbit_json(folder, orbit_cameras(Orbit(frames=8), 64, 64, moving=True))
+    for index in range(8):
+        Image.fromarray(np.full((64, 64, 4), index, np.uint8)).save(folder / f"frame_{index:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def run(service, capsys):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        words = [str(word) for word in arguments]
+        code = main([*words, "--home", str(service.settings.home)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_from_an_orbit_folder_to_a_clip(run, orbit, tmp_path):
+    out = tmp_path / "clip.npz"
+    code, said, _ = run("jobs", "submit", "--orbit", orbit, "--static", orbit, "--out", out)
+    assert code == 0
+    assert str(out) in said
+    inputs = [(orbit / f"frame_{index:03d}.png").read_bytes() for index in range(8)]
+    assert out.read_bytes() == expected_result({"name": "steps=3"}, inputs)
+    job = said.split()[0]
+    code, said, _ = run("jobs", "list")
+    assert code == 0
+    assert job in said
+    assert "succeeded" in said
+    again = tmp_path / "again.npz"
+    assert run("jobs", "fetch", job[:6], "--out", again)[0] == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert run("jobs", "watch", job)[0] == 0
+
+
+def test_a_failed_job_is_a_sentence_and_exit_code_1(run, orbit):
+    code, _, error = run("jobs", "submit", "--orbit", orbit, "--name", "user=1", "--watch")
+    assert code == 1
+    assert error.strip() == "The pictures are empty. Select an object with a surface."
+
+
+def test_cancel(run, orbit, service):
+    _, said, _ = run("jobs", "submit", "--orbit", orbit, "--name", "steps=1000 seconds=0.02")
+    job = said.strip()
+    wait_for(lambda: service.client().job(job)["state"] == "running")
+    results = []
+    watching = threading.Thread(target=lambda: results.append(service.client().watch(job)["state"]))
+    watching.start()
+    code, said, _ = run("jobs", "cancel", job)
+    watching.join(10)
+    assert (code, said.strip(), results) == (0, f"{job} cancelled", ["cancelled"])
+
+
+@pytest.mark.parametrize("verb", ["watch", "cancel", "fetch"])
+def test_unknown_jobs(run, verb, tmp_path):
+    more = ["--out", tmp_path / "x.npz"] if verb == "fetch" else []
+    code, _, error = run("jobs", verb, "ffffffffffffffff", *more)
+    assert code == 1
+    assert "There is no job that begins with" in error
+
+
+def test_bad_values_are_refused_by_the_server_with_the_field(run, orbit):
+    code, _, error = run("jobs", "submit", "--orbit", orbit, "--gaussians", "7")
+    assert code == 1
+    assert "settings.gaussians" in error
+
+
+def test_a_folder_that_is_no_orbit(run, tmp_path):
+    code, _, error = run("jobs", "submit", "--orbit", tmp_path)
+    assert code == 1
+    assert "orbit.json is missing" in error
+
+
+def test_a_missing_picture(run, orbit):
+    (orbit / "frame_003.png").unlink()
+    code, _, error = run("jobs", "submit", "--orbit", orbit)
+    assert code == 1
+    assert "frame_003.png" in error
+
+
+@pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "cancel", "ab")])
+def test_no_backend(tmp_path, capsys, words):
+    assert main([*words, "--home", str(tmp_path)]) == 1
+    assert "No backend runs" in capsys.readouterr().err
+
+
+def test_another_version(service, monkeypatch, capsys):
+    from backend.service import client
+
+    monkeypatch.setattr(client, "API_VERSION", 99)
+    assert main(["jobs", "list", "--home", str(service.settings.home)]) == 1
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_a_wrong_token(service, tmp_path, capsys):
+    home = paths.Home(tmp_path / "home")
+    paths.prepare(home)
+    shutil.copy(paths.Home(service.settings.home).server, home.server)
+    paths.ensure_token(home)
+    assert main(["jobs", "list", "--home", str(home.folder)]) == 1
+    assert "does not show this backend's token" in capsys.readouterr().err
+
+
+def test_a_port_file_that_a_crash_left_over(service, tmp_path, capsys):
+    """Another backend has got the port since: it must not be shown the token."""
+    home = paths.Home(tmp_path / "home")
+    paths.prepare(home)
+    server = json.loads(paths.Home(service.settings.home).server.read_text())
+    paths.write_server(home, {**server, "started": 5.0})
+    assert main(["jobs", "list", "--home", str(home.folder)]) == 1
+    assert "No backend runs" in capsys.readouterr().err
+
+
+def test_doctor_of_the_service(service, capsys, monkeypatch):
+    heavy = {"torch", "splatting kernels", "GPU", "packages"}
+    monkeypatch.setattr(doctor, "CHECKS", {name: check for name, check in doctor.CHECKS.items() if name not in heavy})
+    assert main(["doctor", "--home", str(service.settings.home)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Everything that is needed works." in said
+    assert service.client().url in said
+
+
+def test_doctor_says_what_is_wrong(tmp_path, capsys, monkeypatch):
+    def broken(home):
+        raise ImportError("torch is not here")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"torch": broken, "data directory": doctor.check_home})
+    (tmp_path / "jobs.sqlite3").write_bytes(b"letter " * 1000)
+    assert main(["doctor", "--home", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "torch is not here" in said
+    assert "is damaged" in said
+    assert "2 of 2 checks failed." in said
+
+
+@pytest.mark.slow
+def test_doctor_with_everything(tmp_path, capsys):
+    code = main(["doctor", "--home", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    missing = [name for name in doctor.required_packages() if not doctor.installed(name)]
+    assert code == (1 if missing else 0), said
+    assert "the CPU kernels draw and differentiate" in said

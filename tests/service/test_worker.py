@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Jobs in a running service: every way in which one can end, with a pipeline that misbehaves on demand."""
+
+import io
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from backend.service.client import CallError
+from tests.service.fake_pipelines import expected_result
+from tests.service.running import pictures, running, wait_for
+
+GRACE = 1.0  # seconds of each step of the cancel ladder in these tests
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("worker") / "home", cancel_grace=GRACE, kill_grace=GRACE) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service):
+    return service.client()
+
+
+def worker_pid(service) -> int:
+    return wait_for(lambda: service.children().get("worker")).pid
+
+
+def begun(client, job: dict) -> dict:
+    """The job once it has done a step."""
+    return wait_for(lambda: (now := client.job(job["id"]))["state"] == "running" and now["step"] > 0 and now)
+
+
+def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
+    job = service.submit("steps=20 seconds=0.05", client)
+    seen = []
+    done = client.watch(job["id"], seen.append)
+    assert done["state"] == "succeeded"
+    fractions = [item["fraction"] for item in seen]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions)) >= 4, "progress was not shown"
+    assert [item["rev"] for item in seen] == sorted({item["rev"] for item in seen})
+    assert "Working" in {item["stage"] for item in seen}
+    client.fetch(job["id"], tmp_path / "clip.npz")
+    name = {"name": "steps=20 seconds=0.05"}
+    assert (tmp_path / "clip.npz").read_bytes() == expected_result(name, pictures())
+    assert service.trace(job["id"]) == list(range(20))
+    assert not (service.settings.home / "jobs" / job["id"] / "work").exists()  # nobody needs it any more
+
+
+def test_preview(service, client):
+    job = service.submit("steps=30 seconds=0.08", client)
+    done = client.watch(job["id"])
+    assert 2 <= done["preview_rev"] <= 5  # one a second
+    answer = client._answer("GET", f"/jobs/{job['id']}/preview")
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (picture.format, picture.size) == ("JPEG", (256, 512))
+
+
+def test_log(service, client):
+    job = service.submit("steps=2", client)
+    client.watch(job["id"])
+    lines = wait_for(lambda: "Ended: succeeded." in (text := client.log(job["id"])) and text).splitlines()
+    assert "Attempt 1 begins" in lines[0]
+    assert [part for part in ("Reading", "Working", "Done") if any(part in line for line in lines)] == [
+        "Reading", "Working", "Done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wish", "code", "detail"),
+    [
+        ("user=2", "no_subject", "The pictures are empty."),
+        ("bad=2", "bad_input", "orbit.json is missing."),
+        ("memory=2", "out_of_memory", "The computer ran out of memory."),
+        ("full=2", "disk_full", "There is too little free space"),
+        ("bug=2", "internal_error", "The work stopped because of a fault in Kinesplat (KeyError)."),
+    ],
+)
+def test_failures_are_sentences_and_the_queue_goes_on(service, client, wish, code, detail):
+    pid = worker_pid(service)
+    job = service.submit(wish, client)
+    after = service.submit("steps=1", client)
+    done = client.watch(job["id"])
+    assert (done["state"], done["error"]["code"]) == ("failed", code)
+    assert done["error"]["detail"].startswith(detail)
+    assert "Traceback" not in str(done)
+    assert "secret of the code" not in str(done)
+    assert client.watch(after["id"])["state"] == "succeeded"
+    assert worker_pid(service) == pid, "the worker should live on"
+    log = service.log(job["id"])
+    assert f"Failed ({code})" in log
+    assert ("KeyError: 'secret of the code'" in log) == (code == "internal_error")
+
+
+def test_retry_goes_on_from_the_checkpoint(service, client):
+    job = service.submit("steps=6 user=4", client)
+    assert client.watch(job["id"])["state"] == "failed"
+    assert service.trace(job["id"]) == [0, 1, 2, 3]
+    again = client.retry(job["id"])
+    assert again["id"] == job["id"]
+    assert again["error"] is None
+    assert client.watch(job["id"])["attempt"] == 2
+    assert service.trace(job["id"]) == [0, 1, 2, 3]  # nothing was done twice
+
+
+def test_a_poison_job_fails_at_the_third_crash_and_the_next_one_begins_soon(service, client):
+    job = service.submit("steps=5 poison=2", client)
+    after = service.submit("steps=1", client)
+    done = client.watch(job["id"])
+    ended = time.monotonic()
+    assert (done["state"], done["attempt"], done["error"]["code"]) == ("failed", 3, "crashed")
+    assert "3 times" in done["error"]["detail"]
+    assert service.trace(job["id"]) == [0, 1]
+    assert client.watch(after["id"])["state"] == "succeeded"
+    assert time.monotonic() - ended < 10
+    assert "killed by SIGKILL" in service.log(job["id"])
+
+
+def test_a_lost_gpu_costs_the_process_and_after_three_the_job(service, client):
+    pid = worker_pid(service)
+    job = service.submit("lost=1", client)
+    assert client.watch(job["id"])["error"]["code"] == "crashed"
+    assert worker_pid(service) != pid
+    assert "The GPU is lost" in service.log(job["id"])
+
+
+def test_cancel_while_queued(service, client):
+    first = service.submit("steps=100 seconds=0.05", client)
+    second = service.submit("steps=100", client)
+    assert client.cancel(second["id"])["state"] == "cancelled"
+    assert begun(client, first)["state"] == "running"  # the one that runs is left alone
+    client.cancel(first["id"])
+    assert client.watch(first["id"])["state"] == "cancelled"
+
+
+def test_cancel_is_cooperative_within_two_seconds(service, client):
+    pid = worker_pid(service)
+    waits = []
+    for _ in range(3):
+        job = service.submit("steps=1000 seconds=0.02", client)
+        begun(client, job)
+        started = time.monotonic()
+        assert client.cancel(job["id"])["state"] == "cancelling"
+        assert client.watch(job["id"])["state"] == "cancelled"
+        waits.append(time.monotonic() - started)
+    assert max(waits) < 2, waits
+    assert worker_pid(service) == pid
+
+
+@pytest.mark.parametrize(("wish", "limit"), [("stuck=3", GRACE + 4), ("deaf=3", 2 * GRACE + 5)])
+def test_cancel_ends_what_does_not_listen(service, client, wish, limit):
+    job = service.submit(f"steps=10 {wish}", client)
+    begun(client, job)
+    time.sleep(0.3)
+    started = time.monotonic()
+    client.cancel(job["id"])
+    assert client.watch(job["id"])["state"] == "cancelled"
+    assert GRACE * 0.8 < time.monotonic() - started < limit
+    assert client.watch(service.submit("steps=1", client)["id"])["state"] == "succeeded"
+
+
+def test_cancelled_jobs_can_be_taken_up_again(service, client):
+    job = service.submit("steps=60 seconds=0.03", client)
+    begun(client, job)
+    client.cancel(job["id"])
+    client.watch(job["id"])
+    done = len(service.trace(job["id"]))
+    assert 0 < done < 60
+    client.retry(job["id"])
+    assert client.watch(job["id"])["state"] == "succeeded"
+    assert service.trace(job["id"]) == list(range(60))
+
+
+def test_a_damaged_input_is_a_sentence(service, client):
+    blocker = service.submit("steps=100 seconds=0.05", client)
+    job = service.submit("steps=1", client, seed=77)
+    import hashlib
+
+    sha256 = hashlib.sha256(pictures(77)[2]).hexdigest()
+    (service.settings.home / "blobs" / sha256[:2] / sha256).write_bytes(b"rot")
+    client.cancel(blocker["id"])
+    assert client.watch(job["id"])["error"]["code"] == "blob_damaged"
+
+
+def test_a_job_deleted_meanwhile(service, client):
+    job = service.submit("steps=1", client)
+    client.watch(job["id"])
+    client.delete(job["id"])
+    for call in (client.job, client.cancel, client.retry, client.delete, client.log):
+        with pytest.raises(CallError) as caught:
+            call(job["id"])
+        assert (caught.value.status, caught.value.code) == (404, "job_unknown")
+
+
+def test_the_status_answers_while_the_worker_is_busy(service, client):
+    job = service.submit("steps=200 seconds=0.01", client)
+    slow = []
+
+    def poll():
+        own = service.client()
+        for _ in range(20):
+            started = time.monotonic()
+            own.job(job["id"])
+            slow.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=poll) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(slow) == 80
+    assert sorted(slow)[len(slow) // 2] < 0.5
+    client.cancel(job["id"])
+
+
+def test_a_job_without_progress_is_ended(tmp_path):
+    with running(tmp_path / "home", stall_limit=0.7, crash_limit=2) as service:
+        client = service.client()
+        done = client.watch(service.submit("stuck=1", client)["id"])
+        assert (done["state"], done["attempt"], done["error"]["code"]) == ("failed", 2, "stalled")
+
+
+def test_too_little_disk_space_holds_the_queue_and_says_so(tmp_path):
+    import json
+
+    from backend.service.queue import Queue
+    from tests.service.running import request_of
+
+    home = tmp_path / "home"
+    home.mkdir()
+    queue = Queue(home / "jobs.sqlite3")
+    request = request_of("steps=1", [f"{index:064x}" for index in range(8)])
+    job, _ = queue.create(json.loads(json.dumps(request)), "key")
+    with running(home, min_free=1 << 60) as service:
+        wait_for(lambda: queue.get(job.id).stage == "Waiting for free disk space")
+        rev = queue.get(job.id).rev
+        time.sleep(0.6)
+        assert queue.get(job.id).rev == rev, "the note is written once"
+        assert service.client().job(job.id)["state"] == "queued"
+    queue.close()
