@@ -40,7 +40,6 @@ MAX_ALPHA = 0.999
 POINT_REACH = 1.4  # radius of a preview point in standard deviations: surfaces look closed, outlines stay
 DILATION = 0.3  # pixels^2 added to each projected covariance, as 3D Gaussian Splatting rasterisers do
 
-_FLOAT4 = "FLOAT4"  # type of attributes of four numbers; Store Named Attribute knows it since 5.2
 _BUILD = 1  # count up when a tree changes, so that old files keep their own groups
 _native_problems: list[str] = []  # why this Blender's own splats cannot be used, once that is known
 _VARIANT = "kinesplat_variant"
@@ -109,7 +108,8 @@ def _reuse_material(name: str, build: Callable[[bpy.types.NodeTree], None], meth
         if known and material.node_tree is not None and material.get(_FINGERPRINT) == _fingerprint(material.node_tree):
             return material
     material = bpy.data.materials.new(name)
-    material.use_nodes = True
+    if material.node_tree is None:  # up to 4.5; since 5.0 every material has one
+        material.use_nodes = True
     material.node_tree.nodes.clear()
     build(material.node_tree)
     material.surface_render_method = method
@@ -481,7 +481,7 @@ def _native(tree: bpy.types.NodeTree, sh_degree: int) -> None:
     base = nodes.value(
         "FunctionNodeCombineColor", {"Red": red, "Green": green, "Blue": blue, "Alpha": inputs["Alpha"]}, mode="RGB"
     )
-    points = nodes.store(points, "radiance:base", _FLOAT4, base)
+    points = nodes.store(points, "radiance:base", _four_numbers(nodes), base)
     points = nodes.store(points, "scale", "FLOAT_VECTOR", inputs["Scale"])
     points = nodes.store(points, "rotation", "QUATERNION", inputs["Rotation"])
     for index in range((sh_degree + 1) ** 2 - 1):
@@ -492,6 +492,23 @@ def _native(tree: bpy.types.NodeTree, sh_degree: int) -> None:
     nodes.put(next(socket for socket in set_type.inputs if socket.type == "GEOMETRY"), points)
     choose_splats(set_type)
     _end(nodes, nodes.out(set_type))
+
+
+def _four_numbers(nodes: NodeBuilder) -> str:
+    """The attribute type to store four numbers as.
+
+    Blender's splats have FLOAT4. In 5.2 Store Named Attribute offers that type, but takes three numbers for it and
+    sets the fourth, the opacity, to 0. Colors are four numbers as well, and Blender converts them where it looks up a
+    FLOAT4.
+    """
+    probe = nodes.node("GeometryNodeStoreNamedAttribute")
+    try:
+        probe.data_type = "FLOAT4"
+        takes_four = len(probe.inputs["Value"].default_value) == 4
+    except TypeError:  # up to 5.1 there is no such type
+        takes_four = False
+    nodes.tree.nodes.remove(probe)
+    return "FLOAT4" if takes_four else "FLOAT_COLOR"
 
 
 def choose_splats(set_type: bpy.types.Node) -> None:

@@ -86,6 +86,7 @@ def read(attributes, name: str) -> np.ndarray:
         "FLOAT": ("value", 1),
         "FLOAT_VECTOR": ("vector", 3),
         "QUATERNION": ("value", 4),
+        "FLOAT4": ("vector", 4),
         "FLOAT_COLOR": ("color", 4),
     }[attribute.data_type]
     values = np.empty(len(attribute.data) * width, np.float32)

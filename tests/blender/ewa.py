@@ -6,6 +6,8 @@ covariance, nothing below alpha 1/255, alpha at most 0.999, near to far by the d
 space in which the colors are coded.
 """
 
+import math
+
 import numpy as np
 
 from blender_addon.contract import rotations
@@ -63,18 +65,27 @@ def render(
 
 
 def sh_values(directions: np.ndarray, coefficients: int) -> np.ndarray:  # [N, 3] -> [N, K]
-    """Real spherical harmonics by their definition, from associated Legendre polynomials; signs as in 3DGS."""
-    from scipy.special import sph_harm_y
+    """Real spherical harmonics by their definition, from associated Legendre polynomials with Condon-Shortley phase.
 
+    That phase is what gives odd orders their minus sign in 3D Gaussian Splatting.
+    """
     x, y, z = directions.astype(np.float64).T
-    polar, azimuth = np.arccos(np.clip(z, -1, 1)), np.arctan2(y, x)
+    azimuth, ring = np.arctan2(y, x), np.sqrt(np.maximum(1 - z * z, 0))
+    top = round(coefficients**0.5)
+    legendre = {(0, 0): np.ones_like(z)}
+    for degree in range(1, top):
+        legendre[degree, degree] = -(2 * degree - 1) * ring * legendre[degree - 1, degree - 1]
+        legendre[degree, degree - 1] = (2 * degree - 1) * z * legendre[degree - 1, degree - 1]
+        for order in range(degree - 1):
+            one, two = legendre[degree - 1, order], legendre[degree - 2, order]
+            legendre[degree, order] = ((2 * degree - 1) * z * one - (degree + order - 1) * two) / (degree - order)
     values = []
-    for degree in range(int(coefficients**0.5)):
+    for degree in range(top):
         for order in range(-degree, degree + 1):
-            harmonic = sph_harm_y(degree, abs(order), polar, azimuth)
-            # With the Condon-Shortley phase, which scipy includes and which 3DGS keeps.
-            part = harmonic.real if order >= 0 else harmonic.imag
-            values.append(part * (np.sqrt(2) if order else 1))
+            m = abs(order)
+            norm = (2 * degree + 1) / (4 * math.pi) * math.factorial(degree - m) / math.factorial(degree + m)
+            turning = np.cos(m * azimuth) if order >= 0 else np.sin(m * azimuth)
+            values.append(math.sqrt(norm * (2 if m else 1)) * legendre[degree, m] * turning)
     return np.stack(values, axis=-1)
 
 

@@ -211,9 +211,6 @@ class TestNative:
         monkeypatch.setattr(versions, "has_native_splats", lambda: True)
         monkeypatch.setattr(versions, "SPLAT_NODE", "GeometryNodeSetID")  # passes points through
         monkeypatch.setattr(node_groups, "choose_splats", lambda node: None)
-        four = bpy.types.GeometryNodeStoreNamedAttribute.bl_rna.properties["data_type"].enum_items
-        if "FLOAT4" not in four:
-            monkeypatch.setattr(node_groups, "_FLOAT4", "FLOAT_COLOR")  # four numbers as well
 
     def test_attributes_are_those_of_blender_s_own_splats(self, as_if_native):
         clip = twisting_ring(30, 4, sh_degree=2, moving_opacities=True)
