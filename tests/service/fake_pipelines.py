@@ -56,9 +56,9 @@ def run_steps(request: dict, blob, run: Run) -> Path:
             misbehave(wish, step, run)
             time.sleep(seconds)
             state = advance(state, step)
+            print(step, file=trace, flush=True)
             with atomic_file(checkpoint) as file:
                 file.write((step + 1).to_bytes(4, "big") + state)
-            print(step, file=trace, flush=True)
             run.report(step + 1, steps, lambda: np.full((600, 300, 3), 128, np.uint8))
     if "die" in wish:
         die_once(wish["die"], run.folder.parent / "died")
