@@ -214,25 +214,20 @@ def create_app(
         before = {seq: index for index, seq in enumerate(queue.queued())} if waiting else {}
         return JobsModel(jobs=[JobModel.of(job, before.get(job.seq, 0)) for job in jobs])
 
-    @app.get(
-        "/v1/jobs/{job_id}",
-        responses={**declared(404), 204: {"description": "No revision above after_rev yet."}},
-        response_model=JobModel,
-    )
+    @app.get("/v1/jobs/{job_id}", responses=declared(404))
     async def get_job(
         job_id: JobId,
         request: Request,
         after_rev: Annotated[int | None, Query(ge=0, le=2**53)] = None,
         wait: Annotated[float, Query(ge=0, le=20, allow_inf_nan=False)] = 0.0,
-    ) -> Response | JobModel:
-        """One job; with `after_rev` only once it has changed."""
+    ) -> JobModel:
+        """One job; with `after_rev` it is waited for a while until it changes."""
         deadline = time.monotonic() + wait
         while True:
             job = known(queue.get(job_id))
-            if after_rev is None or job.rev > after_rev:
+            has_news = after_rev is None or job.rev > after_rev
+            if has_news or job.is_final or time.monotonic() >= deadline or await request.is_disconnected():
                 return shown(job)
-            if job.is_final or time.monotonic() >= deadline or await request.is_disconnected():
-                return Response(status_code=204)
             await asyncio.sleep(LOOK_SECONDS)
 
     @app.get(

@@ -171,9 +171,9 @@ def run_list(options: argparse.Namespace) -> int:
 
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("job", "name", "state", "progress", "stage", "since")
+    table = Table(Column("job", no_wrap=True), "name", "state", "progress", "stage", "since")
     for job in connect(options).jobs(limit=min(max(options.limit, 1), 1000)):
         since = datetime.datetime.fromtimestamp(job["created"]).strftime("%Y-%m-%d %H:%M")
         table.add_row(
@@ -222,7 +222,7 @@ def watch(client, job_id: str) -> dict:
 def outcome(job: dict) -> int:
     """Say how a job ended; returns the exit code."""
     if job["state"] == "failed":
-        print(f"{job['error']['detail']} {job['error']['hint']}".rstrip(), file=sys.stderr)
+        print(f"{job['error']['message']} {job['error']['hint']}".rstrip(), file=sys.stderr)
         return 1
     print(f"{job['id']} {job['state']}")
     return 0 if job["state"] == "succeeded" else 1

@@ -87,11 +87,10 @@ class Client:
         """Jobs, newest first; `state`, `client`, `limit`."""
         return self._answer("GET", "/jobs", params=filters).json()["jobs"]
 
-    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict | None:
-        """One job; with `after_rev` None where it has not changed within `wait` seconds."""
+    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
+        """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""
         params = {} if after_rev is None else {"after_rev": after_rev, "wait": wait}
-        answer = self._answer("GET", f"/jobs/{job_id}", params=params)
-        return None if answer.status_code == 204 else answer.json()
+        return self._answer("GET", f"/jobs/{job_id}", params=params).json()
 
     def watch(self, job_id: str, on_change: Callable[[dict], None] = lambda job: None) -> dict:
         """Wait until a job has ended; returns it."""
@@ -100,9 +99,7 @@ class Client:
             on_change(job)
             if job["finished"] is not None:
                 return job
-            while (changed := self.job(job_id, job["rev"], WAIT_SECONDS)) is None:
-                pass
-            job = changed
+            job = self.job(job_id, job["rev"], WAIT_SECONDS)
 
     def cancel(self, job_id: str) -> dict:
         """Cancel a job."""

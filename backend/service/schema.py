@@ -139,8 +139,7 @@ class ErrorModel(BaseModel):
     """Why a job failed."""
 
     code: str
-    title: str
-    detail: str
+    message: str
     hint: str
 
 
@@ -180,9 +179,7 @@ class JobModel(BaseModel):
         shared = {name: getattr(job, name) for name in cls.model_fields if name not in ("ahead", "error", "result")}
         error = result = None
         if job.error_code is not None:
-            error = ErrorModel(
-                code=job.error_code, title="The job failed", detail=job.error_detail, hint=job.error_hint
-            )
+            error = ErrorModel(code=job.error_code, message=job.error_detail, hint=job.error_hint)
         if job.result_sha256 is not None:
             result = ResultModel(sha256=job.result_sha256, size=job.result_size)
         return cls(**shared, ahead=ahead, error=error, result=result)

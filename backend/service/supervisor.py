@@ -385,12 +385,13 @@ def _log_file(home: paths.Home):
     path: Path = home.logs / "supervisor.log"
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=1 << 20, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    former = log.level
+    former = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False  # the terminal gets what is announced, and nothing else
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(former)
+        log.level, log.propagate = former
         handler.close()

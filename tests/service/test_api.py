@@ -168,9 +168,9 @@ def test_polling_with_a_revision(api):
     job = api.submit()
     address = f"/v1/jobs/{job['id']}"
     assert api.http.get(f"{address}?after_rev={job['rev'] - 1}").json()["id"] == job["id"]
-    assert api.http.get(f"{address}?after_rev={job['rev']}").status_code == 204
+    assert api.http.get(f"{address}?after_rev={job['rev']}").json() == job
     started = time.monotonic()
-    assert api.http.get(f"{address}?after_rev={job['rev']}&wait=0.5").status_code == 204
+    assert api.http.get(f"{address}?after_rev={job['rev']}&wait=0.5").json() == job
     assert 0.4 < time.monotonic() - started < 3
     threading.Timer(0.3, lambda: api.queue.claim("worker", 15)).start()
     started = time.monotonic()
@@ -184,7 +184,7 @@ def test_polling_with_a_revision(api):
 def test_nobody_waits_for_a_job_that_has_ended(api):
     job = api.finished()
     started = time.monotonic()
-    assert api.http.get(f"/v1/jobs/{job['id']}?after_rev={job['rev']}&wait=20").status_code == 204
+    assert api.http.get(f"/v1/jobs/{job['id']}?after_rev={job['rev']}&wait=20").json() == job
     assert time.monotonic() - started < 2
 
 

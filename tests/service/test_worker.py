@@ -72,7 +72,7 @@ def test_log(service, client):
 
 
 @pytest.mark.parametrize(
-    ("wish", "code", "detail"),
+    ("wish", "code", "message"),
     [
         ("user=2", "no_subject", "The pictures are empty."),
         ("bad=2", "bad_input", "orbit.json is missing."),
@@ -81,13 +81,13 @@ def test_log(service, client):
         ("bug=2", "internal_error", "The work stopped because of a fault in Kinesplat (KeyError)."),
     ],
 )
-def test_failures_are_sentences_and_the_queue_goes_on(service, client, wish, code, detail):
+def test_failures_are_sentences_and_the_queue_goes_on(service, client, wish, code, message):
     pid = worker_pid(service)
     job = service.submit(wish, client)
     after = service.submit("steps=1", client)
     done = client.watch(job["id"])
     assert (done["state"], done["error"]["code"]) == ("failed", code)
-    assert done["error"]["detail"].startswith(detail)
+    assert done["error"]["message"].startswith(message)
     assert "Traceback" not in str(done)
     assert "secret of the code" not in str(done)
     assert client.watch(after["id"])["state"] == "succeeded"
@@ -114,7 +114,7 @@ def test_a_poison_job_fails_at_the_third_crash_and_the_next_one_begins_soon(serv
     done = client.watch(job["id"])
     ended = time.monotonic()
     assert (done["state"], done["attempt"], done["error"]["code"]) == ("failed", 3, "crashed")
-    assert "3 times" in done["error"]["detail"]
+    assert "3 times" in done["error"]["message"]
     assert service.trace(job["id"]) == [0, 1]
     assert client.watch(after["id"])["state"] == "succeeded"
     assert time.monotonic() - ended < 10
