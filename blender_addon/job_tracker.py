@@ -195,6 +195,7 @@ class Tracker:
             return 0
         known = row.uid in self._previews
         if not known or self._shown_previews.get(row.uid) != row.preview_rev:
+            self._previews.pop(row.uid, None)  # a collection refuses a key that it has; the icon stays the same
             picture = self._previews.load(row.uid, str(row.preview), "IMAGE", force_reload=True)
             _ = picture.image_size[:]  # reads the file now rather than while drawing, where it would flicker
             self._shown_previews[row.uid] = row.preview_rev

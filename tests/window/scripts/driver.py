@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs inside Blender: acts like a user, with real mouse and keys, one step per timer call.
+
+A script is a generator that yields seconds to wait:
+
+    def steps():
+        yield from open_tab("Kinesplat")
+        yield from click(*(yield from find_button("bpy.ops.kinesplat.generate(")))
+        yield from wait_until(lambda: ..., 60, "the job has ended")
+
+    play(steps())
+"""
+
+import json
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import bpy
+
+JOB = Path(os.environ["JOB"])
+RESULT: dict = {}  # what the script found out; goes to result.json
+TICK = 0.02
+
+_last_tick = 0.0
+_longest = 0.0
+
+
+def play(steps: Generator[float, None, None]) -> None:
+    """Run the steps, write `result.json`, and end Blender. Errors end it as well and stand in the result."""
+    bpy.context.preferences.view.show_splash = False  # it would eat the first click
+    RESULT["blender"] = bpy.app.version_string
+
+    def advance() -> float | None:
+        try:
+            return next(steps)
+        except StopIteration:
+            RESULT["error"] = ""
+        except BaseException:
+            RESULT["error"] = traceback.format_exc()
+            print(RESULT["error"], flush=True)
+            picture("error")
+        (JOB / "result.json").write_text(json.dumps(RESULT, indent=1))
+        bpy.ops.wm.quit_blender()
+        return None
+
+    bpy.app.timers.register(advance, first_interval=3.0, persistent=True)
+
+
+def note(text: str) -> None:
+    """Say in the output where the script stands."""
+    print(f"[{time.monotonic():.1f}] {text}", flush=True)
+
+
+def window() -> bpy.types.Window:
+    """Blender's window. (Timers run without one in the context.)"""
+    return bpy.context.window_manager.windows[0]
+
+
+def viewport() -> tuple[bpy.types.Area, bpy.types.Region]:
+    """The 3D viewport and its sidebar."""
+    area = next(area for area in window().screen.areas if area.type == "VIEW_3D")
+    return area, next(region for region in area.regions if region.type == "UI")
+
+
+def open_tab(name: str, width: int = 380) -> Generator[float, None, None]:
+    """Open the viewport's sidebar at a tab."""
+    area, _ = viewport()
+    area.spaces.active.show_region_ui = True
+    yield 1.5
+    sidebar = viewport()[1]
+    sidebar.active_panel_category = name
+    sidebar.tag_redraw()
+    yield 1.5
+    note(f"sidebar {sidebar.width} x {sidebar.height}, tab {sidebar.active_panel_category}")
+
+
+def picture(name: str) -> None:
+    """Keep a picture of the whole screen."""
+    (JOB / "pictures").mkdir(exist_ok=True)
+    subprocess.run(["import", "-window", "root", str(JOB / "pictures" / f"{name}.png")], check=True)
+
+
+def move_mouse(x: int, y: int) -> None:
+    """Move the mouse to a place in the window, counted from its lower left corner as Blender does."""
+    xdotool("mousemove", x, window().height - y)
+
+
+def click(x: int, y: int) -> Generator[float, None, None]:
+    """A real click with the left mouse button."""
+    move_mouse(x, y)
+    yield 0.6
+    xdotool("click", 1)
+    yield 0.6
+
+
+def press(key: str) -> None:
+    """A real key press, such as `ctrl+z`."""
+    xdotool("key", key)
+
+
+def xdotool(*arguments) -> None:
+    """Mouse and keys as the X server delivers them."""
+    subprocess.run(["xdotool", *map(str, arguments)], check=True)
+
+
+def find_button(call: str) -> Generator[float, None, tuple[int, int]]:
+    """Where in the sidebar the button lies whose Python command begins with `call`.
+
+    Blender does not tell where it draws its buttons, but Ctrl C over one copies its command.
+    """
+    _, sidebar = viewport()
+    wm = bpy.context.window_manager
+    step = 9
+    for x in (sidebar.x + sidebar.width // 3, sidebar.x + 2 * sidebar.width // 3):
+        for y in range(sidebar.y + sidebar.height - step, sidebar.y, -step):
+            wm.clipboard = ""
+            move_mouse(x, y)
+            yield 0.08
+            press("ctrl+c")
+            yield 0.08
+            if wm.clipboard.startswith(call):
+                note(f"{call} is at {x}, {y}")
+                return x, y
+    raise AssertionError(f"no button with {call} in the sidebar")
+
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float, what: str, each: Callable[[], None] = lambda: None
+) -> Generator[float, None, None]:
+    """Wait for something that Blender does by itself."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        each()
+        yield 0.25
+    note(what)
+
+
+def watch_freezes() -> None:
+    """From now on, measure how long Blender is not ready for the user; see `longest_freeze`."""
+    global _last_tick, _longest
+    _last_tick, _longest = time.monotonic(), 0.0
+    if not bpy.app.timers.is_registered(_tick):
+        bpy.app.timers.register(_tick, first_interval=TICK, persistent=True)
+
+
+def longest_freeze() -> float:
+    """Longest time between two calls of a 20 ms timer since `watch_freezes`, in seconds."""
+    return _longest
+
+
+def _tick() -> float:
+    global _last_tick, _longest
+    now = time.monotonic()
+    _longest = max(_longest, now - _last_tick - TICK)
+    _last_tick = now
+    return TICK

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs inside Blender: install the extension, generate from the fox with real clicks, import, look, undo."""
+
+import sys
+from pathlib import Path
+
+import bpy
+from mathutils import Vector
+
+sys.path.insert(0, str(Path(__file__).parent))
+from driver import (
+    JOB,
+    RESULT,
+    click,
+    find_button,
+    longest_freeze,
+    move_mouse,
+    note,
+    open_tab,
+    picture,
+    play,
+    press,
+    viewport,
+    wait_until,
+    watch_freezes,
+)
+
+FIRST, LAST = 1, 24
+
+
+def install_extension() -> None:
+    archive = next(JOB.glob("kinesplat-*.zip"))
+    bpy.ops.extensions.package_install_files(filepath=str(archive), repo="user_default", enable_on_install=True)
+    RESULT["installed"] = [key for key in bpy.context.preferences.addons.keys() if "kinesplat" in key]  # noqa: SIM118
+
+
+def add_fox() -> bpy.types.Object:
+    for obj in list(bpy.data.objects):
+        bpy.data.objects.remove(obj)
+    bpy.ops.import_scene.gltf(filepath=str(JOB / "fox.glb"))
+    rig = next(obj for obj in bpy.data.objects if obj.type == "ARMATURE")
+    for track in rig.animation_data.nla_tracks:
+        track.mute = True
+    action = bpy.data.actions["Walk"]
+    rig.animation_data.action, rig.animation_data.action_slot = action, action.slots[0]
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = FIRST, LAST
+    scene.frame_set(FIRST)
+    for obj in bpy.context.view_layer.objects:
+        obj.select_set(obj is rig or obj.parent is rig)
+    bpy.context.view_layer.objects.active = rig
+    rig.show_in_front = False
+    return rig
+
+
+def small_settings() -> None:
+    options = bpy.context.scene.kinesplat
+    options.preset = "draft"
+    options.gaussians = 1000
+    options.frames = 8
+    options.resolution = 64
+    options.engine = "CYCLES"
+    options.samples = 4
+
+
+def middle(obj: bpy.types.Object) -> Vector:
+    """Mean of the object's vertices, as they lie in its own data, in the world."""
+    return obj.matrix_world @ (sum((vertex.co for vertex in obj.data.vertices), Vector()) / len(obj.data.vertices))
+
+
+def look_at_fox() -> None:
+    area, _ = viewport()
+    view = area.spaces.active.region_3d
+    region = next(region for region in area.regions if region.type == "WINDOW")
+    area.spaces.active.shading.color_type = "TEXTURE"
+    with bpy.context.temp_override(area=area, region=region):
+        bpy.ops.view3d.view_selected()
+    view.view_perspective = "PERSP"
+
+
+def steps():
+    install_extension()
+    yield 1.0
+    add_fox()
+    small_settings()
+    yield 1.0
+    look_at_fox()
+    yield from open_tab("Kinesplat")
+    status = bpy.context.window_manager.kinesplat
+    yield from wait_until(lambda: status.backend_state == "running", 30, "the backend is found")
+    picture("1_before")
+
+    place = yield from find_button("bpy.ops.kinesplat.generate(")
+    watch_freezes()
+    yield from click(*place)
+    picture("2_capture")
+    RESULT["capture_began"] = status.capture_active or len(status.jobs) > 0
+    yield from wait_until(lambda: not status.capture_active, 120, "the capture has ended")
+    RESULT["longest_freeze_capture"] = longest_freeze()
+    assert len(status.jobs) == 1, f"{len(status.jobs)} jobs after the capture: {status.notice}"
+
+    watch_freezes()
+    seen = set()
+
+    def look():
+        job = status.jobs[0]
+        seen.add(job.state)
+        if job.state == "running" and job.preview_icon and "preview" not in seen:
+            seen.add("preview")
+            picture("3_running")
+
+    yield from wait_until(lambda: status.jobs[0].state in ("succeeded", "failed"), 150, "the job has ended", look)
+    RESULT["job"] = {"state": status.jobs[0].state, "message": status.jobs[0].message, "seen": sorted(seen)}
+    RESULT["longest_freeze_job"] = longest_freeze()
+    yield 1.0
+    picture("4_done")
+
+    before = set(bpy.data.objects)
+    place = yield from find_button("bpy.ops.kinesplat.import_result(")
+    yield from click(*place)
+    yield from wait_until(lambda: set(bpy.data.objects) - before, 30, "the result is in the scene")
+    yield 1.5
+    (splats,) = set(bpy.data.objects) - before
+    name = splats.name
+    rig = next(obj for obj in bpy.data.objects if obj.type == "ARMATURE")
+    RESULT["object"] = {
+        "name": name,
+        "type": splats.type,
+        "points": len(splats.data.vertices) if splats.type == "MESH" else len(splats.data.points),
+        "modifiers": [modifier.type for modifier in splats.modifiers],
+        "in_scene": name in bpy.context.scene.objects,
+        "centre": list(middle(splats)),
+        "fox_centre": list(middle(bpy.data.objects["fox"] if "fox" in bpy.data.objects else rig.children[0])),
+        "fox_size": max(rig.children[0].dimensions),
+    }
+    picture("5_imported")
+    for obj in [rig, *rig.children_recursive]:
+        obj.hide_set(True)
+    yield 1.0
+    picture("6_gaussians_alone")
+    bpy.context.scene.frame_set(12)
+    yield 1.5
+    picture("7_frame_12")
+
+    area, sidebar = viewport()
+    move_mouse(area.x + (area.width - sidebar.width) // 2, area.y + area.height // 2)
+    for obj in [rig, *rig.children_recursive]:
+        obj.hide_set(False)
+    yield 0.6
+    press("ctrl+z")
+    yield 2.0
+    RESULT["undone"] = name not in bpy.data.objects
+    RESULT["left"] = sorted(obj.name for obj in bpy.data.objects if obj.type == "MESH")
+    picture("8_undone")
+    note("done")
+
+
+play(steps())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The extension in a real Blender window, used by a real mouse. Pictures are kept under out/window."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.window, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).resolve().parent / "scripts"
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+
+
+def play(blender, work, script, *, limit, environment=None):
+    """Run a script in the window and return what it found out."""
+    for path in SCRIPTS.glob("*.py"):
+        shutil.copy(path, work)
+    (work / "result.json").unlink(missing_ok=True)
+    inside = blender.inside(work)
+    code, output = blender.run(
+        work,
+        ["--factory-startup", "--python-exit-code", "3", "--python", f"{inside}/{script}"],
+        window=True,
+        limit=limit,
+        environment=environment,
+    )
+    (work / f"{script}.txt").write_text(output)
+    assert (work / "result.json").is_file(), f"Blender ended with {code} before the script did:\n{output[-4000:]}"
+    result = json.loads((work / "result.json").read_text())
+    assert not result["error"], f"{result['error']}\n{output[-4000:]}"
+    return result
+
+
+def picture(work, name):
+    return np.asarray(Image.open(work / "pictures" / f"{name}.png").convert("RGB"), np.float64)
+
+
+def test_blender_accepts_the_archive(blender, work, archive):
+    shutil.copy(archive, work)
+    path = f"{blender.inside(work)}/{archive.name}"
+    code, output = blender.run(work, ["--command", "extension", "validate", path], window=False, limit=120)
+    assert code == 0, output
+
+
+def test_generate_and_import_by_mouse(blender, work, archive, backend_home):
+    shutil.copy(archive, work)
+    shutil.copy(EXAMPLES / "fox.glb", work)
+    environment = {"KINESPLAT_HOME": f"{blender.inside(work)}/backend"}
+    result = play(blender, work, "generate.py", limit=540, environment=environment)
+
+    assert result["installed"] == ["bl_ext.user_default.kinesplat"]
+    assert result["capture_began"]
+    assert result["job"]["state"] == "succeeded", result["job"]
+    assert "running" in result["job"]["seen"]
+    made = result["object"]
+    assert made["in_scene"]
+    assert made["points"] > 100
+    assert "NODES" in made["modifiers"]
+    distance = np.linalg.norm(np.subtract(made["centre"], made["fox_centre"]))
+    assert distance < 0.25 * made["fox_size"], "the Gaussians do not lie where the fox stands"
+    assert result["undone"], "one undo step must take the import back"
+    assert result["left"], "undo took more than the import"
+
+    for name in ("1_before", "2_capture", "4_done", "5_imported", "6_gaussians_alone", "7_frame_12"):
+        assert picture(work, name).std() > 10, f"the picture {name} is blank"
+    still, later = picture(work, "6_gaussians_alone"), picture(work, "7_frame_12")
+    viewport = np.s_[100:700, 100:1000]
+    assert np.abs(still[viewport] - later[viewport]).mean() > 0.05, "the Gaussians do not move with the timeline"
