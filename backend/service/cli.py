@@ -2,6 +2,7 @@
 """The commands `serve`, `doctor` and `jobs`. Heavy modules are imported by the command that needs them."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -78,14 +79,19 @@ def run_serve(options: argparse.Namespace) -> int:
     if options.min_free_gb < 0:
         return refuse("The free disk space cannot be negative.")
     settings = Settings(home_folder(options.home), port=options.port, min_free=int(options.min_free_gb * GIGABYTE))
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # whoever read our output has gone; the service does not depend on that
+            print(line, flush=True)
+
     try:
-        serve(settings, lambda line: print(line, flush=True))
+        serve(settings, say)
     except AlreadyRunningError as error:
         return refuse(f"{error} {error.hint}")
     except UserError as error:
         print(f"{error} {error.hint}".rstrip(), file=sys.stderr)
         return 1
-    print("The backend has ended. Its jobs are kept.", flush=True)
+    say("The backend has ended. Its jobs are kept.")
     return 0
 
 

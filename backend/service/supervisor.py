@@ -133,7 +133,12 @@ class Supervisor:
                 self.api.start()
                 self.worker.start()
                 while not self._end.wait(TICK_SECONDS):
-                    self._tick()
+                    try:
+                        self._tick()
+                    except (sqlite3.OperationalError, OSError) as error:
+                        # The disk or the memory is full. The supervisor waits; it goes on when there is space.
+                        log.warning("Not now: %s", error)
+                        self._end.wait(1.0)
             finally:
                 self._stop()
 
@@ -141,15 +146,12 @@ class Supervisor:
         self._keep_api()
         self._keep_worker()
         now = time.monotonic()
-        try:
-            if now >= self._next_look:
-                self._next_look = now + 0.5
-                self._watch_worker()
-            if now >= self._next_janitor:
-                self._next_janitor = now + JANITOR_SECONDS
-                self._tidy()
-        except (sqlite3.OperationalError, OSError) as error:  # the disk is full: it goes on by itself when it is not
-            log.warning("Not now: %s", error)
+        if now >= self._next_look:
+            self._next_look = now + 0.5
+            self._watch_worker()
+        if now >= self._next_janitor:
+            self._next_janitor = now + JANITOR_SECONDS
+            self._tidy()
 
     # The children
 
@@ -158,8 +160,8 @@ class Supervisor:
 
     def _keep_api(self) -> None:
         if self.api.child and self.api.child.ready.is_set() and not self._announced:
-            self._announced = True
             self._write_server()
+            self._announced = True
         code = self.api.reap()
         if code is None:
             return
@@ -184,11 +186,7 @@ class Supervisor:
             self._dead.append((name, error, exit_text(code)))
         while self._dead:
             name, error, what = self._dead[0]
-            try:
-                jobs = self.queue.settle(name, error, self.settings.crash_limit)
-            except sqlite3.OperationalError as problem:
-                log.warning("The job of a dead worker cannot be put back yet: %s", problem)
-                return
+            jobs = self.queue.settle(name, error, self.settings.crash_limit)
             del self._dead[0]
             for job in jobs:
                 self._note(job, f"Attempt {job.attempt} ended: {what}.")

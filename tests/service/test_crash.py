@@ -21,6 +21,8 @@ from backend.service.queue import Queue
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import Service, pictures, running, wait_for
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+
 POSTERS = 3
 ENOUGH_CRASHES = 1000  # these kills come from outside; that no job is to blame, the crash limit cannot know
 

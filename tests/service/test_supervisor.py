@@ -19,6 +19,8 @@ from backend.service.queue import Queue
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import ROOT, Service, pictures, running, wait_for
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+
 API_SECONDS = 1.5  # of CPU time until the API can answer
 
 
@@ -71,15 +73,15 @@ def test_files_of_a_running_backend(tmp_path):
     assert not home.server.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, name):
     with running(tmp_path / "home") as service:
         client = service.client()
         job = service.submit("steps=40 seconds=0.05", client)
         wait_for(lambda: client.job(job["id"])["step"] > 3)
         children = list(service.children().values())
         started = time.monotonic()
-        assert service.stop(number) == 0
+        assert service.stop(getattr(signal, name)) == 0
         assert time.monotonic() - started < 6
         assert all_ended(children, 0.1)
         queue = Queue(paths.Home(service.settings.home).database)
