@@ -117,7 +117,7 @@ def create_app(
 
     # Blobs
 
-    @app.head("/v1/blobs/{sha256}", responses=declared(404))
+    @app.head("/v1/blobs/{sha256}", responses=declared(404), response_class=Response)
     def find_blob(sha256: Sha256) -> Response:
         """Whether this content is here, undamaged."""
         if blobs.missing([sha256]):
@@ -252,7 +252,7 @@ def create_app(
         responses={**declared(404), 200: {"content": {"text/plain": {}}}},
         response_class=PlainTextResponse,
     )
-    def job_log(job_id: JobId, offset: Annotated[int, Query(ge=0, le=2**53)] = 0) -> Response:
+    def job_log(job_id: JobId, offset: Annotated[int, Query(ge=0, le=2**31)] = 0) -> Response:
         """The job's log from byte `offset` on, whole lines."""
         known(queue.get(job_id))
         data = b""

@@ -281,7 +281,9 @@ def test_log_in_pieces(api, monkeypatch):
         got += answer.content.decode()
         offset = int(answer.headers["X-Next-Offset"])
     assert got == text
-    assert api.http.get(f"{address}?offset=999999").text == ""
+    assert api.http.get(f"{address}?offset={2**31}").text == ""
+    assert_problem(api.http.get(f"{address}?offset={2**31 + 1}"), 422, "invalid_request")
+    assert_problem(api.http.get(f"{address}?offset=-1"), 422, "invalid_request")
 
 
 def test_preview(api):
