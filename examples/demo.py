@@ -33,7 +33,9 @@ from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKGROUND = 0.93  # grey behind the pictures
-PICTURE_SIZE = 256
+PICTURE_WIDTH = 320  # pixels; the height follows the subject
+MARGIN = 0.06  # of the subject's size, left free around it in the pictures
+SHEET_WIDTH = 160  # pixels of one picture on the contact sheet
 SHEET_COLUMNS = 8
 PREVIEW_FPS = 24
 PREVIEW_STEPS = 2  # pictures per stored frame: the loop is played at half speed
@@ -118,12 +120,14 @@ def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
         with step("Rendering the source again"):
             cameras = render_source(bpy, subject, out / "orbit", clip)
         with step("Rendering the point cloud") as show:
-            pictures = render_point_cloud(bpy, splats, subject, cameras, clip, out / "render", show)
+            source = [read_rgba(out / "orbit" / frame_name(i)) for i in range(clip.frame_count)]
+            part = framing(source)
+            pictures = render_point_cloud(bpy, splats, subject, cameras, part, out / "render", show)
         with step("Writing the results"):
             call(bpy.ops.wm.save_as_mainfile, filepath=str(out / "demo.blend"), compress=True)
             write_video(out / "preview.mp4", pictures)
-            source = [over_background(read_rgba(out / "orbit" / frame_name(i))) for i in range(clip.frame_count)]
-            write_contact_sheet(out / "contact_sheet.png", source, pictures[::PREVIEW_STEPS])
+            shown = [over_background(cut_out(picture, part)) for picture in source]
+            write_contact_sheet(out / "contact_sheet.png", shown, pictures[::PREVIEW_STEPS])
             psnr = psnr_per_frame(clip, out / "orbit")
             report = {
                 "seconds_total": round(time.monotonic() - started, 1),
@@ -174,6 +178,7 @@ def open_model(bpy, model: Model):
     scene.render.fps = model.fps
     call(bpy.ops.import_scene.gltf, filepath=str(ROOT / "examples" / model.file))
     subject = next(obj for obj in scene.objects if obj.type == "ARMATURE")
+    subject.name = Path(model.file).stem.title()
     action = next(action for action in bpy.data.actions if action.name.startswith(model.action))
     animation = subject.animation_data
     for track in animation.nla_tracks:
@@ -229,18 +234,32 @@ def render_source(bpy, subject, folder: Path, clip: Clip) -> Cameras:
     orbit_render = extension_module("blender_addon.orbit_render")
     contract = extension_module("blender_addon.contract.orbit")
     settings, scene = bpy.context.scene.kinesplat, bpy.context.scene
-    space = orbit_render.measure(bpy.context, subject, (scene.frame_start, scene.frame_end), frames=clip.frame_count)
-    orbit = contract.Orbit(frames=clip.frame_count, elevation=settings.elevation)
     orbit_render.render_orbit(
-        space, orbit, folder, moving=True, resolution=settings.resolution, samples=settings.samples
+        bpy.context,
+        subject,
+        contract.Orbit(frames=clip.frame_count, elevation=settings.elevation),
+        folder,
+        resolution=settings.resolution,
+        moving=True,
+        frame_range=(scene.frame_start, scene.frame_end),
+        samples=settings.samples,
     )
     return read_orbit_json(folder)
 
 
 def render_point_cloud(
-    bpy, splats, subject, cameras: Cameras, clip: Clip, folder: Path, show: Callable[[float, str], None]
+    bpy,
+    splats,
+    subject,
+    cameras: Cameras,
+    part: tuple[float, float],
+    folder: Path,
+    show: Callable[[float, str], None],
 ) -> list[np.ndarray]:
-    """The imported object through the cameras of the orbit, `PREVIEW_STEPS` pictures per stored frame, by Cycles."""
+    """The imported object through the cameras of the orbit, `PREVIEW_STEPS` pictures per stored frame, by Cycles.
+
+    Of each picture only the middle `part` (of the width, of the height) is rendered.
+    """
     from mathutils import Matrix  # comes with bpy
 
     folder.mkdir(parents=True)
@@ -251,11 +270,12 @@ def render_point_cloud(
     scene.collection.objects.link(camera)
     scene.camera = camera
     focal = cameras.Ks[0, 0, 0] / cameras.width
-    camera.data.sensor_fit, camera.data.angle = "HORIZONTAL", 2 * np.arctan(0.5 / focal)
+    camera.data.sensor_fit, camera.data.angle = "HORIZONTAL", 2 * np.arctan(0.5 * part[0] / focal)
     scene.render.engine = "CYCLES"
-    scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 2, False
+    scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 1, False
     scene.cycles.use_adaptive_sampling = False
-    scene.render.resolution_x = scene.render.resolution_y = PICTURE_SIZE
+    scene.render.resolution_x = PICTURE_WIDTH
+    scene.render.resolution_y = 2 * round(PICTURE_WIDTH * part[1] / part[0] / 2)  # even, as H.264 wants it
     scene.render.film_transparent = True
     scene.render.image_settings.file_format = "PNG"
     scene.render.image_settings.color_mode = "RGBA"
@@ -266,10 +286,11 @@ def render_point_cloud(
     timing = retime.timing(splats)
     from_clip_space = np.array(splats.matrix_world)
     scale = np.linalg.norm(from_clip_space[:3, 0])
-    moments = np.linspace(0, clip.frame_count - 1, (clip.frame_count - 1) * PREVIEW_STEPS + 1)
+    last = len(cameras.times) - 1
+    moments = np.linspace(0, last, last * PREVIEW_STEPS + 1)
     pictures = []
     for index, moment in enumerate(moments):
-        frame = timing.first + (timing.last - timing.first) * moment / (clip.frame_count - 1)
+        frame = timing.first + (timing.last - timing.first) * moment / last
         scene.frame_set(int(frame), subframe=frame - int(frame))
         matrix = from_clip_space @ camera_between(cameras, moment)
         matrix[:3, :3] /= scale
@@ -325,14 +346,32 @@ def over_background(rgba: np.ndarray) -> np.ndarray:  # [H, W, 3] uint8
     return (rgb * 255 + 0.5).astype(np.uint8)
 
 
+def framing(source: list[np.ndarray]) -> tuple[float, float]:
+    """How much of the width and of the height, about the middle, the subject needs over all pictures."""
+    seen = np.max([picture[..., 3] for picture in source], axis=0) > 0.02
+    parts = []
+    for axis in (0, 1):
+        size = seen.shape[1 - axis]
+        reach = np.abs(np.flatnonzero(seen.any(axis=axis)) + 0.5 - size / 2).max() + 0.5
+        parts.append(min(2 * reach * (1 + MARGIN) / size, 1.0))
+    return parts[0], parts[1]
+
+
+def cut_out(picture: np.ndarray, part: tuple[float, float]) -> np.ndarray:
+    """The middle part of a picture."""
+    height, width = picture.shape[:2]
+    x, y = (round(size * (1 - share) / 2) for size, share in ((width, part[0]), (height, part[1])))
+    return picture[y : height - y, x : width - x]
+
+
 def write_contact_sheet(path: Path, source: list[np.ndarray], result: list[np.ndarray]) -> None:
     """Blocks of `SHEET_COLUMNS` frames, the source row above the result row."""
-    size = PICTURE_SIZE // 2
+    size = SHEET_WIDTH, round(SHEET_WIDTH * result[0].shape[0] / result[0].shape[1])
     rows = []
     for start in range(0, len(source), SHEET_COLUMNS):
         for pictures in (source, result):
             row = [
-                np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
+                np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
                 for picture in pictures[start : start + SHEET_COLUMNS]
             ]
             row += [np.full_like(row[0], 255)] * (SHEET_COLUMNS - len(row))
@@ -345,7 +384,7 @@ def write_video(path: Path, pictures: list[np.ndarray]) -> None:
     """H.264; the last picture, which equals the first, is left out so that the loop closes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=PREVIEW_FPS, options={"crf": "18"})
-        stream.width = stream.height = PICTURE_SIZE
+        stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for picture in pictures[:-1] * PREVIEW_ROUNDS:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -354,14 +393,12 @@ def write_video(path: Path, pictures: list[np.ndarray]) -> None:
 
 def psnr_per_frame(clip: Clip, folder: Path) -> list[float]:
     """How well the clip shows its own input views, over white."""
-    from backend.evaluation.metrics import psnr
+    from backend.evaluation.metrics import over_white, psnr
     from backend.splatting.observations import read_orbit_folder
     from backend.splatting.render import render_clip
 
     truth = read_orbit_folder(folder)
-    pictures = render_clip(clip, truth.cameras)
-    over_white = [image[..., :3] + 1 - image[..., 3:] for image in (pictures, truth.images)]
-    return [float(psnr(a, b)) for a, b in zip(*over_white, strict=True)]
+    return psnr(over_white(render_clip(clip, truth.cameras)), over_white(truth.images)).tolist()
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -376,7 +413,7 @@ def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
         TaskProgressColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, transient=not console.is_terminal) as bars:
 
         @contextlib.contextmanager
         def step(name: str) -> Iterator[Callable[[float, str], None]]:
@@ -385,6 +422,8 @@ def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
             yield lambda fraction, said: bars.update(task, completed=fraction, said=said)
             seconds[name] = time.monotonic() - started
             bars.update(task, completed=1.0, said=f"{seconds[name]:.1f} s")
+            if not console.is_terminal:  # where bars cannot be drawn, say at least what is done
+                console.print(f"{name}: {seconds[name]:.1f} s", highlight=False)
 
         yield step
 
