@@ -42,7 +42,7 @@ from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
 
-ALGORITHM = 1  # counts changes that make older checkpoints useless
+ALGORITHM = 2  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, COARSE, FINE = STAGES = ("Fitting the shape", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, COARSE: 0.4, FINE: 0.35}
@@ -68,8 +68,8 @@ class ConstructConfig:
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
     shape_steps: int = 250  # iterations of stage 1, one static view each
     coarse_steps: int = 500  # iterations of stage 2, `coarse_frames` pictures each
-    fine_steps: int = 150  # iterations of stage 3, one picture each, and sometimes a static view
-    coarse_pixels: int = 64  # longer side of the pictures of stage 2 and of the beginning of stage 1
+    fine_steps: int = 250  # iterations of stage 3, one picture each, and sometimes a static view
+    coarse_pixels: int = 96  # longer side of the pictures of stage 2 and of the beginning of stage 1
     fine_pixels: int = 128  # longer side of the pictures otherwise, if the orbit has that many
     coarse_gaussians: int = 1_250  # that stand for all in stage 2
     coarse_frames: int = 4  # pictures per iteration of stage 2
@@ -96,9 +96,9 @@ class ConstructConfig:
             raise ValueError(f"There is no preset {preset!r}; there are {', '.join(GAUSSIANS_BY_PRESET)}.")
         config = cls(gaussians=gaussians or GAUSSIANS_BY_PRESET[preset], seed=seed)
         if preset == "draft":
-            return replace(config, shape_steps=150, coarse_steps=300, fine_steps=60, fine_pixels=96)
+            return replace(config, shape_steps=150, coarse_steps=300, fine_steps=80, coarse_pixels=64, fine_pixels=96)
         if preset == "final":
-            return replace(config, shape_steps=500, coarse_steps=800, fine_steps=500, fine_pixels=256)
+            return replace(config, shape_steps=400, coarse_steps=700, fine_steps=500, fine_pixels=256)
         return config
 
 

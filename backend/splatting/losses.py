@@ -26,13 +26,16 @@ def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # 
 
 
 def spectral_prior(effective: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J]
-    """Sum of squared coefficients times the fourth power of frequency: the mean squared acceleration, in effect.
+    """Sum of squared coefficients times (frequency^4 - 1), where that is above 0: what fast terms of the motion cost.
 
     Without it one view per time says so little about the motion that unseen views come out worse than frozen ones.
+    Terms of up to one cycle are free: movement along the line of sight hardly changes a picture, so that any price on
+    the slow swing itself makes limbs shrink rather than reach into depth.
     """
     weights = torch.tensor([1.0, 1.0, 1.0, ROTATION_WEIGHT, ROTATION_WEIGHT, ROTATION_WEIGHT])
     energy = (effective * weights[:, None]).square().sum(dim=1)  # [B, J]
-    return (energy * basis.frequencies**4).sum(dim=1).mean()
+    price = (basis.frequencies**4 - 1).clamp(min=0)
+    return (energy * price).sum(dim=1).mean()
 
 
 class _Rigidity(torch.autograd.Function):

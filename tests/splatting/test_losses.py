@@ -30,12 +30,16 @@ def test_image_loss_compares_over_white_and_alpha() -> None:
     assert image_loss(nothing, black, 1.0) == pytest.approx(1.5)
 
 
-def test_spectral_prior_punishes_fast_terms_by_the_fourth_power() -> None:
-    slow, fast = torch.zeros(3, 6, 4), torch.zeros(3, 6, 4)
-    slow[:, 0, 0] = 0.1
-    fast[:, 0, 2] = 0.1
-    assert spectral_prior(slow, BASIS) == pytest.approx(0.01)
-    assert spectral_prior(fast, BASIS) == pytest.approx(16 * 0.01)
+def test_spectral_prior_leaves_one_cycle_free_and_punishes_faster_ones() -> None:
+    basis = TimeBasis(loop=True, harmonics=3)
+    costs = []
+    for term in (0, 2, 4):  # one, two, three cycles
+        effective = torch.zeros(5, 6, 6)
+        effective[:, 0, term] = 0.1
+        costs.append(float(spectral_prior(effective, basis)))
+    assert costs == pytest.approx([0, 0.01 * (2**4 - 1), 0.01 * (3**4 - 1)])
+    half = TimeBasis(loop=False, harmonics=2)
+    assert spectral_prior(torch.ones(5, 6, 4) * torch.tensor([1.0, 1, 0, 0]), half) == 0  # half a cycle, and one
 
 
 def test_rigidity_is_zero_for_a_rigid_motion(control) -> None:
