@@ -136,6 +136,7 @@ class Stage:
         try:
             # Of the scene in the context, the operator takes the whole frame's number, and it evaluates that scene when
             # done, writing animated values back to the objects. An empty scene in the context keeps them untouched.
+            # (Up to Python 3.11, no other Python thread may run meanwhile: see `HttpThread.held`.)
             with bpy.context.temp_override(scene=self._clock):
                 bpy.ops.render.render(scene=self._scene.name, **options)
         except RuntimeError as error:  # Blender's own report, such as a full disk

@@ -334,6 +334,21 @@ def test_alpha_is_straight(tmp_path):
     np.testing.assert_allclose(rgba[rgba[..., 3] == 1][:, :3].mean(axis=0), coded, atol=0.005)
 
 
+@pytest.mark.slow
+def test_eevee_sees_the_same(tmp_path):
+    """Shape to the pixel, light about the same: a capture in the window must not differ from one in background."""
+    prism = add_mesh()
+    space = orbit_render.measure(bpy.context, prism, (1, 1))
+    cameras = orbit_cameras(Orbit(frames=2, closed=False, elevation=15), 64, 64, moving=False)
+    for engine in stage.ENGINES:
+        orbit_render.render_views(space, cameras, tmp_path / engine, engine=engine, samples=16)
+    for view in range(2):
+        cycles, eevee = (picture(tmp_path / engine, view) for engine in stage.ENGINES)
+        np.testing.assert_allclose(silhouette(cycles[..., 3]), silhouette(eevee[..., 3]), atol=1)
+        solid = (cycles[..., 3] == 1) & (eevee[..., 3] == 1)
+        assert np.abs(cycles[solid] - eevee[solid]).mean() < 0.08
+
+
 # --- subjects --------------------------------------------------------------------------------------------------------
 
 

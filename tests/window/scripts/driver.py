@@ -79,9 +79,11 @@ def open_tab(name: str, width: int = 380) -> Generator[float, None, None]:
 
 
 def picture(name: str) -> None:
-    """Keep a picture of the whole screen."""
+    """Keep a picture of the whole screen. (Blender stands still meanwhile; that is no freeze of its own.)"""
+    global _last_tick
     (JOB / "pictures").mkdir(exist_ok=True)
     subprocess.run(["import", "-window", "root", str(JOB / "pictures" / f"{name}.png")], check=True)
+    _last_tick = time.monotonic()
 
 
 def move_mouse(x: int, y: int) -> None:

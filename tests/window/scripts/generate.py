@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 
 import bpy
-from mathutils import Vector
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driver import (
-    JOB,
     RESULT,
     click,
     find_button,
@@ -24,67 +22,14 @@ from driver import (
     wait_until,
     watch_freezes,
 )
-
-FIRST, LAST = 1, 24
-
-
-def install_extension() -> None:
-    archive = next(JOB.glob("kinesplat-*.zip"))
-    bpy.ops.extensions.package_install_files(filepath=str(archive), repo="user_default", enable_on_install=True)
-    RESULT["installed"] = [key for key in bpy.context.preferences.addons.keys() if "kinesplat" in key]  # noqa: SIM118
-
-
-def add_fox() -> bpy.types.Object:
-    for obj in list(bpy.data.objects):
-        bpy.data.objects.remove(obj)
-    bpy.ops.import_scene.gltf(filepath=str(JOB / "fox.glb"))
-    rig = next(obj for obj in bpy.data.objects if obj.type == "ARMATURE")
-    for track in rig.animation_data.nla_tracks:
-        track.mute = True
-    action = bpy.data.actions["Walk"]
-    rig.animation_data.action, rig.animation_data.action_slot = action, action.slots[0]
-    scene = bpy.context.scene
-    scene.frame_start, scene.frame_end = FIRST, LAST
-    scene.frame_set(FIRST)
-    for obj in bpy.context.view_layer.objects:
-        obj.select_set(obj is rig or obj.parent is rig)
-    bpy.context.view_layer.objects.active = rig
-    rig.show_in_front = False
-    return rig
-
-
-def small_settings() -> None:
-    options = bpy.context.scene.kinesplat
-    options.preset = "draft"
-    options.gaussians = 1000
-    options.frames = 8
-    options.resolution = 64
-    options.engine = "CYCLES"
-    options.samples = 4
-
-
-def middle(obj: bpy.types.Object) -> Vector:
-    """Mean of the object's vertices, as they lie in its own data, in the world."""
-    return obj.matrix_world @ (sum((vertex.co for vertex in obj.data.vertices), Vector()) / len(obj.data.vertices))
-
-
-def look_at_fox() -> None:
-    area, _ = viewport()
-    view = area.spaces.active.region_3d
-    region = next(region for region in area.regions if region.type == "WINDOW")
-    area.spaces.active.shading.color_type = "TEXTURE"
-    with bpy.context.temp_override(area=area, region=region):
-        bpy.ops.view3d.view_selected()
-    view.view_perspective = "PERSP"
+from fox import install_extension, middle, set_up
 
 
 def steps():
     install_extension()
     yield 1.0
-    add_fox()
-    small_settings()
+    set_up()
     yield 1.0
-    look_at_fox()
     yield from open_tab("Kinesplat")
     status = bpy.context.window_manager.kinesplat
     yield from wait_until(lambda: status.backend_state == "running", 30, "the backend is found")
