@@ -74,7 +74,7 @@ def test_the_next_start_clears_up(service):
 
 
 @pytest.mark.parametrize(
-    ("worker_kills", "api_kills"), [(8, 3), pytest.param(30, 10, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("worker_kills", "api_kills"), [(5, 2), pytest.param(30, 10, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_kills_at_random_times(tmp_path, worker_kills, api_kills, capsys):
     with running(tmp_path / "home", crash_limit=ENOUGH_CRASHES) as service:
@@ -192,6 +192,7 @@ class Storm:
         return True
 
 
+@pytest.mark.slow
 def test_the_supervisor_is_killed_again_and_again(tmp_path):
     """All processes die at once, as when the computer is switched off; the next start takes everything up."""
     dice = random.Random(7)

@@ -18,18 +18,18 @@ PATHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path"), PATHS)
-def test_without_the_token_nothing_but_health_is_said(api, method, path):
+def test_without_the_token_nothing_but_health_is_said(api):
     del api.http.headers["Authorization"]
-    answer = api.http.request(method, path)
-    if path == "/v1/health":
-        assert answer.status_code == 200
-        assert api.token not in answer.text
-    elif method == "HEAD":
-        assert answer.status_code == 401
-    else:
-        assert_problem(answer, 401, "unauthorized")
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    for method, path in PATHS:
+        answer = api.http.request(method, path)
+        if path == "/v1/health":
+            assert answer.status_code == 200
+            assert api.token not in answer.text
+        elif method == "HEAD":
+            assert answer.status_code == 401
+        else:
+            assert_problem(answer, 401, "unauthorized")
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_the_token_counts_neither_as_query_nor_as_cookie(api):
     assert_problem(answer, 401, "unauthorized")
 
 
-@pytest.mark.parametrize(("method", "path"), PATHS)
 @pytest.mark.parametrize(
     "host",
     ["evil.example", f"evil.example:{PORT}", "127.0.0.1", f"127.0.0.1:{PORT + 1}", f"127.0.0.1.evil.example:{PORT}",
      f"0.0.0.0:{PORT}", f"[::]:{PORT}", ""],
 )  # fmt: skip
-def test_other_hosts_are_refused(api, method, path, host):
-    answer = api.http.request(method, path, headers={"Host": host})
-    assert answer.status_code == 421
-    if method != "HEAD":
-        assert_problem(answer, 421, "wrong_host")
+def test_other_hosts_are_refused(api, host):
+    for method, path in PATHS:
+        answer = api.http.request(method, path, headers={"Host": host})
+        assert answer.status_code == 421, (method, path)
+        if method != "HEAD":
+            assert_problem(answer, 421, "wrong_host")
 
 
 @pytest.mark.parametrize("host", [f"localhost:{PORT}", f"LOCALHOST:{PORT}", f"[::1]:{PORT}"])
@@ -78,18 +78,18 @@ def test_our_own_names(api, host):
     assert api.http.get("/v1/jobs", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), PATHS)
 @pytest.mark.parametrize(
     "header",
     [("Origin", "https://evil.example"), ("Origin", "null"), ("Origin", f"http://127.0.0.1:{PORT}"),
      ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "none")],
 )  # fmt: skip
-def test_web_pages_are_refused_even_with_the_token(api, method, path, header):
-    answer = api.http.request(method, path, headers=dict([header]))
-    assert answer.status_code == 403
-    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
-    if method != "HEAD":
-        assert_problem(answer, 403, "browser_refused")
+def test_web_pages_are_refused_even_with_the_token(api, header):
+    for method, path in PATHS:
+        answer = api.http.request(method, path, headers=dict([header]))
+        assert answer.status_code == 403, (method, path)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        if method != "HEAD":
+            assert_problem(answer, 403, "browser_refused")
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

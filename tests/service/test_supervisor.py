@@ -73,7 +73,10 @@ def test_files_of_a_running_backend(tmp_path):
     assert not home.server.exists()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+SLOW_SIGNALS = [pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP")]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", *SLOW_SIGNALS])
 def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, name):
     with running(tmp_path / "home") as service:
         client = service.client()
@@ -170,7 +173,7 @@ def test_a_killed_child_is_replaced(tmp_path, name):
     with running(tmp_path / "home") as service:
         client = service.client()
         before = wait_for(lambda: service.children().get(name))
-        for _ in range(3):
+        for _ in range(2):
             os.kill(before.pid, signal.SIGKILL)
             after = wait_for(lambda: (now := service.children().get(name)) and now.pid != before.pid and now)  # noqa: B023
             before = after
