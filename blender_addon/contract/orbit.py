@@ -91,7 +91,7 @@ class Cameras:
                 width=data["width"],
                 height=data["height"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadFileError(f"{label} has no usable cameras: {error}.") from error
         cameras.check(label)
         return cameras
