@@ -42,7 +42,7 @@ from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
 
-ALGORITHM = 2  # counts changes that make older checkpoints useless
+ALGORITHM = 3  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, COARSE, FINE = STAGES = ("Fitting the shape", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, COARSE: 0.4, FINE: 0.35}
@@ -76,8 +76,8 @@ class ConstructConfig:
     window_share: float = 0.6  # part of stage 2 in which the window of times grows from time 0 to all
     motion_rate: float = 2e-3  # Adam's step for the motion, clip space
     final_rate: float = 0.1  # of all rates, what is left at the end
-    spectral_weight: float = 10.0  # against fast terms of the motion, at the start
-    spectral_decay: float = 0.5  # what is left of that weight at the end
+    spectral_weight: float = 20.0  # against fast terms of the motion, at the start
+    spectral_decay: float = 0.25  # what is left of that weight at the end
     rigidity_length: float = 5.0  # against stretching between control points
     rigidity_turn: float = 0.05  # against different turning of neighbours
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures

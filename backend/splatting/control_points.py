@@ -16,6 +16,8 @@ from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 GRAPH_NEIGHBOURS = 8
 EDGE_NEIGHBOURS = 8  # control points that rigidity ties to each control point
+GRAPH_POINTS = 8_000  # of more Gaussians than these, some stand for all in the graph
+CHUNK = 20_000  # Gaussians at a time
 LONGEST_EDGE = 6.0  # times the median distance of neighbours; longer ones would bridge gaps
 
 
@@ -41,29 +43,42 @@ def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 
     With fewer Gaussians than `count`, each of them is a control point; there are never fewer than four of those.
     """
     count = max(min(count, len(means)), BASES_PER_GAUSSIAN)
-    chosen = farthest_points(means, count)
-    distances = geodesic_distances(means, chosen)  # [B, N]
+    graph = means
+    if len(means) > GRAPH_POINTS:
+        graph = means[np.random.default_rng(0).permutation(len(means))[:GRAPH_POINTS]]
+    chosen = farthest_points(graph, count)
+    distances = geodesic_distances(graph, chosen)  # [B, G]
     between = distances[:, chosen]  # [B, B]
     np.fill_diagonal(between, 0)
     near = np.sort(between, axis=1)
     spacing = max(float(near[:, 1:4].mean()), 1e-6)
 
-    index = np.argsort(distances, axis=0, kind="stable")[:BASES_PER_GAUSSIAN]  # [4, N]
-    squared = np.square(np.take_along_axis(distances, index, axis=0))
-    weights = np.exp(-(squared - squared[:1]) / (2 * (0.7 * spacing) ** 2)) + 1e-9
-    weights /= weights.sum(axis=0)
+    index, weights = [], []
+    for start in range(0, len(means), CHUNK):
+        to_these = distances if graph is means else _reach(graph, distances, means[start : start + CHUNK])
+        nearest = np.argsort(to_these, axis=0, kind="stable")[:BASES_PER_GAUSSIAN]  # [4, n]
+        squared = np.square(np.take_along_axis(to_these, nearest, axis=0))
+        weight = np.exp(-(squared - squared[:1]) / (2 * (0.7 * spacing) ** 2)) + 1e-9
+        index.append(nearest.T)
+        weights.append((weight / weight.sum(axis=0)).T)
 
     neighbours = min(EDGE_NEIGHBOURS, count - 1)
     partners = np.argsort(between, axis=1, kind="stable")[:, 1 : neighbours + 1]
     edges = np.stack([np.repeat(np.arange(count), neighbours), partners.reshape(-1)], axis=1)
     edge_weights = np.exp(-np.square(between[edges[:, 0], edges[:, 1]]) / (2 * (1.5 * spacing) ** 2))
     return ControlPoints(
-        points=np.ascontiguousarray(means[chosen], np.float32),
-        index=np.ascontiguousarray(index.T, np.int32),
-        weights=np.ascontiguousarray(weights.T, np.float32),
+        points=np.ascontiguousarray(graph[chosen], np.float32),
+        index=np.ascontiguousarray(np.concatenate(index), np.int32),
+        weights=np.ascontiguousarray(np.concatenate(weights), np.float32),
         edges=np.ascontiguousarray(edges, np.int32),
         edge_weights=np.ascontiguousarray(edge_weights / edge_weights.mean(), np.float32),
     )
+
+
+def _reach(graph: np.ndarray, distances: np.ndarray, points: np.ndarray) -> np.ndarray:  # [G, 3], [B, G], [n, 3]
+    """Distances [B, n] to points beside the graph: through the nearest of three points on it."""
+    steps, neighbours = cKDTree(graph).query(points, 3)
+    return np.min([distances[:, neighbours[:, k]] + steps[:, k] for k in range(3)], axis=0)
 
 
 def geodesic_distances(points: np.ndarray, sources: np.ndarray) -> np.ndarray:  # [N, 3], [B] -> [B, N]

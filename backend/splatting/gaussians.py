@@ -8,14 +8,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from backend.splatting.control_points import farthest_points
 from backend.splatting.observations import Observations
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 THICKNESS = 0.35  # of a disc beside its radius
 SMALLEST, LARGEST = 0.002, 0.05  # standard deviation of a disc at the start, clip space
 START_OPACITY_LOGIT = 1.5  # opacity 0.82
-CANDIDATES_PER_GAUSSIAN = 3  # surface samples to choose evenly spread ones from
 DEPTH_CELLS = 64  # along the longer side of the depth picture that decides which discs a camera sees
 DEPTH_TOLERANCE = 0.03  # clip space
 
@@ -87,8 +85,7 @@ def spread_samples(
     Where there are too few, some are taken twice and shifted along the surface.
     """
     if len(points) >= count:
-        candidates = rng.permutation(len(points))[: CANDIDATES_PER_GAUSSIAN * count]
-        chosen = candidates[farthest_points(points[candidates], count)]
+        chosen = _one_per_cell(points, count, rng)
         return points[chosen], normals[chosen]
     extra = rng.integers(len(points), size=count - len(points))
     spacing = _spacing(points) if len(points) > 1 else np.full(1, LARGEST)
@@ -160,6 +157,26 @@ def project(
     pixels = np.floor(plane[:, :2] / np.where(ahead, depth, 1.0)[:, None])
     inside = ahead & (pixels >= 0).all(axis=1) & (pixels < [width, height]).all(axis=1)
     return pixels.clip(0, [width - 1, height - 1]).astype(np.int64), depth, inside
+
+
+def _one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:  # [M, 3] -> [count] int64
+    """Indices of `count` points, one from each cell of a grid as far as that goes: even, and quick for any number."""
+    order = rng.permutation(len(points))
+    shuffled = points[order] - points.min(axis=0)
+    small, large = 1e-6, float(shuffled.max()) + 1e-6  # size of a cell: too many are filled, too few are
+    for _ in range(20):
+        size = (small * large) ** 0.5
+        cells = (shuffled / size).astype(np.int64).clip(0, 2**20)
+        _, first = np.unique(cells @ np.array([1 << 42, 1 << 21, 1]), return_index=True)
+        if len(first) > count:
+            small = size
+        else:
+            large, kept = size, first
+        if large < 1.02 * small:
+            break
+    # The few that are missing, from anywhere.
+    rest = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
+    return order[np.concatenate([kept, rest[: count - len(kept)]])]
 
 
 def _spacing(points: np.ndarray) -> np.ndarray:  # [N, 3] -> [N]

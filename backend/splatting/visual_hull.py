@@ -8,7 +8,7 @@ from backend.splatting.gaussians import project
 from backend.splatting.observations import Observations
 
 HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
-COARSE_CELLS, FINE_CELLS = 48, 80
+COARSE_CELLS, FINE_CELLS = 40, 64  # along each side
 INSIDE_ALPHA = 0.4  # of 1, from which a pixel counts as subject
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import numpy as np
+import pytest
 
+from backend.splatting import control_points
 from backend.splatting.control_points import farthest_points, geodesic_distances, make_control_points
 
 
@@ -67,3 +69,17 @@ def test_farthest_points_are_spread_and_differ() -> None:
     between = np.linalg.norm(points[chosen][:, None] - points[chosen][None], axis=-1) + np.eye(25)
     by_chance = np.linalg.norm(points[:25][:, None] - points[:25][None], axis=-1) + np.eye(25)
     assert between.min() > 0.1 > by_chance.min()
+
+
+def test_more_gaussians_than_the_graph_holds_are_tied_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).permutation(horseshoe(step=0.0025))
+    exact = make_control_points(points, 20)
+    monkeypatch.setattr(control_points, "GRAPH_POINTS", 250)
+    monkeypatch.setattr(control_points, "CHUNK", 300)
+    thinned = make_control_points(points, 20)
+    assert thinned.index.shape == exact.index.shape == (len(points), 4)
+    for control in (exact, thinned):  # each follows points beside it, on its own leg
+        followed = (control.weights[..., None] * control.points[control.index]).sum(axis=1)
+        assert np.linalg.norm(followed - points, axis=1).max() < 0.12
+        low = points[:, 2] < -0.5
+        assert np.abs(followed - points)[low, 0].max() < 0.02
