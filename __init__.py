@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The extension's door. Imports stay inside the functions: pytest imports this file too, and it has no bpy."""
 
+import atexit
+
 
 def register() -> None:
     """Called by Blender when the extension is enabled."""
@@ -12,6 +14,9 @@ def register() -> None:
     operators.register()
     panels.register()
     job_tracker.register()
+    # Blender itself disables extensions when it quits. Blender as a Python module does not, and would hang at exit on
+    # the classes that are left.
+    atexit.register(unregister)
 
 
 def unregister() -> None:
@@ -19,6 +24,7 @@ def unregister() -> None:
     from . import operators, panels
     from .blender_addon import job_tracker, preferences, settings
 
+    atexit.unregister(unregister)
     job_tracker.unregister()
     panels.unregister()
     operators.unregister()

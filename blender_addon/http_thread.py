@@ -9,9 +9,10 @@ import contextlib
 import logging
 import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,8 @@ class HttpThread:
         self._client_id = client_id
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._still = threading.Condition()
+        self._wants_still = self._is_still = False
         self._thread = threading.Thread(target=self._run, name="Kinesplat HTTP", daemon=True)
         # What follows belongs to the thread.
         self._connection = Connection()
@@ -167,6 +170,8 @@ class HttpThread:
     def stop(self, timeout: float = 2.0) -> None:
         """End. A call that hangs in the network is left to end by itself; its events go nowhere."""
         self._ended.set()
+        with self._still:
+            self._still.notify_all()
         self._commands.put(lambda: None)
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -174,6 +179,31 @@ class HttpThread:
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @contextlib.contextmanager
+    def held(self, timeout: float) -> Iterator[bool]:
+        """Keep the thread from running Python during the block; yields whether it stood still within `timeout`.
+
+        Up to Python 3.11 (Blender 5.0), Blender reads a context that `temp_override` has changed without holding the
+        interpreter's lock while another thread holds it, and crashes. So operators that are called in such a context
+        are called with this thread held. It stops between two calls over the network, never within one.
+        """
+        if sys.version_info >= (3, 12) or not self._thread.is_alive():
+            yield True
+            return
+        with self._still:
+            self._wants_still = True
+        self._commands.put(lambda: None)  # wakes it
+        try:
+            with self._still:
+                is_still = self._still.wait_for(lambda: self._is_still, timeout)
+            if is_still:
+                time.sleep(0.001)  # lets it come to rest inside its wait
+            yield is_still
+        finally:
+            with self._still:
+                self._wants_still = self._is_still = False
+                self._still.notify_all()
 
     def connect(self, connection: Connection) -> None:
         """Use this backend from now on."""
@@ -216,6 +246,7 @@ class HttpThread:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
+                self._stand_still_if_wanted()
                 self._connect_if_due()
                 self._look_at_jobs()
                 with contextlib.suppress(queue.Empty):
@@ -227,6 +258,18 @@ class HttpThread:
                 self._ended.wait(1.0)
         if self._client:
             self._client.close()
+
+    def _stand_still_if_wanted(self) -> None:
+        with self._still:
+            while self._wants_still and not self._ended.is_set():
+                self._is_still = True
+                self._still.notify_all()
+                self._still.wait()
+
+    def _is_stopped(self) -> bool:
+        """Asked within long work: a place to stand still, and whether to give up."""
+        self._stand_still_if_wanted()
+        return self._ended.is_set()
 
     def _emit(self, event: object) -> None:
         if not self._ended.is_set():
@@ -298,7 +341,7 @@ class HttpThread:
             return
         now = time.monotonic()
         for job_id, followed in list(self._live.items()):
-            if followed.due > now or self._ended.is_set():
+            if followed.due > now or self._is_stopped():
                 continue
             try:
                 job = self._client.job(job_id)
@@ -308,7 +351,7 @@ class HttpThread:
                 self._forget(job_id)
                 continue
             followed.due = now + followed.interval(now)
-            if job.get("revision") != followed.revision:
+            if job["rev"] != followed.revision:
                 self._emit(JobSeen(job))
                 self._follow(job)
         if not self._live and now >= self._next_health:
@@ -324,7 +367,7 @@ class HttpThread:
             if job["state"] in TERMINAL_STATES:
                 return
             followed = self._live[job_id] = _Followed(since=now)
-        followed.revision, followed.state = job.get("revision"), job["state"]
+        followed.revision, followed.state = job["rev"], job["state"]
         followed.due = now + followed.interval(now)
         self._take_preview(job, followed)
         if job["state"] in TERMINAL_STATES:
@@ -333,7 +376,7 @@ class HttpThread:
                 self._do_fetch(job_id, self._uid(job_id))
 
     def _take_preview(self, job: dict, followed: "_Followed") -> None:
-        revision = job.get("preview_revision")
+        revision = job["preview_rev"]
         if not revision or revision == followed.preview_revision:
             return
         followed.preview_revision = revision
@@ -382,7 +425,7 @@ class HttpThread:
             return
         self._say(BackendChanged("starting"))
         try:
-            local_backend.start(installation, self._connection.home, port, self._ended.is_set)
+            local_backend.start(installation, self._connection.home, port, self._is_stopped)
         except BackendError as error:
             self._say(_state_of(error, local=True))
             self._next_connect = time.monotonic() + 10.0  # leave the reason on the screen for a while
@@ -413,10 +456,10 @@ class HttpThread:
             return
         try:
             for index, (sha256, path) in enumerate(blobs.items()):
+                if self._is_stopped():
+                    return
                 self._emit(Sending(uid, index / len(blobs)))
                 self._client.upload(path, sha256)
-                if self._ended.is_set():
-                    return
             job = self._client.submit(request, uid, self._client_id)
         except BackendError as error:
             if error.is_temporary or error.code in ("wrong_token", "not_kinesplat"):
@@ -476,7 +519,7 @@ class HttpThread:
                 self._emit(Fetching(uid, fraction))
 
         try:
-            self._client.download_result(job_id, path, show, self._ended.is_set)
+            self._client.download_result(job_id, path, show, self._is_stopped)
             read_clip(path)  # what is wrong with it is said now, not when somebody imports it
         except BadFileError as error:
             path.unlink(missing_ok=True)

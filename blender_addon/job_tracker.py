@@ -24,6 +24,7 @@ CAPTURE_INTERVAL = 0.02  # seconds between two ticks
 BUSY_INTERVAL = 0.25
 IDLE_INTERVAL = 1.0
 DRAIN_SECONDS = 0.005  # of a tick
+HOLD_SECONDS = 0.05  # a capture waits so long for the HTTP thread to stand still, then leaves it for the next tick
 LOST_SECONDS = 30.0  # `wait` gives up on a backend that is gone for so long
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ class Tracker:
         """
         run = self.capture
         try:
-            if not run.step():
-                return None
+            with self.http.held(HOLD_SECONDS) as is_held:
+                if not is_held or not run.step():
+                    return None
         except BaseException:
             self.capture = None
             raise
@@ -208,10 +210,8 @@ class Tracker:
                 self._import(row)
 
     def _import(self, row: Row) -> None:
-        window = next(iter(bpy.data.window_managers[0].windows), None)
         try:
-            with bpy.context.temp_override(window=window):
-                bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
+            bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
         except RuntimeError as error:  # what the operator has reported
             self.notice = (str(error).removeprefix("Error: ").strip(), "")
 

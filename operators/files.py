@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Import of clip files from disk: by the file browser, by drag and drop, or from a script."""
 
-import atexit
-
 import bpy
 from bpy.props import StringProperty
 
@@ -64,11 +62,6 @@ def _menu_entry(self, context) -> None:
     self.layout.operator(KINESPLAT_OT_import_clip_file.bl_idname, text="Kinesplat Clip (.npz)")
 
 
-def _remove_menu_entry() -> None:
-    """Also at exit: a Python that runs Blender as a module (4.5) would hang there on a menu entry that is left."""
-    bpy.types.TOPBAR_MT_file_import.remove(_menu_entry)
-
-
 CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_FH_clip)
 
 
@@ -77,12 +70,10 @@ def register() -> None:
     for cls in CLASSES:
         bpy.utils.register_class(cls)
     bpy.types.TOPBAR_MT_file_import.append(_menu_entry)
-    atexit.register(_remove_menu_entry)
 
 
 def unregister() -> None:
     """Take all of it back."""
-    atexit.unregister(_remove_menu_entry)
-    _remove_menu_entry()
+    bpy.types.TOPBAR_MT_file_import.remove(_menu_entry)
     for cls in reversed(CLASSES):
         bpy.utils.unregister_class(cls)

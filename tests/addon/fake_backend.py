@@ -82,7 +82,7 @@ class FakeBackend:
         self.jobs[job_id] = {
             "id": job_id, "kind": "orbit", "name": body["request"]["name"], "client": body.get("client"),
             "state": "queued", "stage": "", "step": 0, "total": 1, "fraction": 0.0, "seconds_left": None,
-            "revision": 1, "preview_revision": 0, "attempt": 1, "ahead": 0, "created": time.time(),
+            "rev": 1, "preview_rev": 0, "attempt": 1, "ahead": 0, "created": time.time(),
             "started": None, "finished": None, "error": None, "result": None,
         }  # fmt: skip
         return 201, self.jobs[job_id]
@@ -91,13 +91,13 @@ class FakeBackend:
         """One look at a job brings it one step further."""
         if job["state"] in TERMINAL_STATES or self.steps < 0:
             return job
-        job["revision"] += 1
+        job["rev"] += 1
         if job["state"] == "cancelling":
             job["state"] = "cancelled"
         elif job["step"] < self.steps:
             job["step"] += 1
             job.update(state="running", stage="Fitting the motion", total=self.steps + 1, seconds_left=12.0)
-            job.update(fraction=job["step"] / (self.steps + 1), preview_revision=job["step"])
+            job.update(fraction=job["step"] / (self.steps + 1), preview_rev=job["step"])
         else:
             digest = hashlib.sha256(self.result).hexdigest()
             job.update(state="succeeded", stage="Done", fraction=1.0, seconds_left=0.0)
@@ -167,11 +167,11 @@ class _Handler(BaseHTTPRequestHandler):
             del backend.jobs[job_id]
             return self.answer(204, None)
         if what == "/cancel":
-            job.update(state="cancelled" if job["state"] == "queued" else "cancelling", revision=job["revision"] + 1)
+            job.update(state="cancelled" if job["state"] == "queued" else "cancelling", rev=job["rev"] + 1)
         if what == "/retry":
-            job.update(state="queued", step=0, fraction=0.0, error=None, revision=job["revision"] + 1)
+            job.update(state="queued", step=0, fraction=0.0, error=None, rev=job["rev"] + 1)
         if what == "/preview":
-            if not job["preview_revision"]:
+            if not job["preview_rev"]:
                 return self.answer(404, {"code": "no_preview", "detail": "There is none yet."})
             return self.answer(200, backend.picture, "image/jpeg")
         if what == "/result":

@@ -228,7 +228,7 @@ def test_a_failed_job_says_why(addons, home) -> None:
         row = addon.generate()
         addon.until(lambda: row.job_id)
         error = {"code": "out_of_memory", "message": "Memory ran out.", "hint": "Use fewer Gaussians."}
-        backend.jobs[row.job_id].update(state="failed", error=error, revision=9)
+        backend.jobs[row.job_id].update(state="failed", error=error, rev=9)
         addon.until(lambda: row.state == "failed")
         assert (row.message, row.hint) == ("Memory ran out.", "Use fewer Gaussians.")
 

@@ -201,7 +201,7 @@ def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()
     for index in range(200):
-        job = {"id": f"{index:016x}", "name": f"Job {index}", "state": "running", "fraction": 0.5, "revision": 1}
+        job = {"id": f"{index:016x}", "name": f"Job {index}", "state": "running", "fraction": 0.5, "rev": 1}
         tracker.http.events.put(part("blender_addon.http_thread").JobSeen(job))
     slowest = 0.0
     while not tracker.http.events.empty():

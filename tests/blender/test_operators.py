@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The operators in background mode against a backend over HTTP: the user's way, and everything that can go wrong on it."""
+"""The operators in background mode against a backend over HTTP: the way of a user, and what can go wrong on it."""
 
 import json
 import time
