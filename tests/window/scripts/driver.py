@@ -109,16 +109,18 @@ def xdotool(*arguments) -> None:
     subprocess.run(["xdotool", *map(str, arguments)], check=True)
 
 
-def find_button(call: str) -> Generator[float, None, tuple[int, int]]:
+def find_button(call: str, below: tuple[int, int] | None = None) -> Generator[float, None, tuple[int, int]]:
     """Where in the sidebar the button lies whose Python command begins with `call`.
 
-    Blender does not tell where it draws its buttons, but Ctrl C over one copies its command.
+    Blender does not tell where it draws its buttons, but Ctrl C over one copies its command. `below` is where to begin
+    to look; by default it is the top of the sidebar.
     """
     _, sidebar = viewport()
     wm = bpy.context.window_manager
     step = 9
+    top = below[1] if below else sidebar.y + sidebar.height - step
     for x in (sidebar.x + sidebar.width // 3, sidebar.x + 2 * sidebar.width // 3):
-        for y in range(sidebar.y + sidebar.height - step, sidebar.y, -step):
+        for y in range(top, sidebar.y, -step):
             wm.clipboard = ""
             move_mouse(x, y)
             yield 0.08

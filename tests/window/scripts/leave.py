@@ -20,7 +20,7 @@ def steps():
     install_extension()
     yield 1.0
     set_up()
-    bpy.context.scene.kinesplat.frames = 24
+    bpy.context.scene.kinesplat.frames = 96  # more than can be rendered before the mouse is there
     before = sorted(obj.name for obj in bpy.data.objects), len(bpy.data.scenes)
     yield 1.0
     yield from open_tab("Kinesplat")
@@ -28,7 +28,7 @@ def steps():
     generate = yield from find_button("bpy.ops.kinesplat.generate(")
     yield from click(*generate)
     yield from wait_until(lambda: status().capture_active, 10, "the capture has begun")
-    yield from click(*(yield from find_button("bpy.ops.kinesplat.cancel_capture(")))
+    yield from click(*(yield from find_button("bpy.ops.kinesplat.cancel_capture(", below=generate)))
     yield from wait_until(lambda: not status().capture_active, 20, "the capture is cancelled")
     RESULT["jobs_after_cancel"] = len(status().jobs)
     RESULT["scene_as_before"] = before == (sorted(obj.name for obj in bpy.data.objects), len(bpy.data.scenes))
