@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs inside Blender: what the scripts have in common: the extension, a walking fox, small settings, a good view."""
 
+import sys
+import time
+
 import bpy
 from driver import JOB, RESULT, viewport, window
 from mathutils import Vector
@@ -66,3 +69,19 @@ def set_up() -> None:
     look_at_fox()
     with bpy.context.temp_override(window=window()):
         bpy.ops.ed.undo_push(message="Set up the test")  # scripts make no undo steps by themselves
+
+
+def time_ticks() -> list[float]:
+    """From now on, the processor seconds that each beat of the add-on's timer takes of Blender's main thread."""
+    tracker = sys.modules[f"{ADDON}.blender_addon.job_tracker"].Tracker
+    tick, seconds = tracker.tick, []
+
+    def timed(self):
+        start = time.thread_time()
+        try:
+            return tick(self)
+        finally:
+            seconds.append(time.thread_time() - start)
+
+    tracker.tick = timed
+    return seconds

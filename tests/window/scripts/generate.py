@@ -22,7 +22,7 @@ from driver import (
     wait_until,
     watch_freezes,
 )
-from fox import install_extension, middle, set_up
+from fox import install_extension, middle, set_up, time_ticks
 
 
 def steps():
@@ -36,12 +36,15 @@ def steps():
     picture("1_before")
 
     place = yield from find_button("bpy.ops.kinesplat.generate(")
+    ticks = time_ticks()
     watch_freezes()
     yield from click(*place)
     picture("2_capture")
     RESULT["capture_began"] = status.capture_active or len(status.jobs) > 0
     yield from wait_until(lambda: not status.capture_active, 120, "the capture has ended")
     RESULT["longest_freeze_capture"] = longest_freeze()
+    RESULT["longest_tick_capture"] = max(ticks)
+    ticks.clear()
     assert len(status.jobs) == 1, f"{len(status.jobs)} jobs after the capture: {status.notice}"
 
     watch_freezes()
@@ -57,6 +60,7 @@ def steps():
     yield from wait_until(lambda: status.jobs[0].state in ("succeeded", "failed"), 150, "the job has ended", look)
     RESULT["job"] = {"state": status.jobs[0].state, "message": status.jobs[0].message, "seen": sorted(seen)}
     RESULT["longest_freeze_job"] = longest_freeze()
+    RESULT["longest_tick_job"] = max(ticks)
     yield 1.0
     picture("4_done")
 
