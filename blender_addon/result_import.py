@@ -29,7 +29,7 @@ def import_result(
     splats = point_cloud.import_clip(
         clip,
         scene,
-        name=record.name if record else None,
+        name=f"{record.name} Gaussians" if record else None,
         collection=_collection(context, source),
         start=record.frame_start if record else None,
     )

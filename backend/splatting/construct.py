@@ -16,7 +16,7 @@ moving one, its pictures near time 0 weighing most; that is a guess, and a worse
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
 
-ALGORITHM = 3  # counts changes that make older checkpoints useless
+ALGORITHM = 4  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, COARSE, FINE = STAGES = ("Fitting the shape", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, COARSE: 0.4, FINE: 0.35}
@@ -54,6 +54,7 @@ MINIMAL_COVERAGE = 5e-4  # of the picture; less than 8 pixels of 128 x 128 canno
 # Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
 SHAPE_RATES = {"means": 4e-4, "quats": 4e-3, "log_scales": 6e-3, "opacity_logits": 3e-2, "color_logits": 2e-2}
 BETAS = (0.9, 0.99)
+PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
 PREVIEW_STEPS = 5  # steps of the fit from one previewed view to the next
 PREVIEW_GREY = 0.22  # background of previews, sRGB-coded
 
@@ -172,6 +173,7 @@ class _Fit:
         return {
             **{name: tensor.detach().numpy() for name, tensor in tensors.items()},
             "progress": np.array([self.stage, self.step]),
+            "blur": np.array(self.gaussians.blur),
             **optimizer_arrays(self.shape_optimizer, "shape"),
             **optimizer_arrays(self.motion_optimizer, "motion"),
         }
@@ -180,8 +182,9 @@ class _Fit:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "_Fit":
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if "." not in name}
         stage, step = (int(number) for number in arrays["progress"])
-        parameters = GaussianParameters(**{field.name: tensors[field.name] for field in fields(GaussianParameters)})
-        fit = cls(parameters, tensors["coefficients"], tensors["rest_means"], stage, step)
+        parameters = {name: tensors[name] for name in SHAPE_RATES}
+        gaussians = GaussianParameters(**parameters, blur=float(arrays["blur"]))
+        fit = cls(gaussians, tensors["coefficients"], tensors["rest_means"], stage, step)
         load_optimizer(fit.shape_optimizer, "shape", arrays)
         load_optimizer(fit.motion_optimizer, "motion", arrays)
         return fit
@@ -321,6 +324,12 @@ def _at_size(views: Observations, pixels: int) -> _Pictures:
     return _Pictures(images.permute(0, 2, 3, 1).contiguous(), views.viewmats, views.Ks * scale[:, None])
 
 
+def _pixel_size(pictures: _Pictures) -> float:
+    """How large a pixel is at the subject, clip space: the median over the views."""
+    distances = torch.linalg.inv(pictures.viewmats)[:, :3, 3].norm(dim=-1)
+    return float((distances / pictures.Ks[:, 0, 0]).median())
+
+
 def _key(
     moving: Observations, static: Observations | None, surface: SurfaceSamples | None, config: ConstructConfig
 ) -> str:
@@ -341,6 +350,7 @@ def _start(scene: _Scene, reference: Observations, still: bool, surface: Surface
     else:
         points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, config.gaussians, rng)
     gaussians = discs(points, normals, sample_colors(points, normals, reference, chance))
+    gaussians.blur = PIXEL_BLUR * _pixel_size(scene.reference[1])
     bases = min(config.control_points, config.gaussians)
     return _Fit(gaussians, no_motion(bases, scene.basis), gaussians.means)
 

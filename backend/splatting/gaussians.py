@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Canonical Gaussians (those of time 0) as an optimiser sees them: unbounded numbers, started as discs on a surface."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -27,11 +27,16 @@ class GaussianParameters:
     log_scales: Tensor  # [N, 3]
     opacity_logits: Tensor  # [N]
     color_logits: Tensor  # [N, 3] sRGB-coded
+    blur: float = 0.0  # clip space; nothing finer can be told from the pictures, so no Gaussian is
 
     @property
     def scales(self) -> Tensor:  # [N, 3]
-        """Linear standard deviations."""
-        return self.log_scales.exp()
+        """Linear standard deviations, `blur` included.
+
+        The blur of a pixel belongs to the Gaussians, not to the rasteriser: so pictures larger than those of the fit
+        show the same surface, not beads with gaps between (the 3D smoothing filter of Mip-Splatting, Yu et al. 2024).
+        """
+        return ((2 * self.log_scales).exp() + self.blur**2).sqrt()
 
     @property
     def opacities(self) -> Tensor:  # [N]
@@ -50,7 +55,7 @@ class GaussianParameters:
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.type is Tensor}
 
     def require_grad(self) -> "GaussianParameters":
         """Make every parameter a leaf with gradient, in place."""
@@ -69,7 +74,7 @@ class GaussianParameters:
         else:
             chosen = np.sort(rng.permutation(len(self.means))[:count])
             growth = 0.95 * (len(self.means) / count) ** 0.5
-        thin = GaussianParameters(**{name: tensor[chosen].clone() for name, tensor in self.tensors().items()})
+        thin = replace(self, **{name: tensor[chosen].clone() for name, tensor in self.tensors().items()})
         thin.log_scales += float(np.log(growth))
         return thin, chosen
 

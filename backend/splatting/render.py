@@ -10,6 +10,8 @@ from backend.splatting.rasterize import rasterize
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import Cameras
 
+EPS2D = 0.02  # pixel^2: the Gaussians of clips carry the blur of a pixel themselves (`GaussianParameters.blur`)
+
 
 def render(
     means: Tensor,  # [T, N, 3]
@@ -34,6 +36,7 @@ def render(
         Ks[:, None],
         width,
         height,
+        eps2d=EPS2D,
     )
     return torch.cat([color, alpha], dim=-1)[:, 0]
 

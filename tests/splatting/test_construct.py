@@ -279,3 +279,17 @@ def test_a_walking_fox_from_all_sides(tmp_path: Path) -> None:
     clip = construct(moving, static, surface, ConstructConfig.for_preset("preview"), planned(tmp_path))
     assert mean_psnr(clip, moving) > 28
     assert mean_psnr(clip, truth) > mean_psnr(clip, truth, frozen=True) + 3
+    assert enlarged_psnr(clip, moving, 4) > mean_psnr(clip, moving) - 1.5
+
+
+def enlarged_psnr(clip: Clip, views: Observations, factor: int) -> float:
+    """PSNR of pictures that are `factor` times as large as the given ones, made as small as those."""
+    cameras = views.cameras
+    larger = replace(
+        cameras,
+        width=factor * cameras.width,
+        height=factor * cameras.height,
+        Ks=cameras.Ks * np.array([factor, factor, 1.0])[:, None],
+    )
+    pictures = torch.nn.functional.avg_pool2d(render_clip(clip, larger).permute(0, 3, 1, 2), factor)
+    return float(psnr(over_white(pictures.permute(0, 2, 3, 1)), over_white(views.images)).mean())
