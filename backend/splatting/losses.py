@@ -15,14 +15,17 @@ RIGIDITY_LENGTH = 0.1  # of stretching, relative to the squared mean edge, besid
 
 
 def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # [..., H, W, 4] premultiplied x 2
-    """Mean absolute error of colours over white and of alpha.
+    """Mean absolute error of colours over white and over black, and of alpha.
 
+    Over one background alone, half-transparent Gaussians of its colour would go unnoticed, and show on any other.
     Divided by `coverage`, the share of the picture that the subject fills, so that the priors weigh alike for small
     and for large subjects.
     """
     error = rendered - target
-    over_white = error[..., :3] - error[..., 3:]  # colour + (1 - alpha) on both sides
-    return (over_white.abs().mean() + ALPHA_WEIGHT * error[..., 3].abs().mean()) / coverage
+    over_black, alpha = error[..., :3], error[..., 3:]
+    over_white = over_black - alpha  # colour + (1 - alpha) on both sides
+    colors = 0.5 * (over_white.abs().mean() + over_black.abs().mean())
+    return (colors + ALPHA_WEIGHT * alpha.abs().mean()) / coverage
 
 
 def spectral_prior(effective: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J]

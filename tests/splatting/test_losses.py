@@ -22,12 +22,13 @@ def test_image_loss_is_zero_for_the_same_picture_and_grows_with_smaller_coverage
     torch.testing.assert_close(image_loss(picture, other, 0.05), 2 * image_loss(picture, other, 0.1))
 
 
-def test_image_loss_compares_over_white_and_alpha() -> None:
+def test_image_loss_compares_over_white_over_black_and_alpha() -> None:
     nothing = torch.zeros(1, 1, 1, 4)
-    white = torch.ones(1, 1, 1, 4)  # opaque white on white: only alpha tells
-    black = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)
-    assert image_loss(nothing, white, 1.0) == pytest.approx(0.5)
-    assert image_loss(nothing, black, 1.0) == pytest.approx(1.5)
+    white = torch.ones(1, 1, 1, 4)  # cannot be told from nothing over white
+    black = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)  # cannot be told from nothing over black
+    assert image_loss(nothing, white, 1.0) == pytest.approx(0.5 * 1 + 0.5)
+    assert image_loss(nothing, black, 1.0) == pytest.approx(0.5 * 1 + 0.5)
+    assert image_loss(black, white, 1.0) == pytest.approx(1.0)
 
 
 def test_spectral_prior_leaves_one_cycle_free_and_punishes_faster_ones() -> None:
