@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, settings
+from ..blender_addon import job_tracker, settings, splat_object
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -36,6 +36,9 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         source = settings.source_object(context)
         if source is None:
             cls.poll_message_set("Select the object to turn into Gaussians, or choose it as the source")
+            return False
+        if splat_object.is_splat_object(source):
+            cls.poll_message_set("The source holds Gaussians already: select the object to make them of")
             return False
         if source.name in context.view_layer.objects and not source.visible_get():
             cls.poll_message_set("The source object is hidden: show it in the viewport")

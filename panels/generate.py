@@ -20,7 +20,7 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
 
         column = layout.column()
         column.active = not status.capture_active
-        column.prop(options, "source", placeholder=f"{source.name} (Active)" if source else "No Active Object")
+        column.prop(options, "source", placeholder=source.name if source else "")
         column.prop(options, "preset")
         column.prop(options, "frames")
         column.prop(options, "use_scene_range")
