@@ -3,9 +3,12 @@
 
 import atexit
 
+_enabled = False
+
 
 def register() -> None:
     """Called by Blender when the extension is enabled."""
+    global _enabled
     from . import operators, panels
     from .blender_addon import job_tracker, preferences, settings
 
@@ -14,13 +17,17 @@ def register() -> None:
     operators.register()
     panels.register()
     job_tracker.register()
-    # Blender itself disables extensions when it quits. Blender as a Python module does not, and would hang at exit on
-    # the classes that are left.
+    _enabled = True
+    # Blender as a Python module disables extensions too late when it quits, and hangs on the classes that are left.
     atexit.register(unregister)
 
 
 def unregister() -> None:
-    """Called by Blender when the extension is disabled."""
+    """Called by Blender when the extension is disabled, and at exit; the second call finds nothing to do."""
+    global _enabled
+    if not _enabled:
+        return
+    _enabled = False
     from . import operators, panels
     from .blender_addon import job_tracker, preferences, settings
 

@@ -12,12 +12,24 @@ from .job_records import JobRecord
 
 
 def import_result(
-    context: bpy.types.Context, path: str | os.PathLike, record: JobRecord | None = None
+    context: bpy.types.Context,
+    path: str | os.PathLike,
+    record: JobRecord | None = None,
+    *,
+    hide_source: bool = False,
+    show_colors: bool = False,
 ) -> tuple[bpy.types.Object, str]:
     """Import the clip in `path` and return the new object and a sentence about it.
 
     With a `record` the object stands where the source object stood when it was captured, begins at the same frame, and
     lies in the same collection.
+
+    Args:
+        context: of the scene that gets the object.
+        path: of the clip.
+        record: of the job that made it.
+        hide_source: hide the source object with its children, inside of which the Gaussians would not be seen.
+        show_colors: switch solid viewports to material preview, as solid shading draws all Gaussians grey.
 
     Raises:
         BadFileError: the file is not a usable clip; nothing was added.
@@ -37,6 +49,10 @@ def import_result(
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
     _select_alone(context, splats)
     changed = scene_settings.ensure_scene_settings(scene)
+    if hide_source and source is not None and _hide(context, source):
+        changed.append(f"{source.name} is hidden")
+    if show_colors and _show_colors(context):
+        changed.append("The viewport shows materials")
     return splats, _sentence(clip, splats, changed)
 
 
@@ -57,6 +73,26 @@ def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
     if splats.name in context.view_layer.objects:  # its collection may be excluded
         context.view_layer.objects.active = splats
         splats.select_set(True)
+
+
+def _hide(context: bpy.types.Context, source: bpy.types.Object) -> bool:
+    """Hide an object with its children in the viewport and in renders; whether any of them is in this view layer."""
+    family = [obj for obj in (source, *source.children_recursive) if obj.name in context.view_layer.objects]
+    for obj in family:
+        obj.hide_set(True)
+        if obj.is_editable:
+            obj.hide_render = True
+    return bool(family)
+
+
+def _show_colors(context: bpy.types.Context) -> bool:
+    """Switch the solid viewports of this screen to material preview; whether there was one."""
+    areas = context.screen.areas if context.screen else []
+    solid = [area.spaces.active.shading for area in areas if area.type == "VIEW_3D"]
+    solid = [shading for shading in solid if shading.type == "SOLID"]
+    for shading in solid:
+        shading.type = "MATERIAL"
+    return bool(solid)
 
 
 def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:

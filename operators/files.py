@@ -33,7 +33,7 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     def execute(self, context):
         path = bpy.path.abspath(self.filepath)
         try:
-            _, said = result_import.import_result(context, path)
+            _, said = result_import.import_result(context, path, show_colors=True)
         except FileNotFoundError:
             self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
             return {"CANCELLED"}

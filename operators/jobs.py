@@ -5,7 +5,7 @@ Each takes the job's `uid`; without one it takes the job that is selected in the
 """
 
 import bpy
-from bpy.props import StringProperty
+from bpy.props import BoolProperty, StringProperty
 
 from ..blender_addon import job_tracker, result_import, settings
 from ..blender_addon.client import BackendError
@@ -139,6 +139,17 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
     bl_description = "Add the result to the scene as keyframed Gaussians, where its source object stands"
     bl_options = {"REGISTER", "UNDO"}
 
+    hide_source: BoolProperty(
+        name="Hide Source",
+        description="Hide the source object, inside of which the Gaussians would not be seen",
+        default=True,
+    )
+    show_colors: BoolProperty(
+        name="Show Colors",
+        description="Switch solid viewports to material preview: solid shading draws all Gaussians gray",
+        default=True,
+    )
+
     @classmethod
     def poll(cls, context):
         if context.mode != "OBJECT":
@@ -172,7 +183,13 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
                 return {"CANCELLED"}
         tracker = job_tracker.tracker()
         try:
-            _, said = result_import.import_result(context, row.result, tracker.board.record(row.uid))
+            _, said = result_import.import_result(
+                context,
+                row.result,
+                tracker.board.record(row.uid),
+                hide_source=self.hide_source,
+                show_colors=self.show_colors,
+            )
         except FileNotFoundError:
             row.result = None
             self.report({"ERROR"}, f"The fetched result of {row.name} is gone: import it again to fetch it anew")

@@ -63,9 +63,8 @@ def within(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
 
-PRODUCT = [
-    path for path in SOURCES if module_name(path).split(".")[0] in ("blender_addon", "operators", "panels", "backend")
-]
+INSTALLED = ("blender_addon", "operators", "panels", "backend")
+PRODUCT = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in INSTALLED]
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=module_name)
@@ -78,7 +77,11 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     room = max(rooms, key=len)
     for imported in imports(path):
         top = imported.split(".")[0]
-        allowed = top in STANDARD or imported == name.split(".")[0] or any(within(imported, other) for other in (room, *MAY_IMPORT[room]))
+        allowed = (
+            top in STANDARD
+            or imported == name.split(".")[0]
+            or any(within(imported, other) for other in (room, *MAY_IMPORT[room]))
+        )
         if room != "backend.__main__" and within(imported, "backend.service"):
             allowed = within(name, "backend.service")
         assert allowed, f"{name} must not import {imported}"
