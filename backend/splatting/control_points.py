@@ -56,8 +56,10 @@ def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 
     index, weights = [], []
     for start in range(0, len(means), CHUNK):
         to_these = distances if graph is means else _reach(graph, distances, means[start : start + CHUNK])
-        nearest = np.argsort(to_these, axis=0, kind="stable")[:BASES_PER_GAUSSIAN]  # [4, n]
+        nearest = np.argpartition(to_these, BASES_PER_GAUSSIAN - 1, axis=0)[:BASES_PER_GAUSSIAN]  # [4, n]
         squared = np.square(np.take_along_axis(to_these, nearest, axis=0))
+        order = np.argsort(squared, axis=0, kind="stable")
+        nearest, squared = np.take_along_axis(nearest, order, axis=0), np.take_along_axis(squared, order, axis=0)
         weight = np.exp(-(squared - squared[:1]) / (2 * (0.7 * spacing) ** 2)) + 1e-9
         index.append(nearest.T)
         weights.append((weight / weight.sum(axis=0)).T)
