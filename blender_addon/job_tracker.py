@@ -9,6 +9,7 @@ not run, `pump` and `wait` do the timer's work.
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import bpy
 import bpy.utils.previews
@@ -31,6 +32,17 @@ log = logging.getLogger(__name__)
 _tracker: "Tracker | None" = None
 
 
+class Notice(NamedTuple):
+    """What went wrong outside of any job, and what to do about it."""
+
+    sentence: str = ""
+    hint: str = ""
+    code: str = ""
+
+
+NOTHING = Notice()
+
+
 class Tracker:
     """All that lives between enabling and disabling the add-on."""
 
@@ -38,7 +50,7 @@ class Tracker:
         self.records = JobRecords(preferences.data_folder())
         self.board = Board(self.records)
         self.capture: capture.CaptureRun | None = None
-        self.notice = ("", "")  # what went wrong outside of any job, and what to do about it
+        self.notice = NOTHING
         self._thread: HttpThread | None = None
         self._previews = bpy.utils.previews.new()
         self._shown_previews: dict[str, int] = {}  # uid -> revision of the picture that is loaded
@@ -69,8 +81,12 @@ class Tracker:
 
     def start_backend(self) -> None:
         """Start the backend on this computer. Raises BackendError (`not_installed`) where there is none to start."""
-        self.notice = ("", "")
-        installation = preferences.installation()
+        self.notice = NOTHING
+        try:
+            installation = preferences.installation()
+        except BackendError as error:
+            self.notice = Notice(str(error), error.hint, error.code)
+            raise
         self.http.start_backend(installation, preferences.get().port)
 
     def fetch(self, row: Row) -> None:
@@ -83,19 +99,21 @@ class Tracker:
 
     def begin_capture(self, context: bpy.types.Context) -> capture.CaptureRun:
         """Prepare a capture of what the panel says. Raises CaptureError."""
-        self.notice = ("", "")
+        self.notice = NOTHING
         self.capture = capture.begin(context, self.records)
         return self.capture
 
-    def step_capture(self) -> Row | None:
+    def step_capture(self, patience: float = HOLD_SECONDS) -> Row | None:
         """Advance the capture; the job's row once it is complete and handed to the HTTP thread.
+
+        Nothing happens where the HTTP thread does not stand still within `patience` seconds: then try again later.
 
         Raises:
             CaptureError: it cannot go on; it is closed already.
         """
         run = self.capture
         try:
-            with self.http.held(HOLD_SECONDS) as is_held:
+            with self.http.held(patience) as is_held:
                 if not is_held or not run.step():
                     return None
         except BaseException:
@@ -111,7 +129,7 @@ class Tracker:
         if self.capture:
             self.capture.close()
             self.capture = None
-            self.notice = (reason, "")
+            self.notice = Notice(reason)
 
     # The heartbeat
 
@@ -124,7 +142,12 @@ class Tracker:
             try:
                 row = self.step_capture()
             except CaptureError as error:
-                self.notice = (str(error), "")
+                self.notice = Notice(str(error))
+            except Exception:
+                log.exception("A capture failed")
+                self.notice = Notice(
+                    "The capture failed for a reason that was not foreseen.", "See the system console."
+                )
         self.drain(DRAIN_SECONDS)
         self._import_what_was_asked_for()
         if self.mirror(select=row.uid if row else ""):
@@ -144,7 +167,9 @@ class Tracker:
                 break
         if self.board.notice:
             error = self.board.notice.error
-            self.notice, self.board.notice = (str(error), error.hint), None
+            self.notice, self.board.notice = Notice(str(error), error.hint, error.code), None
+        if self.notice.code == "not_installed" and self.board.backend.state == "running":
+            self.notice = NOTHING  # somebody has started it elsewhere
 
     def mirror(self, *, select: str = "", force: bool = False) -> bool:
         """Write the board into the window manager's properties where it has changed; whether it had."""
@@ -163,7 +188,7 @@ class Tracker:
         status.backend_state, status.backend_code = backend.state, backend.code
         status.backend_message, status.backend_hint = backend.sentence, backend.hint
         status.backend_url, status.backend_version = backend.url, backend.version
-        status.notice, status.notice_hint = self.notice
+        status.notice, status.notice_hint, status.notice_code = self.notice
         status.capture_active = run is not None
         status.capture_name = run.record.name if run else ""
         status.capture_text = run.text if run else ""
@@ -213,7 +238,7 @@ class Tracker:
         try:
             bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
         except RuntimeError as error:  # what the operator has reported
-            self.notice = (str(error).removeprefix("Error: ").strip(), "")
+            self.notice = Notice(str(error).removeprefix("Error: ").strip())
 
 
 def tracker() -> Tracker:

@@ -141,6 +141,7 @@ class KINESPLAT_PG_window_manager(bpy.types.PropertyGroup):
     capture_name: StringProperty()
     notice: StringProperty()
     notice_hint: StringProperty()
+    notice_code: StringProperty()
     jobs: CollectionProperty(type=KINESPLAT_PG_job)
     active_job: IntProperty(name="Job")
 

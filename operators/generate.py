@@ -8,6 +8,7 @@ from ..blender_addon import job_tracker, settings, splat_object
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
+FIRST_PATIENCE = 1.0  # seconds that the click may wait for the HTTP thread to stand still
 CONNECT_TIMEOUT = 10.0  # seconds that background mode waits for a backend before it renders anything
 
 
@@ -59,7 +60,7 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             if at_once:
                 job_tracker.wait(lambda: tracker.board.backend.state == "running", CONNECT_TIMEOUT)
             tracker.begin_capture(context)
-            row = tracker.step_capture()  # the first step finds out whether this object can be captured at all
+            row = tracker.step_capture(FIRST_PATIENCE)  # finds out whether this object can be captured at all
             while at_once and row is None:
                 row = tracker.step_capture()
             if at_once:

@@ -48,7 +48,7 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
             draw_sentence(layout, context, status.notice, icon="ERROR")
             if status.notice_hint:
                 draw_sentence(layout, context, status.notice_hint, icon="INFO")
-        if status.backend_code in FIXED_IN_PREFERENCES:
+        if status.backend_code in FIXED_IN_PREFERENCES or status.notice_code in FIXED_IN_PREFERENCES:
             layout.operator("kinesplat.open_preferences", text="Open Preferences", icon="PREFERENCES")
 
 

@@ -8,7 +8,7 @@ from ..blender_addon.job_board import GONE, REFUSED, WAITING, time_left_text
 from .layout import SidebarPanel, draw_sentence
 
 STATES = {  # text, icon
-    WAITING: ("Waiting for Backend", "SORTTIME"),
+    WAITING: ("Waiting", "SORTTIME"),
     REFUSED: ("Refused", "ERROR"),
     "queued": ("Queued", "SORTTIME"),
     "running": ("Running", "PLAY"),
@@ -26,7 +26,7 @@ PREVIEW_SCALE = 7.0
 class KINESPLAT_UL_jobs(bpy.types.UIList):
     def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0):
         text, state_icon = STATES.get(item.state, UNKNOWN)
-        split = layout.split(factor=0.55)
+        split = layout.split(factor=0.62)
         split.label(text=item.name, icon=state_icon, translate=False)
         if item.state == "running":
             text = f"{100 * item.fraction:.0f} %"
@@ -95,6 +95,8 @@ def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) ->
         right.label(text=left, translate=False)
     elif job.state == WAITING and job.stage:
         layout.progress(factor=job.fraction, text="Sending to the Backend")
+    elif job.state == WAITING:
+        layout.label(text="Goes to the backend once it runs", icon="SORTTIME")
     elif job.state == "queued" and job.ahead:
         text = "1 job comes first" if job.ahead == 1 else f"{job.ahead} jobs come first"
         layout.label(text=text, icon="SORTTIME", translate=False)

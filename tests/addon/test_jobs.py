@@ -2,6 +2,7 @@
 """HTTP thread and job board together, without Blender: what the user would see, whatever the backend does."""
 
 import hashlib
+import sys
 import threading
 import time
 import uuid
@@ -356,3 +357,40 @@ def test_records_survive_damage(tmp_path) -> None:
 )
 def test_time_left(seconds, text) -> None:
     assert time_left_text(seconds) == text
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="newer Pythons need not hold the thread")
+def test_the_thread_stands_still_while_it_is_held(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        for _ in range(20):
+            with addon.thread.held(2.0) as is_held:
+                assert is_held
+                before = len(backend.calls)
+                time.sleep(0.03)
+                assert len(backend.calls) == before
+        before = len(backend.calls)
+        addon.until(lambda: len(backend.calls) > before)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="newer Pythons need not hold the thread")
+def test_a_thread_in_the_network_is_not_waited_for(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        addon.until(lambda: addon.board.backend.state == "running")
+        backend.delay = 0.5
+        addon.thread.look_again()
+        before = len(backend.calls)
+        addon.until(lambda: len(backend.calls) > before)
+        start = time.monotonic()
+        with addon.thread.held(0.05) as is_held:
+            assert not is_held
+        assert time.monotonic() - start < 0.3
+
+
+def test_a_held_thread_can_be_stopped(addons, home) -> None:
+    addon = addons()
+    with addon.thread.held(2.0):
+        addon.close()

@@ -318,3 +318,38 @@ def test_records_hold_no_secrets(quick, backend, part) -> None:
     folder = part("blender_addon.job_tracker").tracker().records.folder
     for path in folder.rglob("*.json"):
         assert "token" not in json.dumps(json.loads(path.read_text()))
+
+
+def test_a_missing_installation_is_shown_in_the_panel(quick, part, tmp_path) -> None:
+    tracker = part("blender_addon.job_tracker")
+    part("blender_addon.preferences").get().folder = str(tmp_path)
+    error_of(bpy.ops.kinesplat.start_backend)
+    tracker.pump()
+    status = bpy.context.window_manager.kinesplat
+    assert status.notice_code == "not_installed"
+    assert "run.py" in status.notice_hint
+    with FakeBackend(tmp_path / "home"):
+        tracker.wait(lambda: status.backend_state == "running", 10)
+    assert status.notice == ""
+
+
+def test_gaussians_are_no_source(quick, backend, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=4))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    assert "Gaussians already" in why_not(bpy.ops.kinesplat.generate)
+
+
+def test_the_preferences_forbid_the_internet_by_themselves(quick, part, monkeypatch) -> None:
+    preferences = part("blender_addon.preferences")
+    entry = preferences.get()
+    entry.backend = "REMOTE"
+    assert "address" in preferences.connection().refusal
+    entry.url = "127.0.0.1:8080"
+    assert preferences.connection().refusal == ""
+    entry.url = "render-box:8080"
+    assert bool(preferences.connection().refusal) is not bpy.app.online_access
+    entry.url = "ftp://nowhere"
+    assert "not an address" in preferences.connection().refusal
+    assert "another computer" in why_not(bpy.ops.kinesplat.start_backend)
+    assert "another computer" in why_not(bpy.ops.kinesplat.stop_backend)
