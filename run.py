@@ -25,11 +25,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENTS = ROOT / ".venv"
 EXTRAS = ("blender", "test")
-BLENDER_PYTHON = (3, 11)  # the only Python for which the pinned bpy wheel exists
+BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 STAMP = "ready"
 
 
@@ -115,6 +116,13 @@ class SetupError(Exception):
     """Set-up failed; the message says why and what to do."""
 
 
+class Base(NamedTuple):
+    """A Python to make environments from."""
+
+    executable: str
+    version: str  # such as 3.11
+
+
 def ready_python() -> Path:
     """The Python of the environment that fits the dependency lists; made first if need be."""
     requirements = read_requirements()
@@ -139,30 +147,31 @@ def read_requirements() -> list[str]:
     return [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
 
 
-def environment_key(requirements: list[str], base: str) -> str:
+def environment_key(requirements: list[str], base: Base) -> str:
     """Names an environment by all that it is made from."""
-    text = "\n".join([*requirements, base, platform.machine(), sys.platform])
+    text = "\n".join([*requirements, base.version, platform.machine(), sys.platform])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def base_python() -> str:
+def base_python() -> Base:
     """The interpreter to build on: this one if the bpy wheel fits it, else a Python 3.11 found on this machine."""
-    if sys.version_info[:2] == BLENDER_PYTHON:
-        return sys.executable
-    candidates = [["py", "-3.11"]] if os.name == "nt" else [["python3.11"]]
-    for command in candidates:
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            code = "import sys; print(sys.executable)"
-            return subprocess.run([*command, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    own = Base(getattr(sys, "_base_executable", sys.executable), "{}.{}".format(*sys.version_info))  # not a venv's
+    if own.version == BLENDER_PYTHON:
+        return own
+    command = ["py", f"-{BLENDER_PYTHON}"] if os.name == "nt" else [f"python{BLENDER_PYTHON}"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        code = "import sys; print(sys.executable)"
+        found = subprocess.run([*command, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        return Base(found, BLENDER_PYTHON)
     print(
-        f"Note: this is Python {platform.python_version()}, and Blender's wheel needs Python 3.11, which is not here.\n"
-        "The backend works; the demo and the tests in Blender need Python 3.11 installed beside it.",
+        f"Note: this is Python {platform.python_version()}, and Blender's wheel needs Python {BLENDER_PYTHON}, which is "
+        "not here.\nThe backend works; the demo and the tests in Blender need it installed beside this one.",
         file=sys.stderr,
     )
-    return sys.executable
+    return own
 
 
-def make_environment(folder: Path, base: str, requirements: list[str]) -> None:
+def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
     """Make the environment in `folder`; the stamp is written last."""
     print("Setting up Kinesplat (once, a few minutes, about 2.5 GB on disk).", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -170,7 +179,7 @@ def make_environment(folder: Path, base: str, requirements: list[str]) -> None:
     started = time.monotonic()
     with open(log_path, "w", encoding="utf-8") as log:
         step(1, "Making the environment")
-        run_logged([base, "-m", "venv", str(folder)], log)
+        run_logged([base.executable, "-m", "venv", str(folder)], log)
         python = python_of(folder)
         step(2, "Fetching packages")
         install(python, requirements, log, site_packages(folder))

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="fox")
     parser.add_argument("--preset", choices=("draft", "preview", "final"), default="preview")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the backend must not stay behind
     console = Console()
     try:
         report = demo(options.out.resolve(), MODELS[options.model], options.preset, console)
@@ -326,7 +328,8 @@ def call(operator: Callable, **arguments) -> None:
     try:
         result = operator(**arguments)
     except RuntimeError as error:
-        raise DemoFailed(str(error).strip()) from error
+        said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Location:")]
+        raise DemoFailed(said[-1].removeprefix("Error: ")) from error
     if "FINISHED" not in result:
         raise DemoFailed(f"{operator.idname_py()} did not finish.")
 
