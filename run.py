@@ -164,7 +164,7 @@ def base_python() -> Base:
         found = subprocess.run([*command, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         return Base(found, BLENDER_PYTHON)
     print(
-        f"Note: this is Python {platform.python_version()}, and Blender's wheel needs Python {BLENDER_PYTHON}, which is "
+        f"Note: this is Python {platform.python_version()}; Blender's wheel needs Python {BLENDER_PYTHON}, which is "
         "not here.\nThe backend works; the demo and the tests in Blender need it installed beside this one.",
         file=sys.stderr,
     )
