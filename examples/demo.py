@@ -113,18 +113,18 @@ def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
                 uid = capture(bpy, subject, preset, show)
             with step("Constructing Gaussians") as show:
                 wait_for_result(bpy, uid, show)
+            with step("Rendering the source again"):
+                cameras = render_source(bpy, subject, out / "orbit")
             with step("Importing"):
                 splats = import_result(bpy, uid, out)
         finally:
             with contextlib.suppress(DemoFailed):
                 call(bpy.ops.kinesplat.stop_backend)
         clip = read_clip(out / "clip.npz")
-        with step("Rendering the source again"):
-            cameras = render_source(bpy, subject, out / "orbit", clip)
         with step("Rendering the point cloud") as show:
             source = [read_rgba(out / "orbit" / frame_name(i)) for i in range(clip.frame_count)]
             part = framing(source)
-            pictures = render_point_cloud(bpy, splats, subject, cameras, part, out / "render", show)
+            pictures = render_point_cloud(bpy, splats, cameras, part, out / "render", show)
         with step("Writing the results"):
             call(bpy.ops.wm.save_as_mainfile, filepath=str(out / "demo.blend"), compress=True)
             write_video(out / "preview.mp4", pictures)
@@ -231,28 +231,32 @@ def import_result(bpy, uid: str, out: Path):
     return splats
 
 
-def render_source(bpy, subject, folder: Path, clip: Clip) -> Cameras:
+def render_source(bpy, subject, folder: Path) -> Cameras:
     """The moving orbit once more, into an orbit folder of our own: what the result is compared with."""
     orbit_render = extension_module("blender_addon.orbit_render")
     contract = extension_module("blender_addon.contract.orbit")
+    tracker = extension_module("blender_addon.job_tracker").tracker()
     settings, scene = bpy.context.scene.kinesplat, bpy.context.scene
-    orbit_render.render_orbit(
-        bpy.context,
-        subject,
-        contract.Orbit(frames=clip.frame_count, elevation=settings.elevation),
-        folder,
-        resolution=settings.resolution,
-        moving=True,
-        frame_range=(scene.frame_start, scene.frame_end),
-        samples=settings.samples,
-    )
+    with tracker.http.held(2.0):  # see there: Blender's renders and other threads do not go together
+        try:
+            orbit_render.render_orbit(
+                bpy.context,
+                subject,
+                contract.Orbit(frames=settings.frames, elevation=settings.elevation),
+                folder,
+                resolution=settings.resolution,
+                moving=True,
+                frame_range=(scene.frame_start, scene.frame_end),
+                samples=settings.samples,
+            )
+        except extension_module("blender_addon.subject").CaptureError as error:
+            raise DemoFailed(str(error)) from error
     return read_orbit_json(folder)
 
 
 def render_point_cloud(
     bpy,
     splats,
-    subject,
     cameras: Cameras,
     part: tuple[float, float],
     folder: Path,
@@ -266,8 +270,6 @@ def render_point_cloud(
 
     folder.mkdir(parents=True)
     scene = bpy.context.scene
-    for obj in [subject, *subject.children_recursive]:
-        obj.hide_render = True
     camera = bpy.data.objects.new("Camera", bpy.data.cameras.new("Camera"))
     scene.collection.objects.link(camera)
     scene.camera = camera
@@ -301,8 +303,6 @@ def render_point_cloud(
         call(bpy.ops.render.render, write_still=True)
         pictures.append(over_background(read_rgba(folder / frame_name(index))))
         show((index + 1) / len(moments), f"{index + 1} of {len(moments)}")
-    for obj in [subject, *subject.children_recursive]:
-        obj.hide_render = False
     return pictures
 
 
