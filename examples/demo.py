@@ -34,7 +34,7 @@ from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKGROUND = 0.93  # grey behind the pictures
-PICTURE_WIDTH = 320  # pixels; the height follows the subject
+PICTURE_WIDTH = 384  # pixels; the height follows the subject
 MARGIN = 0.06  # of the subject's size, left free around it in the pictures
 SHEET_WIDTH = 160  # pixels of one picture on the contact sheet
 SHEET_COLUMNS = 8
@@ -99,7 +99,7 @@ def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
     os.environ["KINESPLAT_HOME"] = str(out / "backend")
     seconds: dict[str, float] = {}
 
-    with steps(console, seconds) as step, quiet(out / "blender.log"):
+    with quiet(console, out / "blender.log"), steps(console, seconds) as step:
         with step("Starting Blender"):
             import bpy
 
@@ -432,20 +432,20 @@ def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def quiet(log: Path) -> Iterator[None]:
-    """Send what Blender prints past Python's streams to a file; Python's own output still reaches the user."""
+def quiet(console: Console, log: Path) -> Iterator[None]:
+    """Send what Blender and its add-ons print to a file; what goes to `console` still reaches the user."""
     sys.stdout.flush()
     kept = os.dup(1)
-    python_stdout = sys.stdout
-    with open(log, "ab") as file, os.fdopen(os.dup(kept), "w", encoding="utf-8", closefd=True) as shown:
+    with open(log, "ab") as file, os.fdopen(os.dup(kept), "w", encoding="utf-8") as shown:
         os.dup2(file.fileno(), 1)
-        sys.stdout = shown
+        console.file = shown
         try:
             yield
         finally:
-            sys.stdout = python_stdout
+            sys.stdout.flush()
             os.dup2(kept, 1)
             os.close(kept)
+            console.file = sys.stdout
 
 
 if __name__ == "__main__":
