@@ -88,7 +88,7 @@ def test_from_generate_to_import(quick, backend, part) -> None:
     record = part("blender_addon.job_tracker").tracker().board.record(job.uid)
     assert np.allclose(np.array(record.matrix_world)[:3, 3], 0, atol=1e-5)
     assert record.imported == 1
-    assert bpy.context.scene.cycles.transparent_max_bounces >= 128
+    assert bpy.context.scene.cycles.transparent_max_bounces >= 512
 
 
 def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
@@ -302,7 +302,7 @@ def test_drawing_and_render_settings(extension, part, tmp_path) -> None:
     assert "all the render settings" in why_not(bpy.ops.kinesplat.fix_scene_settings)
     bpy.context.scene.cycles.transparent_max_bounces = 8
     assert bpy.ops.kinesplat.fix_scene_settings() == {"FINISHED"}
-    assert bpy.context.scene.cycles.transparent_max_bounces == 128
+    assert bpy.context.scene.cycles.transparent_max_bounces == 512
 
 
 def test_no_timer_waits_in_the_background(quick, backend, part) -> None:

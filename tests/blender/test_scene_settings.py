@@ -21,10 +21,10 @@ def scene():
 def test_transparent_bounces_are_raised_once(scene):
     changes = point_cloud.ensure_scene_settings(scene)
     assert changes == [
-        "Transparent bounces of Cycles raised from 8 to 128",
-        "Minimum transparent bounces of Cycles raised from 0 to 128",
+        "Transparent bounces of Cycles raised from 8 to 512",
+        "Minimum transparent bounces of Cycles raised from 0 to 512",
     ]
-    assert (scene.cycles.transparent_max_bounces, scene.cycles.min_transparent_bounces) == (128, 128)
+    assert (scene.cycles.transparent_max_bounces, scene.cycles.min_transparent_bounces) == (512, 512)
     assert point_cloud.ensure_scene_settings(scene) == []
 
 
@@ -34,7 +34,7 @@ def test_higher_settings_and_all_others_are_left_alone(scene):
     scene.view_settings.view_transform = "Filmic"
     point_cloud.ensure_scene_settings(scene)
     assert scene.cycles.transparent_max_bounces == 500
-    assert scene.cycles.min_transparent_bounces == 128
+    assert scene.cycles.min_transparent_bounces == 512
     assert scene.cycles.max_bounces == 3
     assert scene.view_settings.view_transform == "Filmic"
 
@@ -48,7 +48,7 @@ def test_warnings(scene):
     modifier = point_cloud.playback_modifier(splats)
     warnings = point_cloud.scene_warnings(scene)
     assert len(warnings) == 2
-    assert "128 transparent bounces" in warnings[0]
+    assert "512 transparent bounces" in warnings[0]
     assert "camera" in warnings[1]
     point_cloud.ensure_scene_settings(scene)
     add_camera()
