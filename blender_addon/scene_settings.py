@@ -8,7 +8,7 @@ import bpy
 from . import node_groups, retime, splat_object, versions
 from .contract.clip import Clip
 
-# Gaussians behind each other that a ray can pass; beyond it Cycles gives black. Cycles begins with 8. Along a flank seen
+# Gaussians behind each other that a ray can pass; what lies beyond is black. Cycles begins with 8. Along a flank seen
 # end-on, 5,000 Gaussians need more than 128; rays that meet fewer cost no more than before.
 TRANSPARENT_BOUNCES = 512
 

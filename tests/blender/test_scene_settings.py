@@ -29,11 +29,11 @@ def test_transparent_bounces_are_raised_once(scene):
 
 
 def test_higher_settings_and_all_others_are_left_alone(scene):
-    scene.cycles.transparent_max_bounces = 500
+    scene.cycles.transparent_max_bounces = 800
     scene.cycles.max_bounces = 3
     scene.view_settings.view_transform = "Filmic"
     point_cloud.ensure_scene_settings(scene)
-    assert scene.cycles.transparent_max_bounces == 500
+    assert scene.cycles.transparent_max_bounces == 800
     assert scene.cycles.min_transparent_bounces == 512
     assert scene.cycles.max_bounces == 3
     assert scene.view_settings.view_transform == "Filmic"
