@@ -2,6 +2,7 @@
 """Construction of clips: quality on shown and on unseen views, CPU and wall time per stage.
 
     python -m benchmarks.construct                                  # the walking fox of the tests
+    python -m benchmarks.construct --model fox                      # the demo's model, rendered in headless Blender
     python -m benchmarks.construct --orbit DIR [--static DIR] [--surface FILE] [--truth DIR] [--preset final]
 
 `--truth` is an orbit folder like any other whose cameras and times are not those of the moving orbit; with
@@ -36,6 +37,7 @@ SHEET_COLUMNS = 8
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if all figures are met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.construct", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("fox", "shark"), help="a bundled model")
     parser.add_argument("--orbit", type=Path, metavar="DIR", help="moving orbit (default: the fox of the tests)")
     parser.add_argument("--static", type=Path, metavar="DIR")
     parser.add_argument("--surface", type=Path, metavar="FILE")
@@ -45,10 +47,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="report; clip and contact sheet go beside it")
     options = parser.parse_args(arguments)
-    if options.orbit is None:
-        options.orbit, options.static = FOX / "moving", FOX / "static"
-        options.surface, options.truth = FOX / "surface.npz", FOX / "truth"
+    with tempfile.TemporaryDirectory() as folder:
+        if options.model is not None:
+            from benchmarks.example_views import render_example  # needs bpy
 
+            render_example(options.model, Path(folder))
+            use_example(options, Path(folder))
+        elif options.orbit is None:
+            use_example(options, FOX)
+        return measure(options)
+
+
+def use_example(options: argparse.Namespace, folder: Path) -> None:
+    """Take everything from a folder that holds an orbit with its static one, its surface and its truth."""
+    options.orbit, options.static = folder / "moving", folder / "static"
+    options.surface, options.truth = folder / "surface.npz", folder / "truth"
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Construct, evaluate, report; 0 if all figures are met."""
     warm_up()  # compiled once per computer, so it is no part of a construction
     with tempfile.TemporaryDirectory() as folder:
         clock = StageClock()
@@ -84,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         contact_sheet(clip, moving).save(options.out.with_suffix(".png"))
         if truth is not None:
             contact_sheet(clip, truth).save(options.out.with_name(f"{options.out.stem}_unseen.png"))
-    title = f"Construction of {options.orbit}, {options.preset}, {clip.count} Gaussians"
+    title = f"Construction of {options.model or options.orbit}, {options.preset}, {clip.count} Gaussians"
     write_report(title, rows, figures, options.out)
     return 0 if all(figure.met for figure in figures) else 1
 
