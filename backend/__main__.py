@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     service.add_commands(commands)
     add_generate(commands)
     add_construct(commands)
-    commands.add_parser("warm-up", help="compile the splatting kernels now").set_defaults(func=warm_up)
+    commands.add_parser("warm-up", help="the end of set-up: compile the splatting kernels").set_defaults(func=warm_up)
 
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -120,10 +120,14 @@ def construct(options: argparse.Namespace) -> int:
 
 
 def warm_up(options: argparse.Namespace) -> int:
-    """Compile the CPU kernels into the user's cache."""
+    """Compile the CPU kernels into the user's cache, and note for the add-on where the backend lies."""
+    from backend.service import paths
     from backend.splatting.rasterize import warm_up
 
     warm_up(print)
+    home = paths.Home(paths.home_folder())
+    paths.prepare(home)
+    paths.note_installation(home)
     return 0
 
 

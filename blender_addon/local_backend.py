@@ -20,6 +20,7 @@ from .client import BackendClient, BackendError, Health, file_problem
 HOME_VARIABLE = "KINESPLAT_HOME"
 SERVER_FILE = "server.json"
 TOKEN_FILE = "token"
+INSTALLATION_FILE = "installation.json"
 LOG_FILE = "backend-start.log"
 START_SECONDS = 90.0  # importing and compiling on a cold, slow disk
 STOP_SECONDS = 10.0
@@ -88,17 +89,20 @@ def read_server(home: Path) -> Server:
     return Server(url=f"http://127.0.0.1:{port}", token=token, pid=pid, started=started)
 
 
-def find_installation(folder: str, python: str = "") -> Installation:
+def find_installation(folder: str, python: str = "", home: Path | None = None) -> Installation:
     """The backend's program files.
 
-    `folder` is the user's choice; where it is empty, the folder that this extension lies in is tried, which is right
-    when the extension is used from a checkout. `python` overrides the environment's interpreter.
+    `folder` is the user's choice. Where it is empty, the folder that this extension lies in is tried, which is right
+    when the extension is used from a checkout, then the one that set-up noted in the backend's `home`. `python`
+    overrides the environment's interpreter.
 
     Raises:
         BackendError: `not_installed`, with what to do as hint.
     """
     checkout = Path(folder).expanduser() if folder else Path(__file__).resolve().parent.parent
-    if not (checkout / "backend" / "__main__.py").is_file():
+    if not folder and not _is_checkout(checkout):
+        checkout = _noted_checkout(home or home_folder()) or checkout
+    if not _is_checkout(checkout):
         if folder:
             raise BackendError(
                 "not_installed",
@@ -108,7 +112,7 @@ def find_installation(folder: str, python: str = "") -> Installation:
         raise BackendError(
             "not_installed",
             "The backend is not known yet: it is a program of its own, apart from this extension.",
-            f"Download Kinesplat, run '{SETUP_COMMAND}' in its folder, and choose that folder in the preferences.",
+            f"Download Kinesplat and run '{SETUP_COMMAND}' in its folder.",
         )
     if python:
         interpreter = Path(python).expanduser()
@@ -126,6 +130,18 @@ def find_installation(folder: str, python: str = "") -> Installation:
         )
     inside = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     return Installation(checkout, stamps[-1].parent / inside)
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "backend" / "__main__.py").is_file()
+
+
+def _noted_checkout(home: Path) -> Path | None:
+    """Where the backend was last set up or run, by its own note."""
+    try:
+        return Path(json.loads((home / INSTALLATION_FILE).read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def start(

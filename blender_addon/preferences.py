@@ -83,7 +83,7 @@ class PreferencesBase:
             body.prop(self, "home")
             body.prop(self, "port")
         try:
-            local_backend.find_installation(self.folder, self.python)
+            installation()
         except BackendError as error:
             column = layout.column(align=True)
             column.label(text=str(error), icon="INFO", translate=False)
@@ -132,7 +132,8 @@ def connection() -> Connection:
 def installation() -> local_backend.Installation:
     """Where a backend can be started from. Raises BackendError (`not_installed`)."""
     preferences = get()
-    return local_backend.find_installation(_absolute(preferences.folder), _absolute(preferences.python))
+    home = local_backend.home_folder(_absolute(preferences.home))
+    return local_backend.find_installation(_absolute(preferences.folder), _absolute(preferences.python), home)
 
 
 def data_folder() -> Path:

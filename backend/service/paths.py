@@ -153,6 +153,12 @@ def ensure_token(home: Home) -> str:
     return token
 
 
+def note_installation(home: Home) -> None:
+    """Note where this program lies, so that the add-on can start it without being told."""
+    with atomic_file(home.folder / "installation.json") as file:
+        file.write(json.dumps({"folder": str(Path(__file__).resolve().parents[2])}).encode())
+
+
 def write_server(home: Home, server: dict) -> None:
     """Write the port file in one step; `atomic_file` makes it with mode 0600."""
     with atomic_file(home.server) as file:

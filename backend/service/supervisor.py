@@ -62,6 +62,7 @@ def serve(settings: Settings, announce: Callable[[str], None] = print) -> None:
         raise _already_running(home) from error
     with lock, _log_file(home):
         home.server.unlink(missing_ok=True)  # of one that was killed
+        paths.note_installation(home)
         with bind(settings.port) as listener:
             Supervisor(settings, listener, announce).run()
 

@@ -47,6 +47,18 @@ def test_the_checkout_that_the_extension_lies_in_is_tried() -> None:
     assert local_backend.find_installation("", sys.executable).folder == ROOT
 
 
+def test_the_installation_that_set_up_noted_is_found(tmp_path, monkeypatch) -> None:
+    home = paths.Home(tmp_path)
+    paths.note_installation(home)
+    elsewhere = tmp_path / "extensions" / "kinesplat" / "blender_addon" / "local_backend.py"
+    monkeypatch.setattr(local_backend, "__file__", str(elsewhere))
+    assert local_backend.find_installation("", sys.executable, tmp_path).folder == ROOT
+    for damaged in ('{"folder": 1}', "{", '{"folder": "/nowhere"}'):
+        (tmp_path / local_backend.INSTALLATION_FILE).write_text(damaged)
+        with pytest.raises(BackendError, match="not known yet"):
+            local_backend.find_installation("", sys.executable, tmp_path)
+
+
 def test_no_checkout(tmp_path) -> None:
     with pytest.raises(BackendError) as caught:
         local_backend.find_installation(str(tmp_path))
