@@ -56,6 +56,7 @@ SHAPE_RATES = {"means": 4e-4, "quats": 4e-3, "log_scales": 6e-3, "opacity_logits
 BETAS = (0.9, 0.99)
 PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
 PREVIEW_STEPS = 5  # steps of the fit from one previewed view to the next
+PREVIEW_MARGIN = 3  # pixels round the subject in previews
 PREVIEW_GREY = 0.22  # background of previews, sRGB-coded
 
 
@@ -488,27 +489,36 @@ def _set_shape_rates(fit: _Fit, share: float) -> None:
 
 
 @torch.no_grad()
-def _preview_shape(fit: _Fit, scene: _Scene) -> np.ndarray:  # [H, 2 W, 3] uint8
+def _preview_shape(fit: _Fit, scene: _Scene) -> np.ndarray:  # [h, w, 3] uint8
     """A picture of time 0 beside how it is drawn now."""
     pictures, gaussians = scene.reference[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
     drawn = pictures.render(view, gaussians.means[None], gaussians.quats[None], gaussians)
-    return _side_by_side(pictures.images[view[0]], drawn[0])
+    return _side_by_side(pictures, view[0], drawn[0])
 
 
 @torch.no_grad()
-def _preview_motion(fit: _Fit, scene: _Scene, control: ControlPoints) -> np.ndarray:  # [H, 2 W, 3] uint8
+def _preview_motion(fit: _Fit, scene: _Scene, control: ControlPoints) -> np.ndarray:  # [h, w, 3] uint8
     """A moving picture beside how it is drawn now."""
     pictures, gaussians = scene.moving[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
     effective = effective_coefficients(fit.coefficients, scene.basis)
     poses = poses_at(effective, scene.basis, scene.times[view], control)
     means, quats = blend(poses, gaussians.means, gaussians.quats, control.index, control.weights)
-    return _side_by_side(pictures.images[view[0]], pictures.render(view, means, quats, gaussians)[0])
+    return _side_by_side(pictures, view[0], pictures.render(view, means, quats, gaussians)[0])
 
 
-def _side_by_side(left: Tensor, right: Tensor) -> np.ndarray:  # [H, W, 4] x 2 premultiplied -> [H, 2 W, 3] uint8
-    both = torch.cat([left, right], dim=1)
+def _side_by_side(pictures: _Pictures, view: int, drawn: Tensor) -> np.ndarray:  # [h, w, 3] uint8
+    """One of the pictures and what is drawn of it, cut to where the subject is in any of them.
+
+    Tall subjects stand beside each other, wide ones lie above each other.
+    """
+    seen = pictures.images[..., 3].amax(dim=0) > 0.02
+    lines = [torch.nonzero(seen.any(dim=axis)).flatten() for axis in (1, 0)]  # rows, columns
+    part = tuple(slice(max(int(line[0]) - PREVIEW_MARGIN, 0), int(line[-1]) + 1 + PREVIEW_MARGIN) for line in lines)
+    cut = [picture[part] for picture in (pictures.images[view], drawn)]
+    height, width = cut[0].shape[:2]
+    both = torch.cat(cut, dim=0 if width > height else 1)
     on_grey = both[..., :3] + PREVIEW_GREY * (1 - both[..., 3:])
     return (on_grey.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 

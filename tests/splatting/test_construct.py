@@ -156,9 +156,11 @@ def test_progress_never_falls_and_shows_pictures(scene: Scene, tmp_path: Path, m
     for stage in STAGES:
         preview = next(step.preview for step in reversed(steps) if step.stage == stage)
         assert preview.dtype == np.uint8
-        assert preview.shape == (48, 96, 3)
-        assert preview[:, :48].std() > 10
-        assert preview[:, 48:].std() > 10
+        assert preview.shape[2] == 3
+        assert sorted(preview.shape[:2])[1] <= 96
+        first, second = np.array_split(preview, 2, axis=int(preview.shape[1] > preview.shape[0]))
+        assert first.std() > 10
+        assert second.std() > 10
 
 
 def test_cancelling_ends_it_at_the_next_step(scene: Scene, tmp_path: Path) -> None:
