@@ -416,15 +416,17 @@ def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
         TaskProgressColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bars:
+    # No thread that redraws by itself: while Blender renders, no other Python may run (see `http_thread.held`).
+    with Progress(*columns, console=console, transient=not console.is_terminal, auto_refresh=False) as bars:
 
         @contextlib.contextmanager
         def step(name: str) -> Iterator[Callable[[float, str], None]]:
             task = bars.add_task(name, total=1.0, said="")
+            bars.refresh()
             started = time.monotonic()
-            yield lambda fraction, said: bars.update(task, completed=fraction, said=said)
+            yield lambda fraction, said: bars.update(task, completed=fraction, said=said, refresh=True)
             seconds[name] = time.monotonic() - started
-            bars.update(task, completed=1.0, said=f"{seconds[name]:.1f} s")
+            bars.update(task, completed=1.0, said=f"{seconds[name]:.1f} s", refresh=True)
             if not console.is_terminal:  # where bars cannot be drawn, say at least what is done
                 console.print(f"{name}: {seconds[name]:.1f} s", highlight=False)
 
