@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -103,7 +104,11 @@ def run_module(python: Path, module: str, arguments: list[str]) -> int:
     process = subprocess.Popen([python, "-m", module, *arguments], cwd=ROOT, env=child_environment())
     while True:
         try:
-            return process.wait()
+            code = process.wait()
+            if code < 0 and -code not in (signal.SIGINT, signal.SIGTERM):
+                print(f"\n{module} was ended by signal {-code}: a crash. Please run it again.", file=sys.stderr)
+                return 1
+            return code
         except KeyboardInterrupt:
             with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
                 process.wait(timeout=15)
