@@ -52,7 +52,8 @@ class FakeBackend:
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        # It seldom wakes: Python that runs while Blender renders can crash it (see `http_thread.HttpThread.held`).
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.25,), daemon=True)
         self._thread.start()
         self.announce()
         return self
