@@ -45,7 +45,7 @@ def rasterize_cuda(
 def _gsplat_rasterization() -> Callable:
     """gsplat's function, once its CUDA part is known to be there."""
     hint = (
-        "Install gsplat 1.5.3 with the CUDA toolkit (nvcc), a C++ compiler and ninja, as docs/user-guide describes, "
+        "Install gsplat 1.5.3 with the CUDA toolkit (nvcc), a C++ compiler and ninja, as docs/user_guide.md describes, "
         "or choose the CPU as the device."
     )
     try:
