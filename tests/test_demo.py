@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demo as a whole: what the README promises."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from blender_addon.contract.clip import read_clip
+
+pytestmark = [pytest.mark.slow, pytest.mark.blender]
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
+    pytest.importorskip("bpy")
+    command = [sys.executable, "-m", "examples.demo", "--preset", "draft", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["psnr_mean"] > 28
+    assert report["frames"] == len(report["psnr_per_frame"]) == 24
+    assert read_clip(tmp_path / "clip.npz").count == report["gaussians"] == 2_000
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height > 0
+    with av.open(str(tmp_path / "preview.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 2 * 46
+    assert (tmp_path / "demo.blend").stat().st_size > 100_000
+    assert str(tmp_path / "preview.mp4") in done.stdout.replace("\n", "")

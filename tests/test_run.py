@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""run.py: environments by the hash of what they are made from, whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run
+
+ROOT = Path(run.__file__).parent
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    """Set-up in an empty folder, where making an environment only makes its folder; yields what was made."""
+    made = []
+
+    def fake_logged(command, log, echo=False):
+        if command[1:3] == ["-m", "venv"]:
+            made.append(Path(command[3]))
+            made[-1].mkdir()
+
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path / ".venv")
+    monkeypatch.setattr(run, "run_logged", fake_logged)
+    monkeypatch.setattr(run, "install", lambda python, requirements, log, packages: None)
+    return made
+
+
+def test_an_environment_is_made_once(sandbox) -> None:
+    first = run.ready_python()
+    assert run.ready_python() == first
+    assert len(sandbox) == 1
+    assert (sandbox[0] / run.STAMP).exists()
+
+
+def test_other_dependencies_get_another_environment_and_the_old_one_goes(sandbox, monkeypatch) -> None:
+    run.ready_python()
+    monkeypatch.setattr(run, "read_requirements", lambda: ["torch==2.14.0"])
+    run.ready_python()
+    old, new = sandbox
+    assert not old.exists()
+    assert (new / run.STAMP).exists()
+
+
+def test_an_interrupted_set_up_is_repaired_by_the_next_run(sandbox, monkeypatch) -> None:
+    def interrupted(*_):
+        (sandbox[-1] / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "install", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.ready_python()
+    assert not (sandbox[0] / run.STAMP).exists()
+    run.ready_python()
+    assert (sandbox[0] / run.STAMP).exists()
+    assert not (sandbox[0] / "half").exists()
+
+
+def test_a_failed_installation_says_why_and_leaves_nothing_that_counts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path / ".venv")
+    monkeypatch.setattr(run, "read_requirements", lambda: [str(tmp_path / "no-such-package.whl")])
+    with pytest.raises(run.SetupError, match="no-such-package") as caught:
+        run.ready_python()
+    assert "run the same command again" in str(caught.value)
+    assert not list((tmp_path / ".venv").glob(f"*/{run.STAMP}"))
+
+
+def test_the_environments_own_python_means_the_same_environment() -> None:
+    code = "import run; print(run.environment_key(run.read_requirements(), run.base_python()))"
+    keys = {
+        subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for python in (sys.executable, getattr(sys, "_base_executable", sys.executable))
+    }
+    assert len(keys) == 1
+
+
+def test_unknown_commands_show_the_usage(capsys) -> None:
+    assert run.main(["dance"]) == 2
+    assert "python run.py demo" in capsys.readouterr().out
