@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The main job on real input, as a user does it: install the extension, open a model, Generate, Import, retime, render.
 
-    python run.py demo [--out DIR] [--model fox|shark] [--preset draft|preview|final]
+    python run.py demo [--out DIR] [--model fox|shark] [--preset draft|preview|final] [--width PIXELS]
 
 Blender runs headless in this process, the backend in one of its own that the add-on starts. The exit code is 0 only if
 every step happened.
@@ -34,7 +34,6 @@ from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKGROUND = 0.93  # grey behind the pictures
-PICTURE_WIDTH = 384  # pixels; the height follows the subject
 MARGIN = 0.06  # of the subject's size, left free around it in the pictures
 SHEET_WIDTH = 160  # pixels of one picture on the contact sheet
 SHEET_COLUMNS = 8
@@ -65,11 +64,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo", help="where results go (default: out/demo)")
     parser.add_argument("--model", choices=MODELS, default="fox")
     parser.add_argument("--preset", choices=("draft", "preview", "final"), default="preview")
+    parser.add_argument(
+        "--width", type=int, default=384, help="of the preview in pixels; the height follows the subject"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the backend must not stay behind
     console = Console()
     try:
-        report = demo(options.out.resolve(), MODELS[options.model], options.preset, console)
+        report = demo(options.out.resolve(), MODELS[options.model], options.preset, options.width, console)
     except (DemoFailed, OSError) as error:
         console.print(f"\n[bold]The demo stopped:[/bold] {error}", highlight=False)
         console.print(f"Blender's own messages are in {options.out / 'blender.log'}.", highlight=False)
@@ -87,7 +89,7 @@ def main() -> int:
     return 0
 
 
-def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
+def demo(out: Path, model: Model, preset: str, width: int, console: Console) -> dict:
     """All steps in order; returns the report, which is written as well."""
     started = time.monotonic()
     for name in ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json"):
@@ -124,7 +126,7 @@ def demo(out: Path, model: Model, preset: str, console: Console) -> dict:
         with step("Rendering the point cloud") as show:
             source = [read_rgba(out / "orbit" / frame_name(i)) for i in range(clip.frame_count)]
             part = framing(source)
-            pictures = render_point_cloud(bpy, splats, cameras, part, out / "render", show)
+            pictures = render_point_cloud(bpy, splats, cameras, part, width, out / "render", show)
         with step("Writing the results"):
             call(bpy.ops.wm.save_as_mainfile, filepath=str(out / "demo.blend"), compress=True)
             write_video(out / "preview.mp4", pictures)
@@ -259,12 +261,13 @@ def render_point_cloud(
     splats,
     cameras: Cameras,
     part: tuple[float, float],
+    width: int,
     folder: Path,
     show: Callable[[float, str], None],
 ) -> list[np.ndarray]:
     """The imported object through the cameras of the orbit, `PREVIEW_STEPS` pictures per stored frame, by Cycles.
 
-    Of each picture only the middle `part` (of the width, of the height) is rendered.
+    Of each picture only the middle `part` (of the width, of the height) is rendered, `width` pixels wide.
     """
     from mathutils import Matrix  # comes with bpy
 
@@ -278,8 +281,8 @@ def render_point_cloud(
     scene.render.engine = "CYCLES"
     scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 1, False
     scene.cycles.use_adaptive_sampling = False
-    scene.render.resolution_x = PICTURE_WIDTH
-    scene.render.resolution_y = 2 * round(PICTURE_WIDTH * part[1] / part[0] / 2)  # even, as H.264 wants it
+    scene.render.resolution_x = 2 * (width // 2)  # even, as H.264 wants it
+    scene.render.resolution_y = 2 * round(width * part[1] / part[0] / 2)
     scene.render.film_transparent = True
     scene.render.image_settings.file_format = "PNG"
     scene.render.image_settings.color_mode = "RGBA"

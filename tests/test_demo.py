@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     pytest.importorskip("bpy")
-    command = [sys.executable, "-m", "examples.demo", "--preset", "draft", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.demo", "--preset", "draft", "--width", "128", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
