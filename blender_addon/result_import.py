@@ -16,6 +16,7 @@ def import_result(
     path: str | os.PathLike,
     record: JobRecord | None = None,
     *,
+    fit_scene: bool = False,
     hide_source: bool = False,
     show_colors: bool = False,
 ) -> tuple[bpy.types.Object, str]:
@@ -28,6 +29,7 @@ def import_result(
         context: of the scene that gets the object.
         path: of the clip.
         record: of the job that made it.
+        fit_scene: give the scene the clip's frame rate and a frame range that shows the clip once.
         hide_source: hide the source object with its children, inside of which the Gaussians would not be seen.
         show_colors: switch solid viewports to material preview, as solid shading draws all Gaussians grey.
 
@@ -38,6 +40,10 @@ def import_result(
     clip = read_clip(path)
     scene = context.scene
     source = capture.find_source(record) if record else None
+    changed = []
+    if fit_scene:
+        scene_settings.apply_frame_range(scene, clip, record.frame_start if record else None)
+        changed.append(f"The scene plays frames {scene.frame_start} to {scene.frame_end}")
     splats = point_cloud.import_clip(
         clip,
         scene,
@@ -48,7 +54,7 @@ def import_result(
     if record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
     _select_alone(context, splats)
-    changed = scene_settings.ensure_scene_settings(scene)
+    changed += scene_settings.ensure_scene_settings(scene)
     if hide_source and source is not None and _hide(context, source):
         changed.append(f"{source.name} is hidden")
     if show_colors and _show_colors(context):

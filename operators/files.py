@@ -2,7 +2,7 @@
 """Import of clip files from disk: by the file browser, by drag and drop, or from a script."""
 
 import bpy
-from bpy.props import StringProperty
+from bpy.props import BoolProperty, StringProperty
 
 from ..blender_addon import result_import
 from ..blender_addon.contract.arrays import BadFileError
@@ -16,6 +16,11 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
 
     filepath: StringProperty(name="File", subtype="FILE_PATH", options={"SKIP_SAVE"})
     filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
+    fit_scene: BoolProperty(
+        name="Fit Scene",
+        description="Give the scene the clip's frame rate and a frame range that shows it once",
+        default=False,
+    )
 
     @classmethod
     def poll(cls, context):
@@ -33,7 +38,7 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     def execute(self, context):
         path = bpy.path.abspath(self.filepath)
         try:
-            _, said = result_import.import_result(context, path, show_colors=True)
+            _, said = result_import.import_result(context, path, fit_scene=self.fit_scene, show_colors=True)
         except FileNotFoundError:
             self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
             return {"CANCELLED"}

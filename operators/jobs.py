@@ -139,6 +139,11 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
     bl_description = "Add the result to the scene as keyframed Gaussians, where its source object stands"
     bl_options = {"REGISTER", "UNDO"}
 
+    fit_scene: BoolProperty(
+        name="Fit Scene",
+        description="Give the scene the clip's frame rate and a frame range that shows it once",
+        default=False,
+    )
     hide_source: BoolProperty(
         name="Hide Source",
         description="Hide the source object, inside of which the Gaussians would not be seen",
@@ -187,6 +192,7 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
                 context,
                 row.result,
                 tracker.board.record(row.uid),
+                fit_scene=self.fit_scene,
                 hide_source=self.hide_source,
                 show_colors=self.show_colors,
             )

@@ -261,6 +261,18 @@ def test_import_of_a_file(extension, part, tmp_path) -> None:
     assert (splats.name, len(splats.data.vertices)) == ("Wave", 30)
 
 
+def test_an_import_can_fit_the_scene_to_the_clip(extension, tmp_path):
+    path = tmp_path / "clip.npz"
+    write_clip(path, random_clip(frames=12, fps=30.0))
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end, scene.render.fps = 1, 250, 24
+    scene.frame_set(5)
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(path)) == {"FINISHED"}
+    assert (scene.frame_start, scene.frame_end, scene.render.fps) == (1, 250, 24)
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(path), fit_scene=True) == {"FINISHED"}
+    assert (scene.frame_start, scene.frame_end, scene.render.fps) == (5, 16, 30)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"ply\nformat ascii 1.0\n"])
 def test_import_of_a_file_of_another_format(extension, tmp_path, content) -> None:
     path = tmp_path / "something.npz"
