@@ -13,7 +13,6 @@ import signal
 import socket
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class Supervisor:
         )
         self.api = Kept(lambda: self._child("backend.service.api", "api.log", listener, started=self.started))
         self.worker = Kept(lambda: self._child("backend.service.worker", "worker.log"))
-        self._end = threading.Event()
+        self._ending = False  # a plain flag: signal handlers must take no lock, so an Event could hang for ever
         self._announced = False
         self._next_janitor = 0.0
         self._next_look = 0.0
@@ -133,13 +132,14 @@ class Supervisor:
             try:
                 self.api.start()
                 self.worker.start()
-                while not self._end.wait(TICK_SECONDS):
+                while not self._ending:
+                    time.sleep(TICK_SECONDS)
                     try:
                         self._tick()
                     except (sqlite3.OperationalError, OSError) as error:
                         # The disk or the memory is full. The supervisor waits; it goes on when there is space.
                         log.warning("Not now: %s", error)
-                        self._end.wait(1.0)
+                        self._pause(1.0)
             finally:
                 self._stop()
 
@@ -168,7 +168,7 @@ class Supervisor:
             return
         if code == SHUTDOWN_EXIT:
             log.info("A client ends the backend")
-            self._end.set()
+            self._ending = True
             return
         log.warning("The API process ended (%s)", exit_text(code))
         if not self._announced and self.api.failed_starts >= START_TRIES:
@@ -278,7 +278,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """End the children; what does not end in time is killed. A job that runs is put back into the queue."""
-        self._end.set()
+        self._ending = True
         with contextlib.suppress(OSError):
             self.home.server.unlink(missing_ok=True)
         children = [kept.child for kept in (self.api, self.worker) if kept.child]
@@ -292,11 +292,19 @@ class Supervisor:
         self.queue.close()
         log.info("Ended")
 
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._ending and time.monotonic() < end:
+            time.sleep(TICK_SECONDS)
+
+    def _on_signal(self, *_) -> None:
+        self._ending = True
+
     @contextlib.contextmanager
     def _signals(self):
         names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        former = {number: signal.signal(number, lambda *_: self._end.set()) for number in numbers}
+        former = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
         finally:
