@@ -94,7 +94,9 @@ def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, name):
         done = Service(service.settings.home).start()
         try:
             assert done.client().watch(job["id"])["state"] == "succeeded"
-            assert done.trace(job["id"]) == list(range(40))
+            trace = done.trace(job["id"])
+            assert sorted(set(trace)) == list(range(40))
+            assert len(trace) <= 41  # the step that the signal cut off, before its checkpoint, is done again
         finally:
             done.ensure_ended()
 
