@@ -135,6 +135,7 @@ def test_the_add_on_starts_and_stops_the_real_backend(tmp_path):
         local_backend.read_server(home)
 
 
+@pytest.mark.slow
 def test_the_backend_is_killed_while_the_add_on_polls(tmp_path):
     with running(tmp_path / "home") as service:
         server = local_backend.read_server(service.settings.home)

@@ -24,6 +24,7 @@ from tests.service.running import Service, pictures, running, wait_for
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 
 POSTERS = 3
+WORKER_KILLS, API_KILLS = 30, 10
 ENOUGH_CRASHES = 1000  # these kills come from outside; that no job is to blame, the crash limit cannot know
 
 
@@ -73,12 +74,10 @@ def test_the_next_start_clears_up(service):
     assert list(home.blobs.glob(".tmp-*")) == []
 
 
-@pytest.mark.parametrize(
-    ("worker_kills", "api_kills"), [(5, 2), pytest.param(30, 10, marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_kills_at_random_times(tmp_path, worker_kills, api_kills, capsys):
+@pytest.mark.slow
+def test_kills_at_random_times(tmp_path, capsys):
     with running(tmp_path / "home", crash_limit=ENOUGH_CRASHES) as service:
-        storm = Storm(service, worker_kills, api_kills)
+        storm = Storm(service, WORKER_KILLS, API_KILLS)
         storm.run()
         client = service.client()
         results = {}
@@ -102,7 +101,7 @@ def test_kills_at_random_times(tmp_path, worker_kills, api_kills, capsys):
             f"calls repeated; {len(lost)} lost, {twice} duplicated, {len(wrong)} wrong, database "
             f"{'whole' if not queue.problems() else 'damaged'}"
         )
-    assert storm.kills == {"worker": worker_kills, "api": api_kills}
+    assert storm.kills == {"worker": WORKER_KILLS, "api": API_KILLS}
     assert interrupted > 0, "no kill struck a job"
     assert (lost, twice, wrong, queue.problems()) == (set(), 0, [], [])
     for row in rows:

@@ -40,6 +40,7 @@ def fill(folder) -> None:
                     break
 
 
+@pytest.mark.slow
 def test_the_disk_fills_up_and_gets_space_again(small_disk, tmp_path):
     with running(small_disk) as service:
         client = service.client()

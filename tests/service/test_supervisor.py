@@ -136,6 +136,7 @@ def test_kill_of_the_supervisor_takes_the_children_along_and_a_restart_resumes(t
         assert (tmp_path / "clip.npz").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_children_follow_also_without_the_help_of_linux(tmp_path):
     """On other systems only the closed pipe tells them; Linux's signal is switched off here."""
     code = """

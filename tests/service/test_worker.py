@@ -218,6 +218,7 @@ def test_the_status_answers_while_the_worker_is_busy(service, client):
     client.cancel(job["id"])
 
 
+@pytest.mark.slow
 def test_a_job_without_progress_is_ended(tmp_path):
     with running(tmp_path / "home", stall_limit=0.7, crash_limit=2) as service:
         client = service.client()
