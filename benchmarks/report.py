@@ -17,7 +17,7 @@ from rich.table import Table
 
 from backend import __version__
 
-PACKAGES = ("numpy", "torch", "numba", "llvmlite", "gsplat", "bpy", "scipy", "safetensors")
+PACKAGES = ("numpy", "torch", "numba", "llvmlite", "gsplat", "bpy", "scipy")
 
 
 @dataclass(frozen=True)

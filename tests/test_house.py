@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "panels": ("bpy", "blender_addon"),
     "backend.progress": ("numpy",),
     "backend.console": ("rich", *LEAVES),
-    "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "safetensors", "platformdirs", *LEAVES),
+    "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", *LEAVES),
     "backend.evaluation": ("numpy", "torch", "PIL", "backend.pipelines", "backend.splatting", *LEAVES),
-    "backend.pipelines": ("numpy", "torch", "numba", "safetensors", "backend.splatting", *LEAVES),
+    "backend.pipelines": ("numpy", "torch", "numba", "backend.splatting", *LEAVES),
     "backend.service": (
         *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),

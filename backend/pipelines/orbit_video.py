@@ -27,7 +27,8 @@ RESULT_NAME = "clip.npz"
 def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
     """Do a request of kind `orbit` (see `blender_addon.contract.requests`), already checked against its schema.
 
-    `blob` gives the file of a sha256. Returns the path of the clip, `clip.npz` in `run.folder`.
+    `blob` gives the file of a sha256. Returns the path of the clip, `clip.npz` in `run.folder`. The checkpoint stays
+    there, as only the caller knows when the clip is safe.
 
     Raises:
         UserError: the inputs cannot be read, do not fit together, or show nothing.
@@ -54,7 +55,6 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
     )
     path = run.folder / RESULT_NAME
     write_clip(path, clip)
-    discard_checkpoint(run)
     run.finish()
     return path
 
