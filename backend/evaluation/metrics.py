@@ -54,6 +54,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, C] x 2, 0..1 -> [V]
     return likeness.flatten(1).mean(dim=1)
 
 
+def dssim(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, C] x 2, 0..1 -> [V]
+    """Structural dissimilarity (1 - SSIM) / 2: 0 the same, what is told where LPIPS has no weights."""
+    return (1 - ssim(a, b)) / 2
+
+
 def alpha_iou(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W] x 2, 0..1 -> [V]
     """Intersection over union of the outlines; 1 where both pictures are empty."""
     inside_a, inside_b = (a > VISIBLE_ALPHA).flatten(1), (b > VISIBLE_ALPHA).flatten(1)
