@@ -290,7 +290,7 @@ def create_app(
         response_class=Response,
     )
     def result(job_id: JobId) -> Response:
-        """The clip. Its bytes are held against their sha256 before they are sent."""
+        """The clip or the frames. Its bytes are held against their sha256 before they are sent."""
         job = known(queue.get(job_id))
         if job.state != "succeeded":
             raise Problem(409, "not_finished", f"There is no result: the job is {job.state}.")
@@ -343,7 +343,7 @@ def _add_error_handlers(app: FastAPI, home: paths.Home) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = [
             {
-                "field": ".".join(str(part) for part in item["loc"] if part != "body"),
+                "field": _field(item["loc"]),
                 "message": item["msg"].removeprefix("Value error, "),
             }
             for item in error.errors()
@@ -379,6 +379,14 @@ def _add_error_handlers(app: FastAPI, home: paths.Home) -> None:
     @app.exception_handler(Exception)
     async def stumbled(request: Request, error: Exception) -> Response:
         return _stumbled().response()  # uvicorn logs the traceback
+
+
+def _field(location: tuple) -> str:
+    """`request.settings.seed` out of pydantic's location, which also names the kind of request that it went by."""
+    parts = [str(part) for part in location if part != "body"]
+    if parts[:1] == ["request"] and parts[1:2] and parts[1] in contract.KINDS:
+        del parts[1]
+    return ".".join(parts)
 
 
 def _full(home: paths.Home) -> Problem:

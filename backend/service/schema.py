@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What may be sent to the API and what comes back, as pydantic models. Limits come from the contract alone."""
 
+import json
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from backend.service.queue import Job
 from blender_addon.contract import requests as contract
@@ -24,6 +25,11 @@ def bounded(name: str, kind: type) -> object:
     return Annotated[kind, Field(ge=bound.minimum, le=bound.maximum, allow_inf_nan=False)]
 
 
+def is_printable(text: str) -> bool:
+    """Whether `text` holds neither control characters nor halves of characters."""
+    return not any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
 class Strict(BaseModel):
     """No unknown members, no conversion of types (a whole number may stand for a float)."""
 
@@ -37,6 +43,26 @@ class SettingsModel(Strict):
     preset: Literal[contract.PRESETS]
     gaussians: bounded("gaussians", int)
     fps: bounded("fps", float)
+
+
+class GenerationSettingsModel(SettingsModel):
+    """`settings` of a request whose motion is generated."""
+
+    prompt: Annotated[str, Field(max_length=contract.MAX_PROMPT_LENGTH)]
+    motion: bounded("motion", float)
+    guidance_motion: bounded("guidance_motion", float)
+    guidance_static: bounded("guidance_static", float)
+    steps: bounded("steps", int)
+    frames: Literal[contract.GENERATED_FRAMES]
+    result: Literal[contract.RESULTS]
+
+    @field_validator("prompt")
+    @classmethod
+    def readable(cls, prompt: str) -> str:
+        """It is logged and goes to the text encoder."""
+        if not is_printable(prompt):
+            raise ValueError("the prompt must be printable text on one line")
+        return prompt
 
 
 class CamerasModel(Strict):
@@ -75,13 +101,22 @@ class OrbitModel(Strict):
         return self
 
 
+def invertible(matrix: list) -> list:
+    """`to_object`: the clip must be placeable."""
+    with np.errstate(all="ignore"):
+        determinant = abs(np.linalg.det(np.array(matrix)[:3, :3]))
+    if not (np.isfinite(determinant) and determinant > 1e-30):
+        raise ValueError("to_object cannot be inverted")
+    return matrix
+
+
 class InputsModel(Strict):
     """`inputs` of a request of kind `orbit`."""
 
     moving: OrbitModel
     static: OrbitModel | None
     surface: Sha256 | None
-    to_object: Matrix4
+    to_object: Annotated[Matrix4, AfterValidator(invertible)]
 
     @field_validator("moving")
     @classmethod
@@ -92,40 +127,76 @@ class InputsModel(Strict):
             raise ValueError(f"a moving orbit needs at least {minimum} frames")
         return moving
 
-    @field_validator("to_object")
+
+class GenerationInputsModel(Strict):
+    """`inputs` of a request whose motion is generated."""
+
+    static: OrbitModel | None
+    image: Sha256 | None
+    surface: Sha256 | None
+    generated: Sha256 | None
+    to_object: Annotated[Matrix4, AfterValidator(invertible)]
+
+    @field_validator("static")
     @classmethod
-    def invertible(cls, matrix: list) -> list:
-        """The clip must be placeable."""
-        with np.errstate(all="ignore"):
-            determinant = abs(np.linalg.det(np.array(matrix)[:3, :3]))
-        if not (np.isfinite(determinant) and determinant > 1e-30):
-            raise ValueError("to_object cannot be inverted")
-        return matrix
+    def one_moment(cls, static: OrbitModel | None) -> OrbitModel | None:
+        """The networks want so many views of one moment."""
+        if static is not None:
+            if len(static.frames) != contract.GENERATED_FRAMES:
+                raise ValueError(f"a static orbit needs {contract.GENERATED_FRAMES} frames")
+            if any(static.cameras.times):
+                raise ValueError("the times of a static orbit must be 0")
+        return static
 
 
-class RequestModel(Strict):
-    """What the add-on asks for: see `blender_addon/contract/requests.py`."""
+def printable_name(name: str) -> str:
+    """A job's name is shown, logged and put into a file name."""
+    if not name.strip() or not is_printable(name):
+        raise ValueError("the name must be printable text")
+    return name
 
-    kind: Literal[contract.KINDS]
-    name: Annotated[str, Field(min_length=1, max_length=contract.MAX_NAME_LENGTH)]
-    pipeline: Literal[tuple(contract.PIPELINES.values())]
+
+Name = Annotated[str, Field(min_length=1, max_length=contract.MAX_NAME_LENGTH), AfterValidator(printable_name)]
+
+
+class OrbitRequestModel(Strict):
+    """A request whose motion exists: see `blender_addon/contract/requests.py`."""
+
+    kind: Literal["orbit"]
+    name: Name
+    pipeline: Literal[contract.PIPELINES["orbit"]]
     settings: SettingsModel
     inputs: InputsModel
 
-    @field_validator("name")
-    @classmethod
-    def printable(cls, name: str) -> str:
-        """It is shown, logged and put into a file name."""
-        if not name.strip() or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
-            raise ValueError("the name must be printable text")
-        return name
+
+class GenerationRequestModel(Strict):
+    """A request whose motion is generated: see `blender_addon/contract/requests.py`."""
+
+    kind: Literal[contract.GENERATION_KINDS]
+    name: Name
+    pipeline: Literal["diffusion4d"]
+    settings: GenerationSettingsModel
+    inputs: GenerationInputsModel
 
     @model_validator(mode="after")
-    def pipeline_of_kind(self) -> "RequestModel":
-        """Each kind has its pipeline."""
-        if contract.PIPELINES[self.kind] != self.pipeline:
-            raise ValueError(f"requests of kind {self.kind} go to pipeline {contract.PIPELINES[self.kind]}")
+    def check(self) -> "GenerationRequestModel":
+        """Each kind has the inputs that it starts from, and no others."""
+        inputs = self.inputs
+        if self.kind == "text" and not self.settings.prompt.strip():
+            raise ValueError("a request of kind text needs a prompt")
+        for name, kind in (("static", "object"), ("image", "image")):
+            if self.kind == kind and getattr(inputs, name) is None:
+                raise ValueError(f"a request of kind {kind} needs inputs.{name}")
+            if self.kind != kind and getattr(inputs, name) is not None:
+                raise ValueError(f"a request of kind {self.kind} has no inputs.{name}")
+        if inputs.surface is not None and self.kind != "object":
+            raise ValueError(f"a request of kind {self.kind} has no inputs.surface")
+        if inputs.generated is not None and self.settings.result != "clip":
+            raise ValueError("frames that exist already can only become a clip")
         return self
+
+
+RequestModel = Annotated[OrbitRequestModel | GenerationRequestModel, Field(discriminator="kind")]
 
 
 class SubmitModel(Strict):
@@ -144,7 +215,7 @@ class ErrorModel(BaseModel):
 
 
 class ResultModel(BaseModel):
-    """A job's clip."""
+    """A job's clip or frames."""
 
     sha256: str
     size: int
@@ -171,18 +242,21 @@ class JobModel(BaseModel):
     started: float | None
     finished: float | None
     error: ErrorModel | None
+    result_kind: Literal[contract.RESULTS]  # what the result is or will be
     result: ResultModel | None
 
     @classmethod
     def of(cls, job: Job, ahead: int = 0) -> "JobModel":
         """Of a row."""
-        shared = {name: getattr(job, name) for name in cls.model_fields if name not in ("ahead", "error", "result")}
+        made = ("ahead", "error", "result_kind", "result")
+        shared = {name: getattr(job, name) for name in cls.model_fields if name not in made}
+        kind = contract.request_result(json.loads(job.request))
         error = result = None
         if job.error_code is not None:
             error = ErrorModel(code=job.error_code, message=job.error_detail, hint=job.error_hint)
         if job.result_sha256 is not None:
             result = ResultModel(sha256=job.result_sha256, size=job.result_size)
-        return cls(**shared, ahead=ahead, error=error, result=result)
+        return cls(**shared, ahead=ahead, error=error, result_kind=kind, result=result)
 
 
 class JobsModel(BaseModel):

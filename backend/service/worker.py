@@ -35,7 +35,12 @@ from blender_addon.contract.arrays import BadFileError, atomic_file
 
 Pipeline = Callable[[dict, Callable[[str], Path], Run], Path]  # request, sha256 -> its file, run -> the result's file
 
-PIPELINES = {"orbit": "backend.pipelines.orbit_video:run_request"}  # request kind -> module:function
+PIPELINES = {  # request kind -> module:function
+    "orbit": "backend.pipelines.orbit_video:run_request",
+    "object": "backend.pipelines.diffusion4d:run_request",
+    "text": "backend.pipelines.diffusion4d:run_request",
+    "image": "backend.pipelines.diffusion4d:run_request",
+}
 
 IDLE_SECONDS = 0.2  # between two looks into an empty queue
 LOOK_SECONDS = 0.2  # between two looks whether the job is cancelled; also between two writes of progress
@@ -53,11 +58,10 @@ class DeviceLost(BaseException):
     """The GPU's context is broken; only a new process can use the GPU again."""
 
 
-def load_pipelines(registry: str) -> dict[str, Pipeline]:
-    """The pipelines that `registry` (module:name) lists, imported."""
-    return {
-        kind: _imported(target) if isinstance(target, str) else target for kind, target in _imported(registry).items()
-    }
+def load_pipeline(registry: str, kind: str) -> Pipeline:
+    """The pipeline that `registry` (module:name) lists for a kind of request, imported."""
+    target = _imported(registry)[kind]
+    return _imported(target) if isinstance(target, str) else target
 
 
 class Worker:
@@ -71,7 +75,6 @@ class Worker:
         self.blobs = BlobStore(
             self.home.blobs, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob
         )
-        self._pipelines: dict[str, Pipeline] = {}
         self._stopping = False
 
     def run(self) -> None:
@@ -95,10 +98,17 @@ class Worker:
     def _warm_up(self) -> None:
         """Import the pipelines before the first job needs them, and tell what they run on."""
         try:
-            self._pipelines = load_pipelines(self.settings.pipelines)
-            self.queue.set_fact("device", describe_device())
+            kinds = list(_imported(self.settings.pipelines))
         except Exception:
-            log.exception("The pipelines cannot be loaded; each job will say so")
+            log.exception("The pipelines cannot be found; each job will say so")
+            return
+        for kind in kinds:
+            try:
+                load_pipeline(self.settings.pipelines, kind)
+            except Exception:  # the other kinds can do without it
+                log.exception("The pipeline of kind %s cannot be loaded; its jobs will say so", kind)
+        with contextlib.suppress(sqlite3.OperationalError):
+            self.queue.set_fact("device", describe_device())
 
     def _next_job(self) -> Job | None:
         try:
@@ -131,11 +141,11 @@ class Worker:
     def _try(self, job: Job, attempt: "Attempt", job_log: JobLog) -> str | None:
         """Run the pipeline and write down how it ended; returns the job's final state."""
         try:
-            pipelines = self._pipelines or load_pipelines(self.settings.pipelines)
+            pipeline = load_pipeline(self.settings.pipelines, job.kind)
             work = self.home.work(job.id)
             work.mkdir(parents=True, exist_ok=True)
             run = Run(work, attempt.show, attempt.is_cancelled)
-            result = pipelines[job.kind](json.loads(job.request), self._input, run)
+            result = pipeline(json.loads(job.request), self._input, run)
             if attempt.is_cancelled():
                 raise JobCancelled
             return self._keep(job, result)

@@ -3,12 +3,24 @@
 
 The bounds below are the only place where limits stand: the panel's properties and the server's schema both use them.
 
-    {"kind": "orbit", "name": "Fox", "pipeline": "orbit",
+    {"kind": "orbit", "name": "Fox", "pipeline": "orbit",                  # the motion exists: it is constructed
      "settings": {"seed": 0, "preset": "preview", "gaussians": 5000, "fps": 24.0},
      "inputs": {"moving":  {"frames": [sha256, ...], "cameras": {...}},   # cameras: orbit.Cameras.to_json()
                 "static":  {"frames": [sha256, ...], "cameras": {...}},   # or null
                 "surface": sha256,                                         # surface samples (.npz), or null
                 "to_object": [[...] * 4]}}                                 # clip space -> object space
+
+    {"kind": "object" | "text" | "image", "name": "Fox", "pipeline": "diffusion4d",   # the motion is generated first
+     "settings": {"seed", "preset", "gaussians", "fps",                    # as above
+                  "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
+                  "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
+                  "steps": 24, "frames": 24,
+                  "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py
+     "inputs": {"static":    {"frames": [...], "cameras": {...}},          # kind object; else null
+                "image":     sha256,                                       # PNG or JPEG, kind image; else null
+                "surface":   sha256,                                       # or null
+                "generated": sha256,           # frames of an earlier job: they are constructed, none generated; or null
+                "to_object": [[...] * 4]}}
 """
 
 import hashlib
@@ -16,9 +28,11 @@ import os
 from dataclasses import dataclass
 
 API_VERSION = 1
-KINDS = ("orbit",)  # what this version can do; object, text, image and video come with their pipelines
-PIPELINES = {"orbit": "orbit"}  # kind -> its pipeline
+KINDS = ("orbit", "object", "text", "image")  # what this version can do; video comes with its pipeline
+GENERATION_KINDS = ("object", "text", "image")
+PIPELINES = {"orbit": "orbit", "object": "diffusion4d", "text": "diffusion4d", "image": "diffusion4d"}  # by kind
 PRESETS = ("draft", "preview", "final")
+RESULTS = ("clip", "frames")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
@@ -38,9 +52,16 @@ BOUNDS = {
     "resolution": Bound(128, 64, 512),  # pixels, square
     "gaussians": Bound(5_000, 500, 200_000),
     "fps": Bound(24.0, 1.0, 240.0),
+    "motion": Bound(3.0, 0.0, 15.0),
+    "guidance_motion": Bound(1.0, 0.0, 10.0),
+    "guidance_static": Bound(0.25, 0.0, 2.0),
+    "steps": Bound(24, 4, 100),
 }
 GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
 MAX_NAME_LENGTH = 200
+MAX_PROMPT_LENGTH = 500  # letters
+GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from
+GENERATED_RESOLUTION = 64  # pixels, square: what kinesplat-small sees and makes
 
 
 def orbit_request(
@@ -74,13 +95,95 @@ def orbit_request(
     }
 
 
+def generation_request(
+    kind: str,
+    name: str,
+    to_object: list[list[float]],
+    *,
+    prompt: str = "",
+    static: dict | None = None,
+    image: str | None = None,
+    surface: str | None = None,
+    preset: str = "preview",
+    gaussians: int | None = None,
+    seed: int = 0,
+    fps: float = 24.0,
+    motion: float = BOUNDS["motion"].default,
+    guidance_motion: float = BOUNDS["guidance_motion"].default,
+    guidance_static: float = BOUNDS["guidance_static"].default,
+    steps: int = BOUNDS["steps"].default,
+    result: str = "clip",
+) -> dict:
+    """A request of kind `object`, `text` or `image`: the motion is generated, then constructed.
+
+    Args:
+        kind: `object` needs `static`, `text` needs `prompt`, `image` needs `image`; a prompt helps all of them.
+        name: of the job and of its clip.
+        to_object: 4x4, clip space -> object space.
+        prompt: what the subject is and does.
+        static: {"frames": [sha256, ...], "cameras": Cameras.to_json()}, GENERATED_FRAMES views of one moment.
+        image: sha256 of a picture of the subject.
+        surface: sha256 of surface samples of the object.
+        preset: how much work goes into the construction.
+        gaussians: follows the preset where it is None.
+        seed: of the noise that everything starts from.
+        fps: at which the stored frames play.
+        motion: motion magnitude, how much the subject is to move; 0 is not at all.
+        guidance_motion: w1, how closely the conditions are followed.
+        guidance_static: w2, how closely the static orbit is kept.
+        steps: denoising steps.
+        result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
+    """
+    return {
+        "kind": kind,
+        "name": name[:MAX_NAME_LENGTH],
+        "pipeline": PIPELINES[kind],
+        "settings": {
+            "seed": seed,
+            "preset": preset,
+            "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
+            "fps": fps,
+            "prompt": prompt,
+            "motion": motion,
+            "guidance_motion": guidance_motion,
+            "guidance_static": guidance_static,
+            "steps": steps,
+            "frames": GENERATED_FRAMES,
+            "result": result,
+        },
+        "inputs": {
+            "static": static,
+            "image": image,
+            "surface": surface,
+            "generated": None,
+            "to_object": to_object,
+        },
+    }
+
+
+def build_request(request: dict, generated: str) -> dict:
+    """The request that constructs the clip from frames which `request`, one for frames, has ended with.
+
+    `generated` is the sha256 of their file.
+    """
+    return {
+        **request,
+        "settings": {**request["settings"], "result": "clip"},
+        "inputs": {**request["inputs"], "generated": generated},
+    }
+
+
+def request_result(request: dict) -> str:
+    """What a job of this request ends with: "clip" (`clip.py`) or "frames" (`frames.py`)."""
+    return request["settings"].get("result", "clip")
+
+
 def request_blobs(request: dict) -> list[str]:
     """The sha256 of every blob that a request names, each once, in order."""
     inputs = request["inputs"]
-    orbits = [inputs["moving"], inputs["static"]]
+    orbits = [inputs.get("moving"), inputs["static"]]
     names = [sha256 for orbit in orbits if orbit for sha256 in orbit["frames"]]
-    if inputs["surface"]:
-        names.append(inputs["surface"])
+    names += [inputs[name] for name in ("image", "surface", "generated") if inputs.get(name)]
     return list(dict.fromkeys(names))
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Random but valid clips."""
+"""Random but valid clips and generated frames."""
 
 import numpy as np
 
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import BasisMotion, Clip, FrameMotion
+from blender_addon.contract.frames import GeneratedFrames
+from blender_addon.contract.orbit import Orbit, orbit_cameras
 
 
 def random_clip(
@@ -46,3 +48,15 @@ def random_clip(
         motion=motion,
         **fields,
     )
+
+
+def random_frames(seed: int = 0, size: int = 16, count: int = 24, **fields) -> GeneratedFrames:
+    """Generated frames of noise."""
+    random = np.random.default_rng(seed)
+    moving, static = random.integers(0, 256, (2, count, size, size, 4), np.uint8)
+    description = {
+        "prompt": "a fox runs", "motion": 3.0, "motion_measured": 2.5, "seed": seed,
+        "provenance": {"warnings": ["The word flurb is not known."]},
+    }  # fmt: skip
+    cameras = orbit_cameras(Orbit(frames=count), size, size, moving=True)
+    return GeneratedFrames(moving, static, cameras, **{**description, **fields})

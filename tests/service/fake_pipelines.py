@@ -114,4 +114,7 @@ def die_once(where: str, marker: Path) -> None:
     setattr(owner, function, deadly)
 
 
-PIPELINES = {"orbit": run_steps}
+PIPELINES = {
+    "orbit": run_steps,
+    "text": "tests.service.no_such_module:run_request",  # only jobs of its own kind suffer
+}

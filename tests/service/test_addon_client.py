@@ -15,6 +15,7 @@ from PIL import Image
 
 from blender_addon import local_backend
 from blender_addon.client import BackendClient, BackendError
+from blender_addon.contract.requests import KINDS
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import ROOT, pictures, request_of, running, wait_for
 
@@ -57,7 +58,7 @@ def watched(client, job, seconds=30.0):
 
 def test_the_whole_way(client, service, tmp_path):
     assert client.health().started == local_backend.read_server(service.settings.home).started
-    assert client.capabilities()["kinds"] == ["orbit"]
+    assert client.capabilities()["kinds"] == list(KINDS)
     name = "steps=30 seconds=0.06"
     job = submit(client, tmp_path, name, "key-1")
     assert submit(client, tmp_path, name, "key-1")["id"] == job["id"]

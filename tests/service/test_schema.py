@@ -4,15 +4,31 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from backend.service.schema import RequestModel, SubmitModel
-from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MAX_NAME_LENGTH, PRESETS
+from blender_addon.contract.orbit import Orbit, orbit_cameras
+from blender_addon.contract.requests import (
+    BOUNDS,
+    GAUSSIANS_BY_PRESET,
+    GENERATED_FRAMES,
+    GENERATION_KINDS,
+    MAX_NAME_LENGTH,
+    MAX_PROMPT_LENGTH,
+    PRESETS,
+    RESULTS,
+    build_request,
+    generation_request,
+    request_blobs,
+    request_result,
+)
 from tests.service.running import request_of
 
+REQUEST = TypeAdapter(RequestModel)
 FRAMES = [f"{index:064x}" for index in range(8)]
 
 
@@ -33,7 +49,7 @@ def changed(path: str, value: object) -> dict:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_the_contract_makes_is_accepted_unchanged(preset):
     request = request_of("Fox", FRAMES, preset=preset)
-    assert RequestModel.model_validate(request).model_dump() == request
+    assert REQUEST.validate_python(request).model_dump() == request
     assert request["settings"]["gaussians"] == GAUSSIANS_BY_PRESET[preset]
     through_json = json.loads(json.dumps(request))
     assert SubmitModel.model_validate({"request": through_json}).request.model_dump() == request
@@ -43,7 +59,7 @@ def test_a_static_orbit_and_a_surface():
     request = request_of("Fox", FRAMES)
     request["inputs"]["static"] = copy.deepcopy(request["inputs"]["moving"])
     request["inputs"]["surface"] = "f" * 64
-    assert RequestModel.model_validate(request).model_dump() == request
+    assert REQUEST.validate_python(request).model_dump() == request
 
 
 @pytest.mark.parametrize("name", ["seed", "gaussians", "fps"])
@@ -51,10 +67,10 @@ def test_bounds_are_inclusive_and_those_of_the_contract(name):
     bound = BOUNDS[name]
     step = 1 if isinstance(bound.default, int) else 0.001
     for value in (bound.minimum, bound.maximum, bound.default):
-        RequestModel.model_validate(changed(f"settings.{name}", value))
+        REQUEST.validate_python(changed(f"settings.{name}", value))
     for value in (bound.minimum - step, bound.maximum + step):
         with pytest.raises(ValidationError):
-            RequestModel.model_validate(changed(f"settings.{name}", value))
+            REQUEST.validate_python(changed(f"settings.{name}", value))
 
 
 BAD = [
@@ -85,7 +101,7 @@ BAD = [
 @pytest.mark.parametrize(("path", "value"), BAD, ids=[f"{path}={str(value)[:20]!r}" for path, value in BAD])
 def test_what_is_refused(path, value):
     with pytest.raises(ValidationError):
-        RequestModel.model_validate(changed(path, value))
+        REQUEST.validate_python(changed(path, value))
 
 
 def test_the_answer_says_which_field(api):
@@ -96,6 +112,107 @@ def test_the_answer_says_which_field(api):
         {"field": "request.settings.gaussians", "message": "Input should be greater than or equal to 500"}
     ]
     assert problem["detail"] == "request.settings.gaussians: Input should be greater than or equal to 500."
+
+
+# --- requests whose motion is generated ------------------------------------------------------------------------------
+
+
+def static_orbit(count: int = GENERATED_FRAMES) -> dict:
+    """The static orbit of a request of kind `object`."""
+    cameras = orbit_cameras(Orbit(frames=count), 64, 64, moving=False)
+    return {"frames": [f"{index:064x}" for index in range(count)], "cameras": cameras.to_json()}
+
+
+def generation(kind: str, **options: object) -> dict:
+    """A good request of this kind."""
+    inputs = {"object": {"static": static_orbit(), "surface": "a" * 64}, "image": {"image": "b" * 64}}.get(kind, {})
+    return generation_request(kind, "Fox", np.eye(4).tolist(), **{"prompt": "a fox runs", **inputs, **options})
+
+
+@pytest.mark.parametrize("kind", GENERATION_KINDS)
+@pytest.mark.parametrize("result", RESULTS)
+def test_generation_requests_are_accepted_unchanged(kind, result):
+    request = generation(kind, result=result, motion=7, steps=10, seed=3)
+    assert REQUEST.validate_python(request).model_dump() == request
+    assert request_result(request) == result
+    if result == "frames":
+        build = build_request(request, "c" * 64)
+        assert REQUEST.validate_python(build).model_dump() == build
+        assert request_result(build) == "clip"
+        assert set(request_blobs(build)) == {*request_blobs(request), "c" * 64}
+        assert request["inputs"]["generated"] is None
+
+
+def test_blobs_of_each_kind():
+    assert request_blobs(generation("object")) == [*static_orbit()["frames"], "a" * 64]
+    assert request_blobs(generation("image")) == ["b" * 64]
+    assert request_blobs(generation("text")) == []
+
+
+@pytest.mark.parametrize("name", ["motion", "guidance_motion", "guidance_static", "steps"])
+def test_bounds_of_the_generation(name):
+    bound = BOUNDS[name]
+    step = 1 if name == "steps" else 0.001
+    for value in (bound.minimum, bound.maximum, bound.default):
+        REQUEST.validate_python(generation("text", **{name: value}))
+    for value in (bound.minimum - step, bound.maximum + step, float("nan")):
+        with pytest.raises(ValidationError):
+            REQUEST.validate_python(generation("text", **{name: value}))
+
+
+WRONG = {
+    "a text request without a prompt": ({"prompt": "  "}, "text", "needs a prompt"),
+    "a prompt that is too long": ({"prompt": "x" * (MAX_PROMPT_LENGTH + 1)}, "text", "at most 500"),
+    "a prompt on two lines": ({"prompt": "a fox\nruns"}, "text", "printable"),
+    "half a letter": ({"prompt": "\ud800"}, "text", "valid string"),
+    "an object without its orbit": ({"static": None}, "object", "needs inputs.static"),
+    "an object with too few views": ({"static": static_orbit(23)}, "object", "needs 24 frames"),
+    "an image request without an image": ({"image": None}, "image", "needs inputs.image"),
+    "text with an image": ({"image": "b" * 64}, "text", "has no inputs.image"),
+    "an image with an orbit": ({"static": static_orbit()}, "image", "has no inputs.static"),
+    "text with a surface": ({"surface": "b" * 64}, "text", "has no inputs.surface"),
+    "a result that does not exist": ({"result": "video"}, "text", "'clip' or 'frames'"),
+    "a half step": ({"steps": 10.5}, "text", "integer"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_generation_requests_that_are_refused(case):
+    options, kind, said = WRONG[case]
+    with pytest.raises(ValidationError, match=said):
+        REQUEST.validate_python(generation(kind, **options))
+
+
+def test_an_object_needs_no_prompt():
+    REQUEST.validate_python(generation("object", prompt=""))
+
+
+def test_an_orbit_that_moves_is_not_static():
+    moving = {**static_orbit(), "cameras": orbit_cameras(Orbit(), 64, 64, moving=True).to_json()}
+    with pytest.raises(ValidationError, match="must be 0"):
+        REQUEST.validate_python(generation("object", static=moving))
+
+
+def test_frames_of_frames_are_refused():
+    request = build_request(generation("text", result="frames"), "c" * 64)
+    request["settings"]["result"] = "frames"
+    with pytest.raises(ValidationError, match="can only become a clip"):
+        REQUEST.validate_python(request)
+
+
+def test_a_job_tells_what_it_ends_with(api):
+    for result in RESULTS:
+        body = {"request": generation("text", result=result)}
+        answer = api.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": result})
+        assert answer.status_code == 201, answer.text
+        assert (answer.json()["kind"], answer.json()["result_kind"]) == ("text", result)
+    assert api.submit()["result_kind"] == "clip"
+
+
+def test_the_answer_names_the_field_of_a_generation_request(api):
+    body = {"request": generation("text", motion=16)}
+    problem = api.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "key"}).json()
+    assert problem["errors"][0]["field"] == "request.settings.motion"
 
 
 json_values = st.recursive(
@@ -114,8 +231,8 @@ PLACES = [
 @given(place=st.sampled_from(PLACES), value=json_values)
 def test_anything_anywhere_is_accepted_or_refused_and_never_stumbles(place, value):
     try:
-        model = RequestModel.model_validate(changed(place, value))
+        model = REQUEST.validate_python(changed(place, value))
     except ValidationError:
         return
-    RequestModel.model_validate(model.model_dump())
+    REQUEST.validate_python(model.model_dump())
     json.dumps(model.model_dump(), allow_nan=False).encode()

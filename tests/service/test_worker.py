@@ -5,10 +5,12 @@ import io
 import threading
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from backend.service.client import CallError
+from blender_addon.contract.requests import generation_request
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import pictures, running, wait_for
 
@@ -50,6 +52,16 @@ def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
     assert (tmp_path / "clip.npz").read_bytes() == expected_result(name, pictures())
     assert service.trace(job["id"]) == list(range(20))
     assert not (service.settings.home / "jobs" / job["id"] / "work").exists()  # nobody needs it any more
+
+
+def test_a_pipeline_that_cannot_be_loaded_fails_its_own_jobs_alone(service, client):
+    request = generation_request("text", "Fox", np.eye(4).tolist(), prompt="a fox runs")
+    broken = client.submit(request, "broken", "tests")
+    good = service.submit("steps=1", client)
+    failed = client.watch(broken["id"])
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "internal_error")
+    assert "no_such_module" in service.log(broken["id"])
+    assert client.watch(good["id"])["state"] == "succeeded"
 
 
 def test_preview(service, client):

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Generated frames: what a diffusion pipeline makes before anything is constructed, in one `.npz`.
+
+People look at them and choose; the construction goes on from the file that was chosen.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .arrays import BadFileError, read_arrays, write_arrays
+from .orbit import Cameras
+from .requests import BOUNDS, MAX_PROMPT_LENGTH
+
+FORMAT = "kinesplat-frames"
+VERSION = 1
+MAX_FRAMES = int(BOUNDS["frames"].maximum)
+MAX_RESOLUTION = int(BOUNDS["resolution"].maximum)
+MAX_FILE_BYTES = 2 * MAX_FRAMES * MAX_RESOLUTION**2 * 4 + (1 << 20)  # unpacked
+
+
+@dataclass(frozen=True)
+class GeneratedFrames:
+    """A moving orbit that was generated, and the static orbit that it belongs to. T frames of H x W pixels."""
+
+    moving: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha; frame i at time i / (T - 1)
+    static: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha; the same cameras, all at time 0
+    cameras: Cameras  # of `moving`
+    prompt: str = ""
+    motion: float = 0.0  # motion magnitude that was asked for
+    motion_measured: float = 0.0  # and that of these frames (Diffusion4D Eq. 1)
+    seed: int = 0
+    provenance: dict = field(default_factory=dict)  # pipeline, settings, models, versions; `warnings`: sentences
+
+    def static_cameras(self) -> Cameras:
+        """The cameras of `static`."""
+        cameras = self.cameras
+        still = np.zeros_like(cameras.times)
+        return Cameras(cameras.camera_to_world, cameras.Ks, still, cameras.width, cameras.height)
+
+
+def write_frames(path: str | os.PathLike, frames: GeneratedFrames) -> None:
+    """Write `frames` to `path` (`.npz`) in one step.
+
+    Raises:
+        BadFileError: they break a rule of the format; nothing is written.
+    """
+    check_frames(frames)
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "cameras": frames.cameras.to_json(),
+        "prompt": frames.prompt,
+        "motion": frames.motion,
+        "motion_measured": frames.motion_measured,
+        "seed": frames.seed,
+        "provenance": frames.provenance,
+    }
+    text = json.dumps(meta, allow_nan=False).encode()
+    write_arrays(path, {"meta": np.frombuffer(text, np.uint8), "moving": frames.moving, "static": frames.static})
+
+
+def read_frames(path: str | os.PathLike) -> GeneratedFrames:
+    """The frames in a file, checked.
+
+    Raises:
+        BadFileError: one sentence about what is wrong with the file.
+        FileNotFoundError: there is no such file.
+    """
+    label = os.path.basename(path)
+    arrays = read_arrays(path, MAX_FILE_BYTES)
+    if set(arrays) != {"meta", "moving", "static"} or arrays["meta"].dtype != np.uint8:
+        raise BadFileError(f"{label} does not hold generated frames.")
+    try:
+        meta = json.loads(arrays["meta"].tobytes().decode("utf-8"))
+        file_format, version = meta["format"], meta["version"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise BadFileError(f"{label} is damaged: its description cannot be read.") from error
+    if file_format != FORMAT:
+        raise BadFileError(f"{label} does not hold generated frames.")
+    if version != VERSION:
+        raise BadFileError(
+            f"{label} was made by another version of Kinesplat (format {version}, this one reads {VERSION})."
+        )
+    try:
+        values = {name: meta[name] for name in ("prompt", "motion", "motion_measured", "seed", "provenance")}
+        cameras = meta["cameras"]
+    except KeyError as error:
+        raise BadFileError(f"{label} is damaged: its description lacks {error}.") from error
+    frames = GeneratedFrames(arrays["moving"], arrays["static"], Cameras.from_json(cameras, label), **values)
+    check_frames(frames, label)
+    return frames
+
+
+def check_frames(frames: GeneratedFrames, label: str = "The generated frames") -> None:
+    """Hold `frames` against the rules of the format.
+
+    Raises:
+        BadFileError: the first rule that is broken, as one sentence that begins with `label`.
+    """
+
+    def demand(condition: bool, problem: str) -> None:
+        if not condition:
+            raise BadFileError(f"{label} cannot be used: {problem}.")
+
+    for name in ("moving", "static"):
+        array = getattr(frames, name)
+        demand(isinstance(array, np.ndarray) and array.dtype == np.uint8, f"{name} is not uint8")
+        demand(array.ndim == 4 and array.shape[3] == 4, f"{name} must have the shape [T, H, W, 4]")
+    count, height, width, _ = frames.moving.shape
+    demand(frames.static.shape == frames.moving.shape, "moving and static differ in shape")
+    demand(2 <= count <= MAX_FRAMES, f"it holds {count} frames, and 2 to {MAX_FRAMES} are allowed")
+    sizes_fit = 1 <= height == width <= MAX_RESOLUTION
+    demand(sizes_fit, f"its pictures must be square, with at most {MAX_RESOLUTION} pixels a side")
+    frames.cameras.check(label)
+    cameras_fit = (len(frames.cameras.times), frames.cameras.width, frames.cameras.height) == (count, width, height)
+    demand(cameras_fit, "its cameras do not fit its pictures")
+    demand(isinstance(frames.prompt, str) and len(frames.prompt) <= MAX_PROMPT_LENGTH, "its prompt is not a short text")
+    for name in ("motion", "motion_measured"):
+        number = getattr(frames, name)
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        demand(is_number and 0 <= number < float("inf"), f"{name} must be a number, at least 0")
+    demand(type(frames.seed) is int, "its seed is not a whole number")
+    demand(isinstance(frames.provenance, dict), "its provenance is not a dictionary")

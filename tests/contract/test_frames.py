@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Generated frames: what is written is read again, and files that are something else are told apart in a sentence."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
+from blender_addon.contract.frames import read_frames, write_frames
+from tests.contract.clips import random_frames
+
+
+def test_round_trip(tmp_path):
+    frames = random_frames()
+    write_frames(tmp_path / "frames.npz", frames)
+    again = read_frames(tmp_path / "frames.npz")
+    np.testing.assert_array_equal(again.moving, frames.moving)
+    np.testing.assert_array_equal(again.static, frames.static)
+    assert again.cameras.to_json() == frames.cameras.to_json()
+    for name in ("prompt", "motion", "motion_measured", "seed", "provenance"):
+        assert getattr(again, name) == getattr(frames, name)
+
+
+def test_cameras_of_the_static_orbit_show_one_moment():
+    frames = random_frames()
+    assert not frames.static_cameras().times.any()
+    np.testing.assert_array_equal(frames.static_cameras().camera_to_world, frames.cameras.camera_to_world)
+
+
+BROKEN = {
+    "float pictures": ({"moving": np.zeros((24, 16, 16, 4), np.float32)}, "moving is not uint8"),
+    "no alpha": ({"static": np.zeros((24, 16, 16, 3), np.uint8)}, r"static must have the shape \[T, H, W, 4\]"),
+    "fewer static pictures": ({"static": np.zeros((23, 16, 16, 4), np.uint8)}, "differ in shape"),
+    "not a number": ({"motion": float("nan")}, "motion must be a number"),
+    "motion below 0": ({"motion_measured": -1.0}, "motion_measured must be a number"),
+    "a long prompt": ({"prompt": "x" * 501}, "prompt is not a short text"),
+    "a seed that is none": ({"seed": 1.5}, "seed is not a whole number"),
+    "no provenance": ({"provenance": None}, "provenance is not a dictionary"),
+    "other cameras": ({"cameras": random_frames(size=32).cameras}, "cameras do not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_frames_are_not_written(tmp_path, case):
+    changes, said = BROKEN[case]
+    with pytest.raises(BadFileError, match=said):
+        write_frames(tmp_path / "frames.npz", dataclasses.replace(random_frames(), **changes))
+    assert not (tmp_path / "frames.npz").exists()
+
+
+def rewritten(path, change) -> None:
+    """Change the arrays of a good file."""
+    write_frames(path, random_frames())
+    arrays = read_arrays(path)
+    meta = json.loads(arrays["meta"].tobytes())
+    change(arrays, meta)
+    if "meta" in arrays:
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    write_arrays(path, arrays)
+
+
+FILES = {
+    "no description": (lambda arrays, meta: arrays.pop("meta"), "does not hold generated frames"),
+    "more in it": (lambda arrays, meta: arrays.update(more=np.zeros(1)), "does not hold generated frames"),
+    "another format": (lambda arrays, meta: meta.update(format="kinesplat-clip"), "does not hold generated frames"),
+    "a later version": (lambda arrays, meta: meta.update(version=2), "made by another version"),
+    "no seed": (lambda arrays, meta: meta.pop("seed"), "lacks 'seed'"),
+    "no cameras": (lambda arrays, meta: meta.update(cameras=None), "no usable cameras"),
+    "pictures too few": (lambda arrays, meta: arrays.update(moving=arrays["moving"][:9]), "differ in shape"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_are_something_else(tmp_path, case):
+    change, said = FILES[case]
+    path = tmp_path / "frames.npz"
+    rewritten(path, change)
+    with pytest.raises(BadFileError, match=said):
+        read_frames(path)
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "frames.npz"
+    write_frames(path, random_frames())
+    monkeypatch.setattr("blender_addon.contract.frames.MAX_FILE_BYTES", 2 * 24 * 16 * 16 * 4)
+    with pytest.raises(BadFileError, match="more than"):
+        read_frames(path)
