@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The noise schedule of kinesplat-small: cosine, from clean to pure noise (zero terminal SNR).
+
+z_t = cos(pi t / 2) z_0 + sin(pi t / 2) eps for t in 0..1. Samplers are diffusers' own, on 1,000 steps of it.
+"""
+
+import math
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+STEPS = 1_000
+_SMALLEST = 2.0**-24  # of alpha_bar: multistep solvers take its logarithm
+
+
+def alphas_cumprod(timestep: Tensor) -> Tensor:
+    """alpha_bar at shares t of the diffusion time, 0 clean to 1 pure noise."""
+    return torch.cos(timestep * (math.pi / 2)).square()
+
+
+def add_noise(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """z_t of [B, ...] at t [B]."""
+    alpha_bar = alphas_cumprod(timestep).reshape(-1, *[1] * (clean.ndim - 1))
+    return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+
+
+def scheduler(name: str = "ddim") -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """A sampler for networks that predict the clean latents. `name`: "ddim" or "dpm" (DPM-Solver++ 2M)."""
+    alpha_bar = alphas_cumprod(torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS).clamp_min(_SMALLEST)
+    betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    common = {
+        "num_train_timesteps": STEPS,
+        "trained_betas": betas.numpy(),
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+    }
+    if name == "ddim":
+        return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    if name == "dpm":
+        return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
+    raise ValueError(f"unknown sampler {name!r}")
+
+
+def share(step: Tensor) -> Tensor:
+    """The share of the diffusion time, as networks take it, of a scheduler's time step 0..999."""
+    return (step.float() + 1) / STEPS

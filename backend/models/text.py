@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a prompt to tokens: a small closed vocabulary of things and actions, not open language.
+
+Words are brought to a plain form (walking, walks -> walk), synonyms to the word that the network has learned
+(sprint -> run). Words that it never learned are left out, and the caller can tell the user which.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+MAX_TOKENS = 12
+PAD = 0
+
+STOP_WORDS = frozenset(
+    "a an the is are be of in on at to and or with its it his her their while that this as by for from into"
+    " very please make let some one".split()
+)
+IRREGULAR = {
+    "running": "run", "ran": "run", "swimming": "swim", "swam": "swim", "hitting": "hit", "sitting": "sit",
+    "spinning": "spin", "flapping": "flap", "clapping": "clap", "chopping": "chop", "stabbing": "stab",
+    "dying": "death", "died": "death", "dies": "death", "die": "death", "dead": "death",
+    "lying": "lie", "flew": "fly", "flies": "fly", "flying": "fly", "eating": "eat", "ate": "eat",
+    "bit": "bite", "biting": "bite", "dancing": "dance", "waving": "wave", "riding": "ride", "aiming": "aim",
+    "idling": "idle", "galloping": "gallop", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman",
+    "fishes": "fish", "geese": "goose", "standing": "stand", "throwing": "throw", "shooting": "shoot",
+    "slicing": "slice", "dodging": "dodge", "bouncing": "bounce", "gliding": "glide", "winding": "wind",
+    "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
+}  # fmt: skip
+SYNONYMS = {
+    "sprint": "run", "jog": "run", "race": "run", "dash": "run", "hurry": "run", "stroll": "walk", "stride": "walk",
+    "march": "walk", "step": "walk", "hop": "jump", "leap": "jump", "pounce": "jump", "breathe": "idle",
+    "rest": "idle", "wait": "idle", "collapse": "death", "fall": "death", "strike": "attack", "fight": "attack",
+    "hiss": "attack", "lunge": "attack", "chew": "eat", "graze": "eat", "feed": "eat", "hover": "fly",
+    "soar": "glide", "crawl": "walk", "creep": "sneak", "boogie": "dance", "greet": "wave", "hello": "wave",
+    "nod": "yes", "puppy": "dog", "doggy": "dog", "hound": "dog", "kitten": "cat", "kitty": "cat", "pony": "horse",
+    "stallion": "horse", "mare": "horse", "foal": "horse", "calf": "cow", "ox": "bull", "cattle": "cow",
+    "lamb": "sheep", "piglet": "pig", "hog": "pig", "duckling": "chick", "guy": "man", "boy": "man",
+    "gentleman": "man", "person": "man", "human": "man", "male": "man", "girl": "woman", "lady": "woman",
+    "female": "woman", "wizard": "mage", "sorcerer": "mage", "warrior": "barbarian", "thief": "rogue",
+    "serpent": "snake", "viper": "snake", "cobra": "snake", "robot": "enemy", "monster": "enemy", "drone": "enemy",
+    "spaceman": "astronaut", "cosmonaut": "astronaut", "elk": "stag", "reindeer": "deer", "doe": "deer",
+    "donkey": "donkey", "mule": "donkey", "hunde": "dog", "wag": "idle",
+}  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """Plain forms of the words of a text, in order, without stop words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    found = re.findall(r"[a-z]+|\d[a-z]?", spaced.lower())
+    return [plain for word in found if word not in STOP_WORDS and (plain := plain_form(word))]
+
+
+def plain_form(word: str) -> str:
+    """The word that stands for this one in the vocabulary: without its ending, or its synonym."""
+    word = IRREGULAR.get(word, word)
+    if word not in SYNONYMS and word not in IRREGULAR.values():
+        for ending, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", "e"), ("s", "")):
+            if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
+                word = word[: -len(ending)] + rest
+                break
+    return SYNONYMS.get(word, word)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a network has learned; a word's token is its place + 1."""
+
+    words: tuple[str, ...]
+    index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", {word: place + 1 for place, word in enumerate(self.words)})
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of the known words, at most MAX_TOKENS."""
+        return [self.index[word] for word in words(text) if word in self.index][:MAX_TOKENS]
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that the network has never learned, in plain form, each once."""
+        return list(dict.fromkeys(word for word in words(text) if word not in self.index))
+
+    def batch(self, texts: list[str]) -> Tensor:  # [B, MAX_TOKENS] int64, 0 where there is no word
+        """Tokens of several texts."""
+        tokens = torch.full((len(texts), MAX_TOKENS), PAD, dtype=torch.long)
+        for row, text in enumerate(texts):
+            found = self.tokens(text)
+            tokens[row, : len(found)] = torch.tensor(found, dtype=torch.long)
+        return tokens
