@@ -28,7 +28,11 @@ MAY_IMPORT = {
     "backend.progress": ("numpy",),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", *LEAVES),
-    "backend.evaluation": ("numpy", "torch", "PIL", "backend.pipelines", "backend.splatting", *LEAVES),
+    "backend.evaluation": (
+        *("numpy", "torch", "scipy", "PIL", "transformers"),
+        *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
+    ),
+    "backend.evaluation.blender_truth": ("bpy", "numpy", "backend", "blender_addon"),  # a process of its own
     "backend.pipelines": ("numpy", "torch", "numba", "backend.splatting", *LEAVES),
     "backend.service": (
         *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),

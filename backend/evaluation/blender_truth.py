@@ -1,58 +1,59 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Child process of `truth`: renders clips of one GLB file in Blender's Python module, as the add-on would.
+"""Child process of `truth`: renders clips of one model in Blender's Python module, by the add-on's own code.
 
-Reads a job from standard input: {"file", "clips": [{"action", "time_range", "folder", "fingerprint"}]}. Each clip's
-folder gets `moving` and `static` (orbit folders) and, last, `truth.json`.
+Reads a job from standard input: {"file", "clips": [{"action", "time_range", "recentre", "folder", "fingerprint"}]}.
+Each clip's folder gets `moving` and `static` (orbit folders) and, last, `truth.json`.
 """
 
 import json
-import struct
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import bpy
+import numpy as np
 
+from backend.data.blender_model import FPS, BlenderModel, open_model
 from backend.evaluation.truth import FRAMES, RESOLUTION, SAMPLES, write_truth_json
+from backend.progress import UserError
 from blender_addon import orbit_render
 from blender_addon.contract.orbit import Orbit
 from blender_addon.subject import CaptureError
 
-FPS = 24
-
 
 def main() -> None:
-    """Do the job on standard input."""
+    """Do the job on standard input. What cannot be rendered is noted in its clip's `truth.json`."""
     job = json.load(sys.stdin)
+    model, problem = None, ""
+    try:
+        model = open_model(Path(job["file"]))
+    except UserError as error:
+        problem = str(error)
     for clip in job["clips"]:
         folder = Path(clip["folder"])
         folder.mkdir(parents=True, exist_ok=True)
-        problem = ""
-        try:
-            render(Path(job["file"]), clip["action"], clip["time_range"], folder)
-        except (CaptureError, ValueError, RuntimeError) as error:  # RuntimeError: what Blender's importer reports
-            problem = str(error).strip()
-        write_truth_json(folder, clip["fingerprint"], problem)
+        reason = problem
+        if model is not None:
+            try:
+                render(model, clip["action"], clip["time_range"], clip["recentre"], folder)
+            except (UserError, CaptureError) as error:
+                reason = str(error)
+        write_truth_json(folder, clip["fingerprint"], reason)
 
 
-def render(file: Path, action: str, time_range: list[float], folder: Path) -> None:
-    """Moving and static orbit of one animation of a GLB file, in the clip space of its first moment."""
-    bpy.ops.wm.read_factory_settings(use_empty=True)
-    scene = bpy.context.scene
-    scene.render.fps, scene.render.fps_base = FPS, 1.0
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "clip.glb"
-        path.write_bytes(with_one_animation(file.read_bytes(), action))
-        bpy.ops.import_scene.gltf(filepath=str(path), disable_bone_shape=True)
-    subject = bpy.data.objects.new("Subject", None)  # a file may hold several roots
-    scene.collection.objects.link(subject)
-    for obj in scene.objects:
-        if obj.parent is None and obj is not subject:
-            obj.parent = subject
+def render(model: BlenderModel, action: str, time_range: list[float], recentre: bool, folder: Path) -> None:
+    """Moving and static orbit of one action, in the clip space of its first moment as if the model were a still one.
+
+    With `recentre` the middle of the bounding box stays where it is at first: training takes travel out in this way.
+    """
+    model.play(action)
+    model.stay()
     start, end = (FPS * seconds for seconds in time_range)
-    at_start = orbit_render.measure(bpy.context, subject, (start, start))
-    space = replace(at_start, frame_range=(start, end))
+    if recentre:
+        frames = np.linspace(start, end, FRAMES)
+        middles = np.stack([_space(model, frame).to_world[:3, 3] for frame in frames])
+        model.drift(middles[0] - middles, frames)
+    space = replace(_space(model, start), frame_range=(start, end))
     for moving, name in ((True, "moving"), (False, "static")):
         steps = orbit_render.render_orbit_steps(
             space, Orbit(FRAMES), folder / name, resolution=RESOLUTION, moving=moving, samples=SAMPLES, engine="CYCLES"
@@ -61,27 +62,8 @@ def render(file: Path, action: str, time_range: list[float], folder: Path) -> No
             pass
 
 
-def with_one_animation(glb: bytes, name: str) -> bytes:
-    """A GLB file without its other animations, so that bones which this one leaves alone keep the file's pose.
-
-    Raises:
-        ValueError: it is no GLB file, or has no such animation.
-    """
-    magic, version, _ = struct.unpack_from("<4sII", glb)
-    if magic != b"glTF" or version != 2:
-        raise ValueError("The file is not a GLB file of version 2.")
-    length, kind = struct.unpack_from("<I4s", glb, 12)
-    if kind != b"JSON":
-        raise ValueError("The GLB file does not begin with its description.")
-    description = json.loads(glb[20 : 20 + length])
-    chosen = [animation for animation in description.get("animations", ()) if animation.get("name") == name]
-    if not chosen:
-        raise ValueError(f"The file has no animation named {name}.")
-    description["animations"] = chosen[:1]
-    text = json.dumps(description, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    rest = glb[20 + length :]
-    return struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(rest), len(text), b"JSON") + text + rest
+def _space(model: BlenderModel, frame: float) -> orbit_render.ClipSpace:
+    return orbit_render.measure(bpy.context, model.root, (frame, frame))
 
 
 if __name__ == "__main__":

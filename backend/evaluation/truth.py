@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from backend.data.baked import read_baked, read_manifest
 from backend.data.captions import action, caption
-from backend.data.mesh_raster import rasterize_views
+from backend.data.samples import View, render_sample
 from backend.models.motion_magnitude import motion_magnitude
 from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, atomic_file
@@ -34,10 +35,9 @@ from blender_addon.contract.orbit import Cameras, Orbit, frame_name, orbit_camer
 ROOT = Path(__file__).resolve().parents[2]
 RENDERERS = ("cycles", "fast")
 FRAMES, RESOLUTION, SAMPLES = 24, 64, 32
-STILL = 0.008  # mean motion by the manifest: clips below are chosen last
+STILL, TYPICAL = 0.008, 0.05  # mean motion by the manifest: less is hardly chosen, and what is near this comes first
 LEAST_MAGNITUDE = 0.1  # m of Eq. 1: what moves less is no test of motion
 BORDER_ALPHA = 0.5
-LIGHT = (-0.35, -0.55, -0.76, 0.45, 0.6)  # of the fast renderer: direction in camera axes, ambient, diffuse
 
 
 @dataclass(frozen=True)
@@ -81,41 +81,43 @@ def premultiplied(frames: np.ndarray) -> Tensor:  # [..., 4] uint8, straight alp
     return images
 
 
-def choose_clips(entries: list[dict], per_asset: int, limit: int | None = None) -> list[ChosenClip]:
+def choose_clips(entries: list[dict], per_asset: int) -> list[ChosenClip]:
     """At most `per_asset` clips of each asset, all families in turn, always the same ones.
 
-    Within a family, actions that have not been taken yet come first, then what moves most; what hardly moves by the
-    manifest's figure comes last.
+    Within a family, actions that have not been taken yet come first, then clips that stay in place, then those whose
+    motion is nearest to the typical one. What hardly moves is taken only where an asset has nothing else.
     """
     families: dict[str, list[ChosenClip]] = {}
     taken: Counter[tuple[str, str]] = Counter()
+
+    def rank(entry: dict, k: int) -> tuple:
+        clip = entry["clips"][k]
+        unusual = abs(math.log(max(clip.get("motion", TYPICAL), 1e-6) / TYPICAL))
+        return taken[entry["family"], action(clip["action"], entry)], clip.get("recentre", False), unusual, k
+
     for round_ in range(per_asset):
         for entry in sorted(entries, key=lambda entry: entry["id"]):
             chosen = families.setdefault(entry["family"], [])
             own = {clip.index for clip in chosen if clip.entry is entry}
             left = [k for k in range(len(entry["clips"])) if k not in own]
-            moving = [k for k in left if entry["clips"][k].get("motion", 1.0) >= STILL]
-            if not (moving or (left and round_ == 0)):
-                continue
-
-            def rank(k: int, entry: dict = entry) -> tuple:
-                clip = entry["clips"][k]
-                return taken[entry["family"], action(clip["action"], entry)], -clip.get("motion", 1.0), k
-
-            best = min(moving or left, key=rank)
-            taken[entry["family"], action(entry["clips"][best]["action"], entry)] += 1
-            chosen.append(ChosenClip(entry, best))
+            moving = [k for k in left if entry["clips"][k].get("motion", TYPICAL) >= STILL]
+            if moving or (left and round_ == 0):
+                best = min(moving or left, key=lambda k, entry=entry: rank(entry, k))
+                taken[entry["family"], action(entry["clips"][best]["action"], entry)] += 1
+                chosen.append(ChosenClip(entry, best))
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*(families[name] for name in sorted(families))))
-    return [clip for clip in in_turn if clip is not None][:limit]
+    return [clip for clip in in_turn if clip is not None]
 
 
 def make_truths(
-    assets: Path, clips: list[ChosenClip], folder: Path, renderer: str, run: Run
+    assets: Path, clips: list[ChosenClip], folder: Path, renderer: str, run: Run, limit: int | None = None
 ) -> tuple[list[Truth], dict[str, str]]:
-    """Render what `folder` does not hold yet; returns the usable clips, and of the others why each is left out.
+    """Render what `folder` does not hold yet, until `limit` clips can be used.
+
+    Returns those, and of the others that were looked at why each is left out.
 
     Raises:
-        UserError: no Blender module, or a bake that the fast renderer needs is missing.
+        UserError: no Blender module, or Blender stopped.
         BadFileError: a file of the assets is missing or damaged.
     """
     if renderer == "cycles" and importlib.util.find_spec("bpy") is None:
@@ -124,25 +126,32 @@ def make_truths(
             "Rendering needs Blender's Python module, which is not installed.",
             "Install it with `pip install bpy==4.5.15` (Python 3.11), or choose --renderer fast.",
         )
-    by_asset: dict[str, list[ChosenClip]] = {}
-    for clip in clips:
-        by_asset.setdefault(clip.entry["id"], []).append(clip)
-    for done, own in enumerate(by_asset.values()):
-        run.report(done, len(by_asset))
-        missing = [clip for clip in own if not _is_made(assets, clip, folder, renderer)]
-        if missing and renderer == "cycles":
-            _render_in_blender(assets, missing, folder, run, done, len(by_asset))
-        elif missing:
-            _rasterize(assets, missing, folder)
-    truths, left_out = [], {}
-    for clip in clips:
-        problem = json.loads((folder / clip.name / "truth.json").read_text(encoding="utf-8"))["problem"]
-        truth = None if problem else _read_truth(clip, folder / clip.name)
-        problem = problem or _why_unfit(truth)
-        if problem:
-            left_out[clip.name] = problem
-        else:
-            truths.append(truth)
+    wanted = min(limit or len(clips), len(clips))
+    truths: list[Truth] = []
+    left_out: dict[str, str] = {}
+    waiting = list(clips)
+    while waiting and len(truths) < wanted:
+        batch, waiting = waiting[: wanted - len(truths)], waiting[wanted - len(truths) :]
+        by_asset: dict[str, list[ChosenClip]] = {}
+        for clip in batch:
+            if not _is_made(assets, clip, folder, renderer):
+                by_asset.setdefault(clip.entry["id"], []).append(clip)
+        before, done = len(truths), len(batch) - sum(map(len, by_asset.values()))
+        for own in by_asset.values():
+            run.report(before + done, wanted)
+            if renderer == "cycles":
+                _render_in_blender(assets, own, folder)
+            else:
+                _rasterize(assets, own, folder)
+            done += len(own)
+        for clip in batch:
+            problem = json.loads((folder / clip.name / "truth.json").read_text(encoding="utf-8"))["problem"]
+            truth = None if problem else _read_truth(clip, folder / clip.name)
+            problem = problem or _why_unfit(truth)
+            if problem:
+                left_out[clip.name] = problem
+            else:
+                truths.append(truth)
     return truths, left_out
 
 
@@ -188,7 +197,7 @@ def write_truth_json(folder: Path, fingerprint: str, problem: str = "") -> None:
         file.write(json.dumps({"fingerprint": fingerprint, "problem": problem}).encode())
 
 
-def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path, run: Run, done: int, total: int) -> None:
+def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path) -> None:
     """Render clips of one asset in a process of their own, which Blender may take down without harm."""
     job = {
         "file": str((assets / clips[0].entry["file"]).resolve()),
@@ -196,6 +205,7 @@ def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path, run:
             {
                 "action": clip.action,
                 "time_range": clip.entry["clips"][clip.index]["time_range"],
+                "recentre": bool(clip.entry["clips"][clip.index].get("recentre")),
                 "folder": str((folder / clip.name).resolve()),
                 "fingerprint": _fingerprint(assets, clip, "cycles"),
             }
@@ -213,13 +223,7 @@ def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path, run:
         try:
             process.stdin.write(json.dumps(job).encode())
             process.stdin.close()
-            while True:
-                try:
-                    code = process.wait(timeout=0.5)
-                    break
-                except subprocess.TimeoutExpired:
-                    ready = sum((folder / clip.name / "truth.json").exists() for clip in clips)
-                    run.report(done + ready / (len(clips) + 1), total)
+            code = process.wait()
         finally:
             if process.poll() is None:
                 process.kill()
@@ -236,26 +240,15 @@ def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path, run:
 def _rasterize(assets: Path, clips: list[ChosenClip], folder: Path) -> None:
     asset = read_baked(assets, clips[0].entry)
     for clip in clips:
-        positions, normals = asset.poses(clip.index, np.linspace(0, FRAMES - 1, FRAMES))
-        low, high = positions[0].min(axis=0), positions[0].max(axis=0)
-        positions = ((positions - (low + high) / 2) / (high - low).max()).astype(np.float32)
+        sample = render_sample(asset, clip.index, View(), RESOLUTION, FRAMES)
         for moving, name in ((True, "moving"), (False, "static")):
-            cameras = orbit_cameras(Orbit(FRAMES), RESOLUTION, RESOLUTION, moving=moving)
-            times = np.arange(FRAMES) if moving else np.zeros(FRAMES, int)
-            rgba = np.empty((FRAMES, RESOLUTION, RESOLUTION, 4), np.float32)
-            motion = np.empty((FRAMES, RESOLUTION, RESOLUTION, 3), np.float32)
-            rasterize_views(
-                np.ascontiguousarray(positions[times]), np.ascontiguousarray(normals[times]), positions[0],
-                np.ascontiguousarray(cameras.viewmats(), np.float32), float(cameras.Ks[0, 0, 0]),
-                asset.faces, asset.colors, asset.uv, asset.texture, asset.textures, asset.texture_sizes,
-                np.tile(np.array(LIGHT, np.float32), (FRAMES, 1)), RESOLUTION, rgba, motion,
-            )  # fmt: skip
-            rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-6)
             target = folder / clip.name / name
             target.mkdir(parents=True, exist_ok=True)
-            for k, picture in enumerate((rgba.clip(0, 1) * 255).round().astype(np.uint8)):
+            images = np.array(sample.moving if moving else sample.static)
+            images[..., :3] /= np.maximum(images[..., 3:], 1e-6)
+            for k, picture in enumerate((images.clip(0, 1) * 255).round().astype(np.uint8)):
                 Image.fromarray(picture).save(target / frame_name(k))
-            write_orbit_json(target, cameras)
+            write_orbit_json(target, orbit_cameras(Orbit(FRAMES), RESOLUTION, RESOLUTION, moving=moving))
         write_truth_json(folder / clip.name, _fingerprint(assets, clip, "fast"))
 
 
@@ -273,15 +266,14 @@ def _read_frames(folder: Path, count: int) -> np.ndarray:  # [T, H, W, 4] uint8
         raise BadFileError(f"The pictures in {folder} cannot be read. Remove that folder and try again.") from error
 
 
-def chosen_clips(assets: Path, split: str, per_asset: int, limit: int | None) -> list[ChosenClip]:
-    """The clips of a split that are evaluated.
+def chosen_clips(assets: Path, split: str, per_asset: int) -> list[ChosenClip]:
+    """The clips of a split that may be evaluated, in order.
 
     Raises:
         BadFileError: no manifest.
         UserError: the split has no clips.
     """
-    entries = read_manifest(assets, split)
-    clips = choose_clips(entries, per_asset, limit)
+    clips = choose_clips(read_manifest(assets, split), per_asset)
     if not clips:
         known = sorted({entry["split"] for entry in read_manifest(assets)})
         raise UserError("no_clips", f"There are no clips in split {split!r}.", f"Splits: {', '.join(known) or 'none'}.")

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How good generated motion is: against true clips, and whether it obeys the motion magnitude.
+
+After the protocol of Diffusion4D (section 4.2): the moving orbit is generated from what each setting gives, at the
+true clip's prompt, cameras and motion magnitude, and compared with the truth frame by frame and as a set of videos.
+A generator is handed in, so that tests can bring one whose score is known.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from backend import __version__
+from backend.evaluation import motion_metrics as motion
+from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
+from backend.evaluation.metrics import alpha_iou, over_white, ssim
+from backend.evaluation.networks import Networks
+from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.evaluation.truth import ChosenClip, Truth, make_truths, premultiplied
+from backend.models.motion_magnitude import motion_magnitude
+from backend.progress import Progress, Run, UserError
+from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.orbit import Cameras
+
+SETTINGS = (
+    "static3d",
+    "image",
+    "text",
+)  # what is given: the static orbit; the first picture and the prompt; the prompt
+LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # motion magnitudes asked for
+OVERVIEW = 3  # best, median, worst: so many of each
+PACKAGES = ("torch", "numpy", "numba", "diffusers", "bpy")
+STAGES = {"Rendering the truth": 1.0, "Generating": 6.0, "Control of motion": 3.0, "Measuring": 0.5}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a generator samples."""
+
+    seed: int
+    steps: int
+    w1: float  # Eq. 3: guidance by prompt and magnitude
+    w2: float  # Eq. 3: guidance away from the static model; 0 is the ablation without the third term
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What is evaluated."""
+
+    moving: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_moving
+    static: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_static
+    version: str  # differs whenever results may
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One result of a generator. Straight alpha."""
+
+    moving: np.ndarray  # [T, H, W, 4] uint8
+    static: np.ndarray  # [T, H, W, 4] uint8: what it was made from
+    magnitude: float  # measured, Eq. 1
+    seconds: float  # it took to generate the moving orbit
+
+
+class Cache:
+    """Generated frames in a folder, by all that they depend on: a run that was stopped goes on where it was."""
+
+    def __init__(self, folder: Path, generator: Generator) -> None:
+        self.folder = folder
+        self.generator = generator
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def static(
+        self, cameras: Cameras, prompt: str, image: np.ndarray | None, sampling: Sampling, run: Run
+    ) -> np.ndarray:  # [T, H, W, 4] uint8
+        """A generated static orbit."""
+        key = ("static", prompt, None if image is None else _digest(image), cameras.to_json())
+
+        def make() -> np.ndarray:
+            return self.generator.static(
+                cameras, prompt, image, seed=sampling.seed, steps=sampling.steps, guidance=sampling.w1, run=run
+            )
+
+        return self._kept(key, sampling, make)[0]
+
+    def moving(
+        self, static: np.ndarray, cameras: Cameras, prompt: str, magnitude: float, sampling: Sampling, run: Run
+    ) -> Generated:
+        """A generated moving orbit."""
+        key = ("moving", _digest(static), cameras.to_json(), prompt, magnitude)
+
+        def make() -> np.ndarray:
+            return self.generator.moving(static, cameras, prompt, magnitude, **asdict(sampling), run=run)
+
+        frames, seconds = self._kept(key, sampling, make)
+        measured = float(motion_magnitude(premultiplied(frames), premultiplied(static)))
+        return Generated(frames, static, measured, seconds)
+
+    def _kept(self, key: tuple, sampling: Sampling, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+        text = json.dumps([self.generator.version, key, asdict(sampling)])
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.png"
+        try:
+            with Image.open(path) as strip:
+                seconds = float(strip.text["seconds"])
+                side = strip.height
+                return np.stack(np.split(np.asarray(strip), strip.width // side, axis=1)), seconds
+        except (OSError, ValueError, KeyError):
+            pass
+        started = time.monotonic()
+        frames = make()
+        seconds = time.monotonic() - started
+        note = PngInfo()
+        note.add_text("seconds", f"{seconds:.3f}")
+        with atomic_file(path) as file:
+            Image.fromarray(np.concatenate(list(frames), axis=1)).save(file, format="PNG", pnginfo=note)
+        return frames, seconds
+
+
+def evaluate_generation(
+    assets: Path,
+    clips: list[ChosenClip],
+    out: Path,
+    generator: Generator,
+    *,
+    settings: tuple[str, ...] = ("static3d",),
+    sampling: Sampling,
+    seeds: int = 1,
+    renderer: str = "cycles",
+    limit: int | None = None,
+    control_subjects: int = 4,
+    networks: Networks = Networks(),  # noqa: B008 - frozen
+    run: Run,
+) -> dict:
+    """Evaluate a generator; returns the summary, which is written as well.
+
+    Args:
+        assets: folder of the manifest that `clips` come from.
+        out: gets `summary.json`, `table.md`, `sheets/`, and what a later run can use: `truth_*/`, `generated/`.
+        settings: of `SETTINGS`; the first is the one whose means stand at the top of the summary.
+        sampling: of the first seed; the others count up from it.
+        limit: of clips; those that are no fair test are passed over and do not count.
+        seeds: samples per clip; figures are means over them.
+        control_subjects: for so many assets the ladder of motion magnitudes and m = 0 are generated.
+
+    Raises:
+        UserError: no clip can be used, or what `make_truths` raises.
+    """
+    started = time.monotonic()
+    run.plan(
+        {
+            stage if stage == "Rendering the truth" else _stage(stage, setting): share
+            for setting in settings
+            for stage, share in STAGES.items()
+        }
+    )
+    run.begin("Rendering the truth")
+    truths, left_out = make_truths(assets, clips, out / f"truth_{renderer}", renderer, run, limit)
+    if not truths:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
+    cache = Cache(out / "generated", generator)
+    results = {
+        setting: _evaluate_setting(setting, truths, cache, out, sampling, seeds, control_subjects, networks, run)
+        for setting in settings
+    }
+    first = settings[0]
+    summary = {
+        "mean": results[first]["mean"],
+        "assets": results[first]["assets"],
+        "setting": first,
+        "settings": {setting: result["mean"] for setting, result in results.items()},
+        "sampling": {**asdict(sampling), "seeds": seeds},
+        "preset": f"{sampling.steps} steps, w1 {sampling.w1:g}, w2 {sampling.w2:g}",
+        "renderer": renderer,
+        "left_out": left_out,
+        "not_measured": networks.missing(),
+        "generator": generator.version,
+        "versions": _versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    for setting in settings[1:]:
+        _write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
+    _write_json(out / "summary.json", summary)
+    tables = [_table(setting, result) for setting, result in results.items()]
+    (out / "table.md").write_text("\n".join([*tables, _notes(summary)]), encoding="utf-8")
+    run.finish()
+    return summary
+
+
+def _stage(stage: str, setting: str) -> str:
+    return f"{stage} ({setting})"
+
+
+# --- one setting -----------------------------------------------------------------------------------------------------
+
+
+def _evaluate_setting(
+    setting: str,
+    truths: list[Truth],
+    cache: Cache,
+    out: Path,
+    sampling: Sampling,
+    seeds: int,
+    control_subjects: int,
+    networks: Networks,
+    run: Run,
+) -> dict:
+    """{"mean", "assets"} of one setting; writes its sheets."""
+    run.begin(_stage("Generating", setting))
+    samplings = [Sampling(**{**asdict(sampling), "seed": sampling.seed + k}) for k in range(seeds)]
+    generated: list[list[Generated]] = []
+    for index, truth in enumerate(truths):
+        own = []
+        for k, one in enumerate(samplings):
+            part = _part_of(run, index * seeds + k, len(truths) * seeds)
+            static = _static_orbit(setting, truth, cache, one, part)
+            own.append(cache.moving(static, truth.cameras, truth.clip.prompt, truth.magnitude, one, part))
+        generated.append(own)
+
+    run.begin(_stage("Control of motion", setting))
+    control = _control(setting, truths, cache, sampling, control_subjects, run)
+
+    run.begin(_stage("Measuring", setting))
+    rows = []
+    for index, (truth, own) in enumerate(zip(truths, generated, strict=True)):
+        run.report(index, len(truths))
+        rows.append(_row(setting, truth, own, networks) | control["by_clip"].get(truth.clip.name, {}))
+    mean = _mean(rows) | control["mean"]
+    if setting != "text":
+        mean |= _fvd(truths, generated, networks)
+    _write_sheets(out / "sheets", setting, truths, generated, rows)
+    return {"mean": mean, "assets": rows}
+
+
+def _static_orbit(setting: str, truth: Truth, cache: Cache, sampling: Sampling, run: Run) -> np.ndarray:
+    if setting == "static3d":
+        return truth.static
+    still = Cameras(**{**vars(truth.cameras), "times": np.zeros(len(truth.cameras.times))})
+    image = truth.static[0] if setting == "image" else None
+    return cache.static(still, truth.clip.prompt, image, sampling, run)
+
+
+def _part_of(run: Run, done: int, total: int) -> Run:
+    """A run for one of `total` generations, whose progress moves that of the whole stage."""
+
+    def forward(progress: Progress) -> None:
+        run.report(done + progress.fraction, total)
+
+    run.report(done, total)
+    return Run(run.folder, on_progress=forward)
+
+
+def _row(setting: str, truth: Truth, own: list[Generated], networks: Networks) -> dict:
+    """All figures of one clip; where it has several samples, their means."""
+    samples = [_figures(setting, truth, one, networks) for one in own]
+    row = {
+        "asset": truth.clip.entry["id"],
+        "family": truth.clip.entry["family"],
+        "action": truth.clip.action,
+        "clip": truth.clip.name,
+        "prompt": truth.clip.prompt,
+        "magnitude": truth.magnitude,
+    }
+    row |= {name: float(np.mean([sample[name] for sample in samples])) for name in samples[0]}
+    if len(own) > 1 and setting != "text":
+        row["motion_error_best"] = min(sample["motion_error"] for sample in samples)
+    return row
+
+
+def _figures(setting: str, truth: Truth, generated: Generated, networks: Networks) -> dict[str, float]:
+    moving, static = premultiplied(generated.moving), premultiplied(generated.static)
+    figures = {
+        "magnitude_measured": generated.magnitude,
+        "magnitude_ratio": generated.magnitude / truth.magnitude,
+        "seconds": generated.seconds,
+    }
+    if setting != "static3d":  # closed orbit: the last camera is the first
+        figures["psnr_closing"] = motion.clip_psnr(static[[0, -1]], static[[0, 0]])
+    if networks.clip is not None:
+        reference = truth.clip.prompt if setting == "text" else over_white(premultiplied(truth.static[0]))
+        cosines = networks.clip(over_white(moving), reference)
+        figures |= {"clip_f": float(cosines[[0, -1]].mean()), "clip_o": float(cosines.mean())}
+    if setting == "text":  # there is no one right answer to compare with
+        return figures
+    true, true_static = premultiplied(truth.moving), premultiplied(truth.static)
+    for suffix, shown in (("", moving), ("_static", static)):
+        figures |= {f"{name}{suffix}": value for name, value in _likeness(shown, true, networks).items()}
+        figures[f"motion_error{suffix}"] = motion.motion_error(shown, true, true_static)
+    both = (moving, static, true, true_static)
+    return figures | {
+        "motion_cosine": motion.motion_cosine(*both),
+        "energy_error": motion.energy_error(*both),  # of "no motion": 1
+        "sharpness": motion.sharpness(*both),
+    }
+
+
+def _likeness(shown: torch.Tensor, true: torch.Tensor, networks: Networks) -> dict[str, float]:
+    """How alike two clips are, leaving out frame 0, which the static orbit gives."""
+    a, b = over_white(shown)[1:], over_white(true)[1:]
+    similarity = float(ssim(a, b).mean())
+    values = {"psnr": motion.clip_psnr(shown, true), "ssim": similarity, "dssim": (1 - similarity) / 2}
+    values["iou"] = float(alpha_iou(shown[1:, ..., 3], true[1:, ..., 3]).mean())
+    if networks.lpips is not None:
+        values["lpips"] = float(networks.lpips(a, b).mean())
+    return values
+
+
+def _control(setting: str, truths: list[Truth], cache: Cache, sampling: Sampling, subjects: int, run: Run) -> dict:
+    """Whether the measured motion magnitude follows the requested one, and whether m = 0 keeps the static orbit."""
+    chosen = list({truth.clip.entry["id"]: truth for truth in reversed(truths)}.values())[::-1][:subjects]
+    asked: list[float] = []
+    measured: list[float] = []
+    by_clip: dict[str, dict] = {}
+    for index, truth in enumerate(chosen):
+        static = _static_orbit(setting, truth, cache, sampling, _part_of(run, index, len(chosen)))
+        own = {}
+        for step, magnitude in enumerate((0.0, *LADDER)):
+            part = _part_of(run, index * (len(LADDER) + 1) + step, len(chosen) * (len(LADDER) + 1))
+            own[magnitude] = cache.moving(static, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
+        still = premultiplied(own[0.0].moving), premultiplied(static)
+        values = [own[magnitude].magnitude for magnitude in LADDER]
+        by_clip[truth.clip.name] = {
+            "spearman": motion.spearman(LADDER, values),
+            "psnr_m0": motion.clip_psnr(*still),
+            "ladder": {f"{magnitude:g}": one.magnitude for magnitude, one in own.items()},
+        }
+        asked += LADDER
+        measured += values
+    if not chosen:
+        return {"by_clip": {}, "mean": {}}
+    mean = {
+        "spearman": motion.spearman(asked, measured),  # over all objects together
+        "spearman_per_object": float(np.mean([one["spearman"] for one in by_clip.values()])),
+        "psnr_m0": float(np.mean([one["psnr_m0"] for one in by_clip.values()])),
+    }
+    return {"by_clip": by_clip, "mean": mean}
+
+
+def _fvd(truths: list[Truth], generated: list[list[Generated]], networks: Networks) -> dict[str, float]:
+    """Distances between the sets of true and of generated videos; `_static`: static orbits instead."""
+    if len(truths) < 2:
+        return {}
+
+    def videos(frames: list[np.ndarray]) -> torch.Tensor:
+        return over_white(premultiplied(np.stack(frames)))
+
+    true = videos([truth.moving for truth in truths])
+    shown = {
+        "": videos([one.moving for own in generated for one in own]),
+        "_static": videos([one.static for own in generated for one in own]),
+    }
+    values = {f"fvd_handcrafted{suffix}": fvd_handcrafted(clips, true) for suffix, clips in shown.items()}
+    if networks.i3d is not None:
+        features = networks.i3d(true)
+        values |= {f"fvd{suffix}": frechet_distance(networks.i3d(clips), features) for suffix, clips in shown.items()}
+    return values
+
+
+def _mean(rows: list[dict]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def _write_sheets(
+    folder: Path, setting: str, truths: list[Truth], generated: list[list[Generated]], rows: list[dict]
+) -> None:
+    """A sheet per clip (its first sample), and an overview of the best, median and worst clips."""
+    own_folder = folder / setting
+    own_folder.mkdir(parents=True, exist_ok=True)
+    for truth, own, row in zip(truths, generated, rows, strict=True):
+        one = own[0]
+        shown = [SheetRow("static", on_white(one.static)), SheetRow("truth", on_white(truth.moving))]
+        shown.append(SheetRow("generated", on_white(one.moving)))
+        if setting != "text":
+            shown.append(SheetRow("difference", difference(one.moving, truth.moving)))
+        sheet(_title(row), shown).save(own_folder / f"{truth.clip.name}.png")
+
+    order = np.argsort([_relative_error(row) for row in rows], kind="stable")
+    middle = max((len(order) - OVERVIEW) // 2, 0)
+    groups = {"best": order[:OVERVIEW], "median": order[middle : middle + OVERVIEW], "worst": order[-OVERVIEW:]}
+    shown_already: set[int] = set()
+    blocks = []
+    for label, indices in groups.items():
+        for index in indices:
+            if index in shown_already:
+                continue
+            shown_already.add(index)
+            pair = [SheetRow("truth", on_white(truths[index].moving))]
+            pair.append(SheetRow("generated", on_white(generated[index][0].moving)))
+            blocks.append(sheet(f"{label}: {_title(rows[index])}", pair))
+    stacked(blocks).save(folder / f"{setting}_overview.png")
+
+
+def _relative_error(row: dict) -> float:
+    """Motion error beside that of no motion; where there is no truth, how far the magnitude is missed."""
+    if "motion_error" in row:
+        return row["motion_error"] / max(row["motion_error_static"], 1e-9)
+    return abs(np.log(max(row["magnitude_ratio"], 1e-6)))
+
+
+def _title(row: dict) -> str:
+    text = f'{row["asset"]}: "{row["prompt"]}"   m {row["magnitude"]:.2f}, measured {row["magnitude_measured"]:.2f}'
+    if "psnr" in row:
+        text += f"   PSNR {row['psnr']:.1f} dB (no motion {row['psnr_static']:.1f})"
+        text += f"   motion error {row['motion_error']:.3f} (no motion {row['motion_error_static']:.3f})"
+    return text
+
+
+COLUMNS = {
+    "magnitude": "m asked", "magnitude_measured": "m measured", "psnr": "PSNR", "psnr_static": "PSNR no motion",
+    "ssim": "SSIM", "ssim_static": "SSIM no motion", "motion_error": "motion error",
+    "motion_error_static": "motion error no motion", "energy_error": "energy error", "motion_cosine": "cosine",
+    "sharpness": "sharpness", "lpips": "LPIPS", "clip_f": "CLIP-F", "clip_o": "CLIP-O", "psnr_closing": "closing PSNR",
+    "spearman": "Spearman", "psnr_m0": "PSNR m = 0", "seconds": "s",
+}  # fmt: skip
+
+
+def _table(setting: str, result: dict) -> str:
+    """One setting as a Markdown table."""
+    mean = result["mean"]
+    names = [name for name in COLUMNS if name in mean]
+    lines = [f"## {setting}", "", "| clip | " + " | ".join(COLUMNS[name] for name in names) + " |"]
+    lines.append("|---" + "|---:" * len(names) + "|")
+    for label, values in [*((f"{row['asset']} {row['action']}", row) for row in result["assets"]), ("**mean**", mean)]:
+        lines.append(f"| {label.replace('|', '/')} | " + " | ".join(_cell(values.get(name)) for name in names) + " |")
+    rest = {name: value for name, value in mean.items() if name.startswith("fvd") or name == "spearman_per_object"}
+    lines += ["", *(f"- {name}: {_cell(value)}" for name, value in rest.items()), ""]
+    return "\n".join(lines)
+
+
+def _notes(summary: dict) -> str:
+    lines = [f"{summary['preset']}, {summary['sampling']['seeds']} seed(s), renderer {summary['renderer']}."]
+    lines += [f"Not measured: {name}: {reason}." for name, reason in summary["not_measured"].items()]
+    lines += [f"Left out: {name}: {reason}." for name, reason in summary["left_out"].items()]
+    return "\n\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def _write_json(path: Path, data: dict) -> None:
+    with atomic_file(path) as file:
+        file.write((json.dumps(data, indent=1) + "\n").encode())
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"kinesplat": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
