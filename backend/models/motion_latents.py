@@ -10,8 +10,8 @@ Latents are divided by sqrt(m): their size says nothing about how *much* moves, 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 CHANNELS = 4
 FLOW_CHANNELS = 3
@@ -39,7 +39,7 @@ def encode(flow: Tensor, moving: Tensor, static: Tensor, magnitude: Tensor) -> T
 
 def half(images: Tensor) -> Tensor:  # [B, T, C, H, W] -> [B, T, C, H/2, W/2]
     """Mean of 2 x 2 pixels."""
-    return F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, images.shape[:2])
+    return functional.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, images.shape[:2])
 
 
 def fill(values: Tensor, weights: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ def fill(values: Tensor, weights: Tensor) -> Tensor:
     """
     levels = [(values, weights)]
     while levels[-1][0].shape[-1] > 1:
-        levels.append(tuple(F.avg_pool2d(level, 2) for level in levels[-1]))
+        levels.append(tuple(functional.avg_pool2d(level, 2) for level in levels[-1]))
     values, weights = levels.pop()
     filled = values / weights.clamp_min(1e-8)
     for values, weights in reversed(levels):
-        coarse = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)
+        coarse = functional.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)
         trust = weights.clamp(0, 1).sqrt()
         filled = trust * values / weights.clamp_min(1e-8) + (1 - trust) * coarse
     return filled
@@ -67,7 +67,7 @@ def warp(static: Tensor, flow: Tensor, viewmats: Tensor, focal: Tensor) -> Tenso
     """
     batch, frames, _, height, width = static.shape
     camera = torch.einsum("btij,btjhw->btihw", viewmats[..., :3, :3].to(flow), flow)
-    camera = F.interpolate(camera.flatten(0, 1), (height, width), mode="bilinear", align_corners=False)
+    camera = functional.interpolate(camera.flatten(0, 1), (height, width), mode="bilinear", align_corners=False)
     k = focal.reshape(-1, 1, 1).to(camera)
     y = (torch.arange(height, device=static.device, dtype=camera.dtype) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=static.device, dtype=camera.dtype) + 0.5) / width * 2 - 1
@@ -75,14 +75,15 @@ def warp(static: Tensor, flow: Tensor, viewmats: Tensor, focal: Tensor) -> Tenso
     grid_x = (x[None, None, :] - k * camera[:, 0] / 2) / nearer
     grid_y = (y[None, :, None] - k * camera[:, 1] / 2) / nearer
     grid = torch.stack([grid_x, grid_y], -1)
-    return F.grid_sample(static.flatten(0, 1), grid, align_corners=False).unflatten(0, (batch, frames))
+    return functional.grid_sample(static.flatten(0, 1), grid, align_corners=False).unflatten(0, (batch, frames))
 
 
 class MotionDecoder(nn.Module):
-    """Motion latents and static orbit -> moving orbit: warp, then mend."""
+    """Motion latents and static orbit -> moving orbit: warp, then mend. The mending is learned at the network's size."""
 
     def __init__(self, width: int = 64, blocks: int = 3) -> None:
         super().__init__()
+        self.sizes = {"width": width, "blocks": blocks}
         inputs = 4 * (4 + 4) + CHANNELS + 1  # warped and static RGBA in 2 x 2 blocks; flow, coverage change; coverage
         self.entrance = nn.Conv2d(inputs, width, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -99,20 +100,28 @@ class MotionDecoder(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(
-        self, latents: Tensor, static: Tensor, magnitude: Tensor, viewmats: Tensor, focal: Tensor
+        self,
+        latents: Tensor,
+        static: Tensor,
+        magnitude: Tensor,
+        viewmats: Tensor,
+        focal: Tensor,
+        full: Tensor | None = None,
     ) -> Tensor:  # [B, T, 4, H, W]
         """Moving frames, premultiplied RGBA.
 
-        latents [B, T, 4, H/2, W/2]; static [B, T, 4, H, W] premultiplied; magnitude [B];
-        viewmats [B, T, 4, 4]; focal [B, T] (see `warp`).
+        latents [B, T, 4, h/2, w/2]; static [B, T, 4, h, w] premultiplied; magnitude [B];
+        viewmats [B, T, 4, 4]; focal [B, T] (see `warp`); full [B, T, 4, H, W]: the static orbit in finer pixels, which
+        is what gets warped then.
         """
         real = latents * latent_unit(magnitude)
-        warped = warp(static, real[:, :, :FLOW_CHANNELS], viewmats, focal)
+        flow = real[:, :, :FLOW_CHANNELS]
+        warped = warp(static, flow, viewmats, focal)
         coverage = half(static[:, :, 3:]) + real[:, :, FLOW_CHANNELS:]
         features = torch.cat(
             [
-                F.pixel_unshuffle(torch.cat([warped, static], 2).flatten(0, 1), 2),
-                (real[:, :, :FLOW_CHANNELS] / 0.1).flatten(0, 1),
+                functional.pixel_unshuffle(torch.cat([warped, static], 2).flatten(0, 1), 2),
+                (flow / 0.1).flatten(0, 1),
                 real[:, :, FLOW_CHANNELS:].flatten(0, 1),
                 coverage.flatten(0, 1),
             ],
@@ -121,7 +130,11 @@ class MotionDecoder(nn.Module):
         hidden = self.entrance(features)
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        mend = F.pixel_shuffle(self.exit(F.silu(hidden)), 2).unflatten(0, static.shape[:2]).to(warped)
+        mend = functional.pixel_shuffle(self.exit(functional.silu(hidden)), 2)
+        if full is not None:
+            warped = warp(full, flow, viewmats, focal)
+            mend = functional.interpolate(mend.float(), full.shape[-2:], mode="bilinear", align_corners=False)
+        mend = mend.unflatten(0, static.shape[:2]).to(warped)
         # The gate scales how much of the warped pixel stays, so that a ghost goes away colour and all.
         frames = warped * (1 + mend[:, :, 4:].clamp(-1, 1)) + mend[:, :, :4]
         alpha = frames[:, :, 3:].clamp(0, 1)

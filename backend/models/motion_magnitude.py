@@ -5,7 +5,6 @@ The paper does not state the normalisation of m. Here it is 255 times the mean s
 images in 0..1 on white: the two public sample assets then measure 8.2 and 4.6, beside the paper's examples 5 and 15.
 """
 
-import torch
 from torch import Tensor, nn
 
 SCALE = 255.0

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The way from a moving orbit that exists already to a clip: read, construct, describe. Nothing is generated."""
 
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numba
-import numpy as np
-import torch
-
-from backend import __version__
+from backend.pipelines import clips
 from backend.progress import Run, UserError
-from backend.splatting.construct import STAGE_SHARES, ConstructConfig, construct, discard_checkpoint
+from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.observations import Observations, read_observations, read_orbit_folder
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.clip import Clip, write_clip
-from blender_addon.contract.orbit import Cameras, SurfaceSamples, read_surface_samples
+from blender_addon.contract.clip import Clip
+from blender_addon.contract.orbit import Cameras, read_surface_samples
 
 PIPELINE = "orbit"
-READING, WRITING = "Reading the orbit", "Writing the clip"
-RESULT_NAME = "clip.npz"
+READING = "Reading the orbit"
 
 
 def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
@@ -35,7 +28,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
         JobCancelled: by `run`.
     """
     settings, inputs = request["settings"], request["inputs"]
-    run.plan({READING: 0.02, **STAGE_SHARES, WRITING: 0.03})
+    run.plan({READING: 0.02, **STAGE_SHARES, clips.WRITING: 0.03})
     run.begin(READING)
     try:
         moving = _observations(inputs["moving"], blob)
@@ -43,20 +36,8 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
         surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
     except BadFileError as error:
         raise UserError("bad_input", str(error), "Render the orbit again.") from error
-    config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
-    clip = _construct(moving, static, surface, config, run)
-    run.begin(WRITING)
-    clip = replace(
-        clip,
-        name=request["name"],
-        fps=float(settings["fps"]),
-        to_object=np.array(inputs["to_object"], np.float64),
-        provenance=_provenance(settings, config, run),
-    )
-    path = run.folder / RESULT_NAME
-    write_clip(path, clip)
-    run.finish()
-    return path
+    clip = clips.construct_clip(moving, static, surface, settings, run)
+    return clips.finish_clip(request, described(clip, settings, run), run)
 
 
 def construct_folders(
@@ -85,49 +66,17 @@ def construct_folders(
     observations = read_orbit_folder(moving)
     still = read_orbit_folder(static) if static else None
     samples = read_surface_samples(surface) if surface else None
-    config = ConstructConfig.for_preset(preset, gaussians, seed)
-    clip = _construct(observations, still, samples, config, run)
+    settings = {"preset": preset, "gaussians": gaussians, "seed": seed, "fps": fps}
+    clip = clips.construct_clip(observations, still, samples, settings, run)
     run.finish()
-    settings = {"preset": preset, "gaussians": clip.count, "seed": seed, "fps": fps}
-    return replace(clip, name=name, fps=float(fps), provenance=_provenance(settings, config, run))
+    settings["gaussians"] = clip.count
+    return replace(described(clip, settings, run), name=name, fps=float(fps))
+
+
+def described(clip: Clip, settings: dict, run: Run) -> Clip:
+    """The clip with its provenance."""
+    return replace(clip, provenance={**clips.provenance(PIPELINE, settings, run), **clip.provenance})
 
 
 def _observations(orbit: dict, blob: Callable[[str], Path]) -> Observations:
     return read_observations([blob(sha256) for sha256 in orbit["frames"]], Cameras.from_json(orbit["cameras"]))
-
-
-def _construct(
-    moving: Observations,
-    static: Observations | None,
-    surface: SurfaceSamples | None,
-    config: ConstructConfig,
-    run: Run,
-) -> Clip:
-    clip = construct(moving, static, surface, config, run)
-    numbers = (clip.means, clip.scales, clip.sh, clip.motion.basis_translations)
-    if not all(np.isfinite(array).all() for array in numbers):
-        discard_checkpoint(run)  # a second attempt must not go on from there
-        raise UserError(
-            "construction_diverged",
-            "The construction went astray and gave no usable clip.",
-            "Try again with another seed or another preset.",
-        )
-    return clip
-
-
-def _provenance(settings: dict, config: ConstructConfig, run: Run) -> dict:
-    """What a clip tells about its making: only plain JSON."""
-    return {
-        "pipeline": PIPELINE,
-        "settings": settings,
-        "construction": asdict(config),
-        "versions": {
-            "kinesplat": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-        },
-        "stage_seconds": {stage: round(seconds, 2) for stage, seconds in run.stage_seconds.items()},
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""3D-aware classifier-free guidance (Diffusion4D, Eq. 3)."""
+
+from torch import Tensor
+
+PAPER_W1, PAPER_W2 = 7.0, 0.5
+
+
+def guide(conditional: Tensor, unconditional: Tensor, static: Tensor, w1: float, w2: float) -> Tensor:
+    """Eq. 3: c + w1 (c - u) + w2 (c - s).
+
+    conditional: with all conditions; unconditional: without text and motion magnitude; static: of the model that does
+    not move. Any one shape. The factors add up to 1, so noise, v and clean-latent predictions can all be guided.
+    """
+    return conditional + w1 * (conditional - unconditional) + w2 * (conditional - static)

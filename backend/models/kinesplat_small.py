@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""kinesplat-small, the model that comes with the program: loading its weights, checked against its card."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from backend.models.motion_latents import MotionDecoder
+from backend.models.small import SmallConfig, SmallVideoNet
+from backend.models.text import Vocabulary
+from backend.progress import UserError
+from blender_addon.contract.arrays import atomic_file
+
+FOLDER = Path(__file__).resolve().parent.parent / "weights" / "kinesplat-small"
+CARD = "model.json"
+FORMAT, VERSION = "kinesplat-small", 1
+MAX_FILE_BYTES = 15 * 2**20
+
+
+@dataclass(frozen=True)
+class KinesplatSmall:
+    """The networks, ready for use, in float32."""
+
+    motion: SmallVideoNet  # static orbit -> motion latents
+    decoder: MotionDecoder  # motion latents -> moving orbit
+    static: SmallVideoNet  # text or image -> static orbit
+    vocabulary: Vocabulary
+    resolution: int  # pixels
+    frames: int
+    name: str  # with its version, for provenance
+    licence: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.motion.parameters()).device
+
+
+@cache
+def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
+    """The model in `folder`, its files checked; loaded once.
+
+    Raises:
+        UserError: the files are missing, damaged or of another version.
+    """
+    hint = "Install Kinesplat's backend again."
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if (card["format"], card["version"]) != (FORMAT, VERSION):
+            raise UserError("weights_version", f"{folder} holds weights of another version.", hint)
+        for name, digest in card["sha256"].items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise UserError("weights_damaged", f"{folder / name} is damaged: its checksum is wrong.", hint)
+        vocabulary = Vocabulary(tuple(card["vocabulary"]))
+        networks = {
+            "motion": SmallVideoNet(_small_config(card["networks"]["motion"])),
+            "static": SmallVideoNet(_small_config(card["networks"]["static"])),
+            "decoder": MotionDecoder(**card["networks"]["decoder"]),
+        }
+        for part, network in networks.items():
+            tensors = {}
+            for name in card["files"][part]:
+                tensors.update(load_file(folder / name))
+            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    except FileNotFoundError as error:
+        raise UserError("weights_missing", f"The model's file {error.filename} is missing.", hint) from error
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise UserError("weights_damaged", f"The model in {folder} cannot be loaded: {error}", hint) from error
+    return KinesplatSmall(
+        **networks,
+        vocabulary=vocabulary,
+        resolution=card["resolution"],
+        frames=card["frames"],
+        name=card["name"],
+        licence=card["licence"],
+    )
+
+
+def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, about: dict) -> None:
+    """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
+
+    `parts`: motion, static and decoder; `about`: name, licence, resolution, frames and whatever the card is to tell.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, digests = {}, {}
+    for part, network in parts.items():
+        files[part] = []
+        for number, tensors in enumerate(_shards(network.state_dict())):
+            name = f"{part}-{number}.safetensors"
+            with atomic_file(folder / name) as path:
+                save_file(tensors, path)
+            with open(folder / name, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            files[part].append(name)
+    card = {
+        "format": FORMAT,
+        "version": VERSION,
+        **about,
+        "networks": {
+            "motion": asdict(parts["motion"].config),
+            "static": asdict(parts["static"].config),
+            "decoder": parts["decoder"].sizes,
+        },
+        "vocabulary": vocabulary.words,
+        "files": files,
+        "sha256": digests,
+    }
+    with atomic_file(folder / CARD) as path:
+        Path(path).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+
+def _small_config(sizes: dict) -> SmallConfig:
+    return SmallConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()})
+
+
+def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The tensors in float16, in order, in parts that stay under the file size."""
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        half = tensor.detach().to("cpu", torch.float16).contiguous()
+        if size + half.nbytes > MAX_FILE_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = half
+        size += half.nbytes
+    return shards

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every way to a clip ends with: construct it, describe it, write it."""
+
+import platform
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+
+from backend import __version__
+from backend.progress import Run, UserError
+from backend.splatting.construct import ConstructConfig, construct, discard_checkpoint
+from backend.splatting.observations import Observations
+from blender_addon.contract.clip import Clip, write_clip
+from blender_addon.contract.orbit import SurfaceSamples
+
+WRITING = "Writing the clip"
+RESULT_NAME = "clip.npz"
+
+
+def construct_clip(
+    moving: Observations, static: Observations | None, surface: SurfaceSamples | None, settings: dict, run: Run
+) -> Clip:
+    """The clip of an orbit, as `settings` (preset, gaussians, seed) ask for it.
+
+    Raises:
+        UserError: the inputs do not fit together, show nothing, or the fit went astray.
+        JobCancelled: by `run`.
+    """
+    config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
+    clip = construct(moving, static, surface, config, run)
+    numbers = (clip.means, clip.scales, clip.sh, clip.motion.basis_translations)
+    if not all(np.isfinite(array).all() for array in numbers):
+        discard_checkpoint(run)  # a second attempt must not go on from there
+        raise UserError(
+            "construction_diverged",
+            "The construction went astray and gave no usable clip.",
+            "Try again with another seed or another preset.",
+        )
+    return replace(clip, provenance={"construction": asdict(config)})
+
+
+def finish_clip(request: dict, clip: Clip, run: Run) -> Path:
+    """Name the clip and put it where the source object is; write it to `run.folder`."""
+    run.begin(WRITING)
+    to_object = np.array(request["inputs"]["to_object"], np.float64)
+    fps = float(request["settings"]["fps"])
+    path = run.folder / RESULT_NAME
+    write_clip(path, replace(clip, name=request["name"], fps=fps, to_object=to_object))
+    run.finish()
+    return path
+
+
+def provenance(pipeline: str, settings: dict, run: Run) -> dict:
+    """What a clip tells about its making: only plain JSON."""
+    return {
+        "pipeline": pipeline,
+        "settings": settings,
+        "versions": {
+            "kinesplat": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "numba": numba.__version__,
+        },
+        "stage_seconds": {stage: round(seconds, 2) for stage, seconds in run.stage_seconds.items()},
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Diffusion4D: from an object, a text or an image to a moving orbit in one pass, and from there to a clip.
+
+static orbit (given, or made from the text or image)
+-> moving orbit: denoise with text, static orbit, cameras and motion magnitude (Eq. 3 steers)
+-> frames to look at, or construction of the clip, coarse to fine
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+
+from backend.guidance.classifier_free import guide
+from backend.models import motion_latents
+from backend.models.diffusion import scheduler, share
+from backend.models.kinesplat_small import KinesplatSmall, load
+from backend.models.motion_magnitude import motion_magnitude
+from backend.pipelines import clips
+from backend.progress import Run, UserError
+from backend.splatting.construct import STAGE_SHARES
+from backend.splatting.observations import Observations, read_observations
+from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
+from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras, read_surface_samples
+
+PIPELINE = "diffusion4d"
+READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
+FRAMES_NAME = "frames.npz"
+AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
+AMPLITUDE_LIMITS = (0.5, 2.0)  # how far the solved amplitude may lie from the network's own
+MAX_IMAGE_PIXELS = 50_000_000
+
+
+def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
+    """Do a request of kind `object`, `text` or `image` (see `blender_addon.contract.requests`), already checked.
+
+    `blob` gives the file of a sha256. Returns the path of the generated frames or of the clip, in `run.folder`. Frames
+    that were generated stay there until then, so that a retry does not generate them again.
+
+    Raises:
+        UserError: the inputs cannot be used, or the model cannot be loaded.
+        JobCancelled: by `run`.
+    """
+    settings, inputs = request["settings"], request["inputs"]
+    building = settings["result"] == "clip"
+    run.plan(_stages(request["kind"], building, generated=bool(inputs["generated"])))
+    run.begin(READING)
+    try:
+        frames = read_frames(blob(inputs["generated"])) if inputs["generated"] else _resumed(run.folder)
+        static, cameras = _given_orbit(inputs["static"], blob) if inputs["static"] else (None, None)
+        image = read_image(blob(inputs["image"])) if inputs["image"] else None
+        surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
+    except BadFileError as error:
+        raise UserError("bad_input", str(error), "Generate again.") from error
+    if frames is None:
+        frames = generate(static, cameras, image, settings, run)
+        write_frames(run.folder / FRAMES_NAME, frames)
+    if not building:
+        run.finish()
+        return run.folder / FRAMES_NAME
+    clip = clips.construct_clip(
+        observations(frames.moving, frames.cameras),
+        observations(frames.static, frames.static_cameras()),
+        surface,
+        settings,
+        run,
+    )
+    provenance = {**clips.provenance(PIPELINE, settings, run), **clip.provenance, **frames.provenance}
+    return clips.finish_clip(request, replace(clip, provenance=provenance), run)
+
+
+def generate(
+    static: np.ndarray | None, cameras: Cameras | None, image: np.ndarray | None, settings: dict, run: Run
+) -> GeneratedFrames:
+    """The frames of one request: the still subject where it is not given, then its motion.
+
+    static: [T, H, W, 4] uint8, straight alpha, or None; cameras: of `static`; image: [H, W, 4] uint8 or None.
+    """
+    model = load()
+    common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
+    if static is None:
+        run.begin(STILL)
+        cameras = orbit_cameras(Orbit(frames=model.frames), model.resolution, model.resolution, moving=True)
+        static = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
+    run.begin(MOVING)
+    moving = generate_moving(
+        static,
+        cameras,
+        settings["prompt"],
+        settings["motion"],
+        w1=settings["guidance_motion"],
+        w2=settings["guidance_static"],
+        **common,
+    )
+    return GeneratedFrames(
+        moving=moving,
+        static=static,
+        cameras=cameras,
+        prompt=settings["prompt"],
+        motion=settings["motion"],
+        motion_measured=measured_magnitude(moving, static),
+        seed=settings["seed"],
+        provenance={
+            "models": [{"name": model.name, "licence": model.licence}],
+            "warnings": warnings(model, settings["prompt"]),
+        },
+    )
+
+
+@torch.no_grad()
+def generate_moving(
+    static: np.ndarray,
+    cameras: Cameras,
+    prompt: str,
+    magnitude: float,
+    *,
+    seed: int = 0,
+    steps: int = 24,
+    w1: float = 1.0,
+    w2: float = 0.25,
+    sampler: str = "ddim",
+    run: Run | None = None,
+    model: KinesplatSmall | None = None,
+) -> np.ndarray:
+    """The moving orbit of a static orbit (Diffusion4D, section 3; guidance: Eq. 3).
+
+    Args:
+        static: [T, H, W, 4] uint8, straight alpha, all at time 0, H = W; more pixels than the network has are kept.
+        cameras: of both orbits; their times are those of the moving one.
+        prompt: what the subject is and does; words that the model does not know are left out.
+        magnitude: motion magnitude m (Eq. 1) that the result is to have.
+        seed: of the noise.
+        steps: denoising steps.
+        w1, w2: weights of Eq. 3. The network at m = 0 is the static model.
+        sampler: "ddim" or "dpm".
+        run: told after each step, and may cancel there.
+        model: instead of the one that comes with the program.
+
+    Returns:
+        [T, H, W, 4] uint8, straight alpha.
+    """
+    model = model or load()
+    full = as_tensor(static, model.device)
+    small = functional.interpolate(full[0], (model.resolution,) * 2, mode="area")[None]
+    branches = 3  # conditional, unconditional, static model
+    tokens = model.vocabulary.batch([prompt, "", prompt]).to(model.device)
+    asked = torch.tensor([magnitude], device=model.device)
+    condition = functional.pixel_unshuffle(small[0], 2)[None] * 2 - 1
+    viewmats = torch.from_numpy(cameras.viewmats()).float()[None].to(model.device)
+    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width).float()[None].to(model.device)
+    given = (
+        torch.from_numpy(cameras.times).float()[None].expand(branches, -1).to(model.device),
+        torch.from_numpy(cameras.camera_to_world).float()[None].expand(branches, -1, -1, -1).to(model.device),
+        tokens,
+        torch.tensor([magnitude, magnitude, 0.0], device=model.device),
+        torch.tensor([True, False, True], device=model.device),
+    )
+    condition = condition.expand(branches, -1, -1, -1, -1)
+
+    def decode(latents: Tensor, full: Tensor | None = None) -> Tensor:
+        return model.decoder(latents, small, asked, viewmats, focal, full)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        with matrix_precision(model.device):
+            out = model.motion(latents.expand(branches, -1, -1, -1, -1), condition, timestep, *given).float()
+        return guide(out[:1], out[1:2], out[2:], w1, w2)
+
+    side = model.resolution // 2
+    shape = (1, len(static), motion_latents.CHANNELS, side, side)
+    latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
+    latents = with_magnitude(latents, magnitude, small, decode)
+    return as_pictures(decode(latents, full))
+
+
+@torch.no_grad()
+def generate_static(
+    cameras: Cameras,
+    prompt: str,
+    image: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 24,
+    guidance: float = 1.0,
+    sampler: str = "ddim",
+    run: Run | None = None,
+    model: KinesplatSmall | None = None,
+) -> np.ndarray:
+    """The static orbit of a text, of an image of the first view, or of both.
+
+    image: [H, W, 4] uint8, straight alpha: the subject as the first camera sees it, cut out. `guidance` is the w1 of
+    Eq. 3. Returns [T, H, W, 4] uint8, straight alpha, H and W as `cameras` say.
+    """
+    model = model or load()
+    side, frames = model.resolution, len(cameras.times)
+    first = torch.zeros(1, 1, 4, side, side, device=model.device)
+    if image is not None:
+        first = functional.interpolate(as_tensor(framed(image)[None], model.device)[0], (side, side), mode="area")[None]
+    shown = torch.full((1, 1, 1, side // 2, side // 2), float(image is not None), device=model.device)
+    condition = torch.cat([functional.pixel_unshuffle(first[0], 2)[None] * 2 - 1, shown], 2)
+    condition = condition.expand(2, frames, -1, -1, -1) * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1, 1).to(condition)
+    given = (
+        torch.zeros(2, frames, device=model.device),
+        torch.from_numpy(cameras.camera_to_world).float()[None].expand(2, -1, -1, -1).to(model.device),
+        model.vocabulary.batch([prompt, ""]).to(model.device),
+    )
+
+    def decode(latents: Tensor) -> Tensor:
+        pictures = functional.pixel_shuffle(latents[0], 2)[None] / 2 + 0.5
+        alpha = pictures[:, :, 3:].clamp(0, 1)
+        return torch.cat([torch.minimum(pictures[:, :, :3].clamp_min(0), alpha), alpha], 2)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        with matrix_precision(model.device):
+            out = model.static(latents.expand(2, -1, -1, -1, -1), condition, timestep, *given).float()
+        return guide(out[:1], out[1:], out[:1], guidance, 0.0)
+
+    shape = (1, frames, 16, side // 2, side // 2)
+    latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
+    pictures = decode(latents)
+    if cameras.width != side:
+        size = (cameras.height, cameras.width)
+        pictures = functional.interpolate(pictures[0], size, mode="bilinear", align_corners=False)[None]
+    return as_pictures(pictures)
+
+
+def denoise(
+    shape: tuple[int, ...],
+    predict: Callable[[Tensor, Tensor], Tensor],
+    sampler: str,
+    steps: int,
+    seed: int,
+    run: Run | None,
+    preview: Callable[[Tensor], np.ndarray],
+    device: torch.device,
+) -> Tensor:
+    """Sample clean latents with one of diffusers' samplers; `predict` gives clean latents from noisy ones."""
+    schedule = scheduler(sampler)
+    schedule.set_timesteps(steps)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    for number, step in enumerate(schedule.timesteps):
+        clean = predict(latents, share(step).expand(1).to(device))
+        latents = schedule.step(clean, step, latents).prev_sample
+        if run is not None:
+            run.report(number + 1, steps, preview=lambda clean=clean: preview(clean))
+    return clean
+
+
+def with_magnitude(latents: Tensor, magnitude: float, static: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """The latents in the size that has the wanted motion magnitude.
+
+    What moves, and how, is the network's; how far is solved for, as the size of latents is all that amplitude is.
+    """
+    size = 1.0
+    for _ in range(AMPLITUDE_STEPS):
+        found = float(magnitude_of(decode(latents * size), static))
+        if magnitude <= 0 or found < 1e-6:
+            break
+        size = float(np.clip(size * (magnitude / found) ** 0.5, *AMPLITUDE_LIMITS))
+    return latents * size
+
+
+def magnitude_of(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]
+    """Eq. 1."""
+    return motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))
+
+
+def measured_magnitude(moving: np.ndarray, static: np.ndarray) -> float:
+    """Eq. 1 of pictures [T, H, W, 4] uint8, straight alpha."""
+    return float(magnitude_of(as_tensor(moving), as_tensor(static)))
+
+
+def warnings(model: KinesplatSmall, prompt: str) -> list[str]:
+    """What the user should know about the prompt."""
+    unknown = model.vocabulary.unknown(prompt)
+    if not unknown:
+        return []
+    return [f"The model does not know: {', '.join(unknown)}. It went by the other words and by what it saw."]
+
+
+def as_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:  # [1, T, 4, H, W]
+    """Pictures [T, H, W, 4] uint8 with straight alpha -> premultiplied, 0..1."""
+    values = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).float() / 255
+    return torch.cat([values[..., :3] * values[..., 3:], values[..., 3:]], -1).permute(0, 3, 1, 2)[None]
+
+
+def as_pictures(frames: Tensor) -> np.ndarray:  # [T, H, W, 4] uint8
+    """The reverse of `as_tensor`."""
+    values = frames[0].permute(0, 2, 3, 1).cpu()
+    color = values[..., :3] / values[..., 3:].clamp_min(1e-3)
+    return (torch.cat([color, values[..., 3:]], -1).clamp(0, 1) * 255).round().byte().numpy()
+
+
+def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
+    """Pictures [T, H, W, 4] uint8 as construction takes them."""
+    return Observations(as_tensor(pictures)[0].permute(0, 2, 3, 1).contiguous(), cameras)
+
+
+def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
+    """Eight of the frames [1, T, 4, H, W] on white, to look at while more is to come."""
+    chosen = torch.linspace(0, frames.shape[1] - 1, 8).round().long()
+    shown = (frames[0, chosen, :3] + 1 - frames[0, chosen, 3:]).clamp(0, 1)
+    rows = shown.unflatten(0, (2, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return (rows * 255).round().byte().cpu().numpy()
+
+
+def framed(image: np.ndarray) -> np.ndarray:  # [S, S, 4] uint8
+    """A subject [H, W, 4] with straight alpha, cut out and set as orbits show theirs: in the middle, with a margin.
+
+    Raises:
+        UserError: there is nothing to see, or no background to tell the subject from.
+    """
+    if image[..., 3].min() > 250:
+        image = without_background(image)
+    rows, columns = np.nonzero(image[..., 3] > 25)
+    if len(rows) < 16:
+        raise UserError("empty_image", "The image shows nothing.", "Choose an image of one subject, cut out.")
+    cut = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    side = int(np.ceil(max(cut.shape[:2]) / FRAMED_SHARE))
+    square = np.zeros((side, side, 4), np.uint8)
+    top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
+    square[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return square
+
+
+FRAMED_SHARE = 0.7  # a subject of longest side 1, in the middle of the picture of a camera at distance 2
+
+
+def without_background(image: np.ndarray) -> np.ndarray:
+    """An opaque image [H, W, 4] with its plain background made transparent.
+
+    Raises:
+        UserError: its border is not of one color.
+    """
+    color = image[..., :3].astype(np.float32)
+    border = np.concatenate([color[0], color[-1], color[:, 0], color[:, -1]])
+    background = np.median(border, axis=0)
+    if np.percentile(np.abs(border - background).max(1), 90) > 24:
+        raise UserError(
+            "no_cutout",
+            "The subject of the image cannot be told from its background.",
+            "Choose a picture with transparency, or one with a plain background.",
+        )
+    distance = np.abs(color - background).max(-1)
+    alpha = np.clip((distance - 8) / 16, 0, 1)
+    return np.concatenate([image[..., :3], (alpha * 255).astype(np.uint8)[..., None]], -1)
+
+
+def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
+    """A picture, with straight alpha.
+
+    Raises:
+        BadFileError: it cannot be read, or is too large.
+    """
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise BadFileError(f"The image is too large: {image.width} x {image.height} pixels.")
+            return np.asarray(image.convert("RGBA"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
+
+
+@contextlib.contextmanager
+def matrix_precision(device: torch.device) -> Iterator[None]:
+    """bf16 where the hardware has units for it, float32 elsewhere."""
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        yield
+
+
+def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:
+    """The stages of a request, by their share of the time."""
+    stages = {READING: 0.02}
+    if not generated:
+        stages |= {STILL: 0.5} if kind != "object" else {}
+        stages |= {MOVING: 0.7}
+    return stages | ({**STAGE_SHARES, clips.WRITING: 0.03} if building else {})
+
+
+def _resumed(folder: Path) -> GeneratedFrames | None:
+    """What a former attempt at the same job has generated."""
+    path = folder / FRAMES_NAME
+    return read_frames(path) if path.exists() else None
+
+
+def _given_orbit(orbit: dict, blob: Callable[[str], Path]) -> tuple[np.ndarray, Cameras]:
+    """A static orbit as pictures, and its cameras with the times of the moving orbit that is to come."""
+    seen = read_observations([blob(name) for name in orbit["frames"]], Cameras.from_json(orbit["cameras"]))
+    times = np.arange(len(seen.images)) / max(len(seen.images) - 1, 1)
+    return as_pictures(seen.images.permute(0, 3, 1, 2)[None]), replace(seen.cameras, times=times)
