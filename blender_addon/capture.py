@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the panel's settings to a request in the outbox: renders the orbits step by step and writes all of it to disk.
+"""From the panel's settings to requests in the outbox: renders what is to be rendered and writes all of it to disk.
 
 A `CaptureRun` is advanced by whoever has time: the job tracker's timer in a window, a plain loop in background mode.
 """
 
 import contextlib
+import shutil
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 import bpy
 import numpy as np
 
-from . import orbit_render, settings
+from . import orbit_render, reference_image, settings
 from .client import file_problem
 from .contract.orbit import Cameras, Orbit, frame_name
-from .contract.requests import BOUNDS, MAX_NAME_LENGTH, file_sha256, orbit_request
+from .contract.requests import (
+    BOUNDS,
+    GENERATED_FRAMES,
+    GENERATED_RESOLUTION,
+    MAX_NAME_LENGTH,
+    build_request,
+    file_sha256,
+    generation_request,
+    orbit_request,
+)
 from .job_records import JobRecord, JobRecords
 from .subject import CaptureError, find_subject
 
@@ -31,21 +42,26 @@ STAGE_TEXTS = {
 }
 MEASURE_WEIGHT = 0.1  # of a measured moment, where a rendered picture counts 1
 HASHES_PER_STEP = 8  # files; a few milliseconds
+MADE_UP_SIZE = 2.0  # meters, longest side of what comes out of text or an image: as Blender's own primitives
+
+Steps = Generator[orbit_render.CaptureProgress, None, None]
+MakeRequest = Callable[[dict[Path, str], int], dict]  # sha256 by file, seed -> request
 
 
 class CaptureRun:
     """One capture on its way. `step` until it says True, or `close`."""
 
-    def __init__(self, records: JobRecords, record: JobRecord, steps: Generator, weights: dict[str, float]) -> None:
+    def __init__(self, store: JobRecords, record: JobRecord, steps: Steps, weights: dict[str, float]) -> None:
         self.record = record
+        self.jobs = [record]  # grows where several candidates were asked for
         self.fraction = 0.0
         self.text = "Starting"
-        self._records = records
+        self.weights = weights  # of the stages to come, in order
+        self._store = store
         self._steps = steps
-        self._weights = weights
 
     def step(self) -> bool:
-        """Do a little more; True when the request lies complete in the outbox.
+        """Do a little more; True when all requests lie complete in the outbox.
 
         Raises:
             CaptureError: it cannot go on. What was written is removed.
@@ -60,7 +76,7 @@ class CaptureRun:
             raise
         except OSError as error:
             self.close()
-            problem = file_problem(error, error.filename or self._records.outbox(self.record.uid))
+            problem = file_problem(error, error.filename or self._store.outbox(self.record.uid))
             raise CaptureError(f"{problem} {problem.hint}".strip()) from error
         except BaseException:
             self.close()
@@ -76,108 +92,226 @@ class CaptureRun:
     def close(self) -> None:
         """Give up and remove what was written."""
         self._steps.close()
-        self._records.remove(self.record.uid)
+        for record in self.jobs:
+            self._store.remove(record.uid)
 
     def _show(self, progress: orbit_render.CaptureProgress) -> None:
         self.text = STAGE_TEXTS.get(progress.stage, progress.stage)
-        if progress.stage not in self._weights:
+        if progress.stage not in self.weights:
             return
         before = 0.0
-        for stage, weight in self._weights.items():
+        for stage, weight in self.weights.items():
             if stage == progress.stage:
                 before += weight * progress.done / max(progress.total, 1)
                 break
             before += weight
-        self.fraction = max(self.fraction, before / sum(self._weights.values()))
+        self.fraction = max(self.fraction, before / sum(self.weights.values()))
 
 
-def begin(context: bpy.types.Context, records: JobRecords) -> CaptureRun:
-    """Check the subject and prepare its capture; nothing is rendered yet.
+def begin(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
+    """Check what the panel asks for and prepare its capture; nothing is rendered yet.
 
     Raises:
-        CaptureError: the object cannot be captured, or the frame range holds no motion.
+        CaptureError: the source cannot be used, or the frame range holds no motion.
     """
+    options = context.scene.kinesplat
+    return _begin_object(context, store) if options.kind == "OBJECT" else _begin_made_up(context, store)
+
+
+def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
+    """An object: its own motion is captured, or it is captured as it stands and a motion is invented for it."""
     options = context.scene.kinesplat
     source = settings.source_object(context)
     find_subject(context, source)
-    frame_range = settings.frame_range(context.scene)
-    if frame_range[1] <= frame_range[0]:
-        raise CaptureError(
-            f"The frame range {frame_range[0]} to {frame_range[1]} holds no motion. Choose an end after the start."
-        )
-    record = JobRecord(
-        uid=str(uuid.uuid4()),
-        name=source.name[:MAX_NAME_LENGTH],
-        subject=source.name,
-        subject_uuid=_subject_uuid(source),
-        frame_start=frame_range[0],
-        frame_end=frame_range[1],
-        created=time.time(),
+    invents = options.motion_source == "INVENT"
+    may_invent = invents or (options.motion_source == "AUTO" and not settings.looks_animated(source))
+    now = context.scene.frame_current
+    first, last = (now, now) if invents else settings.frame_range(context.scene)
+    if last <= first and not may_invent:
+        raise CaptureError(f"The frame range {first} to {last} holds no motion. Choose an end after the start.")
+    last = max(first, last)
+    record = _record(
+        source.name, "orbit", subject=source.name, subject_uuid=_subject_uuid(source), frame_start=first, frame_end=last
     )
-    folder = records.outbox(record.uid)
+    folder = store.outbox(record.uid)
     orbit = Orbit(frames=options.frames, elevation=options.elevation)
-    capturing = orbit_render.capture_steps(
-        context,
-        source,
-        orbit,
-        folder,
-        frame_range=frame_range,
-        resolution=options.resolution,
-        static=options.capture_static,
-        samples=options.samples,
-        engine=None if options.engine == "AUTO" else options.engine,
-    )
-    request_options = {"preset": options.preset, "gaussians": options.gaussians, "seed": options.seed}
-    weights = {"measure": MEASURE_WEIGHT * options.frames, "moving": float(options.frames)}
-    if options.capture_static:
-        weights["static"] = float(options.frames)
-    weights |= {"surface": 1.0, "hash": 1.0}
-    return CaptureRun(records, record, _steps(capturing, records, record, request_options), weights)
+    how = {"samples": options.samples, "engine": None if options.engine == "AUTO" else options.engine}
+    how_moving = {"resolution": options.resolution, "static": options.capture_static, **how}
+    how_still = {"resolution": GENERATED_RESOLUTION, "fps": BOUNDS["fps"].default, **how}
+    generation, quality, seeds = _generation_options(options), _quality(options), _seeds(options)
+
+    def steps() -> Steps:
+        space = yield from orbit_render.measure_steps(context, source, (first, last), frames=orbit.frames)
+        if may_invent and not space.moves:
+            run.weights.pop("moving", None)
+            record.kind, record.result_kind = "object", generation["result"]
+            still_orbit = replace(orbit, frames=GENERATED_FRAMES)
+            capturing = orbit_render.capture_still_steps(space, still_orbit, folder, **how_still)
+        else:
+            capturing = orbit_render.capture_motion_steps(space, orbit, folder, **how_moving)
+        with contextlib.closing(capturing):
+            captured = yield from capturing
+        record.matrix_world = (captured.space.to_world @ np.linalg.inv(captured.space.to_object)).tolist()
+        paths = [
+            folder / kind / frame_name(index)
+            for kind in ("moving", "static")
+            if (cameras := getattr(captured, kind)) is not None
+            for index in range(len(cameras.times))
+        ]
+        if captured.surface is not None:
+            paths.append(captured.surface)
+
+        def request(hashes: dict[Path, str], seed: int) -> dict:
+            moving = _orbit_json(folder / "moving", captured.moving, hashes)
+            static = _orbit_json(folder / "static", captured.static, hashes)
+            surface = hashes.get(captured.surface)
+            to_object = captured.space.to_object.tolist()
+            fps = min(max(captured.fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
+            shared = {"seed": seed, "fps": fps, **quality}
+            if moving is None:
+                shared |= {"static": static, "surface": surface, **generation}
+                return generation_request("object", name, to_object, **shared)
+            return orbit_request(name, moving, static, surface, to_object, **shared)
+
+        yield from _seal_steps(run, store, paths, seeds if captured.moving is None else seeds[:1], request)
+
+    name = record.name
+    weights = {"measure": MEASURE_WEIGHT * orbit.frames}
+    weights |= {} if invents else {"moving": float(orbit.frames)}
+    weights |= {"static": float(orbit.frames)} if may_invent or options.capture_static else {}
+    run = CaptureRun(store, record, steps(), weights | {"surface": 1.0, "hash": 1.0})
+    return run
 
 
-def _steps(
-    capturing: Generator, records: JobRecords, record: JobRecord, options: dict
-) -> Generator[orbit_render.CaptureProgress, None, None]:
-    """Capture, hash, and seal the outbox."""
-    with contextlib.closing(capturing):
-        captured: orbit_render.Capture = yield from capturing
-    folder = records.outbox(record.uid)
-    orbits = {"moving": captured.moving, "static": captured.static}
-    paths = [
-        folder / kind / frame_name(index)
-        for kind, cameras in orbits.items()
-        if cameras is not None
-        for index in range(len(cameras.times))
-    ]
-    if captured.surface is not None:
-        paths.append(captured.surface)
+def _begin_made_up(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
+    """Text or an image: there is nothing to render."""
+    options = context.scene.kinesplat
+    generation, quality, seeds = _generation_options(options), _quality(options), _seeds(options)
+    if options.kind == "TEXT" and not generation["prompt"]:
+        raise CaptureError("There is no prompt. Describe what to make, such as: a fox runs.")
+    if options.kind == "IMAGE" and (problem := reference_image.image_problem(options.image)):
+        raise CaptureError(f"{problem}.")
+    image = options.image.name_full if options.kind == "IMAGE" else ""
+    start = context.scene.frame_start
+    name = Path(image).stem if image else generation["prompt"]
+    record = _record(name, options.kind.lower(), frame_start=start, frame_end=start + GENERATED_FRAMES - 1)
+    record.result_kind = generation["result"]
+    folder = store.outbox(record.uid)
+    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
+    name = record.name
+
+    def steps() -> Steps:
+        folder.mkdir(parents=True)
+        picture = folder / "image.png" if image else None
+        if picture:
+            reference_image.write_image(image, picture)
+
+        def request(hashes: dict[Path, str], seed: int) -> dict:
+            shared = {"image": hashes.get(picture), "seed": seed, **quality, **generation}
+            return generation_request(record.kind, name, to_object, **shared)
+
+        yield from _seal_steps(run, store, [picture] if picture else [], seeds, request)
+
+    run = CaptureRun(store, record, steps(), {"hash": 1.0})
+    return run
+
+
+def _seal_steps(
+    run: CaptureRun, store: JobRecords, paths: list[Path], seeds: list[int], make_request: MakeRequest
+) -> Steps:
+    """Hash the files and seal an outbox for each seed; all of them hold the same files."""
+    first = run.record
+    folder = store.outbox(first.uid)
     hashes: dict[Path, str] = {}
     for index, path in enumerate(paths):
         hashes[path] = file_sha256(path)
         if index % HASHES_PER_STEP == 0:
             yield orbit_render.CaptureProgress("hash", index, len(paths))
+    blobs = {sha256: path.relative_to(folder).as_posix() for path, sha256 in hashes.items()}
+    if first.result_kind == "frames":
+        name, first.group = first.name, first.uid
+        first.name = _candidate_name(name, seeds[0])
+        later = range(1, len(seeds))
+        # The list shows the newest on top: the later candidates are made to look older, so that they stand below.
+        run.jobs += [
+            replace(
+                first, uid=str(uuid.uuid4()), name=_candidate_name(name, seeds[i]), created=first.created - 1e-3 * i
+            )
+            for i in later
+        ]
+    requests = [make_request(hashes, seed) for seed in seeds]
+    for record, request in zip(run.jobs, requests, strict=True):
+        if record is not first:
+            shutil.copytree(folder, store.outbox(record.uid))
+        if record.result_kind == "frames":
+            record.request = request
+        store.save(record)
+    for record, request in zip(run.jobs, requests, strict=True):  # the last thing: what is sealed is sent
+        store.seal_outbox(record.uid, request, blobs)
 
-    def orbit_json(kind: str, cameras: Cameras | None) -> dict | None:
-        if cameras is None:
-            return None
-        frames = [hashes[folder / kind / frame_name(index)] for index in range(len(cameras.times))]
-        return {"frames": frames, "cameras": cameras.to_json()}
 
-    fps = BOUNDS["fps"]
-    request = orbit_request(
-        record.name,
-        orbit_json("moving", captured.moving),
-        orbit_json("static", captured.static),
-        None if captured.surface is None else hashes[captured.surface],
-        captured.space.to_object.tolist(),
-        fps=min(max(captured.fps, fps.minimum), fps.maximum),
-        **options,
-    )
-    record.matrix_world = (captured.space.to_world @ np.linalg.inv(captured.space.to_object)).tolist()
-    records.save(record)
-    records.seal_outbox(
-        record.uid, request, {sha256: path.relative_to(folder).as_posix() for path, sha256 in hashes.items()}
-    )
+def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str, gaussians: int) -> JobRecord:
+    """Put the construction of a candidate into the outbox.
+
+    Args:
+        store: where records and outboxes lie.
+        candidate: of the job that has made the frames.
+        frames: their file.
+        preset, gaussians: how much work goes into the construction.
+
+    Raises:
+        OSError: the frames cannot be read, or the request cannot be written. Nothing is left behind.
+    """
+    request = build_request(candidate.request, file_sha256(frames))
+    request["settings"] = {**request["settings"], "preset": preset, "gaussians": gaussians}
+    record = replace(
+        candidate, uid=str(uuid.uuid4()), name=request["name"], job_id="", state="queued", created=time.time(),
+        imported=0, result_kind="clip", group="", request={}, warnings=[],
+    )  # fmt: skip
+    folder = store.outbox(record.uid)
+    try:
+        folder.mkdir(parents=True)
+        shutil.copyfile(frames, folder / "generated.npz")
+        store.save(record)
+        store.seal_outbox(record.uid, request, {request["inputs"]["generated"]: "generated.npz"})
+    except OSError:
+        store.remove(record.uid)
+        raise
+    return record
+
+
+def _record(name: str, kind: str, **fields) -> JobRecord:
+    return JobRecord(uid=str(uuid.uuid4()), name=name[:MAX_NAME_LENGTH], kind=kind, created=time.time(), **fields)
+
+
+def _candidate_name(name: str, seed: int) -> str:
+    ending = f", Seed {seed}"
+    return name[: MAX_NAME_LENGTH - len(ending)] + ending
+
+
+def _seeds(options: settings.KINESPLAT_PG_scene) -> list[int]:
+    """One seed, or where frames are to be chosen from, as many in a row as there are candidates."""
+    count = options.candidates if options.preview_frames else 1
+    return [(options.seed + index) % int(BOUNDS["seed"].maximum + 1) for index in range(count)]
+
+
+def _generation_options(options: settings.KINESPLAT_PG_scene) -> dict:
+    """What the panel says about the invented motion."""
+    numbers = {name: round(getattr(options, name), 4) for name in ("motion", "guidance_motion", "guidance_static")}
+    prompt = "".join(letter for letter in " ".join(options.prompt.split()) if letter.isprintable())
+    result = "frames" if options.preview_frames else "clip"
+    return {"prompt": prompt, "steps": options.steps, "result": result, **numbers}
+
+
+def _quality(options: settings.KINESPLAT_PG_scene) -> dict:
+    return {"preset": options.preset, "gaussians": options.gaussians}
+
+
+def _orbit_json(folder: Path, cameras: Cameras | None, hashes: dict[Path, str]) -> dict | None:
+    if cameras is None:
+        return None
+    frames = [hashes[folder / frame_name(index)] for index in range(len(cameras.times))]
+    return {"frames": frames, "cameras": cameras.to_json()}
 
 
 def _subject_uuid(source: bpy.types.Object) -> str:

@@ -21,6 +21,7 @@ from . import local_backend
 from .client import BackendClient, BackendError, file_problem
 from .contract.arrays import BadFileError, atomic_file
 from .contract.clip import read_clip
+from .contract.frames import read_frames
 from .contract.requests import TERMINAL_STATES
 from .job_records import JobRecords
 
@@ -119,6 +120,7 @@ class ResultSaved:
 
     uid: str
     path: Path
+    warnings: tuple[str, ...] = ()  # what whoever made it wants to be known
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,9 @@ class HttpThread:
         """Remove a job from the backend."""
         self._commands.put(partial(self._do_remove, job_id))
 
-    def fetch(self, job_id: str, uid: str) -> None:
-        """Fetch a result."""
-        self._commands.put(partial(self._do_fetch, job_id, uid))
+    def fetch(self, job_id: str, uid: str, result_kind: str = "clip") -> None:
+        """Fetch a result, a clip or frames."""
+        self._commands.put(partial(self._do_fetch, job_id, uid, result_kind))
 
     # The thread
 
@@ -373,7 +375,7 @@ class HttpThread:
         if job["state"] in TERMINAL_STATES:
             del self._live[job_id]
             if job["state"] == "succeeded" and job_id in self._own:
-                self._do_fetch(job_id, self._uid(job_id))
+                self._do_fetch(job_id, self._uid(job_id), str(job.get("result_kind") or "clip"))
 
     def _take_preview(self, job: dict, followed: "_Followed") -> None:
         revision = job["preview_rev"]
@@ -464,6 +466,10 @@ class HttpThread:
         except BackendError as error:
             if error.is_temporary or error.code in ("wrong_token", "not_kinesplat"):
                 raise
+            if error.code == "blobs_missing":  # of a candidate whose own job is gone from there
+                error = BackendError(
+                    "blobs_missing", "The backend no longer has the pictures of this job.", "Generate again."
+                )
             self._emit(SendFailed(uid, error))
             return
         job_id = str(job["id"])
@@ -503,7 +509,7 @@ class HttpThread:
             if error.is_temporary:
                 raise
 
-    def _do_fetch(self, job_id: str, uid: str) -> None:
+    def _do_fetch(self, job_id: str, uid: str, result_kind: str) -> None:
         if self._client is None:
             error = BackendError("not_running", "The backend is not running, so the result cannot be fetched.",
                                  "Start it, then import again.")  # fmt: skip
@@ -520,7 +526,7 @@ class HttpThread:
 
         try:
             self._client.download_result(job_id, path, show, self._is_stopped)
-            read_clip(path)  # what is wrong with it is said now, not when somebody imports it
+            result = read_frames(path) if result_kind == "frames" else read_clip(path)  # what is wrong is said now
         except BadFileError as error:
             path.unlink(missing_ok=True)
             self._emit(ResultFailed(uid, BackendError("damaged_result", str(error), "Retry the job.")))
@@ -533,7 +539,7 @@ class HttpThread:
             if error.is_temporary:
                 raise
         else:
-            self._emit(ResultSaved(uid, path))
+            self._emit(ResultSaved(uid, path, _warnings(result.provenance)))
 
 
 @dataclass
@@ -549,6 +555,11 @@ class _Followed:
     def interval(self, now: float) -> float:
         fresh = now - self.since < FRESH_SECONDS
         return QUEUED_INTERVAL if self.state == "queued" and not fresh else RUNNING_INTERVAL
+
+
+def _warnings(provenance: dict) -> tuple[str, ...]:
+    listed = provenance.get("warnings")
+    return tuple(str(sentence) for sentence in listed) if isinstance(listed, list) else ()
 
 
 def _state_of(error: BackendError, local: bool) -> BackendChanged:

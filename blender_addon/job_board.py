@@ -54,6 +54,9 @@ class Row:
     preview_rev: int = 0  # grows with each new picture
     fetching: float | None = None  # how much of the result is here, while it is coming
     import_when_fetched: bool = False
+    result_kind: str = "clip"  # what it ends with: a clip, or frames to choose from
+    group: str = ""  # the same for all candidates that were asked for together
+    warnings: tuple[str, ...] = ()  # sentences that came with the result
 
     @property
     def is_live(self) -> bool:
@@ -62,7 +65,7 @@ class Row:
 
     @property
     def has_result(self) -> bool:
-        """Whether there is something to import, here or on the backend."""
+        """Whether there is something to import or to look at, here or on the backend."""
         return self.result is not None or self.state == "succeeded"
 
 
@@ -147,10 +150,13 @@ class Board:
             case Fetching(uid, fraction):
                 if row := self.find(uid):
                     row.fetching = fraction
-            case ResultSaved(uid, path):
+            case ResultSaved(uid, path, warnings):
                 if row := self.find(uid):
-                    row.result, row.fetching = path, None
+                    row.result, row.fetching, row.warnings = path, None, warnings
                     row.message = row.hint = ""
+                    if (record := self._kept.get(row.uid)) and tuple(record.warnings) != warnings:
+                        record.warnings = list(warnings)
+                        self.keep(record)
             case ResultFailed(uid, error):
                 if row := self.find(uid):
                     row.fetching, row.import_when_fetched = None, False
@@ -183,6 +189,7 @@ class Board:
             row = self.add(record) if record else self._add(new)
         row.job_id = job_id
         row.state = str(job["state"])
+        row.result_kind = str(job.get("result_kind") or "clip")
         row.stage = str(job.get("stage") or "")
         row.ahead = int(job.get("ahead") or 0)
         row.fraction = min(max(float(job.get("fraction") or 0.0), 0.0), 1.0)
@@ -235,6 +242,9 @@ def _row_of(record: JobRecord, records: JobRecords) -> Row:
         result=result if result.exists() else None,
         preview=preview if preview.exists() else None,
         preview_rev=1 if preview.exists() else 0,
+        result_kind=record.result_kind,
+        group=record.group,
+        warnings=tuple(record.warnings),
     )
 
 

@@ -5,6 +5,7 @@
     <folder>/records/<uid>.json     one JobRecord
     <folder>/outbox/<uid>/          a capture that the backend has not accepted yet: request.json and its blobs
     <folder>/results/<uid>.npz      fetched results
+    <folder>/results/<uid>/         frames that somebody has opened as an image sequence; they stay, as files use them
     <folder>/previews/<uid>.jpg     latest previews
 
 `uid` names a job from the moment somebody presses Generate; it is also the idempotency key of its submission.
@@ -39,6 +40,11 @@ class JobRecord:
     frame_end: int = 1
     created: float = 0.0  # seconds since 1970
     imported: int = 0  # how often the result was imported
+    kind: str = "orbit"  # of its request
+    result_kind: str = "clip"  # what it ends with
+    group: str = ""  # uid of the first of the candidates that were asked for together
+    request: dict = field(default_factory=dict)  # of candidates: what the one that is chosen goes on from
+    warnings: list[str] = field(default_factory=list)  # sentences that came with the result
 
 
 class JobRecords:

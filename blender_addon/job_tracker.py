@@ -14,7 +14,7 @@ from typing import NamedTuple
 import bpy
 import bpy.utils.previews
 
-from . import capture, preferences
+from . import capture, film, preferences, settings
 from .client import BackendError
 from .http_thread import HttpThread
 from .job_board import Board, Row
@@ -54,6 +54,8 @@ class Tracker:
         self._thread: HttpThread | None = None
         self._previews = bpy.utils.previews.new()
         self._shown_previews: dict[str, int] = {}  # uid -> revision of the picture that is loaded
+        self._films = film.Films()
+        self._frame = 0  # of the films, counted on and on while they play
         self._mirrored: object = None  # what the window manager's properties were written from
         self.records.drop_unfinished_captures()
         self.board.load()
@@ -64,6 +66,7 @@ class Tracker:
         if self._thread:
             self._thread.stop()
         bpy.utils.previews.remove(self._previews)
+        self._films.close()
 
     @property
     def http(self) -> HttpThread:
@@ -93,7 +96,18 @@ class Tracker:
         """Bring a job's result here."""
         if row.fetching is None:
             row.fetching, row.message, row.hint = 0.0, "", ""
-            self.http.fetch(row.job_id, row.uid)
+            self.http.fetch(row.job_id, row.uid, row.result_kind)
+
+    def build(self, row: Row, preset: str, gaussians: int) -> Row:
+        """Have a clip made of the frames of a candidate; returns the new job's row.
+
+        Raises:
+            OSError: the frames or the request cannot be read or written here.
+        """
+        record = capture.build(self.records, self.board.record(row.uid), row.result, preset=preset, gaussians=gaussians)
+        new = self.board.add(record)
+        self.http.submit(new.uid)
+        return new
 
     # Captures
 
@@ -104,7 +118,7 @@ class Tracker:
         return self.capture
 
     def step_capture(self, patience: float = HOLD_SECONDS) -> Row | None:
-        """Advance the capture; the job's row once it is complete and handed to the HTTP thread.
+        """Advance the capture; once it is complete and handed to the HTTP thread, the first of its jobs' rows.
 
         Nothing happens where the HTTP thread does not stand still within `patience` seconds: then try again later.
 
@@ -120,9 +134,10 @@ class Tracker:
             self.capture = None
             raise
         self.capture = None
-        row = self.board.add(run.record)
-        self.http.submit(row.uid)
-        return row
+        rows = [self.board.add(record) for record in run.jobs]
+        for row in rows:
+            self.http.submit(row.uid)
+        return rows[0]
 
     def cancel_capture(self, reason: str = "") -> None:
         """Give up a capture, if one is on its way."""
@@ -154,6 +169,8 @@ class Tracker:
             _redraw()
         if self.capture:
             return CAPTURE_INTERVAL
+        if self._is_playing():
+            return film.INTERVAL
         return BUSY_INTERVAL if self.board.is_busy else IDLE_INTERVAL
 
     def drain(self, seconds: float = float("inf")) -> None:
@@ -174,10 +191,14 @@ class Tracker:
     def mirror(self, *, select: str = "", force: bool = False) -> bool:
         """Write the board into the window manager's properties where it has changed; whether it had."""
         run = self.capture
+        if self._is_playing():
+            self._frame = int(time.monotonic() / film.INTERVAL)
         seen = (
             self.board.backend,
             self.notice,
             (run.text, run.fraction) if run else None,
+            self._film_group(),
+            self._frame,
             tuple(tuple(vars(row).values()) for row in self.board.rows.values()),
         )
         if seen == self._mirrored and not force and not select:
@@ -198,6 +219,7 @@ class Tracker:
 
     def _mirror_jobs(self, status: bpy.types.PropertyGroup, select: str) -> None:
         rows = list(self.board.rows.values())
+        self._films.keep_only(self.board.rows)
         if [job.uid for job in status.jobs] != [row.uid for row in rows]:
             active = status.jobs[status.active_job].uid if 0 <= status.active_job < len(status.jobs) else ""
             status.jobs.clear()
@@ -212,13 +234,36 @@ class Tracker:
             job.ahead = row.ahead
             job.message, job.hint = row.message, row.hint
             job.is_live, job.has_result, job.is_fetching = row.is_live, row.has_result, row.fetching is not None
-            job.preview_icon = self._icon(row)
+            job.shows_frames, job.group = row.result_kind == "frames", row.group or row.uid
+            job.warnings = "\n".join(row.warnings)
+            job.preview_icon, job.caption = self._icon(row), self._films.caption(row.uid)
         if select:
             status.active_job = next((index for index, row in enumerate(rows) if row.uid == select), 0)
 
+    def _film_group(self) -> str:
+        """The candidates whose films are to be seen: those of the selected job; empty where it has none."""
+        job = settings.active_job(bpy.context)
+        return job.group if job is not None and job.shows_frames else ""
+
+    def _is_playing(self) -> bool:
+        group = self._film_group()
+        return (
+            bool(group)
+            and bpy.data.window_managers[0].kinesplat.is_playing
+            and any(row.result is not None and (row.group or row.uid) == group for row in self.board.rows.values())
+        )
+
     def _icon(self, row: Row) -> int:
-        """Icon id of the job's preview picture, loaded anew when it has changed; 0 without one."""
-        if row.preview is None or bpy.app.background:
+        """Icon id of the job's preview picture, loaded anew when it has changed; 0 without one.
+
+        Of frames that are here it is the one that is to be seen now.
+        """
+        if bpy.app.background:
+            return 0
+        has_film = row.result is not None and (row.group or row.uid) == self._film_group()
+        if has_film and (icon := self._films.icon(row.uid, row.result, self._frame)):
+            return icon
+        if row.preview is None:
             return 0
         known = row.uid in self._previews
         if not known or self._shown_previews.get(row.uid) != row.preview_rev:

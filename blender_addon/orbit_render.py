@@ -84,10 +84,10 @@ class ClipSpace:
 
 @dataclass(frozen=True)
 class Capture:
-    """All that a request of kind `orbit` needs, on disk."""
+    """All that a request of kind `orbit` or `object` needs, on disk."""
 
     space: ClipSpace
-    moving: Cameras  # frames in <folder>/moving
+    moving: Cameras | None  # frames in <folder>/moving; None where only the first moment was captured
     static: Cameras | None  # frames in <folder>/static
     surface: Path | None
     fps: float  # at which the moving orbit plays as fast as the scene
@@ -358,28 +358,58 @@ def capture_steps(
         SubjectError: the object cannot be captured.
         CaptureError: it does not move, or something failed on the way.
     """
-    fps = context.scene.render.fps / context.scene.render.fps_base
     space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
-    start, end = frame_range
+    settings = {"resolution": resolution, "samples": samples, "engine": engine}
+    return (yield from capture_motion_steps(space, orbit, folder, static=static, surface=surface, **settings))
+
+
+def capture_motion_steps(
+    space: ClipSpace,
+    orbit: Orbit,
+    folder: Path,
+    *,
+    resolution: int = 128,
+    static: bool = True,
+    surface: bool = True,
+    samples: int = DEFAULT_SAMPLES,
+    engine: str | None = None,
+) -> Generator[CaptureProgress, None, Capture]:
+    """As `capture_steps`, of a subject that is measured already."""
+    start, end = space.frame_range
     if not space.moves:
         raise CaptureError(
             f"{space.subject.name} does not move between frame {start:g} and {end:g}. "
-            "Animate it, or choose a frame range in which it moves."
+            "Animate it, choose a frame range in which it moves, or have its motion invented."
         )
+    render = bpy.data.scenes[space.subject.scene].render
+    fps = render.fps / render.fps_base
     settings = {"resolution": resolution, "samples": samples, "engine": engine}
     moving_cameras = yield from render_orbit_steps(space, orbit, folder / "moving", moving=True, **settings)
     static_cameras = None
     if static:
         static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
-    surface_path = None
-    if surface:
-        surface_path = folder / "surface.npz"
-        surface_samples = yield from sample_surface_steps(space)
-        try:
-            write_surface_samples(surface_path, surface_samples)
-        except OSError as error:
-            raise CaptureError(f"The surface cannot be written to {folder}: {error.strerror}.") from error
+    surface_path = (yield from _write_surface_steps(space, folder)) if surface else None
     return Capture(space, moving_cameras, static_cameras, surface_path, fps * (orbit.frames - 1) / (end - start))
+
+
+def capture_still_steps(
+    space: ClipSpace,
+    orbit: Orbit,
+    folder: Path,
+    *,
+    resolution: int,
+    fps: float,
+    samples: int = DEFAULT_SAMPLES,
+    engine: str | None = None,
+) -> Generator[CaptureProgress, None, Capture]:
+    """Capture an object as it stands at the first frame: static orbit and surface samples.
+
+    `fps` is what the motion that somebody invents for it will play at. Errors and files as for `capture_steps`.
+    """
+    settings = {"resolution": resolution, "samples": samples, "engine": engine}
+    cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
+    surface = yield from _write_surface_steps(space, folder)
+    return Capture(space, None, cameras, surface, fps)
 
 
 def capture(
@@ -393,6 +423,16 @@ def capture(
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _write_surface_steps(space: ClipSpace, folder: Path) -> Generator[CaptureProgress, None, Path]:
+    samples = yield from sample_surface_steps(space)
+    path = folder / "surface.npz"
+    try:
+        write_surface_samples(path, samples)
+    except OSError as error:
+        raise CaptureError(f"The surface cannot be written to {folder}: {error.strerror}.") from error
+    return path
 
 
 def _in_steps(

@@ -4,7 +4,8 @@
 import os
 
 import bpy
-from mathutils import Matrix
+import numpy as np
+from mathutils import Matrix, Vector
 
 from . import capture, point_cloud, scene_settings
 from .contract.clip import Clip, read_clip
@@ -23,7 +24,7 @@ def import_result(
     """Import the clip in `path` and return the new object and a sentence about it.
 
     With a `record` the object stands where the source object stood when it was captured, begins at the same frame, and
-    lies in the same collection.
+    lies in the same collection. What was made of text or an image stands on the 3D cursor.
 
     Args:
         context: of the scene that gets the object.
@@ -51,7 +52,9 @@ def import_result(
         collection=_collection(context, source),
         start=record.frame_start if record else None,
     )
-    if record and record.matrix_world:
+    if record and record.kind in ("text", "image"):
+        _stand_on_cursor(splats, clip, scene)
+    elif record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
     _select_alone(context, splats)
     changed += scene_settings.ensure_scene_settings(scene)
@@ -60,6 +63,13 @@ def import_result(
     if show_colors and _show_colors(context):
         changed.append("The viewport shows materials")
     return splats, _sentence(clip, splats, changed)
+
+
+def _stand_on_cursor(splats: bpy.types.Object, clip: Clip, scene: bpy.types.Scene) -> None:
+    """Put the foot of the first frame onto the 3D cursor."""
+    low = float(np.percentile(clip.frame(0).means[:, 2], 1))  # a stray Gaussian is no foot
+    foot = splats.matrix_world @ Vector((0.0, 0.0, low))
+    splats.matrix_world = Matrix.Translation(scene.cursor.location - foot) @ splats.matrix_world
 
 
 def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Generate: capture the source object and hand it to the backend as a job."""
+"""Generate: capture what the panel names as the source and hand it to the backend as a job, or as several."""
 
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, settings, splat_object
+from ..blender_addon import job_tracker, reference_image, settings, splat_object
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -12,12 +12,32 @@ FIRST_PATIENCE = 1.0  # seconds that the click may wait for the HTTP thread to s
 CONNECT_TIMEOUT = 10.0  # seconds that background mode waits for a backend before it renders anything
 
 
+def source_problem(context: bpy.types.Context) -> str:
+    """Why nothing can be made of what the panel names as the source; empty where it can."""
+    options = context.scene.kinesplat
+    if options.kind == "TEXT":
+        return "" if options.prompt.strip() else "Describe in the prompt what to make, such as: a fox runs"
+    if options.kind == "IMAGE":
+        return reference_image.image_problem(options.image)
+    source = settings.source_object(context)
+    if source is None:
+        return "Select the object to turn into Gaussians, or choose it as the source"
+    if splat_object.is_splat_object(source):
+        return "The source holds Gaussians already: select the object to make them of"
+    if source.name in context.view_layer.objects and not source.visible_get():
+        return "The source object is hidden: show it in the viewport"
+    first, last = settings.frame_range(context.scene)
+    if last <= first and not settings.invents_motion(context):
+        return "The frame range holds no motion: choose an end after the start"
+    return ""
+
+
 class KINESPLAT_OT_generate(bpy.types.Operator):
     bl_idname = "kinesplat.generate"
     bl_label = "Generate"
     bl_description = (
-        "Render the source object from all around while it moves, and have the backend make moving Gaussians of it. "
-        "Blender stays usable meanwhile"
+        "Have the backend make moving Gaussians of an object, a text or an image. An object is rendered from all "
+        "around first. Blender stays usable meanwhile"
     )
     bl_options = {"REGISTER"}
 
@@ -34,19 +54,8 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         if status.capture_active:
             cls.poll_message_set("A capture is on its way: wait for its end, or cancel it")
             return False
-        source = settings.source_object(context)
-        if source is None:
-            cls.poll_message_set("Select the object to turn into Gaussians, or choose it as the source")
-            return False
-        if splat_object.is_splat_object(source):
-            cls.poll_message_set("The source holds Gaussians already: select the object to make them of")
-            return False
-        if source.name in context.view_layer.objects and not source.visible_get():
-            cls.poll_message_set("The source object is hidden: show it in the viewport")
-            return False
-        first, last = settings.frame_range(context.scene)
-        if last <= first:
-            cls.poll_message_set("The frame range holds no motion: choose an end after the start")
+        if problem := source_problem(context):
+            cls.poll_message_set(problem)
             return False
         if not bpy.app.background and status.backend_state not in ("running", "starting"):
             cls.poll_message_set("The backend is not running: start it in the panel above")
@@ -66,7 +75,9 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             if at_once:
                 tracker.mirror(select=row.uid)
             if self.wait:
-                row = job_tracker.wait_for_job(row.uid)
+                uids = [other.uid for other in tracker.board.rows.values() if row.group and other.group == row.group]
+                ended = [job_tracker.wait_for_job(uid) for uid in uids or [row.uid]]
+                row = next((other for other in ended if other.state != "succeeded"), row)
         except CaptureError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can be done with a job: cancel, retry, remove, import its result.
+"""What can be done with a job: cancel, retry, remove, import its result, or look at its frames and build one.
 
 Each takes the job's `uid`; without one it takes the job that is selected in the list.
 """
@@ -7,9 +7,10 @@ Each takes the job's `uid`; without one it takes the job that is selected in the
 import bpy
 from bpy.props import BoolProperty, StringProperty
 
-from ..blender_addon import job_tracker, result_import, settings
+from ..blender_addon import film, job_tracker, result_import, settings
 from ..blender_addon.client import BackendError
 from ..blender_addon.contract.arrays import BadFileError
+from ..blender_addon.contract.frames import read_frames
 from ..blender_addon.contract.requests import TERMINAL_STATES
 from ..blender_addon.job_board import GONE, REFUSED, WAITING, Row
 
@@ -48,6 +49,28 @@ class JobOperator:
             return False
         self.report({"ERROR"}, "The backend is not running: start it first")
         return True
+
+    def has_result_here(self, row: Row) -> bool:
+        """Whether the result is on this computer; if not, fetch it, and report what hinders or what comes next."""
+        if row.result is not None:
+            return True
+        if row.state != "succeeded":
+            self.report({"ERROR"}, f"{row.name} has no result yet")
+            return False
+        if self.needs_backend():
+            return False
+        job_tracker.tracker().fetch(row)
+        if not bpy.app.background:
+            self.report({"INFO"}, f"{row.name} is being fetched and appears in a moment")
+            return False
+        try:
+            job_tracker.wait(lambda: row.result is not None or row.fetching is None, COMMAND_TIMEOUT)
+        except BackendError as error:
+            self.report({"ERROR"}, f"{error} {error.hint}".strip())
+            return False
+        if row.result is None:
+            self.report({"ERROR"}, f"{row.message} {row.hint}".strip())
+        return row.result is not None
 
 
 class KINESPLAT_OT_cancel_job(JobOperator, bpy.types.Operator):
@@ -112,7 +135,7 @@ class KINESPLAT_OT_remove_job(JobOperator, bpy.types.Operator):
             self,
             event,
             title="Remove this job?",
-            message="Its result has not been imported and will be gone.",
+            message="Its result has not been used yet and will be gone.",
             confirm_text="Remove",
         )
 
@@ -166,26 +189,14 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
         row = self.row(context)
         if row is None:
             return {"CANCELLED"}
-        if row.result is None:
-            if row.state != "succeeded":
-                self.report({"ERROR"}, f"{row.name} has no result to import")
-                return {"CANCELLED"}
-            if self.needs_backend():
-                return {"CANCELLED"}
-            tracker = job_tracker.tracker()
-            tracker.fetch(row)
-            if not bpy.app.background:
-                row.import_when_fetched = True
-                self.report({"INFO"}, f"{row.name} is being fetched and appears in the scene in a moment")
-                return {"CANCELLED"}  # nothing to undo yet
-            try:
-                job_tracker.wait(lambda: row.result is not None or row.fetching is None, COMMAND_TIMEOUT)
-            except BackendError as error:
-                self.report({"ERROR"}, f"{error} {error.hint}".strip())
-                return {"CANCELLED"}
-            if row.result is None:
-                self.report({"ERROR"}, f"{row.message} {row.hint}".strip())
-                return {"CANCELLED"}
+        if row.result_kind == "frames":
+            self.report(
+                {"ERROR"}, f"{row.name} holds frames to choose from: build it first, then import what comes out"
+            )
+            return {"CANCELLED"}
+        if not self.has_result_here(row):
+            row.import_when_fetched = row.fetching is not None
+            return {"CANCELLED"}  # nothing to undo yet
         tracker = job_tracker.tracker()
         try:
             _, said = result_import.import_result(
@@ -208,6 +219,87 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class FramesOperator(JobOperator):
+    """What the operators on generated frames have in common."""
+
+    def frames_row(self, context) -> Row | None:
+        """The job's row with its frames on this computer; what hinders is reported."""
+        row = self.row(context)
+        if row is None:
+            return None
+        if row.result_kind != "frames":
+            self.report({"ERROR"}, f"{row.name} holds no frames to choose from")
+            return None
+        return row if self.has_result_here(row) else None
+
+
+class KINESPLAT_OT_build_job(FramesOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.build_job"
+    bl_label = "Build This One"
+    bl_description = "Have the backend make moving Gaussians of these frames, in the quality that is set above"
+
+    wait: BoolProperty(
+        name="Wait",
+        description="Return only when the job has ended. For scripts",
+        default=False,
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+
+    def execute(self, context):
+        row = self.frames_row(context)
+        if row is None:
+            return {"CANCELLED"}
+        tracker = job_tracker.tracker()
+        record = tracker.board.record(row.uid)
+        if record is None or not record.request:
+            self.report({"ERROR"}, f"{row.name} was asked for by another Blender: build it there")
+            return {"CANCELLED"}
+        if self.needs_backend():
+            return {"CANCELLED"}
+        options = context.scene.kinesplat
+        try:
+            new = tracker.build(row, options.preset, options.gaussians)
+            tracker.mirror(select=new.uid)
+            if self.wait:
+                new = job_tracker.wait_for_job(new.uid)
+        except OSError as error:
+            self.report({"ERROR"}, f"The frames of {row.name} cannot be used: {error.strerror or error}")
+            return {"CANCELLED"}
+        except BackendError as error:
+            self.report({"ERROR"}, f"{error} {error.hint}".strip())
+            return {"CANCELLED"}
+        if self.wait and new.state != "succeeded":
+            self.report({"ERROR"}, f"{new.message or 'The job was cancelled.'} {new.hint}".strip())
+            return {"CANCELLED"}
+        tracker.mirror()
+        return {"FINISHED"}
+
+
+class KINESPLAT_OT_open_frames(FramesOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.open_frames"
+    bl_label = "Open as Image Sequence"
+    bl_description = "Write these frames as PNG pictures and open them as an image sequence in an image editor"
+    bl_options = {"REGISTER", "UNDO"}
+
+    def execute(self, context):
+        row = self.frames_row(context)
+        if row is None:
+            return {"CANCELLED"}
+        try:
+            frames = read_frames(row.result)
+            paths = film.write_sequence(frames, row.result.with_suffix(""))
+        except BadFileError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        except OSError as error:
+            self.report({"ERROR"}, f"The frames of {row.name} cannot be written: {error.strerror or error}")
+            return {"CANCELLED"}
+        image = film.load_sequence(paths, row.name)
+        film.show_sequence(context, image, len(paths))
+        self.report({"INFO"}, f"{image.name} holds {len(paths)} pictures, in {paths[0].parent}")
+        return {"FINISHED"}
+
+
 def _settle(operator: bpy.types.Operator, is_done) -> set[str]:
     """In a window the timer shows what comes of it; background mode waits for that."""
     tracker = job_tracker.tracker()
@@ -226,5 +318,7 @@ CLASSES = (
     KINESPLAT_OT_retry_job,
     KINESPLAT_OT_remove_job,
     KINESPLAT_OT_import_result,
+    KINESPLAT_OT_build_job,
+    KINESPLAT_OT_open_frames,
 )
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

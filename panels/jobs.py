@@ -49,7 +49,9 @@ class KINESPLAT_PT_jobs(SidebarPanel, bpy.types.Panel):
         rows = min(max(len(status.jobs), 2), MAX_ROWS)
         layout.template_list("KINESPLAT_UL_jobs", "", status, "jobs", status, "active_job", rows=rows)
         job = settings.active_job(context)
-        if job is not None:
+        if job is not None and job.shows_frames:
+            draw_candidates(layout, context, [other for other in status.jobs if other.group == job.group])
+        elif job is not None:
             draw_job(layout, context, job)
 
 
@@ -58,10 +60,7 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
     if job.preview_icon:
         layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
     draw_progress(layout, job)
-    if job.message:
-        draw_sentence(layout, context, job.message, icon="ERROR")
-    if job.hint:
-        draw_sentence(layout, context, job.hint, icon="INFO")
+    draw_sentences(layout, context, job)
 
     buttons = layout.row(align=True)
 
@@ -77,6 +76,57 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
         button("kinesplat.retry_job", "Retry", "FILE_REFRESH")
     if job.state not in ("queued", "running", "cancelling"):
         button("kinesplat.remove_job", "Remove", "TRASH")
+
+
+def draw_candidates(
+    layout: bpy.types.UILayout, context: bpy.types.Context, jobs: list[settings.KINESPLAT_PG_job]
+) -> None:
+    """Candidates side by side, each with its frames playing, and what can be done with it."""
+    status = context.window_manager.kinesplat
+    if any(job.caption for job in jobs):
+        row = layout.row(align=True)
+        row.label(text="Choose what to build")
+        row.prop(status, "is_playing", text="", icon="PAUSE" if status.is_playing else "PLAY", toggle=True)
+    grid = layout.grid_flow(row_major=True, columns=min(len(jobs), 2), even_columns=True)
+    for job in jobs:
+        draw_candidate(grid.box().column(), context, job)
+
+
+def draw_candidate(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
+    """One of the candidates."""
+    if job.preview_icon:
+        layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
+    if job.caption:
+        row = layout.row()
+        row.alignment = "CENTER"
+        row.label(text=job.caption, translate=False)
+    else:
+        layout.label(text=job.name, icon=STATES.get(job.state, UNKNOWN)[1], translate=False)
+    draw_progress(layout, job)
+    draw_sentences(layout, context, job)
+    if job.has_result and not job.is_fetching:
+        row = layout.row()
+        row.scale_y = 1.3
+        row.operator("kinesplat.build_job", text="Build This One").uid = job.uid
+    buttons = layout.row(align=True)
+    if job.has_result and not job.is_fetching:
+        buttons.operator("kinesplat.open_frames", text="Open", icon="IMAGE_DATA").uid = job.uid
+    if job.state in ("queued", "running"):
+        buttons.operator("kinesplat.cancel_job", text="Cancel", icon="X").uid = job.uid
+    if job.state in ("failed", "cancelled", REFUSED):
+        buttons.operator("kinesplat.retry_job", text="Retry", icon="FILE_REFRESH").uid = job.uid
+    if job.state not in ("queued", "running", "cancelling"):
+        buttons.operator("kinesplat.remove_job", text="Remove", icon="TRASH").uid = job.uid
+
+
+def draw_sentences(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
+    """What went wrong with a job, and what its maker wants to be known."""
+    if job.message:
+        draw_sentence(layout, context, job.message, icon="ERROR")
+    if job.hint:
+        draw_sentence(layout, context, job.hint, icon="INFO")
+    for warning in job.warnings.splitlines():
+        draw_sentence(layout, context, warning, icon="INFO")
 
 
 def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) -> None:

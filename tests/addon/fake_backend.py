@@ -17,8 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 from blender_addon.contract.clip import write_clip
-from blender_addon.contract.requests import API_VERSION, TERMINAL_STATES, request_blobs
-from tests.contract.clips import random_clip
+from blender_addon.contract.frames import write_frames
+from blender_addon.contract.requests import API_VERSION, TERMINAL_STATES, request_blobs, request_result
+from tests.contract.clips import random_clip, random_frames
 
 TOKEN = "0" * 64
 
@@ -31,6 +32,7 @@ class FakeBackend:
         self.steps = steps  # looks at a job until it has succeeded; -1: never
         self.blobs: dict[str, bytes] = {}
         self.jobs: dict[str, dict] = {}
+        self.requests: dict[str, dict] = {}  # by job id
         self.keys: dict[str, str] = {}
         self.health = {"product": "kinesplat", "version": "0.1.0", "api_version": API_VERSION, "started": time.time()}
         self.problems: dict[tuple[str, str], tuple[int, dict]] = {}  # (method, path pattern) -> what to answer
@@ -42,6 +44,8 @@ class FakeBackend:
         home.mkdir(parents=True, exist_ok=True)
         write_clip(home / "result.npz", random_clip(n=gaussians, frames=frames, name="Result"))
         self.result = (home / "result.npz").read_bytes()
+        write_frames(home / "frames.npz", random_frames(size=32))
+        self.frames = (home / "frames.npz").read_bytes()
         picture = io.BytesIO()
         Image.new("RGB", (64, 64), (200, 120, 40)).save(picture, "JPEG")
         self.picture = picture.getvalue()
@@ -80,11 +84,14 @@ class FakeBackend:
             return 422, {"code": "blobs_missing", "detail": "Some pictures are missing.", "missing": missing}
         job_id = uuid.uuid4().hex[:16]
         self.keys[key] = job_id
+        self.requests[job_id] = body["request"]
         self.jobs[job_id] = {
-            "id": job_id, "kind": "orbit", "name": body["request"]["name"], "client": body.get("client"),
+            "id": job_id, "kind": body["request"]["kind"], "name": body["request"]["name"],
+            "client": body.get("client"),
             "state": "queued", "stage": "", "step": 0, "total": 1, "fraction": 0.0, "seconds_left": None,
             "rev": 1, "preview_rev": 0, "attempt": 1, "ahead": 0, "created": time.time(),
             "started": None, "finished": None, "error": None, "result": None,
+            "result_kind": request_result(body["request"]),
         }  # fmt: skip
         return 201, self.jobs[job_id]
 
@@ -100,10 +107,15 @@ class FakeBackend:
             job.update(state="running", stage="Fitting the motion", total=self.steps + 1, seconds_left=12.0)
             job.update(fraction=job["step"] / (self.steps + 1), preview_rev=job["step"])
         else:
-            digest = hashlib.sha256(self.result).hexdigest()
+            result = self.result_of(job)
+            digest = hashlib.sha256(result).hexdigest()
             job.update(state="succeeded", stage="Done", fraction=1.0, seconds_left=0.0)
-            job.update(result={"sha256": digest, "size": len(self.result)})
+            job.update(result={"sha256": digest, "size": len(result)})
         return job
+
+    def result_of(self, job: dict) -> bytes:
+        """The bytes that the job ends with."""
+        return self.frames if job["result_kind"] == "frames" else self.result
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         backend = self.backend
         if job["state"] != "succeeded":
             return self.answer(409, {"code": "not_finished", "detail": "This job has no result."})
-        data, status, extra = backend.result, 200, {"ETag": f'"{job["result"]["sha256"]}"'}
+        data, status, extra = backend.result_of(job), 200, {"ETag": f'"{job["result"]["sha256"]}"'}
         if backend.corrupt_result:
             data = data[:-1] + bytes([data[-1] ^ 1])
         if self.headers.get("If-Range") == extra["ETag"] and (asked := self.headers.get("Range")):

@@ -143,6 +143,7 @@ def test_object_without_surface(quick, backend) -> None:
 
 def test_object_that_does_not_move(quick, backend, part) -> None:
     quick.animation_data_clear()
+    bpy.context.scene.kinesplat.motion_source = "CAPTURE"
     assert "does not move" in error_of(bpy.ops.kinesplat.generate)
     assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
     assert not bpy.context.window_manager.kinesplat.jobs

@@ -11,10 +11,12 @@ pytestmark = pytest.mark.blender
 OPERATORS = {
     "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
     "generate", "cancel_capture",
-    "cancel_job", "retry_job", "remove_job", "import_result", "import_clip_file",
+    "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
 }  # fmt: skip
+
+BOUNDED = ("seed", "frames", "resolution", "gaussians", "motion", "guidance_motion", "guidance_static", "steps")
 
 
 def registered_names() -> set[str]:
@@ -41,7 +43,7 @@ def test_tooltips_of_settings_end_without_a_full_stop(extension) -> None:
 def test_settings_have_the_bounds_of_the_contract(extension, part) -> None:
     bounds = part("blender_addon.contract.requests").BOUNDS
     properties = bpy.context.scene.kinesplat.bl_rna.properties
-    for name in ("seed", "frames", "resolution", "gaussians"):
+    for name in BOUNDED:
         assert properties[name].hard_min == bounds[name].minimum
         assert properties[name].hard_max == bounds[name].maximum
         assert properties[name].default == bounds[name].default

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Generated frames as something to look at: icons that the panel plays, and an image sequence on disk."""
+
+import logging
+from collections.abc import Container
+from pathlib import Path
+
+import bpy
+import bpy.utils.previews
+import numpy as np
+
+from .contract.arrays import BadFileError
+from .contract.frames import GeneratedFrames, read_frames
+from .contract.orbit import frame_name
+from .png import write_png
+
+INTERVAL = 1 / 12  # seconds between two frames in the panel
+BACKDROP = 0.82  # gray behind the subject: neither white nor black things vanish on it
+
+log = logging.getLogger(__name__)
+
+
+class Films:
+    """The frames of each candidate as icons, loaded when first looked at."""
+
+    def __init__(self) -> None:
+        self._icons = bpy.utils.previews.new()
+        self._films: dict[str, list[int]] = {}  # uid -> icon ids, in order
+        self._captions: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Free the pictures."""
+        bpy.utils.previews.remove(self._icons)
+
+    def icon(self, uid: str, path: Path, frame: int) -> int:
+        """Icon id of a frame, counted round and round; 0 where the file cannot be read."""
+        if uid not in self._films:
+            self._films[uid] = self._load(uid, path)
+        icons = self._films[uid]
+        return icons[frame % len(icons)] if icons else 0
+
+    def caption(self, uid: str) -> str:
+        """A few words about a film that was loaded."""
+        return self._captions.get(uid, "")
+
+    def keep_only(self, uids: Container[str]) -> None:
+        """Free the films of all other candidates."""
+        for uid in [uid for uid in self._films if uid not in uids]:
+            for index in range(len(self._films.pop(uid))):
+                self._icons.pop(f"{uid} {index}")
+            self._captions.pop(uid, None)
+
+    def _load(self, uid: str, path: Path) -> list[int]:
+        try:
+            frames = read_frames(path)
+        except (BadFileError, OSError) as error:
+            log.warning("Frames cannot be shown: %s", error)  # they were readable when they came
+            return []
+        self._captions[uid] = caption(frames)
+        icons = []
+        for index, picture in enumerate(on_backdrop(frames.moving)):
+            preview = self._icons.new(f"{uid} {index}")
+            preview.image_size = picture.shape[1], picture.shape[0]
+            preview.image_pixels_float.foreach_set(np.ascontiguousarray(picture[::-1]).ravel())
+            icons.append(preview.icon_id)
+        return icons
+
+
+def caption(frames: GeneratedFrames) -> str:
+    """`Seed 3, moves 2.1 (asked 3.0)`."""
+    return f"Seed {frames.seed}, moves {frames.motion_measured:.1f} (asked {frames.motion:.1f})"
+
+
+def on_backdrop(pictures: np.ndarray) -> np.ndarray:  # [..., 4] uint8, straight alpha -> [..., 4] float32, opaque
+    """Pictures before a plain gray."""
+    color, alpha = pictures[..., :3] / np.float32(255), pictures[..., 3:] / np.float32(255)
+    mixed = color * alpha + np.float32(BACKDROP) * (1 - alpha)
+    return np.concatenate([mixed, np.ones_like(alpha)], axis=-1)
+
+
+def write_sequence(frames: GeneratedFrames, folder: Path) -> list[Path]:
+    """The moving orbit as `frame_000.png` ... with transparency. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / frame_name(index) for index in range(len(frames.moving))]
+    for path, picture in zip(paths, frames.moving, strict=True):
+        write_png(path, picture)
+    return paths
+
+
+def load_sequence(paths: list[Path], name: str) -> bpy.types.Image:
+    """An image sequence of these files in the open file; the same one again where it is there already."""
+    image = bpy.data.images.load(str(paths[0]), check_existing=True)
+    image.name, image.source = name, "SEQUENCE"
+    return image
+
+
+def show_sequence(context: bpy.types.Context, image: bpy.types.Image, count: int) -> bool:
+    """Show an image sequence in an image editor, in a new window if none is open; False in background mode."""
+    if bpy.app.background:
+        return False
+    windows = context.window_manager.windows
+    areas = [area for window in windows for area in window.screen.areas if area.type == "IMAGE_EDITOR"]
+    if not areas:
+        bpy.ops.wm.window_new()
+        areas = [max(windows[-1].screen.areas, key=lambda area: area.width * area.height)]
+        areas[0].type = "IMAGE_EDITOR"
+    space = areas[0].spaces.active
+    space.image = image
+    user = space.image_user
+    user.frame_duration, user.frame_start, user.frame_offset = count, context.scene.frame_start, -1
+    user.use_cyclic = user.use_auto_refresh = True
+    return True

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Motion that is invented: what the panel makes of objects, texts and images, and the choice among candidates."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import TypeAdapter
+
+from backend.service.schema import RequestModel
+from blender_addon.contract.frames import write_frames
+from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, GENERATED_RESOLUTION
+from tests.addon.fake_backend import FakeBackend
+from tests.blender.test_operators import active_job, error_of, why_not
+from tests.contract.clips import random_frames
+
+bpy = pytest.importorskip("bpy")
+pytestmark = pytest.mark.blender
+
+
+@pytest.fixture
+def backend(tmp_path):
+    with FakeBackend(tmp_path / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def options(extension, part, monkeypatch):
+    """The panel's settings, in a scene with nothing but a camera's worth of emptiness; short waits."""
+    thread = part("blender_addon.http_thread")
+    monkeypatch.setattr(thread, "RUNNING_INTERVAL", 0.02)
+    monkeypatch.setattr(thread, "LOCAL_RETRY", 0.05)
+    monkeypatch.setattr(part("operators.generate"), "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", 0.5)
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = 3, 11
+    scene.kinesplat.samples = 1
+    return scene.kinesplat
+
+
+def still_cube(x: float = 0.0):
+    bpy.ops.mesh.primitive_cube_add(location=(x, 0, 0))
+    bpy.context.active_object.name = "Box"
+    return bpy.context.active_object
+
+
+def only_request(backend) -> dict:
+    """The one request that arrived; it is what the real server takes."""
+    (request,) = backend.requests.values()
+    TypeAdapter(RequestModel).validate_python(request)
+    return request
+
+
+def board(part):
+    return part("blender_addon.job_tracker").tracker().board
+
+
+# --- objects ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_still_object_is_sent_as_it_stands(options, backend, part) -> None:
+    cube = still_cube(x=5.0)
+    options.prompt, options.motion, options.seed = "  it  jumps ", 4.5, 7
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    request = only_request(backend)
+    assert (request["kind"], request["pipeline"], request["name"]) == ("object", "diffusion4d", "Box")
+    settings = request["settings"]
+    assert (settings["prompt"], settings["motion"], settings["seed"]) == ("it jumps", 4.5, 7)
+    for name in ("guidance_motion", "guidance_static", "steps", "fps"):
+        assert settings[name] == BOUNDS[name].default
+    assert settings["result"] == "clip"
+    static = request["inputs"]["static"]
+    cameras = Cameras.from_json(static["cameras"])
+    assert (cameras.width, cameras.height) == (GENERATED_RESOLUTION, GENERATED_RESOLUTION)
+    assert len(static["frames"]) == GENERATED_FRAMES
+    assert not cameras.times.any()
+    assert np.allclose(cameras.camera_to_world[0], cameras.camera_to_world[-1])  # a closed orbit
+    picture = np.asarray(Image.open(io.BytesIO(backend.blobs[static["frames"][0]])))
+    assert picture.shape == (GENERATED_RESOLUTION, GENERATED_RESOLUTION, 4)
+    assert 0.1 < (picture[..., 3] > 128).mean() < 0.9
+    assert request["inputs"]["surface"] in backend.blobs
+    record = board(part).record(active_job().uid)
+    assert np.allclose(np.array(record.matrix_world)[:3, 3], (5, 0, 0))
+    assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    assert cube.hide_get()
+
+
+@pytest.mark.slow
+def test_a_moving_object_keeps_its_own_motion(options, backend) -> None:
+    cube = still_cube()
+    options.frames, options.resolution, options.capture_static, options.preview_frames = 8, 64, False, True
+    # Nothing of the cube itself is animated: only its motion, measured, tells.
+    bpy.ops.object.empty_add()
+    target = bpy.context.active_object
+    for frame, z in ((3, 0.0), (11, 1.0)):
+        target.location.z = z
+        target.keyframe_insert("location", frame=frame)
+    cube.constraints.new("COPY_LOCATION").target = target
+    options.source = cube
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    request = only_request(backend)
+    assert request["kind"] == "orbit"
+    assert len(request["inputs"]["moving"]["frames"]) == 8
+
+
+@pytest.mark.slow
+def test_a_moving_object_may_get_another_motion(options, backend, part) -> None:
+    cube = still_cube()
+    for frame, x in ((3, 0.0), (11, 8.0)):
+        cube.location.x = x
+        cube.keyframe_insert("location", frame=frame)
+    options.motion_source = "INVENT"
+    bpy.context.scene.frame_set(7)
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    assert only_request(backend)["kind"] == "object"
+    record = board(part).record(active_job().uid)
+    assert record.frame_start == 7
+    assert np.allclose(np.array(record.matrix_world)[:3, 3], (4, 0, 0), atol=1e-3)  # as it stands now
+
+
+@pytest.mark.slow
+def test_an_animated_object_that_stands_still_is_a_mistake(options, backend) -> None:
+    cube = still_cube()
+    cube.keyframe_insert("location", frame=1)
+    said = error_of(bpy.ops.kinesplat.generate)
+    assert "does not move" in said
+    assert "invented" in said
+
+
+@pytest.mark.slow
+def test_a_still_object_needs_no_frame_range(options, backend) -> None:
+    still_cube()
+    bpy.context.scene.frame_start = bpy.context.scene.frame_end = 5
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    assert only_request(backend)["kind"] == "object"
+
+
+@pytest.mark.parametrize("how", ["itself", "parent", "armature", "child", "shape keys"])
+def test_what_looks_animated(options, part, how) -> None:
+    cube = still_cube()
+    looks_animated = part("blender_addon.settings").looks_animated
+    assert not looks_animated(cube)
+    mover = cube
+    if how == "shape keys":
+        cube.shape_key_add(name="Basis")
+        cube.shape_key_add(name="Tall").keyframe_insert("value", frame=1)
+    elif how != "itself":
+        bpy.ops.object.armature_add() if how == "armature" else bpy.ops.object.empty_add()
+        mover = bpy.context.active_object
+    if how == "parent":
+        cube.parent = mover
+    elif how == "child":
+        mover.parent = cube
+    elif how == "armature":
+        cube.modifiers.new("Armature", "ARMATURE").object = mover
+    if how != "shape keys":
+        assert not looks_animated(cube)
+        mover.keyframe_insert("location", frame=1)
+    assert looks_animated(cube)
+
+
+# --- text and images -------------------------------------------------------------------------------------------------
+
+
+def test_text(options, backend, part) -> None:
+    options.kind = "TEXT"
+    assert "prompt" in why_not(bpy.ops.kinesplat.generate)
+    options.prompt = "a fox runs"
+    bpy.context.scene.cursor.location = (1, 2, 3)
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    request = only_request(backend)
+    assert (request["kind"], request["name"], request["settings"]["prompt"]) == ("text", "a fox runs", "a fox runs")
+    assert not any(request["inputs"][name] for name in ("static", "image", "surface", "generated"))
+    assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    splats = bpy.context.active_object
+    assert bpy.context.collection.objects.get(splats.name) == splats
+    assert part("blender_addon.retime").timing(splats).first == 3
+    points = np.array([splats.matrix_world @ vertex.co for vertex in splats.data.vertices])
+    assert np.percentile(points[:, 2], 1) == pytest.approx(3, abs=1e-3)  # it stands on the cursor
+    assert splats.matrix_world.translation.xy[:] == pytest.approx((1, 2))
+
+
+@pytest.mark.slow
+def test_an_image(options, backend) -> None:
+    options.kind = "IMAGE"
+    assert "Choose an image" in why_not(bpy.ops.kinesplat.generate)
+    image = bpy.data.images.new("cat.png", 1200, 600, alpha=True)
+    pixels = np.zeros((600, 1200, 4), np.float32)
+    pixels[:300] = (1.0, 0.5, 0.25, 1.0)  # the lower half
+    image.pixels.foreach_set(pixels.ravel())
+    options.image, options.prompt = image, "a cat walks"
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    request = only_request(backend)
+    assert (request["kind"], request["name"]) == ("image", "cat")
+    sent = np.asarray(Image.open(io.BytesIO(backend.blobs[request["inputs"]["image"]])))
+    assert sent.shape == (200, 400, 4)
+    assert (sent[:100, :, 3] == 0).all()
+    assert (sent[100:] == (255, 128, 64, 255)).all()
+
+
+@pytest.mark.slow
+def test_an_image_in_linear_light(options, backend) -> None:
+    image = bpy.data.images.new("hdr", 8, 8, float_buffer=True)
+    image.pixels.foreach_set(np.full((8, 8, 4), (0.2140, 2.0, 0.0, 1.0), np.float32).ravel())
+    options.kind, options.image = "IMAGE", image
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    sent = np.asarray(Image.open(io.BytesIO(backend.blobs[only_request(backend)["inputs"]["image"]])))
+    assert (sent == (127, 255, 0, 255)).all()
+
+
+@pytest.mark.slow
+def test_an_image_whose_file_is_gone(options, backend, tmp_path, part) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    image = bpy.data.images.load(str(tmp_path / "there.png"))
+    (tmp_path / "there.png").unlink()
+    image.reload()
+    options.kind, options.image = "IMAGE", image
+    assert "cannot be read" in error_of(bpy.ops.kinesplat.generate)
+    assert not any((part("blender_addon.job_tracker").tracker().records.folder / "outbox").iterdir())
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def candidates(options, backend):
+    """Two candidates of a text, generated."""
+    options.kind, options.prompt, options.seed = "TEXT", "a fox runs", 5
+    options.preview_frames, options.candidates = True, 2
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    return list(bpy.context.window_manager.kinesplat.jobs)
+
+
+@pytest.mark.slow
+def test_each_candidate_has_a_seed_of_its_own(candidates, backend) -> None:
+    assert [job.name for job in candidates] == ["a fox runs, Seed 5", "a fox runs, Seed 6"]
+    assert len({job.group for job in candidates}) == 1
+    assert all(job.shows_frames and job.has_result for job in candidates)
+    assert sorted(request["settings"]["seed"] for request in backend.requests.values()) == [5, 6]
+    assert all(request["settings"]["result"] == "frames" for request in backend.requests.values())
+    assert all(job.warnings == "The word flurb is not known." for job in candidates)
+
+
+@pytest.mark.slow
+def test_frames_are_no_clip(candidates) -> None:
+    assert "build it first" in error_of(bpy.ops.kinesplat.import_result, uid=candidates[0].uid)
+
+
+def test_building_the_one_that_was_chosen(candidates, backend, options, part) -> None:
+    options.preset = "draft"
+    chosen = next(job_id for job_id, request in backend.requests.items() if request["settings"]["seed"] == 6)
+    before = set(backend.requests)
+    assert bpy.ops.kinesplat.build_job(uid=candidates[1].uid, wait=True) == {"FINISHED"}
+    (job_id,) = set(backend.requests) - before
+    request, asked = backend.requests[job_id], backend.requests[chosen]
+    TypeAdapter(RequestModel).validate_python(request)
+    assert backend.blobs[request["inputs"]["generated"]] == backend.frames
+    assert request["settings"] == {**asked["settings"], "result": "clip", "preset": "draft", "gaussians": 2000}
+    built = active_job()
+    assert (built.name, built.shows_frames, built.has_result) == ("a fox runs", False, True)
+    assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    assert len(bpy.context.window_manager.kinesplat.jobs) == 3
+    part("blender_addon.job_tracker").tracker().board.load()  # as after a restart
+    assert board(part).rows[candidates[1].uid].result_kind == "frames"
+
+
+@pytest.mark.slow
+def test_a_candidate_of_an_object_brings_its_pictures_along(options, backend) -> None:
+    still_cube()
+    options.preview_frames, options.candidates = True, 1
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    (asked,) = backend.requests.values()
+    job = active_job()
+    assert bpy.ops.kinesplat.build_job(uid=job.uid, wait=True) == {"FINISHED"}
+    request = list(backend.requests.values())[-1]
+    assert request["inputs"] == {**asked["inputs"], "generated": request["inputs"]["generated"]}
+
+
+@pytest.mark.slow
+def test_a_backend_that_has_lost_the_pictures(options, backend) -> None:
+    still_cube()
+    options.preview_frames, options.candidates = True, 1
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    backend.blobs.clear()
+    said = error_of(bpy.ops.kinesplat.build_job, uid=active_job().uid, wait=True)
+    assert "no longer has the pictures" in said
+    assert "Generate again" in said
+
+
+@pytest.mark.slow
+def test_frames_as_an_image_sequence(candidates, part) -> None:
+    uid = candidates[0].uid
+    assert bpy.ops.kinesplat.open_frames(uid=uid) == {"FINISHED"}
+    image = bpy.data.images["a fox runs, Seed 5"]
+    assert image.source == "SEQUENCE"
+    frames = random_frames(size=32).moving
+    folder = part("blender_addon.job_tracker").tracker().records.result(uid).with_suffix("")
+    assert len(list(folder.iterdir())) == len(frames)
+    for index in (0, 23):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / f"frame_{index:03}.png")), frames[index])
+    assert "no frames" in error_of(bpy.ops.kinesplat.open_frames, uid=build_of(uid))
+
+
+def build_of(uid: str) -> str:
+    """The uid of the job that builds a candidate."""
+    bpy.ops.kinesplat.build_job(uid=uid, wait=True)
+    return active_job().uid
+
+
+def test_a_film(options, part, tmp_path) -> None:
+    """Icons themselves exist in a window alone."""
+    film = part("blender_addon.film")
+    frames = random_frames(size=16, motion=3.0, motion_measured=2.06, seed=9)
+    frames.moving[0] = (255, 0, 0, 255)
+    frames.moving[1, ..., 3] = 0
+    pictures = film.on_backdrop(frames.moving)
+    assert (pictures[0] == (1, 0, 0, 1)).all()
+    assert np.allclose(pictures[1], (film.BACKDROP, film.BACKDROP, film.BACKDROP, 1))
+    path = tmp_path / "frames.npz"
+    write_frames(path, frames)
+    films = film.Films()
+    try:
+        assert films.icon("uid", path, 0) == 0
+        assert films.caption("uid") == "Seed 9, moves 2.1 (asked 3.0)"
+        films.keep_only([])
+        assert films.caption("uid") == ""
+        path.write_bytes(b"broken")
+        assert films.icon("uid", path, 0) == 0
+    finally:
+        films.close()
