@@ -21,7 +21,7 @@ from blender_addon.contract.orbit import Orbit, orbit_cameras
 
 FRAMES = 24
 FREE_LICENCES = ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0")
-DEFAULT_LIGHT = (-0.35, -0.55, -0.76, 0.45, 0.6)  # towards the light in camera axes, ambient, diffuse
+DEFAULT_LIGHT = (0.0, -0.9, -0.45, 0.75, 0.25)  # towards the light in camera axes, ambient, diffuse: near the stage's
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ class View:
     mirror: bool = False
 
 
-def render_sample(asset: BakedAsset, clip: int, view: View, resolution: int, frames: int = FRAMES) -> OrbitSample:
-    """Draw one clip of a baked asset as moving and static orbit. The caption is left empty."""
+def render_sample(
+    asset: BakedAsset, clip: int, view: View, resolution: int, frames: int = FRAMES, *, moving: bool = True
+) -> OrbitSample:
+    """Draw one clip of a baked asset as moving and static orbit. The caption is left empty.
+
+    Without `moving` only the static orbit is drawn, and stands for both.
+    """
     last = len(asset.matrices[clip]) - 1
     stored = last * (view.start + view.span * np.arange(frames) / (frames - 1))
     positions, normals = asset.poses(clip, stored)
@@ -86,11 +91,11 @@ def render_sample(asset: BakedAsset, clip: int, view: View, resolution: int, fra
         rasterize_views(positions, normals, rest, viewmats, cameras.Ks[0, 0, 0], *look, resolution, rgba, flow)
         return rgba, flow
 
-    moving, flow = draw(positions, normals)
     still = np.zeros(frames, int)
-    static, _ = draw(positions[still], normals[still])
+    static, no_flow = draw(positions[still], normals[still])
+    pictures, flow = draw(positions, normals) if moving else (static, no_flow)
     return OrbitSample(
-        moving=moving,
+        moving=pictures,
         static=static,
         flow=flow,
         camera_to_world=cameras.camera_to_world.astype(np.float32),
@@ -106,6 +111,7 @@ class SampleStream:
 
     Families are drawn evenly, then kinds of motion within the family, then clips: what repeats in the data (one
     skeleton with many skins) does not rule the training. `families` raises or lowers the share of a family.
+    Without `moving` they are static orbits only, as `random_still_view` sees them.
     """
 
     def __init__(
@@ -116,8 +122,9 @@ class SampleStream:
         resolution: int = 64,
         seed: int = 0,
         families: dict[str, float] | None = None,
+        moving: bool = True,
     ) -> None:
-        self.resolution, self.seed = resolution, seed
+        self.resolution, self.seed, self.moving = resolution, seed, moving
         entries = [entry for entry in read_manifest(assets, split) if entry["licence"] in FREE_LICENCES]
         self.entries = {entry["id"]: entry for entry in entries}
         self.assets = {entry["id"]: read_baked(assets, entry) for entry in entries}
@@ -144,8 +151,8 @@ class SampleStream:
         clips = kinds[rng.integers(len(kinds))]
         name, clip = clips[rng.integers(len(clips))]
         asset = self.assets[name]
-        view = random_view(rng, loop=asset.clips[clip].loop)
-        drawn = render_sample(asset, clip, view, self.resolution)
+        view = random_view(rng, loop=asset.clips[clip].loop) if self.moving else random_still_view(rng)
+        drawn = render_sample(asset, clip, view, self.resolution, moving=self.moving)
         text = caption(self.entries[name], asset.clips[clip].action, rng)
         return OrbitSample(**{**vars(drawn), "caption": text})
 
@@ -165,15 +172,25 @@ def random_view(rng: np.random.Generator, *, loop: bool) -> View:
     span = rng.uniform(0.35, 1.0)
     start = rng.random() if loop else rng.uniform(0, 1 - span)
     direction = np.array([rng.uniform(-1, 1), rng.uniform(-1, 0.2), -rng.uniform(0.2, 1)])
-    ambient = rng.uniform(0.3, 0.6)
+    ambient = rng.uniform(0.35, 0.85)
     return View(
         azimuth=float(rng.choice([0.0, rng.uniform(0, 360)])),
         elevation=float(rng.choice([0.0, rng.uniform(-5, 30)])),
-        light=(*direction, ambient, rng.uniform(0.9, 1.2) - ambient),
+        light=(*direction, ambient, rng.uniform(0.9, 1.15) - ambient),
         gains=tuple(rng.uniform(0.6, 1.3, 3) if rng.random() < 0.5 else (1.0, 1.0, 1.0)),
         start=start,
         span=span,
         size=rng.uniform(0.8, 1.0),
         yaw=rng.uniform(-180, 180) if rng.random() < 0.15 else rng.uniform(-10, 10),
+        mirror=bool(rng.random() < 0.5),
+    )
+
+
+def random_still_view(rng: np.random.Generator) -> View:
+    """A way of looking at one moment of a clip, from the front or (for images, which show any side) from anywhere."""
+    return View(
+        start=float(rng.choice([0.0, rng.random()])),
+        size=rng.uniform(0.9, 1.0),
+        yaw=float(rng.choice([0.0, rng.uniform(-180, 180)])),
         mirror=bool(rng.random() < 0.5),
     )

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From training runs to the weights that are shipped: the averaged networks, in float16, with their card."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from backend.models import kinesplat_small
+from backend.models.text import Vocabulary
+from backend.progress import UserError
+from backend.training import decoder_task, motion_task, static_task
+from backend.training.checkpoint import checkpoints
+from backend.training.config import TrainConfig
+
+TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task}
+
+
+def ship(runs: dict[str, Path], out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+    """Write the model of three runs (motion, decoder, static) to the folder `out`.
+
+    Raises:
+        UserError: a run has no checkpoint, or the runs do not fit together.
+    """
+    parts, trained, configs, vocabularies = {}, {}, {}, set()
+    for task, run in runs.items():
+        found = checkpoints(run)
+        if not found:
+            raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
+        about = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
+        vocabularies.add(vocabulary)
+        configs[task] = TrainConfig(**about)
+        parts[task] = TASKS[task].build(configs[task], vocabulary)
+        parts[task].load_state_dict(load_file(found[-1] / "ema.safetensors"))
+        steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
+        trained[task] = {"steps": steps, "batch": configs[task].batch}
+    if len(vocabularies) > 1 or len({config.resolution for config in configs.values()}) > 1:
+        raise UserError("runs_differ", "The runs have different words or resolutions.", "Train them on the same data.")
+    about = {
+        "name": name,
+        "licence": licence,
+        "resolution": configs["motion"].resolution,
+        "frames": 24,
+        "trained": trained,
+    }
+    kinesplat_small.save(out, parts, vocabulary, about)
