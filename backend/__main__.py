@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     service.add_commands(commands)
     add_generate(commands)
     add_construct(commands)
+    add_evaluate(commands)
     commands.add_parser("warm-up", help="the end of set-up: compile the splatting kernels").set_defaults(func=warm_up)
 
     options = parser.parse_args(arguments)
@@ -74,6 +75,46 @@ def add_construction_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(func=construct)
 
 
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    """`evaluate generation --assets DIR --split NAME --out DIR`: figures and contact sheets."""
+    kinds = commands.add_parser("evaluate", help="measure quality").add_subparsers(metavar="WHAT", required=True)
+    parser = kinds.add_parser(
+        "generation", help="generated motion against true clips, and whether it obeys the motion magnitude"
+    )
+    parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="animated models, manifest.json")
+    parser.add_argument("--split", required=True, metavar="NAME", help="of the manifest")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="gets summary.json, table.md, sheets; a second run goes on from what is there")  # fmt: skip
+    parser.add_argument("--setting", choices=("static3d", "image", "text", "all"), default="static3d",
+                        help="what generation is given (default: the static orbit)")  # fmt: skip
+    parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
+    parser.add_argument("--clips-per-asset", type=positive, default=2, metavar="N")
+    parser.add_argument("--renderer", choices=("cycles", "fast"), default="cycles",
+                        help="of the truth: Blender, or the rasterizer of training (needs baked assets)")  # fmt: skip
+    parser.add_argument("--subjects", type=int, default=4, metavar="N",
+                        help="assets for which the control of motion is measured, 6 generations each")  # fmt: skip
+    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    parser.add_argument("--seeds", type=positive, default=1, metavar="K", help="samples per clip")
+    parser.add_argument("--steps", type=bounded("steps"), default=int(BOUNDS["steps"].default))
+    for name, bound, text in (
+        ("--w1", "guidance_motion", "guidance by prompt and magnitude"),
+        ("--w2", "guidance_static", "guidance away from the static model; 0 is the ablation without it"),
+    ):
+        parser.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, help=text)
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="other weights than the shipped ones")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
+    parser.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D for FVD")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model for CLIP-F and CLIP-O")
+    parser.set_defaults(func=evaluate_generation)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as argparse wants it."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
 def bounded(name: str):
     """A number within the contract's bounds, as argparse wants it."""
     bound = BOUNDS[name]
@@ -116,6 +157,40 @@ def construct(options: argparse.Namespace) -> int:
     if options.work is None:
         shutil.rmtree(work, ignore_errors=True)
     print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    return 0
+
+
+def evaluate_generation(options: argparse.Namespace) -> int:
+    """Evaluate generated motion, with a progress bar."""
+    from backend.console import progress_bar
+    from backend.evaluation.generation import SETTINGS, Sampling, evaluate_generation
+    from backend.evaluation.networks import load_networks
+    from backend.evaluation.shipped import shipped_generator
+    from backend.evaluation.truth import chosen_clips
+    from backend.progress import Run
+
+    networks = load_networks(options.lpips, options.i3d, options.clip)
+    clips = chosen_clips(options.assets, options.split, options.clips_per_asset)
+    generator = shipped_generator(options.weights)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as show:
+        summary = evaluate_generation(
+            options.assets,
+            clips,
+            options.out,
+            generator,
+            settings=SETTINGS if options.setting == "all" else (options.setting,),
+            sampling=Sampling(options.seed, options.steps, options.w1, options.w2),
+            seeds=options.seeds,
+            renderer=options.renderer,
+            limit=options.limit,
+            control_subjects=options.subjects,
+            networks=networks,
+            run=Run(options.out, on_progress=show),
+        )
+    for name, value in summary["mean"].items():
+        print(f"{name:<24}{value:8.3f}")
+    print(f"{len(summary['assets'])} clips; look at {options.out / 'table.md'} and {options.out / 'sheets'}")
     return 0
 
 

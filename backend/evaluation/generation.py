@@ -222,9 +222,10 @@ def _evaluate_setting(
     for index, truth in enumerate(truths):
         own = []
         for k, one in enumerate(samplings):
-            part = _part_of(run, index * seeds + k, len(truths) * seeds)
-            static = _static_orbit(setting, truth, cache, one, part)
-            own.append(cache.moving(static, truth.cameras, truth.clip.prompt, truth.magnitude, one, part))
+            done = 2 * (index * seeds + k)
+            first, second = (_part_of(run, done + step, 2 * len(truths) * seeds) for step in range(2))
+            static = _static_orbit(setting, truth, cache, one, first)
+            own.append(cache.moving(static, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
         generated.append(own)
 
     run.begin(_stage("Control of motion", setting))
@@ -256,8 +257,9 @@ def _part_of(run: Run, done: int, total: int) -> Run:
     def forward(progress: Progress) -> None:
         run.report(done + progress.fraction, total)
 
-    run.report(done, total)
-    return Run(run.folder, on_progress=forward)
+    part = Run(run.folder, on_progress=forward)
+    part.plan({"": 1.0})
+    return part
 
 
 def _row(setting: str, truth: Truth, own: list[Generated], networks: Networks) -> dict:

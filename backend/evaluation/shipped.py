@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The generator that the product uses, as evaluation takes it."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from backend.evaluation.generation import Generator
+from backend.models.kinesplat_small import CARD, FOLDER, load
+from backend.pipelines import diffusion4d
+
+BACKEND = Path(__file__).resolve().parents[1]
+ROOMS = ("models", "guidance", "pipelines")  # whose code decides what comes out
+
+
+def shipped_generator(weights: Path | None = None) -> Generator:
+    """kinesplat-small with the shipped weights or with those in a folder; on the GPU where there is one.
+
+    Raises:
+        UserError: the weights cannot be loaded.
+    """
+    folder = weights or FOLDER
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(folder, device)
+    digest = hashlib.sha256((folder / CARD).read_bytes())  # the card holds the checksums of the weights
+    for path in sorted(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return Generator(
+        moving=partial(diffusion4d.generate_moving, model=model),
+        static=partial(diffusion4d.generate_static, model=model),
+        version=f"{model.name} on {device}, {digest.hexdigest()[:12]}",
+    )
