@@ -84,7 +84,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="animated models, manifest.json")
     parser.add_argument("--split", required=True, metavar="NAME", help="of the manifest")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="gets summary.json, table.md, sheets; a second run goes on from what is there")  # fmt: skip
+                        help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
     parser.add_argument("--setting", choices=("static3d", "image", "text", "all"), default="static3d",
                         help="what generation is given (default: the static orbit)")  # fmt: skip
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from backend import __version__
 from backend.evaluation import motion_metrics as motion
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
-from backend.evaluation.metrics import alpha_iou, over_white, ssim
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, ssim
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
 from backend.evaluation.truth import ChosenClip, Truth, make_truths, premultiplied
@@ -229,7 +229,7 @@ def _evaluate_setting(
         generated.append(own)
 
     run.begin(_stage("Control of motion", setting))
-    control = _control(setting, truths, cache, sampling, control_subjects, run)
+    control = _control(setting, truths, cache, sampling, control_subjects, out / "sheets", run)
 
     run.begin(_stage("Measuring", setting))
     rows = []
@@ -311,18 +311,25 @@ def _likeness(shown: torch.Tensor, true: torch.Tensor, networks: Networks) -> di
     a, b = over_white(shown)[1:], over_white(true)[1:]
     similarity = float(ssim(a, b).mean())
     values = {"psnr": motion.clip_psnr(shown, true), "ssim": similarity, "dssim": (1 - similarity) / 2}
+    values["psnr_foreground"] = float(foreground_psnr(shown[1:], true[1:]).mean())
     values["iou"] = float(alpha_iou(shown[1:, ..., 3], true[1:, ..., 3]).mean())
     if networks.lpips is not None:
         values["lpips"] = float(networks.lpips(a, b).mean())
     return values
 
 
-def _control(setting: str, truths: list[Truth], cache: Cache, sampling: Sampling, subjects: int, run: Run) -> dict:
-    """Whether the measured motion magnitude follows the requested one, and whether m = 0 keeps the static orbit."""
+def _control(
+    setting: str, truths: list[Truth], cache: Cache, sampling: Sampling, subjects: int, sheets: Path, run: Run
+) -> dict:
+    """Whether the measured motion magnitude follows the requested one, and whether m = 0 keeps the static orbit.
+
+    {"mean", "by_clip"}; writes a sheet with one row per magnitude.
+    """
     chosen = list({truth.clip.entry["id"]: truth for truth in reversed(truths)}.values())[::-1][:subjects]
     asked: list[float] = []
     measured: list[float] = []
     by_clip: dict[str, dict] = {}
+    blocks = []
     for index, truth in enumerate(chosen):
         static = _static_orbit(setting, truth, cache, sampling, _part_of(run, index, len(chosen)))
         own = {}
@@ -338,8 +345,12 @@ def _control(setting: str, truths: list[Truth], cache: Cache, sampling: Sampling
         }
         asked += LADDER
         measured += values
+        rows = [SheetRow(f"m {m:g} -> {one.magnitude:.2f}", on_white(one.moving)) for m, one in own.items()]
+        blocks.append(sheet(f'{truth.clip.entry["id"]}: "{truth.clip.prompt}"   asked -> measured', rows))
     if not chosen:
         return {"by_clip": {}, "mean": {}}
+    sheets.mkdir(parents=True, exist_ok=True)
+    stacked(blocks).save(sheets / f"{setting}_control.png")
     mean = {
         "spearman": motion.spearman(asked, measured),  # over all objects together
         "spearman_per_object": float(np.mean([one["spearman"] for one in by_clip.values()])),
@@ -439,7 +450,12 @@ def _table(setting: str, result: dict) -> str:
     for label, values in [*((f"{row['asset']} {row['action']}", row) for row in result["assets"]), ("**mean**", mean)]:
         lines.append(f"| {label.replace('|', '/')} | " + " | ".join(_cell(values.get(name)) for name in names) + " |")
     rest = {name: value for name, value in mean.items() if name.startswith("fvd") or name == "spearman_per_object"}
-    lines += ["", *(f"- {name}: {_cell(value)}" for name, value in rest.items()), ""]
+    lines += ["", *(f"- {name}: {_cell(value)}" for name, value in rest.items())]
+    for row in result["assets"]:
+        if "ladder" in row:
+            steps = ", ".join(f"{asked} -> {measured:.2f}" for asked, measured in row["ladder"].items())
+            lines.append(f"- m asked -> measured, {row['asset']}: {steps}")
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -141,6 +141,7 @@ def test_other_settings_and_sheets(truths: list[Truth], tmp_path: Path) -> None:
     for setting in summary["settings"]:
         assert len(list((tmp_path / "sheets" / setting).glob("*.png"))) == 2
         assert (tmp_path / "sheets" / f"{setting}_overview.png").exists()
+        assert (tmp_path / "sheets" / f"{setting}_control.png").exists()
         assert f"## {setting}" in (tmp_path / "table.md").read_text()
     with Image.open(next((tmp_path / "sheets" / "static3d").glob("*cat*"))) as sheet:
         grey = np.asarray(sheet)[-100:, 150:]  # the last row: nothing is wrong anywhere
