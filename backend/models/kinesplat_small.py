@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from backend.models.motion_latents import MotionDecoder
 from backend.models.small import SmallConfig, SmallVideoNet
@@ -94,10 +95,10 @@ def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary
         files[part] = []
         for number, tensors in enumerate(_shards(network.state_dict())):
             name = f"{part}-{number}.safetensors"
-            with atomic_file(folder / name) as path:
-                save_file(tensors, path)
-            with open(folder / name, "rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            content = serialize(tensors)
+            with atomic_file(folder / name) as file:
+                file.write(content)
+            digests[name] = hashlib.sha256(content).hexdigest()
             files[part].append(name)
     card = {
         "format": FORMAT,
@@ -112,8 +113,8 @@ def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary
         "files": files,
         "sha256": digests,
     }
-    with atomic_file(folder / CARD) as path:
-        Path(path).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    with atomic_file(folder / CARD) as file:
+        file.write(json.dumps(card, indent=1).encode())
 
 
 def _small_config(sizes: dict) -> SmallConfig:

@@ -34,7 +34,7 @@ PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
 FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
-AMPLITUDE_LIMITS = (0.5, 2.0)  # how far the solved amplitude may lie from the network's own
+AMPLITUDE_LIMITS = (1 / 3, 3.0)  # how far the solved amplitude may lie from the network's own
 MAX_IMAGE_PIXELS = 50_000_000
 
 
