@@ -45,7 +45,7 @@ class BakedAsset:
     matrices: list[np.ndarray]  # per clip [24, B, 3, 4] float32
 
     def poses(self, clip: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices and normals [T, V, 3] float32 at fractional stored frames [T] (loops wrap, others stop at the ends)."""
+        """Vertices and normals [T, V, 3] float32 at fractional stored frames [T]; loops wrap, others stop."""
         stored = self.matrices[clip]
         last = len(stored) - 1  # a loop's last frame is its first
         frames = np.mod(frames, last) if self.clips[clip].loop else np.clip(frames, 0, last)

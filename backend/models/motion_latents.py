@@ -79,7 +79,7 @@ def warp(static: Tensor, flow: Tensor, viewmats: Tensor, focal: Tensor) -> Tenso
 
 
 class MotionDecoder(nn.Module):
-    """Motion latents and static orbit -> moving orbit: warp, then mend. The mending is learned at the network's size."""
+    """Motion latents and static orbit -> moving orbit: warp, then mend, which is learned at the network's size."""
 
     def __init__(self, width: int = 64, blocks: int = 3) -> None:
         super().__init__()

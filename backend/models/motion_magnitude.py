@@ -70,4 +70,5 @@ class MagnitudeEmbedding(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, magnitude: Tensor) -> Tensor:  # [B] -> [B, width]
+        """Embed m."""
         return self.outer(nn.functional.silu(self.inner(magnitude[:, None] / self.scale)))

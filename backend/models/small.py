@@ -112,10 +112,8 @@ class SmallVideoNet(nn.Module):
             skips.append(x)
         for level in reversed(range(len(self.encoder))):
             for part in self.decoder[level]:
-                if isinstance(part, nn.Linear):
-                    x = part(torch.cat([x, skips[level]], -1))
-                else:
-                    x = part(x, *context)
+                joins = isinstance(part, nn.Linear)
+                x = part(torch.cat([x, skips[level]], -1)) if joins else part(x, *context)
             if level:
                 x = channels_to_blocks(self.ups[level - 1](x))
         out = self.exit(channels_first(functional.silu(self.exit_norm(x)))).unflatten(0, (batch, frames))
@@ -143,6 +141,7 @@ class Block(nn.Module):
         self.attention = Attention(channels, config) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, text: Tensor, absent: Tensor, frames: int) -> Tensor:
+        """x [B T, H, W, C]; embedding [B T, E]; text, absent as `TextEncoder` gives them."""
         scale, shift = self.film(embedding)[:, None, None].chunk(2, -1)
         hidden = functional.silu(torch.addcmul(shift, self.norm_in(x), 1 + scale))
         hidden = functional.silu(self.norm_out(self.conv_in(hidden)))
@@ -161,7 +160,8 @@ def Conv(inputs: int, outputs: int, kernel: int) -> nn.Module:  # noqa: N802 - m
 class SpatialConv(nn.Conv2d):
     """A convolution whose pictures are [N, H, W, C]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> the same with other channels
+        """Convolve."""
         return channels_last(super().forward(channels_first(x)))
 
 
@@ -180,6 +180,7 @@ class Attention(nn.Module):
         self.out_text = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, text: Tensor, absent: Tensor, frames: int) -> Tensor:
+        """x [B T, H, W, C]; text, absent as `TextEncoder` gives them."""
         shape = x.shape
         x = x.reshape(shape[0] // frames, -1, shape[-1])
         query, key, value = map(self._split, self.qkv(self.norm_self(x)).chunk(3, -1))
@@ -219,7 +220,8 @@ class TextEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # [B, L] -> [B, 1 + L, width], absent [B, 1 + L] bool
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> encoded [B, 1 + L, width], and where there is no word: [B, 1 + L] bool."""
         absent = functional.pad(tokens == 0, (1, 0), value=False)
         embedded = torch.cat([self.whole.expand(len(tokens), 1, -1), self.words(tokens)], 1)
         hidden = self.layer(embedded, src_key_padding_mask=absent)
@@ -240,17 +242,21 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def channels_first(x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, C, H, W] in channels-last memory, a view
+def channels_first(x: Tensor) -> Tensor:
+    """[N, H, W, C] -> [N, C, H, W] in channels-last memory; a view."""
     return x.permute(0, 3, 1, 2)
 
 
-def channels_last(x: Tensor) -> Tensor:  # the reverse
+def channels_last(x: Tensor) -> Tensor:
+    """The reverse of `channels_first`."""
     return x.permute(0, 2, 3, 1)
 
 
-def blocks_to_channels(x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, H/2, W/2, 4 C]
+def blocks_to_channels(x: Tensor) -> Tensor:
+    """[N, H, W, C] -> [N, H/2, W/2, 4 C]."""
     return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
 
 
-def channels_to_blocks(x: Tensor) -> Tensor:  # the reverse
+def channels_to_blocks(x: Tensor) -> Tensor:
+    """The reverse of `blocks_to_channels`."""
     return x.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)

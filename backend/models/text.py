@@ -15,41 +15,8 @@ MAX_TOKENS = 12
 PAD = 0
 
 STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "is",
-        "are",
-        "be",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "and",
-        "or",
-        "with",
-        "its",
-        "it",
-        "his",
-        "her",
-        "their",
-        "while",
-        "that",
-        "this",
-        "as",
-        "by",
-        "for",
-        "from",
-        "into",
-        "very",
-        "please",
-        "make",
-        "let",
-        "some",
-        "one",
-    ]
+    """a an the is are be of in on at to and or with its it his her their while that this as by for from into
+    very please make let some one""".split()
 )
 IRREGULAR = {
     "running": "run", "ran": "run", "swimming": "swim", "swam": "swim", "hitting": "hit", "sitting": "sit",
