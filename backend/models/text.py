@@ -16,7 +16,7 @@ PAD = 0
 
 STOP_WORDS = frozenset(
     """a an the is are be of in on at to and or with its it his her their while that this as by for from into
-    very please make let some one""".split()
+    very please make let some one""".split()  # noqa: SIM905
 )
 IRREGULAR = {
     "running": "run", "ran": "run", "swimming": "swim", "swam": "swim", "hitting": "hit", "sitting": "sit",
