@@ -21,7 +21,6 @@ from .contract.orbit import Cameras, Orbit, frame_name
 from .contract.requests import (
     BOUNDS,
     GENERATED_FRAMES,
-    GENERATED_RESOLUTION,
     MAX_NAME_LENGTH,
     build_request,
     file_sha256,
@@ -137,7 +136,7 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     orbit = Orbit(frames=options.frames, elevation=options.elevation)
     how = {"samples": options.samples, "engine": None if options.engine == "AUTO" else options.engine}
     how_moving = {"resolution": options.resolution, "static": options.capture_static, **how}
-    how_still = {"resolution": GENERATED_RESOLUTION, "fps": BOUNDS["fps"].default, **how}
+    how_still = {"resolution": options.resolution, "fps": BOUNDS["fps"].default, **how}
     generation, quality, seeds = _generation_options(options), _quality(options), _seeds(options)
 
     def steps() -> Steps:

@@ -58,7 +58,7 @@ class Films:
             return []
         self._captions[uid] = caption(frames)
         icons = []
-        for index, picture in enumerate(on_backdrop(frames.moving)):
+        for index, picture in enumerate(on_backdrop(cropped(frames.moving))):
             preview = self._icons.new(f"{uid} {index}")
             preview.image_size = picture.shape[1], picture.shape[0]
             preview.image_pixels_float.foreach_set(np.ascontiguousarray(picture[::-1]).ravel())
@@ -67,8 +67,17 @@ class Films:
 
 
 def caption(frames: GeneratedFrames) -> str:
-    """`Seed 3, moves 2.1 (asked 3.0)`."""
-    return f"Seed {frames.seed}, moves {frames.motion_measured:.1f} (asked {frames.motion:.1f})"
+    """Two short lines."""
+    return f"Seed {frames.seed}\nMotion {frames.motion_measured:.1f}"
+
+
+def cropped(pictures: np.ndarray) -> np.ndarray:  # [T, S, S, 4] uint8 -> [T, s, s, 4]
+    """The smallest square in the middle of all pictures that the subject never leaves."""
+    half = pictures.shape[1] / 2
+    _, rows, columns = np.nonzero(pictures[..., 3] > 8)
+    reach = np.abs(np.concatenate([rows, columns]) + 0.5 - half).max(initial=0)
+    edge = max(int(half - reach) - 1, 0) if reach else 0
+    return pictures[:, edge : len(pictures[0]) - edge, edge : len(pictures[0]) - edge]
 
 
 def on_backdrop(pictures: np.ndarray) -> np.ndarray:  # [..., 4] uint8, straight alpha -> [..., 4] float32, opaque

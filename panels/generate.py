@@ -116,8 +116,7 @@ class KINESPLAT_PT_capture(SidebarPanel, bpy.types.Panel):
         layout.use_property_split = True
         layout.use_property_decorate = False
         options = context.scene.kinesplat
-        if not settings.invents_motion(context):
-            layout.prop(options, "resolution")
+        layout.prop(options, "resolution")
         layout.prop(options, "elevation")
         if not settings.invents_motion(context):
             layout.prop(options, "capture_static")

@@ -60,7 +60,9 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
     if job.preview_icon:
         layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
     draw_progress(layout, job)
-    draw_sentences(layout, context, job)
+    draw_errors(layout, context, job)
+    for warning in job.warnings.splitlines():
+        draw_sentence(layout, context, warning, icon="INFO")
 
     buttons = layout.row(align=True)
 
@@ -90,43 +92,41 @@ def draw_candidates(
     grid = layout.grid_flow(row_major=True, columns=min(len(jobs), 2), even_columns=True)
     for job in jobs:
         draw_candidate(grid.box().column(), context, job)
+    for warning in dict.fromkeys(line for job in jobs for line in job.warnings.splitlines()):  # mostly the same ones
+        draw_sentence(layout, context, warning, icon="INFO")
 
 
 def draw_candidate(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
     """One of the candidates."""
     if job.preview_icon:
         layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
-    if job.caption:
-        row = layout.row()
-        row.alignment = "CENTER"
-        row.label(text=job.caption, translate=False)
-    else:
-        layout.label(text=job.name, icon=STATES.get(job.state, UNKNOWN)[1], translate=False)
+    lines = job.caption.splitlines() or [job.name.rpartition(", ")[2]]
+    row = layout.row(align=True)
+    row.label(text=lines[0], translate=False)
+    if job.has_result and not job.is_fetching:
+        row.operator("kinesplat.open_frames", text="", icon="IMAGE_DATA").uid = job.uid
+    if job.state in ("queued", "running"):
+        row.operator("kinesplat.cancel_job", text="", icon="X").uid = job.uid
+    if job.state in ("failed", "cancelled", REFUSED):
+        row.operator("kinesplat.retry_job", text="", icon="FILE_REFRESH").uid = job.uid
+    if job.state not in ("queued", "running", "cancelling"):
+        row.operator("kinesplat.remove_job", text="", icon="TRASH").uid = job.uid
+    for line in lines[1:]:
+        layout.label(text=line, translate=False)
     draw_progress(layout, job)
-    draw_sentences(layout, context, job)
+    draw_errors(layout, context, job)
     if job.has_result and not job.is_fetching:
         row = layout.row()
         row.scale_y = 1.3
         row.operator("kinesplat.build_job", text="Build This One").uid = job.uid
-    buttons = layout.row(align=True)
-    if job.has_result and not job.is_fetching:
-        buttons.operator("kinesplat.open_frames", text="Open", icon="IMAGE_DATA").uid = job.uid
-    if job.state in ("queued", "running"):
-        buttons.operator("kinesplat.cancel_job", text="Cancel", icon="X").uid = job.uid
-    if job.state in ("failed", "cancelled", REFUSED):
-        buttons.operator("kinesplat.retry_job", text="Retry", icon="FILE_REFRESH").uid = job.uid
-    if job.state not in ("queued", "running", "cancelling"):
-        buttons.operator("kinesplat.remove_job", text="Remove", icon="TRASH").uid = job.uid
 
 
-def draw_sentences(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
-    """What went wrong with a job, and what its maker wants to be known."""
+def draw_errors(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
+    """What went wrong with a job, and what to do about it."""
     if job.message:
         draw_sentence(layout, context, job.message, icon="ERROR")
     if job.hint:
         draw_sentence(layout, context, job.hint, icon="INFO")
-    for warning in job.warnings.splitlines():
-        draw_sentence(layout, context, warning, icon="INFO")
 
 
 def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) -> None:

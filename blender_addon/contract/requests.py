@@ -61,7 +61,6 @@ GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
 MAX_NAME_LENGTH = 200
 MAX_PROMPT_LENGTH = 500  # letters
 GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from
-GENERATED_RESOLUTION = 64  # pixels, square: what kinesplat-small sees and makes
 
 
 def orbit_request(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from backend.service.schema import RequestModel
 from blender_addon.contract.frames import write_frames
 from blender_addon.contract.orbit import Cameras
-from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, GENERATED_RESOLUTION
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
 from tests.addon.fake_backend import FakeBackend
 from tests.blender.test_operators import active_job, error_of, why_not
 from tests.contract.clips import random_frames
@@ -62,7 +62,7 @@ def board(part):
 
 def test_a_still_object_is_sent_as_it_stands(options, backend, part) -> None:
     cube = still_cube(x=5.0)
-    options.prompt, options.motion, options.seed = "  it  jumps ", 4.5, 7
+    options.prompt, options.motion, options.seed, options.resolution = "  it  jumps ", 4.5, 7, 96
     assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
     request = only_request(backend)
     assert (request["kind"], request["pipeline"], request["name"]) == ("object", "diffusion4d", "Box")
@@ -73,12 +73,12 @@ def test_a_still_object_is_sent_as_it_stands(options, backend, part) -> None:
     assert settings["result"] == "clip"
     static = request["inputs"]["static"]
     cameras = Cameras.from_json(static["cameras"])
-    assert (cameras.width, cameras.height) == (GENERATED_RESOLUTION, GENERATED_RESOLUTION)
+    assert (cameras.width, cameras.height) == (96, 96)
     assert len(static["frames"]) == GENERATED_FRAMES
     assert not cameras.times.any()
     assert np.allclose(cameras.camera_to_world[0], cameras.camera_to_world[-1])  # a closed orbit
     picture = np.asarray(Image.open(io.BytesIO(backend.blobs[static["frames"][0]])))
-    assert picture.shape == (GENERATED_RESOLUTION, GENERATED_RESOLUTION, 4)
+    assert picture.shape == (96, 96, 4)
     assert 0.1 < (picture[..., 3] > 128).mean() < 0.9
     assert request["inputs"]["surface"] in backend.blobs
     record = board(part).record(active_job().uid)
@@ -318,12 +318,17 @@ def test_a_film(options, part, tmp_path) -> None:
     pictures = film.on_backdrop(frames.moving)
     assert (pictures[0] == (1, 0, 0, 1)).all()
     assert np.allclose(pictures[1], (film.BACKDROP, film.BACKDROP, film.BACKDROP, 1))
+    small = np.zeros((3, 64, 64, 4), np.uint8)
+    small[1, 20:30, 10:30] = 255
+    assert film.cropped(small).shape == (3, 46, 46, 4)  # 22 pixels from the middle to the left, and one more
+    assert film.cropped(small)[1, ..., 3].sum() == small[1, ..., 3].sum()
+    assert film.cropped(small[:1]).shape == (1, 64, 64, 4)  # nothing to be seen
     path = tmp_path / "frames.npz"
     write_frames(path, frames)
     films = film.Films()
     try:
         assert films.icon("uid", path, 0) == 0
-        assert films.caption("uid") == "Seed 9, moves 2.1 (asked 3.0)"
+        assert films.caption("uid") == "Seed 9\nMotion 2.1"
         films.keep_only([])
         assert films.caption("uid") == ""
         path.write_bytes(b"broken")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from backend.service.settings import Settings
+from tests.service.running import SERVE
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
@@ -63,8 +66,20 @@ def work(tmp_path, request):
 def backend_home(work):
     """The data folder of a backend that runs outside Blender, as a process of its own."""
     home = work / "backend"
+    yield from _serve(work, ["-m", "backend", "serve", "--home", home, "--min-free-gb", "0.1"])
+
+
+@pytest.fixture
+def swaying_home(work):
+    """The same with pipelines that need no network: what they generate sways."""
+    settings = Settings(work / "backend", pipelines="tests.window.swaying:PIPELINES", min_free=0)
+    yield from _serve(work, ["-c", SERVE, settings.to_json()])
+
+
+def _serve(work, arguments):
+    home = work / "backend"
     log = open(work / "backend.txt", "w")  # noqa: SIM115 - lives as long as the process
-    command = [sys.executable, "-m", "backend", "serve", "--home", home, "--min-free-gb", "0.1"]
+    command = [sys.executable, *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         deadline = time.monotonic() + 120

@@ -73,6 +73,29 @@ def test_generate_and_import_by_mouse(blender, work, archive, backend_home):
     assert np.abs(still[viewport] - later[viewport]).mean() > 0.05, "the Gaussians do not move with the timeline"
 
 
+def test_a_still_fox_gets_a_motion(blender, work, archive, swaying_home):
+    """Candidates play side by side, open as an image sequence, and the one that is chosen is built."""
+    shutil.copy(archive, work)
+    shutil.copy(EXAMPLES / "fox.glb", work)
+    environment = {"KINESPLAT_HOME": f"{blender.inside(work)}/backend"}
+    result = play(blender, work, "choose.py", limit=540, environment=environment)
+
+    assert [caption.split("\n")[0] for caption in result["captions"]] == ["Seed 1", "Seed 2"]
+    assert result["warnings"] == ["The model does not know: wonderfully."] * 2
+    assert result["group"] == 1
+    assert result["icons"] >= 5, "the candidates do not play"
+    assert result["longest_tick_playing"] < 0.05, "playing holds Blender up"
+    assert result["image"] == {
+        "name": "Armature, Seed 1", "frames": 24, "shown_1": "frame_000.png", "shown_24": "frame_023.png"
+    }  # fmt: skip
+    assert result["built"]["state"] == "succeeded", result["built"]
+    distance = np.linalg.norm(np.subtract(result["centre"], result["fox_centre"]))
+    assert distance < 0.25 * result["fox_size"], "the Gaussians do not lie where the fox stands"
+    still, later = picture(work, "6_imported"), picture(work, "7_frame_8")
+    viewport = np.s_[100:700, 100:1000]
+    assert np.abs(still[viewport] - later[viewport]).mean() > 0.05, "the Gaussians do not move with the timeline"
+
+
 def test_leave_in_mid_job_and_come_back(blender, work, archive, backend_home):
     """The backend owns the job: another file, or no Blender at all, does it no harm."""
     shutil.copy(archive, work)
