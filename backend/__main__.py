@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_generate(commands)
     add_construct(commands)
     add_evaluate(commands)
+    add_train(commands)
     commands.add_parser("warm-up", help="the end of set-up: compile the splatting kernels").set_defaults(func=warm_up)
 
     options = parser.parse_args(arguments)
@@ -108,6 +109,37 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(func=evaluate_generation)
 
 
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """`train diffusion4d --config NAME --assets DIR --out DIR`, and `train pack` for moving a run elsewhere."""
+    kinds = commands.add_parser("train", help="train the networks").add_subparsers(metavar="WHAT", required=True)
+    parser = kinds.add_parser("diffusion4d", help="the networks that invent motion; see docs/training.md")
+    parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                        help="another value for one line of the configuration; may be repeated")  # fmt: skip
+    parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="baked animated models")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="checkpoints, figures, sheets; the same command goes on from there")  # fmt: skip
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=minutes, metavar="M", help="length of the run; the learning rate follows it")
+    length.add_argument("--steps", type=positive, metavar="N", help="the same in steps: exactly repeatable")
+    parser.add_argument("--resume", type=Path, metavar="DIR",
+                        help="run, checkpoint or packed run to train on, by a new --minutes or --steps")  # fmt: skip
+    parser.add_argument("--weights", type=Path, metavar="DIR",
+                        help="I2VGen-XL in diffusers' layout, for the published size")  # fmt: skip
+    parser.set_defaults(func=train)
+    packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
+    packing.add_argument("run", type=Path, metavar="RUN")
+    packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
+    packing.set_defaults(func=pack_run)
+
+
+def minutes(text: str) -> float:
+    """A time above 0, as argparse wants it."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return float(text)
+
+
 def positive(text: str) -> int:
     """A whole number above 0, as argparse wants it."""
     if int(text) < 1:
@@ -191,6 +223,36 @@ def evaluate_generation(options: argparse.Namespace) -> int:
     for name, value in summary["mean"].items():
         print(f"{name:<24}{value:8.3f}")
     print(f"{len(summary['assets'])} clips; look at {options.out / 'table.md'} and {options.out / 'sheets'}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train until the plan is done, or somebody stops it."""
+    try:
+        from backend.training.train_diffusion4d import read_config
+        from backend.training.train_diffusion4d import train as run_training
+    except ModuleNotFoundError as error:
+        hint = 'Install what training needs: pip install ".[train]".'
+        raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
+    changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
+    done = run_training(
+        read_config(options.config, changes),
+        options.assets,
+        options.out,
+        minutes=options.minutes,
+        steps=options.steps,
+        resume=options.resume,
+    )
+    return 0 if done else 130
+
+
+def pack_run(options: argparse.Namespace) -> int:
+    """Pack a run for moving."""
+    from backend.training.checkpoint import pack
+
+    folder = pack(options.run, options.out)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 2**20:.1f} MiB. Go on with: train diffusion4d --resume {folder} ...")
     return 0
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from backend.data.baked import BakedAsset, read_baked, read_manifest
 from backend.data.captions import action, caption
 from backend.data.mesh_raster import rasterize_views
+from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
 FRAMES = 24
@@ -126,6 +127,8 @@ class SampleStream:
     ) -> None:
         self.resolution, self.seed, self.moving = resolution, seed, moving
         entries = [entry for entry in read_manifest(assets, split) if entry["licence"] in FREE_LICENCES]
+        if not entries:
+            raise BadFileError(f"{assets} has no assets of the split {split!r} under a free licence.")
         self.entries = {entry["id"]: entry for entry in entries}
         self.assets = {entry["id"]: read_baked(assets, entry) for entry in entries}
         groups: dict[str, dict[str, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))

@@ -22,7 +22,8 @@ from backend.progress import UserError
 PREDICTION = "v_prediction"
 FPS = 8.0  # that VideoMV always tells its base
 NEGATIVE_PROMPT = (  # VideoMV's unconditional branch is this text, not the empty one
-    "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, disconnected limbs, Ugly faces, incomplete arms"
+    "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, disconnected limbs, Ugly faces, "
+    "incomplete arms"
 )
 FRONT_TO_X = ((0.0, -1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))  # our orbits start at -Y, VideoMV's at +X
 

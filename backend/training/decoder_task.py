@@ -11,17 +11,16 @@ from backend.models import motion_latents
 from backend.models.motion_magnitude import motion_magnitude
 
 if TYPE_CHECKING:
-    from backend.training.train_diffusion4d import Batch, TrainConfig
+    from backend.training.batches import Batch
+    from backend.training.config import TrainConfig
 
 
-def build(config: "TrainConfig", vocabulary: object) -> motion_latents.MotionDecoder:  # noqa: ARG001 - as all tasks
+def build(config: "TrainConfig", vocabulary: object) -> motion_latents.MotionDecoder:
     """The decoder, freshly initialised."""
     return motion_latents.MotionDecoder(**config.network)
 
 
-def loss(
-    network: torch.nn.Module, batch: "Batch", config: "TrainConfig", noise: torch.Generator
-) -> dict[str, Tensor]:
+def loss(network: torch.nn.Module, batch: "Batch", config: "TrainConfig", noise: torch.Generator) -> dict[str, Tensor]:
     """Absolute error of the decoded moving frames, and of the warp alone for comparison.
 
     Half of the latents are disturbed, smoothly, as a network's are: the decoder must not count on perfect ones.

@@ -13,7 +13,8 @@ from backend.models.text import Vocabulary
 from backend.training.timesteps import timesteps
 
 if TYPE_CHECKING:
-    from backend.training.train_diffusion4d import Batch, TrainConfig
+    from backend.training.batches import Batch
+    from backend.training.config import TrainConfig
 
 PIXEL_CHANNELS = 16  # RGBA in 2 x 2 blocks
 
@@ -25,9 +26,7 @@ def build(config: "TrainConfig", vocabulary: Vocabulary) -> SmallVideoNet:
     return SmallVideoNet(SmallConfig(**channels, vocabulary=len(vocabulary.words), magnitude=False, **sizes))
 
 
-def loss(
-    network: torch.nn.Module, batch: "Batch", config: "TrainConfig", noise: torch.Generator
-) -> dict[str, Tensor]:
+def loss(network: torch.nn.Module, batch: "Batch", config: "TrainConfig", noise: torch.Generator) -> dict[str, Tensor]:
     """Denoising loss on static orbits, in pixels."""
     size, device = len(batch.tokens), batch.tokens.device
     pixels = functional.pixel_unshuffle(batch.static.flatten(0, 1), 2).unflatten(0, batch.static.shape[:2])
@@ -44,7 +43,9 @@ def loss(
     eps = torch.randn(clean.shape, generator=noise).to(device)
     times = torch.zeros_like(batch.times)
     noisy = add_noise(clean, eps, timestep)
-    predicted = network(noisy, condition, timestep, times, batch.camera_to_world, batch.tokens * worded[:, None]).float()
+    predicted = network(
+        noisy, condition, timestep, times, batch.camera_to_world, batch.tokens * worded[:, None]
+    ).float()
 
     alpha = functional.avg_pool2d(batch.static[:, :, 3:].flatten(0, 1), 2)
     weight = 0.15 + functional.max_pool2d(alpha, 3, 1, 1).unflatten(0, clean.shape[:2])

@@ -1,219 +1,239 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Training of the networks of kinesplat-small, on baked assets that are drawn while it trains.
+"""Training of the networks of Diffusion4D, on baked assets that are drawn while it trains.
 
-Samples, noise and dropout are functions of (seed, step) alone, and a checkpoint holds everything else: a resumed run
-is the uninterrupted run, bit for bit on the CPU.
+Samples, noise and dropout are functions of (seed, number of the sample) alone, and a checkpoint holds everything else:
+a resumed run is the uninterrupted run, bit for bit on the CPU. Several GPUs: `accelerate launch -m backend train ...`.
 """
 
+import contextlib
+import copy
 import json
 import time
-import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import nn
 
-from backend.data.samples import OrbitSample, SampleStream
-from backend.models import motion_latents
-from backend.models.diffusion import add_noise, alphas_cumprod
-from backend.models.motion_magnitude import latent_magnitude, motion_magnitude, reconstruction_loss
-from backend.models.small import SmallConfig, SmallVideoNet
+from backend.data.samples import SampleStream
 from backend.models.text import Vocabulary, words
-from backend.training.checkpoint import load_checkpoint, save_checkpoint
+from backend.progress import UserError
+from backend.training import decoder_task, motion_task, motion_validation, published_task, static_task
+from backend.training.batches import Batch, draw, draw_now, micro_batches
+from backend.training.checkpoint import load_checkpoint, newest_checkpoint, read_state, save_checkpoint
+from backend.training.config import TrainConfig, read_config  # noqa: F401 - read_config belongs to train
+from backend.training.interrupts import stop_on_signals
+from backend.training.logbook import Logbook, Meter, progress_line
+from backend.training.plan import Plan, learning_rate, make_plan
+
+# A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...}.
+TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "published": published_task}
+VALIDATIONS = {"motion": motion_validation}  # validate(network, batch, seed) -> figures, sheet; SAMPLES
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run; see `configs/`."""
+def train(
+    config: TrainConfig,
+    assets: Path,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: Path | None = None,
+) -> bool:
+    """Train, writing checkpoints, figures and sheets to the folder `out`; True if the plan is done.
 
-    task: str  # "motion" or "static"
-    network: dict
-    resolution: int = 64
-    seed: int = 0
-    batch: int = 4  # per process
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    ema: float = 0.998
-    warmup: int = 100
-    decay: float = 0.25
-    drop_all: float = 0.1
-    drop_text: float = 0.1
-    static: float = 0.05
-    reconstruction_weight: float = 0.3
-    precision: str = "auto"
-    families: dict = field(default_factory=dict)
+    Where `out` has a checkpoint of an earlier attempt, training goes on from it and `minutes` or `steps` are the
+    length of the whole. `resume` names a run, a checkpoint or a packed run to go on from with a *new* plan of that
+    length (see `plan.make_plan`); its learning rate warms up again.
 
-
-def read_config(path: Path) -> TrainConfig:
-    """A run's configuration from a TOML file."""
-    with open(path, "rb") as file:
-        return TrainConfig(**tomllib.load(file))
-
-
-@dataclass
-class Batch:
-    """Samples as the networks take them."""
-
-    moving: Tensor  # [B, T, 4, H, W] premultiplied RGBA
-    static: Tensor  # [B, T, 4, H, W]
-    flow: Tensor  # [B, T, 3, H, W]
-    camera_to_world: Tensor  # [B, T, 4, 4]
-    viewmats: Tensor  # [B, T, 4, 4]
-    focal: Tensor  # [B, T]
-    times: Tensor  # [B, T]
-    tokens: Tensor  # [B, L]
-
-
-def collate(samples: list[OrbitSample], vocabulary: Vocabulary, device: torch.device) -> Batch:
-    """Stack samples."""
-
-    def stack(name: str) -> Tensor:
-        return torch.stack([torch.from_numpy(getattr(sample, name)) for sample in samples]).to(device)
-
-    pictures = {name: stack(name).permute(0, 1, 4, 2, 3) for name in ("moving", "static", "flow")}
-    others = {name: stack(name) for name in ("camera_to_world", "viewmats", "focal", "times")}
-    tokens = vocabulary.batch([sample.caption for sample in samples]).to(device)
-    return Batch(**pictures, **others, tokens=tokens)
-
-
-def motion_loss(
-    network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator
-) -> dict[str, Tensor]:
-    """Denoising and magnitude losses of the motion network on one batch."""
-    size, device = len(batch.tokens), batch.tokens.device
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=noise).to(device)
-
-    still = draw(size) < config.static
-    moving = torch.where(still[:, None, None, None, None], batch.static, batch.moving)
-    flow = batch.flow * ~still[:, None, None, None, None]
-    magnitude = motion_magnitude(moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
-    clean = motion_latents.encode(flow, moving, batch.static, magnitude)
-
-    fate = draw(size)
-    known = fate >= config.drop_all
-    worded = fate >= config.drop_all + config.drop_text
-    timestep = timesteps(draw(size))
-    eps = torch.randn(clean.shape, generator=noise).to(device)
-    predicted = network(
-        add_noise(clean, eps, timestep),
-        F.pixel_unshuffle(batch.static.flatten(0, 1), 2).unflatten(0, batch.static.shape[:2]) * 2 - 1,
-        timestep,
-        batch.times,
-        batch.camera_to_world,
-        batch.tokens * worded[:, None],
-        magnitude,
-        known,
-    ).float()
-
-    # What lies far from the subject is warped from nothing to nothing: it matters little.
-    near = motion_latents.half(torch.maximum(moving, batch.static)[:, :, 3:]).flatten(0, 1)
-    near = F.max_pool2d(near, 3, 1, 1).unflatten(0, moving.shape[:2])
-    weight = 0.1 + near
-    error = (weight * (predicted - clean).square()).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
-    true, found = latent_magnitude(clean), latent_magnitude(predicted)
-    unit = 1 / (true.detach() + 0.1)  # each clip counts alike, however large its latents are
-    denoising = (error * unit).mean()
-    # Compared as amplitudes, so that the few largest do not rule.
-    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep))
-    reconstruction = (magnitudes * unit).mean()
-    return {
-        "loss": denoising + config.reconstruction_weight * reconstruction,
-        "denoising": denoising.detach(),
-        "reconstruction": reconstruction.detach(),
-    }
-
-
-def timesteps(uniform: Tensor) -> Tensor:
-    """Shares of the diffusion time [B] from uniform numbers [B]: evenly spread over the batch, denser towards noise.
-
-    Motion is decided at high noise. Every eighth sample or so is pure noise, where sampling starts.
+    Raises:
+        UserError: what was given cannot be used.
+        BadFileError: the assets cannot.
     """
-    size = len(uniform)
-    spread = ((torch.arange(size, device=uniform.device) + uniform) / size).sqrt()
-    return torch.where(spread > 0.9375, torch.ones_like(spread), spread.clamp_min(0.01))
+    accelerator = Accelerator(mixed_precision=precision(config), cpu=not torch.cuda.is_available())
+    say = print if accelerator.is_main_process else lambda *_, **__: None
 
+    # 1. Where to begin.
+    begin = starting_point(out, resume)
+    state = read_state(begin) if begin else {"step": 0}
+    step, number = state["step"], state.get("samples", state["step"] * config.batch)
+    stored = Plan(**state["plan"]) if "plan" in state else None
+    plan = make_plan(config, stored, step, minutes=minutes, steps=steps, anew=resume is not None)
+    if plan.share(step, 0) >= 1:
+        say(f"This run is finished, at step {step:,}. To train it further: --resume {out} with --minutes or --steps.")
+        return True
 
-LOSSES = {"motion": motion_loss}
-
-
-def learning_rate(config: TrainConfig, step: int, share: float) -> float:
-    """Warm-up by steps, then constant, then to zero over the last part of the planned time (`share` 0..1 of it)."""
-    rise = min(1.0, (step + 1) / config.warmup)
-    fall = min(1.0, max(0.0, (1 - share) / config.decay))
-    return config.learning_rate * rise * fall
-
-
-def has_matrix_units() -> bool:
-    """Whether bf16 is faster than fp32 here."""
-    return torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
-
-
-def build_network(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
-    """The network of a run, freshly initialised."""
-    shapes = {"motion": {"latent_channels": motion_latents.CHANNELS, "condition_channels": 16, "vector_channels": 3}}
-    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
-    torch.manual_seed(config.seed)
-    return SmallVideoNet(SmallConfig(**shapes[config.task], vocabulary=len(vocabulary.words), **sizes))
-
-
-def train(config: TrainConfig, assets: Path, out: Path, *, minutes: float, save_minutes: float = 5.0) -> None:
-    """Train for `minutes` from where `out` left off, or from the start."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_matrix_units())
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
-    stream = SampleStream(assets, "train", resolution=config.resolution, seed=config.seed, families=config.families)
-    vocabulary = Vocabulary(tuple(sorted({word for text in stream.captions() for word in words(text)})))
-    network = build_network(config, vocabulary).to(memory_format=torch.channels_last)
-    ema = build_network(config, vocabulary).requires_grad_(False).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+    # 2. Samples.
+    task = TASKS[config.task]
+    stream = sample_stream(config, assets, "train")
+    vocabulary = stored_vocabulary(begin) or Vocabulary(
+        tuple(sorted({word for text in stream.captions() for word in words(text)}))
     )
-    step = load_checkpoint(out, network, ema, optimizer)
-    plain = network
-    network, optimizer = accelerator.prepare(network, optimizer)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    out.mkdir(parents=True, exist_ok=True)
-    log = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-    (out / "config.json").write_text(json.dumps({**asdict(config), "vocabulary": vocabulary.words}, indent=1))
 
-    begin = saved = time.monotonic()
-    batches = stream.batches(config.batch, first=step * config.batch)
-    sums: dict[str, float] = {}
-    for samples in batches:
-        share = (time.monotonic() - begin) / (60 * minutes)
-        if share >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, share)
-        batch = collate(samples, vocabulary, accelerator.device)
-        noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step * ranks + rank)
-        with accelerator.autocast():
-            losses = LOSSES[config.task](network, batch, config, noise)
-        optimizer.zero_grad()
-        accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        step += 1
-        rate = min(config.ema, step / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(plain.parameters()), 1 - rate)
-        for name, value in {**losses, "norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if step % 50 == 0:
-            means = {name: round(value / 50, 4) for name, value in sums.items()}
-            sums = {}
-            seconds = round(time.monotonic() - begin)
-            row = {"step": step, "seconds": seconds, "lr": optimizer.param_groups[0]["lr"], **means}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            print(row, flush=True)
-        if time.monotonic() - saved > 60 * save_minutes:
-            save_checkpoint(out, plain, ema, optimizer, step)
-            saved = time.monotonic()
-    save_checkpoint(out, plain, ema, optimizer, step)
+    # 3. Network, its moving average, optimizer.
+    torch.manual_seed(config.seed)
+    plain = task.build(config, vocabulary).to(accelerator.device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(plain).requires_grad_(False)
+    network = torch.compile(plain) if config.compile else plain
+    network, wrapped = accelerator.prepare(network, make_optimizer(config, plain))
+    if begin:
+        load_checkpoint(begin, plain, ema, wrapped.optimizer)
+
+    # 4. Records.
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        record = json.dumps({**asdict(config), "vocabulary": vocabulary.words}, indent=1)
+        (out / "config.json").write_text(record, encoding="utf-8")
+    accelerator.wait_for_everyone()
+    per_step = config.batch * config.accumulate * accelerator.num_processes
+    parameters = sum(parameter.numel() for parameter in plain.parameters()) / 1e6
+    say(f"{config.task}: {parameters:.1f} M parameters, {accelerator.mixed_precision} precision, ", end="")
+    say(f"{per_step} samples a step on {accelerator.num_processes} x {accelerator.device.type}, from step {step:,}")
+
+    # 5. Train.
+    numbers = micro_batches(
+        number,
+        config.batch,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        accumulate=config.accumulate,
+    )
+    start = time.monotonic()
+    meter = Meter()
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            spent = replace(plan, seconds=plan.seconds + time.monotonic() - start)
+            told = {"step": step, "samples": number, "plan": asdict(spent), "vocabulary": vocabulary.words}
+            save_checkpoint(out, plain, ema, wrapped.optimizer, told)
+
+    with contextlib.ExitStack() as stack:
+        signalled = stack.enter_context(stop_on_signals())
+        log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
+        batches = stack.enter_context(contextlib.closing(draw(stream, numbers, vocabulary, config.workers)))
+        seen = None
+        while True:
+            share, stop = agreed(accelerator, plan.share(step, time.monotonic() - start), bool(signalled()))
+            if share >= 1 or stop:
+                break
+            for group in wrapped.param_groups:
+                group["lr"] = learning_rate(config, plan, step, share)
+            for micro in range(config.accumulate):
+                batch = next(batches).to(accelerator.device)
+                last = micro == config.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(network):
+                    with accelerator.autocast():
+                        losses = task.loss(network, batch, config, generator(config, batch))
+                    accelerator.backward(losses["loss"] / config.accumulate)
+                meter.add(losses, 1 / config.accumulate)
+            meter.add({"norm": accelerator.clip_grad_norm_(network.parameters(), config.clip)})
+            meter.step()
+            wrapped.step()
+            wrapped.zero_grad()
+            step, number = step + 1, number + per_step
+            update_average(ema, plain, min(config.ema, step / (step + 10)))
+
+            if log and step % config.log_steps == 0:
+                rate, means = meter.means()
+                elapsed = time.monotonic() - start
+                told = {"seconds": round(elapsed), "samples_per_second": round(rate * per_step, 3)}
+                values = {**told, "lr": wrapped.param_groups[0]["lr"], **means}
+                log.write(step, values)
+                left = plan.seconds_left(step, elapsed, rate)
+                say(progress_line(step, rate * per_step, values, left), flush=True)
+            if meter.due("save", config.save_minutes):
+                save()
+            if log and config.task in VALIDATIONS and meter.due("sheet", config.sheet_minutes):
+                seen = seen or validation_batch(config, assets, vocabulary, accelerator.device)
+                with accelerator.autocast():
+                    figures, sheet = VALIDATIONS[config.task].validate(ema, seen, config.seed)
+                log.write(step, {name: round(value, 4) for name, value in figures.items()}, "validation")
+                path = log.write_sheet(step, sheet)
+                say(*(f"{name} {value:.3f}  " for name, value in figures.items()), path, flush=True)
+        save()
+    accelerator.wait_for_everyone()
+    if stop:
+        say(f"Stopped at step {step:,}, saved in {out}. The same command goes on from there.", flush=True)
+    else:
+        say(f"Done: step {step:,}, {number:,} samples, saved in {out}.", flush=True)
+    return not stop
+
+
+def starting_point(out: Path, resume: Path | None) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        UserError: `resume` holds none, or `out` has gone on from it already.
+    """
+    if resume is None:
+        return newest_checkpoint(out)
+    begin = newest_checkpoint(resume)
+    if begin is None:
+        raise UserError("no_checkpoint", f"{resume} holds no checkpoint.", "Name the folder of a run.")
+    mine = newest_checkpoint(out)
+    if mine is not None and mine.resolve() != begin.resolve():
+        hint = "Leave out --resume to go on with it, or choose another --out."
+        raise UserError("run_exists", f"{out} holds another run already.", hint)
+    return begin
+
+
+def precision(config: TrainConfig) -> str:
+    """`bf16` or `no` (float32), as accelerate calls them."""
+    if config.precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "no"
+    return "bf16" if config.precision == "bf16" else "no"
+
+
+def sample_stream(config: TrainConfig, assets: Path, split: str) -> SampleStream:
+    """The samples of a split."""
+    return SampleStream(
+        assets,
+        split,
+        resolution=config.resolution,
+        seed=config.seed,
+        families=config.families,
+        moving=config.task != "static",
+    )
+
+
+def stored_vocabulary(checkpoint: Path | None) -> Vocabulary | None:
+    """The words that a checkpoint's network has learned: captions may have changed since."""
+    if checkpoint is None:
+        return None
+    for state in (checkpoint / "trainer.json", checkpoint.parent / "config.json"):
+        if state.exists() and (found := json.loads(state.read_text(encoding="utf-8")).get("vocabulary")):
+            return Vocabulary(tuple(found))
+    return None
+
+
+def validation_batch(config: TrainConfig, assets: Path, vocabulary: Vocabulary, device: torch.device) -> Batch:
+    """The same samples of the val split at every validation."""
+    stream = sample_stream(config, assets, "val")
+    return draw_now(stream, range(VALIDATIONS[config.task].SAMPLES), vocabulary).to(device)
+
+
+def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def generator(config: TrainConfig, batch: Batch) -> torch.Generator:
+    """The noise of a micro-batch: the same whoever draws it, and whenever."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + batch.number // config.batch)
+
+
+def agreed(accelerator: Accelerator, share: float, stop: bool) -> tuple[float, bool]:
+    """How far the plan is by the first process's clock, and whether any process was told to stop."""
+    if accelerator.num_processes == 1:
+        return share, stop
+    told = accelerator.gather(torch.tensor([[share, float(stop)]], device=accelerator.device, dtype=torch.float64))
+    return float(told[0, 0]), bool(told[:, 1].any())
+
+
+@torch.no_grad()
+def update_average(ema: nn.Module, network: nn.Module, rate: float) -> None:
+    """ema = rate * ema + (1 - rate) * network."""
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - rate)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who trains on which samples, and how they get there in time.
+
+A step takes `accumulate` micro-batches on each of `ranks` processes. Micro-batches are numbered through the whole run,
+whatever the number of processes: two processes do what one does that accumulates two micro-batches.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from backend.data.samples import OrbitSample, SampleStream
+from backend.models.text import Vocabulary
+
+AHEAD = 2  # micro-batches that wait ready, per worker
+ARRAYS = ("moving", "static", "flow", "camera_to_world", "viewmats", "focal", "times")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as the networks take them."""
+
+    number: int  # of the first sample in the stream
+    moving: Tensor  # [B, T, 4, H, W] premultiplied RGBA
+    static: Tensor  # [B, T, 4, H, W]
+    flow: Tensor  # [B, T, 3, H, W]
+    camera_to_world: Tensor  # [B, T, 4, 4]
+    viewmats: Tensor  # [B, T, 4, 4]
+    focal: Tensor  # [B, T]
+    times: Tensor  # [B, T]
+    tokens: Tensor  # [B, L]
+    captions: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        tensors = {known.name: getattr(self, known.name) for known in fields(self)}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Iterator[range]:
+    """The samples of each micro-batch of one process, step after step, from sample `first` of the stream on."""
+    for step in itertools.count():
+        for micro in range(accumulate):
+            start = first + ((step * accumulate + micro) * ranks + rank) * size
+            yield range(start, start + size)
+
+
+def draw(stream: SampleStream, numbers: Iterator[range], vocabulary: Vocabulary, workers: int = 0) -> Iterator[Batch]:
+    """Micro-batches, drawn ahead by a thread, or by `workers` processes that each have the assets in memory.
+
+    Close the iterator to end them.
+    """
+    drawn = _draw_in_processes(stream, numbers, workers) if workers else _draw_in_thread(stream, numbers)
+    with contextlib.closing(drawn):
+        for number, arrays, captions in drawn:
+            yield make_batch(number, arrays, captions, vocabulary)
+
+
+def draw_now(stream: SampleStream, numbers: range, vocabulary: Vocabulary) -> Batch:
+    """One batch, here and now."""
+    return make_batch(*_draw(stream, numbers), vocabulary)
+
+
+def make_batch(
+    number: int, arrays: dict[str, np.ndarray | Tensor], captions: list[str], vocabulary: Vocabulary
+) -> Batch:
+    """Stacked samples in the networks' order of axes."""
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    pictures = {name: tensors.pop(name).permute(0, 1, 4, 2, 3) for name in ("moving", "static", "flow")}
+    return Batch(number, **pictures, **tensors, tokens=vocabulary.batch(captions), captions=tuple(captions))
+
+
+Drawn = tuple[int, dict[str, np.ndarray | Tensor], list[str]]
+
+
+def _draw(stream: SampleStream, numbers: range) -> Drawn:
+    samples: list[OrbitSample] = [stream.sample(number) for number in numbers]
+    arrays = {name: np.stack([getattr(sample, name) for sample in samples]) for name in ARRAYS}
+    return numbers.start, arrays, [sample.caption for sample in samples]
+
+
+def _draw_in_thread(stream: SampleStream, numbers: Iterator[range]) -> Iterator[Drawn]:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(_draw, stream, next(numbers)) for _ in range(AHEAD)]
+        while True:
+            waiting.append(pool.submit(_draw, stream, next(numbers)))
+            yield waiting.pop(0).result()
+
+
+class _Stream(Dataset):
+    """A stream as torch's loader takes it: its keys are the numbers of whole micro-batches."""
+
+    def __init__(self, stream: SampleStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, numbers: range) -> Drawn:
+        return _draw(self.stream, numbers)
+
+
+def _draw_in_processes(stream: SampleStream, numbers: Iterator[range], workers: int) -> Iterator[Drawn]:
+    loader = DataLoader(
+        _Stream(stream),
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        multiprocessing_context="spawn",  # a fork would copy the locks of our threads
+    )
+    yield from loader

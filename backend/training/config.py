@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a training run is: a TOML file, with single values changed from the command line."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from backend.progress import UserError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run; `configs/` has examples with explanations."""
+
+    task: str  # a key of TASKS in train_diffusion4d
+    network: dict = field(default_factory=dict)  # sizes; empty: those of the weights that it begins from
+    resolution: int = 64  # of the pictures
+    seed: int = 0
+    batch: int = 4  # samples at once on each process
+    accumulate: int = 1  # such batches to a step
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0  # gradient norm
+    ema: float = 0.998
+    warmup: int = 100  # steps
+    decay: float = 0.25  # last share of the plan in which the learning rate falls to zero; 0: it stays constant
+    drop_all: float = 0.1  # samples without text and magnitude, for guidance
+    drop_text: float = 0.1  # samples without text only
+    drop_image: float = 0.5  # static network: samples without the image, those of drop_all among them
+    static: float = 0.05  # samples that do not move (m = 0)
+    reconstruction_weight: float = 0.3  # omega of Eq. 2
+    disturbance: float = 0.3  # decoder: of the latents, in their own units
+    precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has matrix units for it
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU
+    checkpoint_activations: bool = False  # computes activations twice instead of keeping them
+    workers: int = 0  # processes that draw samples ahead; 0: a thread of this one
+    steps: int | None = None  # length where the command line names none
+    log_steps: int = 50
+    save_minutes: float = 5.0
+    sheet_minutes: float = 20.0  # between sample sheets; 0: none
+    weights: str = ""  # folder of the weights that the published-size network begins from
+    families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+
+def read_config(source: Path | str, changes: Sequence[str] = ()) -> TrainConfig:
+    """A run's configuration from a TOML file or the name of one in `configs/`.
+
+    changes: "key=value" in TOML, such as "batch=96" or "network.embedding=512".
+
+    Raises:
+        UserError: there is no such file, or it is not a configuration.
+    """
+    path = Path(source)
+    if not path.exists() and (CONFIGS / f"{source}.toml").exists():
+        path = CONFIGS / f"{source}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
+        raise UserError("bad_config", f"There is no configuration {source}.", f"Name a TOML file or one of: {known}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for change in changes:
+            merge(values, parse_change(change))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError("bad_config", f"{path} is not valid TOML: {error}.") from error
+    kinds = {known.name: known.type for known in fields(TrainConfig)}
+    for name, value in values.items():
+        if name not in kinds:
+            known = ", ".join(kinds)
+            raise UserError("bad_config", f"{path} sets {name}, which training does not know.", f"Known are: {known}.")
+        if not fits(value, kinds[name]):
+            kind = getattr(kinds[name], "__name__", kinds[name])
+            raise UserError("bad_config", f"{name} = {value!r} in {path} is not of the expected kind, {kind}.")
+    if "task" not in values:
+        raise UserError("bad_config", f"{path} does not name its task.")
+    config = TrainConfig(**values)
+    if config.precision not in ("auto", "bf16", "fp32"):
+        raise UserError("bad_config", f"precision = {config.precision!r} is unknown.", "It is auto, bf16 or fp32.")
+    for name in ("resolution", "batch", "accumulate", "log_steps"):
+        if getattr(config, name) < 1:
+            raise UserError("bad_config", f"{name} must be 1 or more.")
+    return config
+
+
+def parse_change(change: str) -> dict:
+    """`batch=96` -> {"batch": 96}. What is no TOML value is taken as text."""
+    name, equals, value = change.partition("=")
+    if not equals:
+        raise UserError("bad_config", f"{change!r} changes nothing.", "Write it as name=value.")
+    try:
+        return tomllib.loads(f"{name} = {value}")
+    except tomllib.TOMLDecodeError:
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        return tomllib.loads(f'{name} = "{quoted}"')
+
+
+def merge(values: dict, changes: dict) -> None:
+    """Write `changes` over `values`, table by table."""
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            merge(values[name], value)
+        else:
+            values[name] = value
+
+
+def fits(value: object, kind: object) -> bool:
+    """Whether a value from TOML may stand in a field of this type."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int or kind == int | None:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind == tuple[float, float]:
+        return isinstance(value, list) and len(value) == 2 and all(fits(part, float) for part in value)
+    return isinstance(value, kind)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training of the motion network: static orbit, text, cameras and motion magnitude -> motion latents."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backend.models import motion_latents
+from backend.models.diffusion import add_noise, alphas_cumprod
+from backend.models.motion_magnitude import latent_magnitude, motion_magnitude, reconstruction_loss
+from backend.models.small import SmallConfig, SmallVideoNet
+from backend.models.text import Vocabulary
+from backend.training.batches import Batch
+from backend.training.config import TrainConfig
+from backend.training.timesteps import timesteps
+
+CONDITION_CHANNELS = 16  # static RGBA in 2 x 2 blocks
+
+
+def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
+    """The network, freshly initialised."""
+    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
+    shape = {
+        "latent_channels": motion_latents.CHANNELS,
+        "condition_channels": CONDITION_CHANNELS,
+        "vector_channels": motion_latents.FLOW_CHANNELS,
+    }
+    return SmallVideoNet(SmallConfig(**shape, vocabulary=len(vocabulary.words), **sizes))
+
+
+def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
+    """Denoising and magnitude losses on one batch."""
+    size, device = len(batch.tokens), batch.tokens.device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=noise).to(device)
+
+    still = draw(size) < config.static
+    moving = torch.where(still[:, None, None, None, None], batch.static, batch.moving)
+    flow = batch.flow * ~still[:, None, None, None, None]
+    magnitude = magnitude_of(moving, batch.static)
+    clean = motion_latents.encode(flow, moving, batch.static, magnitude)
+
+    fate = draw(size)
+    known = fate >= config.drop_all
+    worded = fate >= config.drop_all + config.drop_text
+    timestep = timesteps(draw(size))
+    eps = torch.randn(clean.shape, generator=noise).to(device)
+    noisy = add_noise(clean, eps, timestep)
+    given = (timestep, batch.times, batch.camera_to_world, batch.tokens * worded[:, None], magnitude, known)
+    predicted = network(noisy, condition(batch.static), *given).float()
+
+    # What lies far from the subject is warped from nothing to nothing: it matters little.
+    near = motion_latents.half(torch.maximum(moving, batch.static)[:, :, 3:]).flatten(0, 1)
+    near = functional.max_pool2d(near, 3, 1, 1).unflatten(0, moving.shape[:2])
+    weight = 0.1 + near
+    error = (weight * (predicted - clean).square()).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
+    true, found = latent_magnitude(clean), latent_magnitude(predicted)
+    unit = 1 / (true.detach() + 0.1)  # each clip counts alike, however large its latents are
+    denoising = (error * unit).mean()
+    # Compared as amplitudes, so that the few largest do not rule.
+    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep))
+    reconstruction = (magnitudes * unit).mean()
+    return {
+        "loss": denoising + config.reconstruction_weight * reconstruction,
+        "denoising": denoising.detach(),
+        "reconstruction": reconstruction.detach(),
+    }
+
+
+def condition(static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> [B, T, 16, H/2, W/2]
+    """The static orbit as the network is shown it."""
+    return functional.pixel_unshuffle(static.flatten(0, 1), 2).unflatten(0, static.shape[:2]) * 2 - 1
+
+
+def magnitude_of(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]
+    """Eq. 1."""
+    return motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a motion network does on clips that it has never seen, while it trains: a few figures and a contact sheet.
+
+Frames are the static ones warped by the generated motion, as the decoder may not be trained yet.
+"""
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from backend.models import motion_latents
+from backend.models.diffusion import add_noise
+from backend.pipelines.diffusion4d import denoise
+from backend.training.batches import Batch
+from backend.training.motion_task import condition, magnitude_of
+
+SAMPLES = 8  # of the validation stream, always the same
+SHOWN = 3  # of these on the sheet
+SHEET_STEPS = 24
+CONTROL_STEPS = 8  # enough to rank magnitudes
+MAGNITUDES = (0.5, 2.0, 8.0)
+COLUMNS = 8  # frames on the sheet
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, batch: Batch, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    """Figures and a sheet [H, W, 3] uint8: per subject a row of static, of true and of generated frames.
+
+    Figures: error_t1, error_t05: squared error of the motion latents estimated in one step from pure and from half
+    noise, relative to their square (1: nothing learned); magnitude_rank, magnitude_ratio: rank correlation of the
+    motion magnitudes asked for and measured, and median of measured / asked (the first is good from the start, as the
+    size of latents follows the magnitude asked for).
+    """
+    magnitude = magnitude_of(batch.moving, batch.static)
+    clean = motion_latents.encode(batch.flow, batch.moving, batch.static, magnitude)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+    figures = {}
+    for name, share in (("error_t1", 1.0), ("error_t05", 0.5)):
+        timestep = torch.full((len(clean),), share, device=clean.device)
+        predicted = predict(network, batch, magnitude, add_noise(clean, noise, timestep), timestep)
+        figures[name] = float((predicted - clean).square().sum() / clean.square().sum())
+
+    few = head(batch, SHOWN)
+    asked = torch.tensor(MAGNITUDES, device=clean.device)
+    measured = []
+    for value in asked:
+        wanted = value.expand(SHOWN)
+        measured.append(magnitude_of(sample(network, few, wanted, CONTROL_STEPS, seed), few.static).cpu())
+    wanted, found = asked.cpu()[:, None].expand(-1, SHOWN), torch.stack(measured)
+    figures["magnitude_rank"] = rank_correlation(wanted, found)
+    figures["magnitude_ratio"] = float((found / wanted).median())
+    generated = sample(network, few, magnitude[:SHOWN], SHEET_STEPS, seed)
+    return figures, sheet(few.static, few.moving, generated)
+
+
+def predict(network: torch.nn.Module, batch: Batch, magnitude: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+    """Clean latents, all conditions given."""
+    known = torch.ones(len(noisy), dtype=torch.bool, device=noisy.device)
+    given = (timestep, batch.times, batch.camera_to_world, batch.tokens, magnitude, known)
+    return network(noisy, condition(batch.static), *given).float()
+
+
+def sample(network: torch.nn.Module, batch: Batch, magnitude: Tensor, steps: int, seed: int) -> Tensor:
+    """Moving frames [B, T, 4, H, W], sampled without guidance."""
+    size, frames, _, height, width = batch.static.shape
+    shape = (size, frames, motion_latents.CHANNELS, height // 2, width // 2)
+    latents = denoise(
+        shape,
+        lambda noisy, timestep: predict(network, batch, magnitude, noisy, timestep.expand(size)),
+        "ddim",
+        steps,
+        seed,
+        None,
+        lambda clean: np.empty(0),
+        batch.static.device,
+    )
+    flow = (latents * motion_latents.latent_unit(magnitude))[:, :, : motion_latents.FLOW_CHANNELS]
+    return motion_latents.warp(batch.static, flow, batch.viewmats, batch.focal)
+
+
+def head(batch: Batch, size: int) -> Batch:
+    """The first samples of a batch."""
+    cut = {name: value[:size] for name, value in vars(batch).items() if name != "number"}
+    return Batch(number=batch.number, **cut)
+
+
+def rank_correlation(asked: Tensor, measured: Tensor) -> float:
+    """Spearman's; 0 where all measured values are one."""
+    if float(measured.max() - measured.min()) == 0:
+        return 0.0
+    return float(spearmanr(asked.flatten().numpy(), measured.flatten().numpy()).statistic)
+
+
+def sheet(*rows: Tensor) -> np.ndarray:
+    """Orbits [B, T, 4, H, W] under each other, subject by subject, on white: [H', W', 3] uint8."""
+    frames = torch.linspace(0, rows[0].shape[1] - 1, COLUMNS).round().long()
+    shown = torch.stack([orbit[:, frames] for orbit in rows], 1).float().cpu()  # [B, R, C, 4, H, W]
+    on_white = (shown[:, :, :, :3] + 1 - shown[:, :, :, 3:]).clamp(0, 1)
+    picture = on_white.permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
+    return (picture * 255).round().byte().numpy()
