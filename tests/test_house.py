@@ -33,7 +33,24 @@ MAY_IMPORT = {
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
     ),
     "backend.evaluation.blender_truth": ("bpy", "numpy", "backend", "blender_addon"),  # a process of its own
-    "backend.pipelines": ("numpy", "torch", "numba", "backend.splatting", *LEAVES),
+    "backend.models": ("torch", "diffusers", "transformers", "safetensors", *LEAVES),
+    "backend.guidance": ("torch",),
+    "backend.pipelines": (
+        *("numpy", "torch", "numba", "PIL"),
+        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+    ),
+    "backend.data": (
+        *("numpy", "numba", "torch", "PIL"),
+        *("backend.models", "backend.guidance", "backend.pipelines", "backend.splatting", *LEAVES),
+    ),
+    **dict.fromkeys(  # each is run in a process of its own
+        ("backend.data.blender_model", "backend.data.bake", "backend.data.still_model"),
+        ("bpy", "numpy", "backend", "blender_addon"),
+    ),
+    "backend.training": (
+        *("numpy", "torch", "scipy", "PIL", "accelerate", "diffusers", "safetensors", "backend.console"),
+        *("backend.data", "backend.models", "backend.guidance", "backend.pipelines", "backend.splatting", *LEAVES),
+    ),
     "backend.service": (
         *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
