@@ -18,7 +18,7 @@ from backend.data.baked import BakedAsset, read_baked, read_manifest
 from backend.data.captions import action, caption
 from backend.data.mesh_raster import rasterize_views
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import Orbit, orbit_cameras
+from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 
 FRAMES = 24
 FREE_LICENCES = ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0")
@@ -61,6 +61,29 @@ def render_sample(
 
     Without `moving` only the static orbit is drawn, and stands for both.
     """
+    positions, normals = pose_clip(asset, clip, view, frames)
+    orbit = Orbit(frames=frames, azimuth_start=view.azimuth, elevation=view.elevation)
+    cameras = orbit_cameras(orbit, resolution, resolution, moving=True)
+    light = np.tile(np.float32(view.light), (frames, 1))
+    still = np.zeros(frames, int)
+    static, no_flow = draw_views(asset, positions[still], normals[still], positions[0], cameras, light, view.gains)
+    pictures, flow = static, no_flow
+    if moving:
+        pictures, flow = draw_views(asset, positions, normals, positions[0], cameras, light, view.gains)
+    return OrbitSample(
+        moving=pictures,
+        static=static,
+        flow=flow,
+        camera_to_world=cameras.camera_to_world.astype(np.float32),
+        viewmats=cameras.viewmats().astype(np.float32),
+        focal=(2 * cameras.Ks[:, 0, 0] / cameras.width).astype(np.float32),
+        times=cameras.times.astype(np.float32),
+        caption="",
+    )
+
+
+def pose_clip(asset: BakedAsset, clip: int, view: View, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and normals [T, V, 3] float32 of a clip in the clip space of its first frame, changed as `view` says."""
     last = len(asset.matrices[clip]) - 1
     stored = last * (view.start + view.span * np.arange(frames) / (frames - 1))
     positions, normals = asset.poses(clip, stored)
@@ -75,36 +98,32 @@ def render_sample(
         matrix = matrix @ np.diag([-1.0, 1.0, 1.0])
     matrix = matrix.astype(np.float32)
     positions = np.ascontiguousarray(((positions - (low + high) / 2) * scale) @ matrix.T, np.float32)
-    normals = np.ascontiguousarray(normals @ matrix.T, np.float32)
+    return positions, np.ascontiguousarray(normals @ matrix.T, np.float32)
 
-    orbit = Orbit(frames=frames, azimuth_start=view.azimuth, elevation=view.elevation)
-    cameras = orbit_cameras(orbit, resolution, resolution, moving=True)
-    viewmats = np.ascontiguousarray(cameras.viewmats(), np.float32)
-    colors = (asset.colors * np.float32(view.gains)).clip(0, 1)
-    light = np.tile(np.float32(view.light), (frames, 1))
+
+def draw_views(
+    asset: BakedAsset,
+    positions: np.ndarray,
+    normals: np.ndarray,
+    rest: np.ndarray,
+    cameras: Cameras,
+    light: np.ndarray,
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [T, H, W, 4] and flow [T, H, W, 3] of T poses, each seen by its own camera; see `rasterize_views`.
+
+    light: [T, 5] direction of any length in camera axes, ambient, diffuse; pictures are square.
+    """
+    size = cameras.width
+    light = np.array(light, np.float32)
     light[:, :3] /= np.linalg.norm(light[:, :3], axis=1, keepdims=True)
-    rest = positions[0].copy()
-
-    def draw(positions: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rgba = np.empty((frames, resolution, resolution, 4), np.float32)
-        flow = np.empty((frames, resolution, resolution, 3), np.float32)
-        look = (asset.faces, colors, asset.uv, asset.texture, asset.textures, asset.texture_sizes, light)
-        rasterize_views(positions, normals, rest, viewmats, cameras.Ks[0, 0, 0], *look, resolution, rgba, flow)
-        return rgba, flow
-
-    still = np.zeros(frames, int)
-    static, no_flow = draw(positions[still], normals[still])
-    pictures, flow = draw(positions, normals) if moving else (static, no_flow)
-    return OrbitSample(
-        moving=pictures,
-        static=static,
-        flow=flow,
-        camera_to_world=cameras.camera_to_world.astype(np.float32),
-        viewmats=viewmats,
-        focal=(2 * cameras.Ks[:, 0, 0] / cameras.width).astype(np.float32),
-        times=cameras.times.astype(np.float32),
-        caption="",
-    )
+    rgba = np.empty((len(positions), size, size, 4), np.float32)
+    flow = np.empty((len(positions), size, size, 3), np.float32)
+    colors = (asset.colors * np.float32(gains)).clip(0, 1)
+    viewmats = np.ascontiguousarray(cameras.viewmats(), np.float32)
+    look = (asset.faces, colors, asset.uv, asset.texture, asset.textures, asset.texture_sizes, light)
+    rasterize_views(positions, normals, rest, viewmats, cameras.Ks[0, 0, 0], *look, size, rgba, flow)
+    return rgba, flow
 
 
 class SampleStream:
