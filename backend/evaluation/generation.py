@@ -70,6 +70,7 @@ class Generated:
     static: np.ndarray  # [T, H, W, 4] uint8: what it was made from
     magnitude: float  # measured, Eq. 1
     seconds: float  # it took to generate the moving orbit
+    cpu_seconds: float  # the same in CPU time, which a busy machine does not stretch
 
 
 class Cache:
@@ -102,28 +103,29 @@ class Cache:
         def make() -> np.ndarray:
             return self.generator.moving(static, cameras, prompt, magnitude, **asdict(sampling), run=run)
 
-        frames, seconds = self._kept(key, sampling, make)
+        frames, seconds, cpu_seconds = self._kept(key, sampling, make)
         measured = float(motion_magnitude(premultiplied(frames), premultiplied(static)))
-        return Generated(frames, static, measured, seconds)
+        return Generated(frames, static, measured, seconds, cpu_seconds)
 
-    def _kept(self, key: tuple, sampling: Sampling, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    def _kept(self, key: tuple, sampling: Sampling, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
+        """Frames, seconds and CPU seconds."""
         text = json.dumps([self.generator.version, key, asdict(sampling)])
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.png"
         try:
             with Image.open(path) as strip:
-                seconds = float(strip.text["seconds"])
-                side = strip.height
-                return np.stack(np.split(np.asarray(strip), strip.width // side, axis=1)), seconds
-        except (OSError, ValueError, KeyError):
+                frames = np.stack(np.split(np.asarray(strip), strip.width // strip.height, axis=1))
+                return frames, float(strip.text["seconds"]), float(strip.text["cpu_seconds"])
+        except (OSError, ValueError, KeyError):  # not there, or damaged: it is made again
             pass
-        started = time.monotonic()
+        wall, cpu = time.monotonic(), time.process_time()
         frames = make()
-        seconds = time.monotonic() - started
+        wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         note = PngInfo()
-        note.add_text("seconds", f"{seconds:.3f}")
+        note.add_text("seconds", str(wall))
+        note.add_text("cpu_seconds", str(cpu))
         with atomic_file(path) as file:
             Image.fromarray(np.concatenate(list(frames), axis=1)).save(file, format="PNG", pnginfo=note)
-        return frames, seconds
+        return frames, wall, cpu
 
 
 def evaluate_generation(
@@ -285,6 +287,8 @@ def _figures(setting: str, truth: Truth, generated: Generated, networks: Network
         "magnitude_measured": generated.magnitude,
         "magnitude_ratio": generated.magnitude / truth.magnitude,
         "seconds": generated.seconds,
+        "cpu_seconds": generated.cpu_seconds,
+        "stray": motion.stray(moving),
     }
     if setting != "static3d":  # closed orbit: the last camera is the first
         figures["psnr_closing"] = motion.clip_psnr(static[[0, -1]], static[[0, 0]])
@@ -300,6 +304,7 @@ def _figures(setting: str, truth: Truth, generated: Generated, networks: Network
         figures[f"motion_error{suffix}"] = motion.motion_error(shown, true, true_static)
     both = (moving, static, true, true_static)
     return figures | {
+        "stray_true": motion.stray(true),
         "motion_cosine": motion.motion_cosine(*both),
         "energy_error": motion.energy_error(*both),  # of "no motion": 1
         "sharpness": motion.sharpness(*both),
@@ -341,6 +346,7 @@ def _control(
         by_clip[truth.clip.name] = {
             "spearman": motion.spearman(LADDER, values),
             "psnr_m0": motion.clip_psnr(*still),
+            "stray_control": float(np.mean([motion.stray(premultiplied(own[m].moving)) for m in LADDER])),
             "ladder": {f"{magnitude:g}": one.magnitude for magnitude, one in own.items()},
         }
         asked += LADDER
@@ -355,6 +361,7 @@ def _control(
         "spearman": motion.spearman(asked, measured),  # over all objects together
         "spearman_per_object": float(np.mean([one["spearman"] for one in by_clip.values()])),
         "psnr_m0": float(np.mean([one["psnr_m0"] for one in by_clip.values()])),
+        "stray_control": float(np.mean([one["stray_control"] for one in by_clip.values()])),
     }
     return {"by_clip": by_clip, "mean": mean}
 
@@ -436,8 +443,10 @@ COLUMNS = {
     "magnitude": "m asked", "magnitude_measured": "m measured", "psnr": "PSNR", "psnr_static": "PSNR no motion",
     "ssim": "SSIM", "ssim_static": "SSIM no motion", "motion_error": "motion error",
     "motion_error_static": "motion error no motion", "energy_error": "energy error", "motion_cosine": "cosine",
-    "sharpness": "sharpness", "lpips": "LPIPS", "clip_f": "CLIP-F", "clip_o": "CLIP-O", "psnr_closing": "closing PSNR",
+    "sharpness": "sharpness", "stray": "stray", "stray_true": "stray in truth",
+    "lpips": "LPIPS", "clip_f": "CLIP-F", "clip_o": "CLIP-O", "psnr_closing": "closing PSNR",
     "spearman": "Spearman", "psnr_m0": "PSNR m = 0", "seconds": "s",
+    "cpu_seconds": "CPU s",
 }  # fmt: skip
 
 

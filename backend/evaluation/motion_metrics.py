@@ -10,12 +10,14 @@ All pictures: [T, H, W, 4] float premultiplied RGBA in 0..1 of one orbit; frame 
 
 import numpy as np
 import torch
+from scipy.ndimage import label
 from scipy.stats import rankdata
 from torch import Tensor
 
 from backend.evaluation.metrics import over_white
 
 MOVING = 16 / 255  # a pixel moves where any colour channel on white differs by more from the static orbit
+STRAY_ALPHA = 0.1  # fainter coverage belongs to no piece
 ENERGY_BLUR = 1 / 32  # of the picture's width: standard deviation of the blur of motion energy
 ENERGY_BLUR_FRAMES = 1.5  # the same over time
 
@@ -70,6 +72,19 @@ def sharpness(generated: Tensor, generated_static: Tensor, truth: Tensor, truth_
     moves = _moves(generated, generated_static) | _moves(truth, truth_static)
     edges = [_squared_gradient(images)[moves].sum() + 1e-6 for images in (generated, truth)]
     return float((edges[0] / edges[1]).sqrt())
+
+
+def stray(images: Tensor) -> float:
+    """Share of the subject that hangs in the air: coverage outside the largest connected piece; mean over frames.
+
+    To be read beside that of the truth, which may consist of several pieces. 0 where nothing is to be seen.
+    """
+    shares = []
+    for alpha in images[1:, ..., 3].numpy():
+        pieces, count = label(alpha > STRAY_ALPHA, structure=np.ones((3, 3)))
+        sizes = np.bincount(pieces.ravel(), weights=alpha.ravel(), minlength=count + 1)[1:]
+        shares.append(1 - sizes.max() / sizes.sum() if count else 0.0)
+    return float(np.mean(shares))
 
 
 def spearman(a: list[float] | np.ndarray, b: list[float] | np.ndarray) -> float:

@@ -13,6 +13,7 @@ from backend.evaluation.motion_metrics import (
     motion_error,
     sharpness,
     spearman,
+    stray,
 )
 
 FRAMES, SIZE = 8, 32
@@ -95,6 +96,15 @@ def test_sharpness_finds_a_ghost(static: torch.Tensor) -> None:
     blurred = torch.nn.functional.avg_pool2d(truth.permute(0, 3, 1, 2), 9, 1, 4).permute(0, 2, 3, 1)
     assert sharpness(blurred, static, truth, static) < 0.6
     assert sharpness(static, static, static, static) == 1
+
+
+def test_stray_is_the_share_of_detached_pieces(static: torch.Tensor) -> None:
+    assert stray(static) == 0
+    torn = torch.maximum(static, square(24, 24, side=4).repeat(FRAMES, 1, 1, 1))  # 16 pixels beside 64
+    assert stray(torn) == pytest.approx(16 / 80)
+    touching = torch.maximum(static, square(20, 20, side=4).repeat(FRAMES, 1, 1, 1))  # at the corner
+    assert stray(touching) == 0
+    assert stray(torch.zeros_like(static)) == 0
 
 
 def test_dssim_is_the_complement_of_ssim() -> None:
