@@ -60,7 +60,9 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
 
 def draw_invention(layout: bpy.types.UILayout, options: settings.KINESPLAT_PG_scene) -> None:
     """What the invented motion is to be like."""
-    layout.prop(options, "prompt", placeholder="A fox runs" if options.kind != "OBJECT" else "It runs")
+    row = layout.row()  # as wide as the panel: prompts are long
+    row.use_property_split = False
+    row.prop(options, "prompt", text="", icon="TEXT", placeholder="Prompt, such as: a fox runs")
     layout.prop(options, "motion", slider=True)
     layout.prop(options, "seed")
     layout.prop(options, "preview_frames")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blender_addon import http_thread
-from blender_addon.contract.requests import orbit_request
+from blender_addon.contract.requests import generation_request, orbit_request
 from blender_addon.http_thread import Connection, HttpThread
 from blender_addon.job_board import GONE, REFUSED, WAITING, Board, time_left_text
 from blender_addon.job_records import JobRecord, JobRecords
@@ -103,6 +103,49 @@ def test_from_capture_to_result(addons, home) -> None:
         assert addon.records.waiting() == []
         kept = addon.records.load()[row.uid]
         assert (kept.job_id, kept.state) == (row.job_id, "succeeded")
+
+
+def generated(addon, **options):
+    """As a click on Generate for a text."""
+    request = generation_request("text", "Fox", [[1.0, 0, 0, 0]] * 4, prompt="a fox runs", **options)
+    record = JobRecord(uid=str(uuid.uuid4()), name="Fox", kind="text", result_kind=options["result"], request=request)
+    addon.records.save(record)
+    addon.records.seal_outbox(record.uid, request, {})
+    row = addon.board.add(record)
+    addon.thread.submit(record.uid)
+    return row
+
+
+def test_frames_come_with_their_warnings(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        addon = addons()
+        row = generated(addon, result="frames")
+        addon.until(lambda: row.result is not None)
+        assert row.result.read_bytes() == backend.frames
+        assert (row.result_kind, row.warnings) == ("frames", ("The word flurb is not known.",))
+    again = addons().board.rows[row.uid]
+    assert (again.result_kind, again.warnings) == (row.result_kind, row.warnings)
+    assert again.result == row.result
+
+
+def test_a_clip_where_frames_were_asked_for_is_refused(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        backend.frames = backend.result
+        addon = addons()
+        row = generated(addon, result="frames")
+        addon.until(lambda: bool(row.message))
+        assert "does not hold generated frames" in row.message
+        assert row.result is None
+
+
+def test_pictures_that_the_backend_has_lost(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        backend.problems["POST", "/jobs"] = (422, {"code": "blobs_missing", "detail": "2 files are not here."})
+        addon = addons()
+        row = generated(addon, result="clip")
+        addon.until(lambda: row.state == REFUSED)
+        assert row.message == "The backend no longer has the pictures of this job."
+        assert row.hint == "Generate again."
 
 
 def test_each_preview_has_a_second_of_its_own(addons, home) -> None:
