@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),
         *("backend.models", "backend.guidance", "backend.pipelines", "backend.splatting", *LEAVES),
+        *("backend.evaluation.metrics", "backend.__version__"),
     ),
     **dict.fromkeys(  # each is run in a process of its own
-        ("backend.data.blender_model", "backend.data.bake", "backend.data.still_model"),
-        ("bpy", "numpy", "backend", "blender_addon"),
+        (f"backend.data.{name}" for name in ("blender_model", "blender_renderer", "bake", "still_model")),
+        ("bpy", "mathutils", "numpy", "PIL", "backend", "blender_addon"),
     ),
     "backend.training": (
         *("numpy", "torch", "scipy", "PIL", "accelerate", "diffusers", "safetensors", "backend.console"),

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Child process of `children`: bakes the clips of one model into skinning matrices, as `baked.read_baked` reads them.
+"""Bakes the clips of one model into skinning matrices, as `baked.read_baked` reads them. Needs the bpy wheel.
 
 Blender is asked for everything, so constraints, parents and objects that move as a whole come out as it shows them.
 Each object is a bone, and so is each bone that carries some of its vertices. What bones cannot tell (shape keys, say)
 is measured: `error` holds the farthest that a vertex of the bake lies from where Blender has it.
 """
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +38,6 @@ class Part:
     weights: np.ndarray  # [V, 4], sum 1
     faces: np.ndarray  # [F, 3]
     materials: np.ndarray  # [F] the object's material slot
-
-
-def main() -> None:
-    """Bake the model that the job on standard input names: {"file", "out", "clips": [{"action", "time_range"}]}."""
-    job = json.load(sys.stdin)
-    try:
-        bake(Path(job["file"]), job["clips"], Path(job["out"]))
-    except UserError as error:
-        sys.exit(f"{error} {error.hint}".strip())
 
 
 def bake(file: Path, clips: list[dict], out: Path) -> None:
@@ -328,7 +317,3 @@ def _read(collection, name: str, width: int, dtype: type = np.float32) -> np.nda
     values = np.empty(len(collection) * width, dtype)
     collection.foreach_get(name, values)
     return values.reshape(-1, width)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ where the action before has put them.
 
 import contextlib
 import json
+import math
 import os
 import struct
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import bpy
 import numpy as np
+from mathutils import Matrix
 
 from backend.progress import UserError
 
@@ -28,6 +30,7 @@ class BlenderModel:
 
     def __init__(self, root: bpy.types.Object, objects: list[bpy.types.Object], pose: dict[str, dict]) -> None:
         self.root = root  # an empty at the origin, parent of everything
+        self._turntable = root.parent
         self._objects = objects
         self._pose = pose
 
@@ -36,18 +39,23 @@ class BlenderModel:
         meshes = [obj for obj in self._objects if obj.type == "MESH" and len(obj.data.polygons)]
         return sorted(meshes, key=lambda obj: obj.name)
 
+    def rest(self) -> None:
+        """Show the model as the file describes it, without any action."""
+        for animation in _animations(self._objects):
+            for track in animation.nla_tracks:
+                track.mute = True
+            animation.action = None
+        _restore_pose(self._objects, self._pose)
+
     def play(self, action: str) -> None:
         """Let one action of the file move the model, and nothing else.
 
         Raises:
             UserError: the file has no such action.
         """
-        _restore_pose(self._objects, self._pose)
+        self.rest()
         found = False
         for animation in _animations(self._objects):
-            for track in animation.nla_tracks:
-                track.mute = True
-            animation.action = None
             # Blender names an action of a file with several equal names `Walk.001`, but its track as the file does.
             strips = [strip for track in animation.nla_tracks if track.name == action for strip in track.strips]
             if strips:
@@ -61,10 +69,6 @@ class BlenderModel:
         """Pose the model at a frame, which may be fractional."""
         whole = int(np.floor(frame))
         bpy.context.scene.frame_set(whole, subframe=frame - whole)
-
-    def matrices(self) -> dict[str, np.ndarray]:
-        """World matrix [4, 4] float64 of each object by name, at the present frame."""
-        return {obj.name: np.array(obj.matrix_world) for obj in self._objects}
 
     def drift(self, offsets: np.ndarray, frames: np.ndarray) -> None:
         """Move the whole model: by offsets [T, 3] at frames [T], linearly between them."""
@@ -82,6 +86,11 @@ class BlenderModel:
         self.root.animation_data_clear()
         self.root.location = (0, 0, 0)
 
+    def turn(self, degrees: float, center: np.ndarray) -> None:
+        """Turn the whole model about the vertical through `center` [3]; a second turn replaces the first."""
+        pivot = Matrix.Translation(center.tolist())
+        self._turntable.matrix_world = pivot @ Matrix.Rotation(math.radians(degrees), 4, "Z") @ pivot.inverted()
+
 
 def open_model(path: Path) -> BlenderModel:
     """Open a .glb or .gltf file; everything else in Blender is forgotten.
@@ -96,8 +105,11 @@ def open_model(path: Path) -> BlenderModel:
     pose = _pose(bpy.data.objects)
     _import(path, description, rest)
     objects = list(bpy.data.objects)
+    turntable = bpy.data.objects.new("Kinesplat Turntable", None)
     root = bpy.data.objects.new(ROOT_NAME, None)
-    bpy.context.scene.collection.objects.link(root)
+    root.parent = turntable
+    for empty in (turntable, root):
+        bpy.context.scene.collection.objects.link(empty)
     for obj in objects:
         if obj.parent is None:
             obj.parent = root

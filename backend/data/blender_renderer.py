@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Videos of a model by Cycles, through the add-on's own code and on its stage. Runs in a process of its own.
+
+Light that is turned about the subject is the subject and its cameras turned under the light.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import bpy
+import numpy as np
+from PIL import Image
+
+from backend.data.blender_model import FPS, open_model
+from backend.data.views import FRAMES, DatasetView
+from blender_addon import orbit_render
+from blender_addon.contract.orbit import frame_name
+
+
+class BlenderRenderer:
+    """Renders the clips of one model."""
+
+    def __init__(self, assets: Path, entry: dict, resolution: int, samples: int) -> None:
+        """Raises UserError where the model cannot be read."""
+        self._model = open_model(assets / entry["file"])
+        self._clips = entry["clips"]
+        self._resolution, self._samples = resolution, samples
+        self._playing: int | None = None
+
+    def video(self, clip: int, view: DatasetView, video: str) -> np.ndarray:  # [T, H, W, 4] uint8, straight alpha
+        """One of `shards.VIDEOS` of a clip.
+
+        Raises:
+            UserError: the model has no such action.
+            CaptureError: Blender cannot render it.
+        """
+        if clip != self._playing:
+            self._play(clip)
+        cameras = view.cameras(self._resolution, video)
+        turn = _about_z(-view.light_turn)
+        self._model.turn(-view.light_turn, self._space.to_world[:3, 3])
+        turned = replace(cameras, camera_to_world=turn @ cameras.camera_to_world)
+        with tempfile.TemporaryDirectory() as folder:
+            orbit_render.render_views(self._space, turned, Path(folder), engine="CYCLES", samples=self._samples)
+            return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(FRAMES)])
+
+    def _play(self, clip: int) -> None:
+        """Let the clip's action move the model, without its travel where the manifest says so; measure its start."""
+        info = self._clips[clip]
+        start, end = (FPS * seconds for seconds in info["time_range"])
+        model = self._model
+        model.stay()
+        model.turn(0, np.zeros(3))
+        model.play(info["action"])
+        if info["recentre"]:
+            frames = np.linspace(start, end, FRAMES)
+            middles = np.stack([self._measure(frame).to_world[:3, 3] for frame in frames])
+            model.drift(middles[0] - middles, frames)
+        self._space = replace(self._measure(start), frame_range=(start, end))
+        self._playing = clip
+
+    def _measure(self, frame: float) -> orbit_render.ClipSpace:
+        return orbit_render.measure(bpy.context, self._model.root, (frame, frame))
+
+
+def _about_z(degrees: float) -> np.ndarray:  # [4, 4]
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
