@@ -7,8 +7,6 @@ would have got.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,16 +175,6 @@ class SampleStream:
         drawn = render_sample(asset, clip, view, self.resolution, moving=self.moving)
         text = caption(self.entries[name], asset.clips[clip].action, rng)
         return OrbitSample(**{**vars(drawn), "caption": text})
-
-    def batches(self, size: int, first: int = 0, ahead: int = 2) -> Iterator[list[OrbitSample]]:
-        """Batches of consecutive samples from number `first` on, drawn ahead in a thread."""
-        with ThreadPoolExecutor(1) as pool:
-            draw = lambda start: [self.sample(number) for number in range(start, start + size)]  # noqa: E731
-            waiting = [pool.submit(draw, first + k * size) for k in range(ahead)]
-            while True:
-                first += size
-                waiting.append(pool.submit(draw, first + (ahead - 1) * size))
-                yield waiting.pop(0).result()
 
 
 def random_view(rng: np.random.Generator, *, loop: bool) -> View:
