@@ -46,12 +46,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
-    """`generate --orbit FOLDER --out CLIP.npz`: from a request to a clip."""
-    parser = commands.add_parser("generate", help="make a clip")
-    parser.add_argument(
-        "--orbit", type=Path, required=True, metavar="FOLDER", help="a moving orbit that exists already"
+    """`generate`: from an object, an image, a text or an orbit to a clip."""
+    parser = commands.add_parser(
+        "generate",
+        help="make a clip of an object, an image, a text or an orbit",
+        description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
-    add_construction_options(parser)
+    parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
+    subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
+    subject.add_argument("--orbit", type=Path, metavar="FOLDER",
+                         help="a moving orbit that exists already: nothing is invented")  # fmt: skip
+    motion = parser.add_argument_group("the invented motion")
+    for name, bound, text in (
+        ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
+        ("--steps", "steps", "of denoising"),
+        ("--guidance-motion", "guidance_motion", "how closely text and motion are followed (w1 of Eq. 3)"),
+        ("--guidance-static", "guidance_static", "how closely the subject's looks are kept (w2 of Eq. 3)"),
+    ):
+        motion.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, metavar="X",
+                            help=f"{text}; default {BOUNDS[bound].default:g}")  # fmt: skip
+    motion.add_argument("--frames-only", type=Path, metavar="OUT",
+                        help="write the frames alone: a contact sheet (OUT.png) or a folder of orbits")  # fmt: skip
+    add_construction_options(parser, needs_out=False)
+    parser.set_defaults(func=generate, usage_error=parser.error)
 
 
 def add_construct(commands: argparse._SubParsersAction) -> None:
@@ -61,7 +80,7 @@ def add_construct(commands: argparse._SubParsersAction) -> None:
     add_construction_options(parser)
 
 
-def add_construction_options(parser: argparse.ArgumentParser) -> None:
+def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool = True) -> None:
     """What both ways to a clip have in common."""
     gaussians = BOUNDS["gaussians"]
     parser.add_argument("--static", type=Path, metavar="FOLDER", help="the subject from all sides at time 0")
@@ -71,7 +90,7 @@ def add_construction_options(parser: argparse.ArgumentParser) -> None:
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
     parser.add_argument("--fps", type=bounded("fps"), default=BOUNDS["fps"].default)
-    parser.add_argument("--out", type=Path, required=True, metavar="CLIP.npz")
+    parser.add_argument("--out", type=Path, required=needs_out, metavar="CLIP.npz")
     parser.add_argument("--work", type=Path, metavar="DIR",
                         help="where checkpoints are kept (default: beside the clip)")  # fmt: skip
     parser.set_defaults(func=construct)
@@ -187,6 +206,73 @@ def bounded(name: str):
 
     parse.__name__ = name
     return parse
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Generate a clip, or the frames alone, with progress bars; a second run resumes an interrupted one."""
+    import shutil
+
+    from backend.console import progress_bar
+    from backend.progress import Run
+    from blender_addon.contract.clip import write_clip
+
+    if problem := generate_problem(options):
+        options.usage_error(problem)
+    if options.orbit:
+        return construct(options)
+
+    from backend.data.object_capture import capture_object
+    from backend.generate import generate_files, write_generated
+
+    out = options.out or options.frames_only
+    work = options.work or out.with_suffix(".work")
+    captured = None
+    if options.object:
+        with progress_bar() as show:
+            captured = capture_object(options.object, work / "object", Run(work, on_progress=show))
+    with progress_bar() as show:
+        frames, clip = generate_files(
+            work,
+            Run(work, on_progress=show),
+            name=out.stem,
+            prompt=options.text,
+            image=options.image,
+            captured=captured,
+            seed=options.seed,
+            motion=options.motion,
+            steps=options.steps,
+            guidance_motion=options.guidance_motion,
+            guidance_static=options.guidance_static,
+            preset=options.preset,
+            gaussians=options.gaussians,
+            fps=options.fps,
+            result="clip" if options.out else "frames",
+        )
+    for warning in frames.provenance["warnings"]:
+        print(warning, file=sys.stderr)
+    print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
+    if options.frames_only:
+        write_generated(frames, options.frames_only)
+        print(f"{options.frames_only}: {len(frames.moving)} frames")
+    if clip is not None:
+        write_clip(options.out, clip)
+        print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.work is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def generate_problem(options: argparse.Namespace) -> str:
+    """What does not go together in the options of `generate`; empty where all does."""
+    if not (options.text.strip() or options.object or options.image or options.orbit):
+        return "name a subject: --text, --object, --image or --orbit"
+    if options.orbit and (options.text or options.frames_only):
+        return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
+    if not options.orbit and (options.static or options.surface):
+        return "--static and --surface go with --orbit"
+    if not (options.out or options.frames_only):
+        return "say where the result goes: --out CLIP.npz or --frames-only OUT"
+    return ""
 
 
 def construct(options: argparse.Namespace) -> int:

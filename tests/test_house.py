@@ -32,7 +32,7 @@ MAY_IMPORT = {
         *("numpy", "torch", "scipy", "PIL", "transformers"),
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
     ),
-    "backend.evaluation.blender_truth": ("bpy", "numpy", "backend", "blender_addon"),  # a process of its own
+    "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
     "backend.models": ("torch", "diffusers", "transformers", "safetensors", *LEAVES),
     "backend.guidance": ("torch",),
     "backend.pipelines": (
@@ -57,6 +57,7 @@ MAY_IMPORT = {
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
         *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
     ),
+    "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
     "backend.__main__": ("backend", "blender_addon.contract"),
 }
 

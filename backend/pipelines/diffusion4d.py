@@ -175,7 +175,7 @@ def generate_moving(
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
-    latents = with_magnitude(latents, magnitude, small, decode)
+    latents = with_magnitude(latents, magnitude, full, lambda sized: decode(sized, full))
     return as_pictures(decode(latents, full))
 
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A generation without the service: the same request that the add-on sends, with files in place of blobs."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from backend.data.object_capture import CapturedObject
+from backend.evaluation.sheets import SheetRow, on_white, sheet
+from backend.pipelines import diffusion4d
+from backend.progress import Run, UserError
+from blender_addon.contract.clip import Clip, read_clip
+from blender_addon.contract.frames import GeneratedFrames, read_frames
+from blender_addon.contract.orbit import frame_name, read_orbit_json, write_orbit_json
+from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request
+
+HALVES = ("moving", "static")
+
+
+def generate_files(
+    folder: Path,
+    run: Run,
+    *,
+    name: str,
+    prompt: str,
+    image: Path | None = None,
+    captured: CapturedObject | None = None,
+    **settings,
+) -> tuple[GeneratedFrames, Clip | None]:
+    """Do one generation; `settings` are those of `requests.generation_request`.
+
+    image: a picture of the subject; captured: the subject itself; neither: text alone. What was generated stays in
+    `folder`, so that the same call goes on from there, also with another preset or after `result="frames"`.
+
+    Raises:
+        UserError: the inputs cannot be used, or the model cannot be loaded.
+        BadFileError: an orbit cannot be read.
+        JobCancelled: by `run`.
+    """
+    prompt = " ".join(prompt.split())
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise UserError("long_prompt", f"The text is longer than {MAX_PROMPT_LENGTH} letters.", "Shorten it.")
+    kind = "object" if captured else "image" if image else "text"
+    files: dict[str, Path] = {}
+
+    def blob(path: Path) -> str:
+        sha256 = file_sha256(path)
+        files[sha256] = path
+        return sha256
+
+    inputs = {"to_object": np.eye(4).tolist()}
+    if captured:
+        cameras = read_orbit_json(captured.static)
+        frames = [blob(captured.static / frame_name(k)) for k in range(len(cameras.times))]
+        inputs = {"to_object": captured.to_object, "static": {"frames": frames, "cameras": cameras.to_json()}}
+        if captured.surface:
+            inputs["surface"] = blob(captured.surface)
+    elif image:
+        inputs["image"] = blob(image)
+    request = generation_request(kind, name, prompt=prompt, **inputs, **settings)
+    run.folder = folder / _key(request)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    result = diffusion4d.run_request(request, files.__getitem__, run)
+    clip = read_clip(result) if request["settings"]["result"] == "clip" else None
+    return read_frames(run.folder / diffusion4d.FRAMES_NAME), clip
+
+
+def _key(request: dict) -> str:
+    """Names all that the frames of a request depend on."""
+    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "steps")
+    parts = [request["kind"], request["inputs"], {name: request["settings"][name] for name in decides}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_generated(frames: GeneratedFrames, out: Path) -> None:
+    """The frames as a contact sheet where `out` is a .png, else as the orbit folders `out`/moving and `out`/static."""
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{frames.prompt or 'no text'}, motion {frames.motion:g} asked, {frames.motion_measured:.2f} measured"
+        rows = [SheetRow(label, on_white(getattr(frames, label))) for label in reversed(HALVES)]
+        sheet(f"{title}, seed {frames.seed}", rows).save(out)
+        return
+    for half in HALVES:
+        folder = out / half
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for index, picture in enumerate(getattr(frames, half)):
+            Image.fromarray(picture).save(folder / frame_name(index))
+        write_orbit_json(folder, frames.cameras if half == "moving" else frames.static_cameras())
