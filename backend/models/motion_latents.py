@@ -2,9 +2,9 @@
 """Motion latents: how a moving orbit differs from its static orbit, small, smooth, and zero where nothing moves.
 
 Four channels at half resolution: scene flow (how far the surface point that a pixel sees has come since time 0, in
-world axes, times 2 / depth, so that it projects exactly without knowing the depth) and the change of coverage. They
-play the part of the VAE's latents. Decoding warps the static frames by the flow, which keeps them sharp, and mends
-what a warp cannot do: what was hidden and appears, and ghosts behind thin limbs.
+world axes, times 2 / depth, so that it projects exactly without knowing the depth) and the change of coverage, which
+only teaches the network where outlines go. They play the part of the VAE's latents. Decoding warps the static frames by
+the flow, which keeps them sharp, and mends what a warp cannot do: ghosts behind thin limbs, torn edges.
 
 Latents are divided by sqrt(m): their size says nothing about how *much* moves, which the magnitude alone decides.
 """
@@ -84,7 +84,9 @@ class MotionDecoder(nn.Module):
     def __init__(self, width: int = 64, blocks: int = 3) -> None:
         super().__init__()
         self.sizes = {"width": width, "blocks": blocks}
-        inputs = 4 * (4 + 4) + CHANNELS + 1  # warped and static RGBA in 2 x 2 blocks; flow, coverage change; coverage
+        # Warped and static RGBA in 2 x 2 blocks, and the flow. Not the coverage: a decoder that was shown it painted
+        # whatever a network's guess of it said, and cut off limbs that the warp had right.
+        inputs = 4 * (4 + 4) + FLOW_CHANNELS
         self.entrance = nn.Conv2d(inputs, width, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -114,20 +116,11 @@ class MotionDecoder(nn.Module):
         viewmats [B, T, 4, 4]; focal [B, T] (see `warp`); full [B, T, 4, H, W]: the static orbit in finer pixels, which
         is what gets warped then.
         """
-        real = latents * latent_unit(magnitude)
-        flow = real[:, :, :FLOW_CHANNELS]
+        flow = (latents * latent_unit(magnitude))[:, :, :FLOW_CHANNELS]
         warped = warp(static, flow, viewmats, focal)
-        coverage = half(static[:, :, 3:]) + real[:, :, FLOW_CHANNELS:]
-        features = torch.cat(
-            [
-                functional.pixel_unshuffle(torch.cat([warped, static], 2).flatten(0, 1), 2),
-                (flow / 0.1).flatten(0, 1),
-                real[:, :, FLOW_CHANNELS:].flatten(0, 1),
-                coverage.flatten(0, 1),
-            ],
-            1,
-        ).contiguous(memory_format=torch.channels_last)
-        hidden = self.entrance(features)
+        pictures = functional.pixel_unshuffle(torch.cat([warped, static], 2).flatten(0, 1), 2)
+        features = torch.cat([pictures, (flow / 0.1).flatten(0, 1)], 1)
+        hidden = self.entrance(features.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             hidden = hidden + block(hidden)
         mend = functional.pixel_shuffle(self.exit(functional.silu(hidden)), 2)

@@ -33,7 +33,6 @@ class TrainConfig:
     drop_image: float = 0.5  # static network: samples without the image, those of drop_all among them
     static: float = 0.05  # samples that do not move (m = 0)
     reconstruction_weight: float = 0.3  # omega of Eq. 2
-    disturbance: float = 0.3  # decoder: of the latents, in their own units
     precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has matrix units for it
     compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU
     checkpoint_activations: bool = False  # computes activations twice instead of keeping them
@@ -42,6 +41,7 @@ class TrainConfig:
     log_steps: int = 50
     save_minutes: float = 5.0
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
+    motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
     weights: str = ""  # folder of the weights that the published-size network begins from
     families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
 

@@ -1,40 +1,83 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training of the decoder of motion latents: to mend what warping the static frames leaves undone."""
 
-from typing import TYPE_CHECKING
+import json
+from functools import cache
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional
 
 from backend.models import motion_latents
-from backend.models.motion_magnitude import motion_magnitude
+from backend.models.diffusion import add_noise
+from backend.models.small import SmallVideoNet
+from backend.models.text import Vocabulary
+from backend.progress import UserError
+from backend.training import motion_task
+from backend.training.batches import Batch
+from backend.training.checkpoint import checkpoints
+from backend.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    from backend.training.batches import Batch
-    from backend.training.config import TrainConfig
+ESTIMATED = 0.7  # of the samples; the others are decoded from true latents
+NOISIEST = 0.6  # share of the diffusion time from which latents are estimated
 
 
-def build(config: "TrainConfig", vocabulary: object) -> motion_latents.MotionDecoder:
+def build(config: TrainConfig, vocabulary: Vocabulary) -> motion_latents.MotionDecoder:
     """The decoder, freshly initialised."""
     return motion_latents.MotionDecoder(**config.network)
 
 
-def loss(network: torch.nn.Module, batch: "Batch", config: "TrainConfig", noise: torch.Generator) -> dict[str, Tensor]:
-    """Absolute error of the decoded moving frames, and of the warp alone for comparison.
+def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
+    """Absolute error of the decoded moving frames; that of the warp alone and of no motion beside it.
 
-    Half of the latents are disturbed, smoothly, as a network's are: the decoder must not count on perfect ones.
+    With `config.motion_run` most latents are that network's estimates from noisy ones: the decoder learns what it can
+    count on.
     """
     moving, static = batch.moving, batch.static
-    magnitude = motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))
-    clean = motion_latents.encode(batch.flow, moving, static, magnitude)
-    coarse = torch.randn((*clean.shape[:3], 8, 8), generator=noise).to(clean)
-    smooth = functional.interpolate(coarse.flatten(0, 1), clean.shape[-2:], mode="bicubic").view_as(clean)
-    amount = config.disturbance * (torch.rand(len(clean), generator=noise) - 0.5).clamp_min(0) * 2
-    latents = clean + amount.to(clean)[:, None, None, None, None] * smooth
+    magnitude = motion_task.magnitude_of(moving, static)
+    latents = motion_latents.encode(batch.flow, moving, static, magnitude)
+    if config.motion_run:
+        latents = estimated(latents, magnitude, batch, config, noise)
     decoded = network(latents, static, magnitude, batch.viewmats, batch.focal).float()
     with torch.no_grad():
         flow = (latents * motion_latents.latent_unit(magnitude))[:, :, : motion_latents.FLOW_CHANNELS]
         warped = motion_latents.warp(static, flow, batch.viewmats, batch.focal)
-    error = (decoded - moving).abs().mean()
-    return {"loss": error, "warp": (warped - moving).abs().mean(), "still": (static - moving).abs().mean()}
+    return {
+        "loss": (decoded - moving).abs().mean(),
+        "warp": (warped - moving).abs().mean(),
+        "still": (static - moving).abs().mean(),
+    }
+
+
+@torch.no_grad()
+def estimated(
+    latents: Tensor, magnitude: Tensor, batch: Batch, config: TrainConfig, noise: torch.Generator
+) -> Tensor:  # [B, T, 4, h, w]
+    """Most of the latents as the motion network makes them out through noise."""
+    size, device = len(latents), latents.device
+    timestep = (torch.rand(size, generator=noise) * NOISIEST).clamp_min(0.01).to(device)
+    chosen = (torch.rand(size, generator=noise) < ESTIMATED).to(device)
+    eps = torch.randn(latents.shape, generator=noise).to(device)
+    known = torch.ones(size, dtype=torch.bool, device=device)
+    given = (timestep, batch.times, batch.camera_to_world, batch.tokens, magnitude, known)
+    network = motion_network(config.motion_run, device)
+    guess = network(add_noise(latents, eps, timestep), motion_task.condition(batch.static), *given).float()
+    return torch.where(chosen[:, None, None, None, None], guess, latents)
+
+
+@cache
+def motion_network(run: str, device: torch.device) -> SmallVideoNet:
+    """The averaged network of the newest checkpoint of a motion run.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = checkpoints(Path(run))
+    if not found:
+        raise UserError("no_checkpoint", f"{run} holds no checkpoint of a motion network.", "Train that first.")
+    about = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()}
+    network = motion_task.build(TrainConfig(task="motion", network=sizes), Vocabulary(tuple(about["vocabulary"])))
+    network.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
