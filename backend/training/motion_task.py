@@ -50,10 +50,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     given = (timestep, batch.times, batch.camera_to_world, batch.tokens * worded[:, None], magnitude, known)
     predicted = network(noisy, condition(batch.static), *given).float()
 
-    # What lies far from the subject is warped from nothing to nothing: it matters little.
-    near = motion_latents.half(torch.maximum(moving, batch.static)[:, :, 3:]).flatten(0, 1)
-    near = functional.max_pool2d(near, 3, 1, 1).unflatten(0, moving.shape[:2])
-    weight = 0.1 + near
+    weight = importance(moving, batch.static)
     error = (weight * (predicted - clean).square()).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
     true, found = latent_magnitude(clean), latent_magnitude(predicted)
     unit = 1 / (true.detach() + 0.1)  # each clip counts alike, however large its latents are
@@ -66,6 +63,12 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
         "denoising": denoising.detach(),
         "reconstruction": reconstruction.detach(),
     }
+
+
+def importance(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> [B, T, 1, H/2, W/2]
+    """How much each latent matters: what lies far from the subject is warped from nothing to nothing."""
+    near = motion_latents.half(torch.maximum(moving, static)[:, :, 3:]).flatten(0, 1)
+    return 0.1 + functional.max_pool2d(near, 3, 1, 1).unflatten(0, moving.shape[:2])
 
 
 def condition(static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> [B, T, 16, H/2, W/2]

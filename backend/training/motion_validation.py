@@ -13,9 +13,9 @@ from backend.models import motion_latents
 from backend.models.diffusion import add_noise
 from backend.pipelines.diffusion4d import denoise
 from backend.training.batches import Batch
-from backend.training.motion_task import condition, magnitude_of
+from backend.training.motion_task import condition, importance, magnitude_of
 
-SAMPLES = 8  # of the validation stream, always the same
+SAMPLES = 8  # of each split, always the same
 SHOWN = 3  # of these on the sheet
 SHEET_STEPS = 24
 CONTROL_STEPS = 8  # enough to rank magnitudes
@@ -24,25 +24,20 @@ COLUMNS = 8  # frames on the sheet
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, batch: Batch, seed: int) -> tuple[dict[str, float], np.ndarray]:
-    """Figures and a sheet [H, W, 3] uint8: per subject a row of static, of true and of generated frames.
+def validate(network: torch.nn.Module, unseen: Batch, seen: Batch, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    """Figures and a sheet [H, W, 3] uint8: per unseen subject a row of static, of true and of generated frames.
 
-    Figures: error_t1, error_t05: squared error of the motion latents estimated in one step from pure and from half
-    noise, relative to their square (1: nothing learned); magnitude_rank, magnitude_ratio: rank correlation of the
+    Figures: error_t1, error_t05: squared error of the motion latents of unseen clips, estimated in one step from pure
+    and from half noise, relative to their square, mean of the clips (1: nothing learned); seen_error_t1,
+    seen_error_t05: the same for clips of the training split; magnitude_rank, magnitude_ratio: rank correlation of the
     motion magnitudes asked for and measured, and median of measured / asked (the first is good from the start, as the
     size of latents follows the magnitude asked for).
     """
-    magnitude = magnitude_of(batch.moving, batch.static)
-    clean = motion_latents.encode(batch.flow, batch.moving, batch.static, magnitude)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-    figures = {}
-    for name, share in (("error_t1", 1.0), ("error_t05", 0.5)):
-        timestep = torch.full((len(clean),), share, device=clean.device)
-        predicted = predict(network, batch, magnitude, add_noise(clean, noise, timestep), timestep)
-        figures[name] = float((predicted - clean).square().sum() / clean.square().sum())
+    figures = one_step_errors(network, unseen, seed)
+    figures |= {f"seen_{name}": value for name, value in one_step_errors(network, seen, seed).items()}
 
-    few = head(batch, SHOWN)
-    asked = torch.tensor(MAGNITUDES, device=clean.device)
+    few = head(unseen, SHOWN)
+    asked = torch.tensor(MAGNITUDES, device=few.static.device)
     measured = []
     for value in asked:
         wanted = value.expand(SHOWN)
@@ -50,8 +45,26 @@ def validate(network: torch.nn.Module, batch: Batch, seed: int) -> tuple[dict[st
     wanted, found = asked.cpu()[:, None].expand(-1, SHOWN), torch.stack(measured)
     figures["magnitude_rank"] = rank_correlation(wanted, found)
     figures["magnitude_ratio"] = float((found / wanted).median())
-    generated = sample(network, few, magnitude[:SHOWN], SHEET_STEPS, seed)
+    generated = sample(network, few, magnitude_of(few.moving, few.static), SHEET_STEPS, seed)
     return figures, sheet(few.static, few.moving, generated)
+
+
+def one_step_errors(network: torch.nn.Module, batch: Batch, seed: int) -> dict[str, float]:
+    """How far one step gets from pure and from half noise."""
+    magnitude = magnitude_of(batch.moving, batch.static)
+    clean = motion_latents.encode(batch.flow, batch.moving, batch.static, magnitude)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+    weight = importance(batch.moving, batch.static)
+
+    def mean_of(latents: Tensor) -> Tensor:  # [B]: mean square where it matters
+        return (weight * latents.square()).mean((1, 2, 3, 4)) + 1e-6
+
+    errors = {}
+    for name, share in (("error_t1", 1.0), ("error_t05", 0.5)):
+        timestep = torch.full((len(clean),), share, device=clean.device)
+        predicted = predict(network, batch, magnitude, add_noise(clean, noise, timestep), timestep)
+        errors[name] = float((mean_of(predicted - clean) / mean_of(clean)).mean())
+    return errors
 
 
 def predict(network: torch.nn.Module, batch: Batch, magnitude: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from backend.training.plan import Plan, learning_rate, make_plan
 
 # A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...}.
 TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "published": published_task}
-VALIDATIONS = {"motion": motion_validation}  # validate(network, batch, seed) -> figures, sheet; SAMPLES
+VALIDATIONS = {"motion": motion_validation}  # validate(network, unseen, seen, seed)
+FAR = 1 << 40  # a sample that no training reaches
 
 
 def train(
@@ -73,7 +74,7 @@ def train(
 
     # 3. Network, its moving average, optimizer.
     torch.manual_seed(config.seed)
-    plain = task.build(config, vocabulary).to(accelerator.device, memory_format=torch.channels_last)
+    plain = channels_last(task.build(config, vocabulary)).to(accelerator.device)
     ema = copy.deepcopy(plain).requires_grad_(False)
     network = torch.compile(plain) if config.compile else plain
     network, wrapped = accelerator.prepare(network, make_optimizer(config, plain))
@@ -112,7 +113,7 @@ def train(
         signalled = stack.enter_context(stop_on_signals())
         log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
         batches = stack.enter_context(contextlib.closing(draw(stream, numbers, vocabulary, config.workers)))
-        seen = None
+        fixed = None  # samples of validation
         while True:
             share, stop = agreed(accelerator, plan.share(step, time.monotonic() - start), bool(signalled()))
             if share >= 1 or stop:
@@ -145,9 +146,9 @@ def train(
             if meter.due("save", config.save_minutes):
                 save()
             if log and config.task in VALIDATIONS and meter.due("sheet", config.sheet_minutes):
-                seen = seen or validation_batch(config, assets, vocabulary, accelerator.device)
+                fixed = fixed or validation_batches(config, assets, stream, vocabulary, accelerator.device)
                 with accelerator.autocast():
-                    figures, sheet = VALIDATIONS[config.task].validate(ema, seen, config.seed)
+                    figures, sheet = VALIDATIONS[config.task].validate(ema, *fixed, config.seed)
                 log.write(step, {name: round(value, 4) for name, value in figures.items()}, "validation")
                 path = log.write_sheet(step, sheet)
                 say(*(f"{name} {value:.3f}  " for name, value in figures.items()), path, flush=True)
@@ -208,10 +209,22 @@ def stored_vocabulary(checkpoint: Path | None) -> Vocabulary | None:
     return None
 
 
-def validation_batch(config: TrainConfig, assets: Path, vocabulary: Vocabulary, device: torch.device) -> Batch:
-    """The same samples of the val split at every validation."""
-    stream = sample_stream(config, assets, "val")
-    return draw_now(stream, range(VALIDATIONS[config.task].SAMPLES), vocabulary).to(device)
+def validation_batches(
+    config: TrainConfig, assets: Path, stream: SampleStream, vocabulary: Vocabulary, device: torch.device
+) -> tuple[Batch, Batch]:
+    """Samples of the val split and of the training split, the same at every validation, and none trained on."""
+    count = VALIDATIONS[config.task].SAMPLES
+    unseen = draw_now(sample_stream(config, assets, "val"), range(count), vocabulary)
+    seen = draw_now(stream, range(FAR, FAR + count), vocabulary)
+    return unseen.to(device), seen.to(device)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with the kernels of its 2D convolutions in channels-last order, which is faster everywhere."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
