@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from blender_addon.contract.frames import read_frames
 from tests.blender.test_operators import active_job, error_of, moving_cube
 
 bpy = pytest.importorskip("bpy")
@@ -49,6 +50,27 @@ def test_start_generate_import_stop(tracker, part) -> None:
     assert bpy.ops.kinesplat.stop_backend() == {"FINISHED"}
     assert status.backend_state == "stopped"
     assert "not running" in error_of(bpy.ops.kinesplat.remove_job)
+
+
+def test_from_a_still_object_to_its_motion(tracker, part) -> None:
+    """Through the model that comes with Kinesplat: candidates first, then the clip of one."""
+    bpy.ops.kinesplat.start_backend()
+    bpy.ops.mesh.primitive_monkey_add(location=(2, 0, 0))
+    bpy.context.object.data.materials.append(bpy.data.materials.new("Gray"))
+    options = bpy.context.scene.kinesplat
+    options.prompt, options.motion, options.steps, options.samples = "it nods", 3.0, 4, 2
+    options.preset, options.gaussians, options.resolution, options.preview_frames = "draft", 500, 64, True
+    bpy.ops.kinesplat.generate(wait=True)
+    first, second = bpy.context.window_manager.kinesplat.jobs
+    moving = [read_frames(tracker.tracker().board.rows[job.uid].result) for job in (first, second)]
+    assert [frames.seed for frames in moving] == [0, 1]
+    assert moving[0].moving.shape == (24, 64, 64, 4)
+    assert (moving[0].moving != moving[1].moving).any(), "another seed must give another motion"
+    assert bpy.ops.kinesplat.build_job(uid=second.uid, wait=True) == {"FINISHED"}
+    assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    splats = bpy.context.active_object
+    assert splats.matrix_world.translation.x == pytest.approx(2, abs=0.1)
+    assert 100 <= len(splats.data.vertices) <= 1000
 
 
 def test_the_backend_is_killed_and_started_again(tracker, part) -> None:
