@@ -72,7 +72,10 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
             network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     except FileNotFoundError as error:
         raise UserError("weights_missing", f"The model's file {error.filename} is missing.", hint) from error
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except RuntimeError as error:  # names or shapes of tensors
+        message = f"The weights in {folder} do not fit this version of the program."
+        raise UserError("weights_version", message, hint) from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError("weights_damaged", f"The model in {folder} cannot be loaded: {error}", hint) from error
     return KinesplatSmall(
         **networks,
