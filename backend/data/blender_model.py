@@ -154,7 +154,7 @@ def _import(path: Path, description: dict, rest: bytes | None) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text)
-        with _quiet():
+        with quiet():
             bpy.ops.import_scene.gltf(filepath=copy, disable_bone_shape=True)
     except RuntimeError as error:
         raise UserError("bad_model", f"Blender cannot read {path.name}: {str(error).strip()}") from error
@@ -163,8 +163,8 @@ def _import(path: Path, description: dict, rest: bytes | None) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing of what Blender's importer prints, which goes past `sys.stdout`."""
+def quiet() -> Iterator[None]:
+    """Nothing of what Blender prints, which goes past `sys.stdout`. Problems come as exceptions all the same."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nothing:

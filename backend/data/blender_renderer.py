@@ -12,7 +12,7 @@ import bpy
 import numpy as np
 from PIL import Image
 
-from backend.data.blender_model import FPS, open_model
+from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
 from blender_addon import orbit_render
 from blender_addon.contract.orbit import frame_name
@@ -41,7 +41,7 @@ class BlenderRenderer:
         turn = _about_z(-view.light_turn)
         self._model.turn(-view.light_turn, self._space.to_world[:3, 3])
         turned = replace(cameras, camera_to_world=turn @ cameras.camera_to_world)
-        with tempfile.TemporaryDirectory() as folder:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
             orbit_render.render_views(self._space, turned, Path(folder), engine="CYCLES", samples=self._samples)
             return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(FRAMES)])
 
@@ -61,7 +61,8 @@ class BlenderRenderer:
         self._playing = clip
 
     def _measure(self, frame: float) -> orbit_render.ClipSpace:
-        return orbit_render.measure(bpy.context, self._model.root, (frame, frame))
+        with quiet():
+            return orbit_render.measure(bpy.context, self._model.root, (frame, frame))
 
 
 def _about_z(degrees: float) -> np.ndarray:  # [4, 4]
