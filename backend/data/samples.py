@@ -7,7 +7,7 @@ would have got.
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,24 +52,17 @@ class View:
     mirror: bool = False
 
 
-def render_sample(
-    asset: BakedAsset, clip: int, view: View, resolution: int, frames: int = FRAMES, *, moving: bool = True
-) -> OrbitSample:
-    """Draw one clip of a baked asset as moving and static orbit. The caption is left empty.
-
-    Without `moving` only the static orbit is drawn, and stands for both.
-    """
+def render_sample(asset: BakedAsset, clip: int, view: View, resolution: int, frames: int = FRAMES) -> OrbitSample:
+    """Draw one clip of a baked asset as moving and static orbit. The caption is left empty."""
     positions, normals = pose_clip(asset, clip, view, frames)
     orbit = Orbit(frames=frames, azimuth_start=view.azimuth, elevation=view.elevation)
     cameras = orbit_cameras(orbit, resolution, resolution, moving=True)
     light = np.tile(np.float32(view.light), (frames, 1))
     still = np.zeros(frames, int)
-    static, no_flow = draw_views(asset, positions[still], normals[still], positions[0], cameras, light, view.gains)
-    pictures, flow = static, no_flow
-    if moving:
-        pictures, flow = draw_views(asset, positions, normals, positions[0], cameras, light, view.gains)
+    static, _ = draw_views(asset, positions[still], normals[still], positions[0], cameras, light, view.gains)
+    moving, flow = draw_views(asset, positions, normals, positions[0], cameras, light, view.gains)
     return OrbitSample(
-        moving=pictures,
+        moving=moving,
         static=static,
         flow=flow,
         camera_to_world=cameras.camera_to_world.astype(np.float32),
@@ -83,7 +76,7 @@ def render_sample(
 def pose_clip(asset: BakedAsset, clip: int, view: View, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and normals [T, V, 3] float32 of a clip in the clip space of its first frame, changed as `view` says."""
     last = len(asset.matrices[clip]) - 1
-    stored = last * (view.start + view.span * np.arange(frames) / (frames - 1))
+    stored = last * (view.start + view.span * np.arange(frames) / max(frames - 1, 1))
     positions, normals = asset.poses(clip, stored)
     if asset.clips[clip].recentre:
         middle = (positions.min(1, keepdims=True) + positions.max(1, keepdims=True)) / 2
@@ -129,7 +122,6 @@ class SampleStream:
 
     Families are drawn evenly, then kinds of motion within the family, then clips: what repeats in the data (one
     skeleton with many skins) does not rule the training. `families` raises or lowers the share of a family.
-    Without `moving` they are static orbits only, as `random_still_view` sees them.
     """
 
     def __init__(
@@ -140,9 +132,8 @@ class SampleStream:
         resolution: int = 64,
         seed: int = 0,
         families: dict[str, float] | None = None,
-        moving: bool = True,
     ) -> None:
-        self.resolution, self.seed, self.moving = resolution, seed, moving
+        self.resolution, self.seed = resolution, seed
         entries = [entry for entry in read_manifest(assets, split) if entry["licence"] in FREE_LICENCES]
         if not entries:
             raise BadFileError(f"{assets} has no assets of the split {split!r} under a free licence.")
@@ -167,14 +158,17 @@ class SampleStream:
     def sample(self, number: int) -> OrbitSample:
         """Sample `number` of the stream."""
         rng = np.random.default_rng([self.seed, number])
+        name, clip = self.pick(rng)
+        asset = self.assets[name]
+        drawn = render_sample(asset, clip, random_view(rng, loop=asset.clips[clip].loop), self.resolution)
+        text = caption(self.entries[name], asset.clips[clip].action, rng)
+        return replace(drawn, caption=text)
+
+    def pick(self, rng: np.random.Generator) -> tuple[str, int]:
+        """A clip: the id of its asset, and its number there."""
         kinds = self._groups[self._families[rng.choice(len(self._families), p=self._weights)]]
         clips = kinds[rng.integers(len(kinds))]
-        name, clip = clips[rng.integers(len(clips))]
-        asset = self.assets[name]
-        view = random_view(rng, loop=asset.clips[clip].loop) if self.moving else random_still_view(rng)
-        drawn = render_sample(asset, clip, view, self.resolution, moving=self.moving)
-        text = caption(self.entries[name], asset.clips[clip].action, rng)
-        return OrbitSample(**{**vars(drawn), "caption": text})
+        return clips[rng.integers(len(clips))]
 
 
 def random_view(rng: np.random.Generator, *, loop: bool) -> View:
@@ -192,15 +186,5 @@ def random_view(rng: np.random.Generator, *, loop: bool) -> View:
         span=span,
         size=rng.uniform(0.8, 1.0),
         yaw=rng.uniform(-180, 180) if rng.random() < 0.15 else rng.uniform(-10, 10),
-        mirror=bool(rng.random() < 0.5),
-    )
-
-
-def random_still_view(rng: np.random.Generator) -> View:
-    """A way of looking at one moment of a clip, from the front or (for images, which show any side) from anywhere."""
-    return View(
-        start=float(rng.choice([0.0, rng.random()])),
-        size=rng.uniform(0.9, 1.0),
-        yaw=float(rng.choice([0.0, rng.uniform(-180, 180)])),
         mirror=bool(rng.random() < 0.5),
     )

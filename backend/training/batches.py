@@ -16,18 +16,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backend.data.samples import OrbitSample, SampleStream
+from backend.data.samples import SampleStream
 from backend.models.text import Vocabulary
 
 AHEAD = 2  # micro-batches that wait ready, per worker
-ARRAYS = ("moving", "static", "flow", "camera_to_world", "viewmats", "focal", "times")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples as the networks take them."""
+class AnyBatch:
+    """What all batches have in common."""
 
     number: int  # of the first sample in the stream
+    tokens: Tensor  # [B, L]
+    captions: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "AnyBatch":
+        """The same on another device."""
+        tensors = {known.name: getattr(self, known.name) for known in fields(self)}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class StillBatch(AnyBatch):
+    """Still subjects as the static network takes them."""
+
+    first: Tensor  # [B, 4, H, W] premultiplied RGBA of the first view
+    volume: Tensor  # [B, N, N, N, 4] premultiplied RGBA
+
+
+@dataclass(frozen=True)
+class Batch(AnyBatch):
+    """Orbits as the networks take them."""
+
     moving: Tensor  # [B, T, 4, H, W] premultiplied RGBA
     static: Tensor  # [B, T, 4, H, W]
     flow: Tensor  # [B, T, 3, H, W]
@@ -35,14 +56,6 @@ class Batch:
     viewmats: Tensor  # [B, T, 4, 4]
     focal: Tensor  # [B, T]
     times: Tensor  # [B, T]
-    tokens: Tensor  # [B, L]
-    captions: tuple[str, ...]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
-        tensors = {known.name: getattr(self, known.name) for known in fields(self)}
-        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
 
 
 def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Iterator[range]:
@@ -53,7 +66,9 @@ def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accum
             yield range(start, start + size)
 
 
-def draw(stream: SampleStream, numbers: Iterator[range], vocabulary: Vocabulary, workers: int = 0) -> Iterator[Batch]:
+def draw(
+    stream: SampleStream, numbers: Iterator[range], vocabulary: Vocabulary, workers: int = 0
+) -> Iterator[Batch | StillBatch]:
     """Micro-batches, drawn ahead by a thread, or by `workers` processes that each have the assets in memory.
 
     Close the iterator to end them.
@@ -71,19 +86,23 @@ def draw_now(stream: SampleStream, numbers: range, vocabulary: Vocabulary) -> Ba
 
 def make_batch(
     number: int, arrays: dict[str, np.ndarray | Tensor], captions: list[str], vocabulary: Vocabulary
-) -> Batch:
+) -> Batch | StillBatch:
     """Stacked samples in the networks' order of axes."""
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-    pictures = {name: tensors.pop(name).permute(0, 1, 4, 2, 3) for name in ("moving", "static", "flow")}
-    return Batch(number, **pictures, **tensors, tokens=vocabulary.batch(captions), captions=tuple(captions))
+    for name in ("moving", "static", "flow", "first"):
+        if name in tensors:
+            tensors[name] = tensors[name].movedim(-1, -3)
+    kind = StillBatch if "volume" in tensors else Batch
+    return kind(number, vocabulary.batch(captions), tuple(captions), **tensors)
 
 
 Drawn = tuple[int, dict[str, np.ndarray | Tensor], list[str]]
 
 
 def _draw(stream: SampleStream, numbers: range) -> Drawn:
-    samples: list[OrbitSample] = [stream.sample(number) for number in numbers]
-    arrays = {name: np.stack([getattr(sample, name) for sample in samples]) for name in ARRAYS}
+    samples = [stream.sample(number) for number in numbers]
+    names = [known.name for known in fields(samples[0]) if known.name != "caption"]
+    arrays = {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
     return numbers.start, arrays, [sample.caption for sample in samples]
 
 

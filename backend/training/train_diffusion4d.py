@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from backend.data.samples import SampleStream
+from backend.data.stills import StillStream
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
 from backend.training import decoder_task, motion_task, motion_validation, published_task, static_task
@@ -189,14 +190,8 @@ def precision(config: TrainConfig) -> str:
 
 def sample_stream(config: TrainConfig, assets: Path, split: str) -> SampleStream:
     """The samples of a split."""
-    return SampleStream(
-        assets,
-        split,
-        resolution=config.resolution,
-        seed=config.seed,
-        families=config.families,
-        moving=config.task != "static",
-    )
+    kind = StillStream if config.task == "static" else SampleStream
+    return kind(assets, split, resolution=config.resolution, seed=config.seed, families=config.families)
 
 
 def stored_vocabulary(checkpoint: Path | None) -> Vocabulary | None:
