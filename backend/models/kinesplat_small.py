@@ -14,6 +14,7 @@ from safetensors.torch import save as serialize
 from backend.models.motion_latents import MotionDecoder
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
+from backend.models.volume import VolumeConfig, VolumeNet
 from backend.progress import UserError
 from blender_addon.contract.arrays import atomic_file
 
@@ -29,7 +30,7 @@ class KinesplatSmall:
 
     motion: SmallVideoNet  # static orbit -> motion latents
     decoder: MotionDecoder  # motion latents -> moving orbit
-    static: SmallVideoNet  # text or image -> static orbit
+    static: VolumeNet  # text or image -> still subject, as a volume
     vocabulary: Vocabulary
     resolution: int  # pixels
     frames: int
@@ -60,8 +61,8 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
                     raise UserError("weights_damaged", f"{folder / name} is damaged: its checksum is wrong.", hint)
         vocabulary = Vocabulary(tuple(card["vocabulary"]))
         networks = {
-            "motion": SmallVideoNet(_small_config(card["networks"]["motion"])),
-            "static": SmallVideoNet(_small_config(card["networks"]["static"])),
+            "motion": SmallVideoNet(SmallConfig(**_tuples(card["networks"]["motion"]))),
+            "static": VolumeNet(VolumeConfig(**_tuples(card["networks"]["static"]))),
             "decoder": MotionDecoder(**card["networks"]["decoder"]),
         }
         for part, network in networks.items():
@@ -120,8 +121,8 @@ def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary
         file.write(json.dumps(card, indent=1).encode())
 
 
-def _small_config(sizes: dict) -> SmallConfig:
-    return SmallConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()})
+def _tuples(sizes: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}
 
 
 def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The network of kinesplat-small: a spatio-temporal U-Net that denoises 24 frames of an orbit.
+"""The motion network of kinesplat-small: a spatio-temporal U-Net that denoises 24 frames of an orbit.
 
 It takes the conditions of Diffusion4D's published network: text by cross-attention, pictures by concatenation, camera
 matrices and motion magnitude on the time embedding. It predicts the clean latents. Convolutions are 2 + 1: over the
 picture, then over time, in channels-last layout throughout; attention is joint over space and time at the lowest
-level only. Two instances make up the model: one that moves a static orbit, and one that makes static orbits.
+level only.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ class SmallConfig:
     condition_channels: int  # of the pictures beside it
     vocabulary: int  # words
     vector_channels: int = 0  # the first so many latents (0 or 3) are a vector in world axes
-    magnitude: bool = True  # whether it is told the motion magnitude
     widths: tuple[int, ...] = (48, 96, 192, 256)
     blocks: tuple[int, ...] = (0, 1, 2, 2)
     embedding: int = 384
@@ -42,7 +41,7 @@ class SmallVideoNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
         self.frame_time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
-        self.magnitude = MagnitudeEmbedding(width, scale=2.0) if config.magnitude else None
+        self.magnitude = MagnitudeEmbedding(width, scale=2.0)
         self.text = TextEncoder(config.vocabulary, config.text_width)
         self.text_pooled = nn.Linear(config.text_width, width)
         self.shared = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -73,8 +72,8 @@ class SmallVideoNet(nn.Module):
         frame_times: Tensor,
         camera_to_world: Tensor,
         tokens: Tensor,
-        magnitude: Tensor | None = None,
-        known: Tensor | None = None,
+        magnitude: Tensor,
+        known: Tensor,
     ) -> Tensor:  # [B, T, C, h, w]
         """Predict the clean latents.
 
@@ -91,9 +90,8 @@ class SmallVideoNet(nn.Module):
             + self.frame_time(sinusoid(frame_times, 64))
             + self.camera(camera_to_world.flatten(2).to(latents.dtype))
         )
-        if self.magnitude is not None:
-            # The amplitude of motion goes with the root of m.
-            embedding = embedding + (self.magnitude(magnitude.sqrt()) * known[:, None])[:, None]
+        # The amplitude of motion goes with the root of m.
+        embedding = embedding + (self.magnitude(magnitude.sqrt()) * known[:, None])[:, None]
         embedding = self.shared(embedding).flatten(0, 1)  # [B T, E]
 
         rotation = camera_to_world[..., :3, :3].to(latents.dtype)

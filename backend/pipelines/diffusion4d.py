@@ -22,6 +22,7 @@ from backend.models import motion_latents
 from backend.models.diffusion import scheduler, share
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.motion_magnitude import motion_magnitude
+from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
@@ -36,6 +37,9 @@ FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
 AMPLITUDE_LIMITS = (1 / 3, 3.0)  # how far the solved amplitude may lie from the network's own
 MAX_IMAGE_PIXELS = 50_000_000
+STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
+PREVIEW_PIXELS = 48
+LEAST_COVERAGE = 0.004  # of the picture
 
 
 def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
@@ -87,7 +91,7 @@ def generate(
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)
-        cameras = orbit_cameras(Orbit(frames=model.frames), model.resolution, model.resolution, moving=True)
+        cameras = orbit_cameras(Orbit(frames=model.frames), STILL_PIXELS, STILL_PIXELS, moving=True)
         static = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
     run.begin(MOVING)
     moving = generate_moving(
@@ -192,42 +196,43 @@ def generate_static(
     run: Run | None = None,
     model: KinesplatSmall | None = None,
 ) -> np.ndarray:
-    """The static orbit of a text, of an image of the first view, or of both.
+    """The static orbit of a text, of an image of the first view, or of both: a volume is denoised, then looked at.
 
-    image: [H, W, 4] uint8, straight alpha: the subject as the first camera sees it, cut out. `guidance` is the w1 of
-    Eq. 3. Returns [T, H, W, 4] uint8, straight alpha, H and W as `cameras` say.
+    image: [H, W, 4] uint8, straight alpha or on a plain background: the subject as the first camera sees it.
+    `guidance` is the w1 of Eq. 3. Returns [T, H, W, 4] uint8, straight alpha, H and W as `cameras` say.
+
+    Raises:
+        UserError: the image cannot be used, or nothing visible came out.
     """
     model = model or load()
-    side, frames = model.resolution, len(cameras.times)
-    first = torch.zeros(1, 1, 4, side, side, device=model.device)
+    shape = (1, 4, model.resolution, model.resolution)
+    first = torch.zeros(shape, device=model.device)
     if image is not None:
-        first = functional.interpolate(as_tensor(framed(image)[None], model.device)[0], (side, side), mode="area")[None]
-    shown = torch.full((1, 1, 1, side // 2, side // 2), float(image is not None), device=model.device)
-    condition = torch.cat([functional.pixel_unshuffle(first[0], 2)[None] * 2 - 1, shown], 2)
-    condition = condition.expand(2, frames, -1, -1, -1) * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1, 1).to(condition)
-    given = (
-        torch.zeros(2, frames, device=model.device),
-        torch.from_numpy(cameras.camera_to_world).float()[None].expand(2, -1, -1, -1).to(model.device),
-        model.vocabulary.batch([prompt, ""]).to(model.device),
-    )
+        cut = as_tensor(framed(image)[None], model.device)[0]
+        first = functional.interpolate(cut, shape[2:], mode="area")
+    given = (first.expand(2, -1, -1, -1), torch.tensor([float(image is not None), 0.0], device=model.device))
+    tokens = model.vocabulary.batch([prompt, ""]).to(model.device)
+    poses = torch.from_numpy(cameras.camera_to_world)
+    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width)
 
-    def decode(latents: Tensor) -> Tensor:
-        pictures = functional.pixel_shuffle(latents[0], 2)[None] / 2 + 0.5
-        alpha = pictures[:, :, 3:].clamp(0, 1)
-        return torch.cat([torch.minimum(pictures[:, :, :3].clamp_min(0), alpha), alpha], 2)
+    def look(latents: Tensor, size: int, views: slice = slice(None)) -> Tensor:
+        return render_volume((latents[0] / 2 + 0.5).clamp(0, 1), poses[views], focal[views], size)[None]
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with matrix_precision(model.device):
-            out = model.static(latents.expand(2, -1, -1, -1, -1), condition, timestep, *given).float()
+            out = model.static(latents.expand(2, -1, -1, -1, -1), *given, timestep.expand(2), tokens).float()
         return guide(out[:1], out[1:], out[:1], guidance, 0.0)
 
-    shape = (1, frames, 16, side // 2, side // 2)
-    latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
-    pictures = decode(latents)
-    if cameras.width != side:
-        size = (cameras.height, cameras.width)
-        pictures = functional.interpolate(pictures[0], size, mode="bilinear", align_corners=False)[None]
-    return as_pictures(pictures)
+    def preview(clean: Tensor) -> np.ndarray:
+        return picture(look(clean, PREVIEW_PIXELS, slice(None, None, max(len(poses) // 8, 1))))
+
+    shape = (1, VOXELS, VOXELS, VOXELS, 4)
+    latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
+    frames = look(latents, cameras.width)
+    if float(frames[:, :, 3].mean()) < LEAST_COVERAGE:
+        hint = "Try another seed, or words for the things it knows: animals, people, fish."
+        raise UserError("nothing_made", "The model made nothing that could be seen of this.", hint)
+    return as_pictures(frames)
 
 
 def denoise(
