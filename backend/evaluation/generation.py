@@ -21,13 +21,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from backend import __version__
+from backend.data.curation import magnitude_of, premultiplied
 from backend.evaluation import motion_metrics as motion
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
 from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, ssim
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
-from backend.evaluation.truth import ChosenClip, Truth, make_truths, premultiplied
-from backend.models.motion_magnitude import motion_magnitude
+from backend.evaluation.truth import ChosenClip, Truth, make_truths
 from backend.progress import Progress, Run, UserError
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import Cameras
@@ -104,8 +104,7 @@ class Cache:
             return self.generator.moving(static, cameras, prompt, magnitude, **asdict(sampling), run=run)
 
         frames, seconds, cpu_seconds = self._kept(key, sampling, make)
-        measured = float(motion_magnitude(premultiplied(frames), premultiplied(static)))
-        return Generated(frames, static, measured, seconds, cpu_seconds)
+        return Generated(frames, static, magnitude_of(frames, static), seconds, cpu_seconds)
 
     def _kept(self, key: tuple, sampling: Sampling, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
         """Frames, seconds and CPU seconds."""

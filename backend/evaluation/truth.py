@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What generation is compared with: clips of animated assets, each as its moving orbit and its static orbit.
 
-The pictures are rendered by the add-on's own code in a Blender without a window (`blender_truth`, one process per
-asset), in the clip space that a still subject has: that of time 0. They stay in the output folder, so a second run
-finds them. `renderer="fast"` rasterizes baked assets as training does, without Blender.
+The pictures are those of the data room: rendered by the add-on's own code in a Blender without a window, in the clip
+space that a still subject has (that of time 0), or rasterized as in training. They stay in the output folder, so that
+a second run finds them.
 """
 
 import hashlib
@@ -11,33 +11,28 @@ import importlib.util
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from backend.data.baked import read_baked, read_manifest
+from backend.data.baked import read_manifest
 from backend.data.captions import action, caption
-from backend.data.samples import View, render_sample
-from backend.models.motion_magnitude import motion_magnitude
+from backend.data.children import ask_all
+from backend.data.curation import magnitude_of, touches_border
+from backend.data.views import FRAMES, DatasetView
 from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, atomic_file
-from blender_addon.contract.orbit import Cameras, Orbit, frame_name, orbit_cameras, read_orbit_json, write_orbit_json
+from blender_addon.contract.orbit import Cameras
 
-ROOT = Path(__file__).resolve().parents[2]
 RENDERERS = ("cycles", "fast")
-FRAMES, RESOLUTION, SAMPLES = 24, 64, 32
+RESOLUTION, SAMPLES = 64, 32  # pixels, of Cycles
+VIDEOS = ("moving", "static")
 STILL, TYPICAL = 0.008, 0.05  # mean motion by the manifest: less is hardly chosen, and what is near this comes first
 LEAST_MAGNITUDE = 0.1  # m of Eq. 1: what moves less is no test of motion
-BORDER_ALPHA = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,6 @@ class Truth:
     static: np.ndarray  # [T, H, W, 4] uint8, the same cameras, all at time 0
     cameras: Cameras  # of the moving orbit
     magnitude: float  # m of Eq. 1
-
-
-def premultiplied(frames: np.ndarray) -> Tensor:  # [..., 4] uint8, straight alpha -> float32 0..1
-    """Pictures as metrics take them."""
-    images = torch.from_numpy(np.array(frames)).float() / 255
-    images[..., :3] *= images[..., 3:]
-    return images
 
 
 def choose_clips(entries: list[dict], per_asset: int) -> list[ChosenClip]:
@@ -132,21 +120,9 @@ def make_truths(
     waiting = list(clips)
     while waiting and len(truths) < wanted:
         batch, waiting = waiting[: wanted - len(truths)], waiting[wanted - len(truths) :]
-        by_asset: dict[str, list[ChosenClip]] = {}
+        _render(assets, batch, folder, renderer, run, len(truths), wanted)
         for clip in batch:
-            if not _is_made(assets, clip, folder, renderer):
-                by_asset.setdefault(clip.entry["id"], []).append(clip)
-        before, done = len(truths), len(batch) - sum(map(len, by_asset.values()))
-        for own in by_asset.values():
-            run.report(before + done, wanted)
-            if renderer == "cycles":
-                _render_in_blender(assets, own, folder)
-            else:
-                _rasterize(assets, own, folder)
-            done += len(own)
-        for clip in batch:
-            problem = json.loads((folder / clip.name / "truth.json").read_text(encoding="utf-8"))["problem"]
-            truth = None if problem else _read_truth(clip, folder / clip.name)
+            truth, problem = _read_truth(clip, folder / clip.name)
             problem = problem or _why_unfit(truth)
             if problem:
                 left_out[clip.name] = problem
@@ -155,11 +131,33 @@ def make_truths(
     return truths, left_out
 
 
+def _render(
+    assets: Path, clips: list[ChosenClip], folder: Path, renderer: str, run: Run, done: int, total: int
+) -> None:
+    """Let a child process render the clips that `folder` does not hold yet."""
+    questions: dict[str, dict] = {}
+    for clip in clips:
+        fingerprint = _fingerprint(assets, clip, renderer)
+        if _read_json(folder / clip.name).get("fingerprint") == fingerprint:
+            continue
+        settings = {"renderer": renderer, "assets": str(assets.resolve()), "resolution": RESOLUTION, "samples": SAMPLES}
+        question = questions.setdefault(clip.entry["id"], {**settings, "entry": clip.entry, "clips": []})
+        own = folder / clip.name
+        question["clips"].append({"index": clip.index, "folder": str(own.resolve()), "fingerprint": fingerprint})
+
+    def tick(answered: int) -> None:
+        run.report(done + len(clips) * answered / max(len(questions), 1), max(total, done + len(clips)))
+
+    log = folder / "blender.log"
+    module = "backend.evaluation.truth_worker"
+    for name, answer in ask_all(questions, module, 1, log, fresh=False, tick=tick):
+        if "error" in answer:
+            raise UserError("rendering_failed", f"{name} could not be rendered: {answer['error']}.", f"See {log}.")
+
+
 def _why_unfit(truth: Truth) -> str:
     """Why a clip is no fair test, as in the paper's curation; empty where it is one."""
-    alpha = truth.moving[..., 3]
-    border = np.concatenate([alpha[:, [0, -1]].ravel(), alpha[:, :, [0, -1]].ravel()])
-    if border.max() > 255 * BORDER_ALPHA:
+    if touches_border(truth.moving):
         return "the subject leaves the picture"
     if truth.magnitude < LEAST_MAGNITUDE:
         return f"it hardly moves (m = {truth.magnitude:.3f})"
@@ -183,87 +181,34 @@ def _bake(assets: Path, clip: ChosenClip) -> Path:
     return assets / "baked24" / (clip.entry["id"].replace("/", "__") + ".npz")
 
 
-def _is_made(assets: Path, clip: ChosenClip, folder: Path, renderer: str) -> bool:
-    try:
-        made = json.loads((folder / clip.name / "truth.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return made.get("fingerprint") == _fingerprint(assets, clip, renderer)
-
-
 def write_truth_json(folder: Path, fingerprint: str, problem: str = "") -> None:
     """Mark a clip's folder as complete; `problem` says why there are no pictures in it."""
     with atomic_file(folder / "truth.json") as file:
         file.write(json.dumps({"fingerprint": fingerprint, "problem": problem}).encode())
 
 
-def _render_in_blender(assets: Path, clips: list[ChosenClip], folder: Path) -> None:
-    """Render clips of one asset in a process of their own, which Blender may take down without harm."""
-    job = {
-        "file": str((assets / clips[0].entry["file"]).resolve()),
-        "clips": [
-            {
-                "action": clip.action,
-                "time_range": clip.entry["clips"][clip.index]["time_range"],
-                "recentre": bool(clip.entry["clips"][clip.index].get("recentre")),
-                "folder": str((folder / clip.name).resolve()),
-                "fingerprint": _fingerprint(assets, clip, "cycles"),
-            }
-            for clip in clips
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "blender.log"
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with open(log, "ab") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "backend.evaluation.blender_truth"],
-            stdin=subprocess.PIPE, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        try:
-            process.stdin.write(json.dumps(job).encode())
-            process.stdin.close()
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    for clip in clips:
-        if not _is_made(assets, clip, folder, "cycles"):
-            raise UserError(
-                "blender_failed",
-                f"Blender stopped with code {code} while it rendered {clip.entry['id']}.",
-                f"Its messages are in {log}.",
-            )
-
-
-def _rasterize(assets: Path, clips: list[ChosenClip], folder: Path) -> None:
-    asset = read_baked(assets, clips[0].entry)
-    for clip in clips:
-        sample = render_sample(asset, clip.index, View(), RESOLUTION, FRAMES)
-        for moving, name in ((True, "moving"), (False, "static")):
-            target = folder / clip.name / name
-            target.mkdir(parents=True, exist_ok=True)
-            images = np.array(sample.moving if moving else sample.static)
-            images[..., :3] /= np.maximum(images[..., 3:], 1e-6)
-            for k, picture in enumerate((images.clip(0, 1) * 255).round().astype(np.uint8)):
-                Image.fromarray(picture).save(target / frame_name(k))
-            write_orbit_json(target, orbit_cameras(Orbit(FRAMES), RESOLUTION, RESOLUTION, moving=moving))
-        write_truth_json(folder / clip.name, _fingerprint(assets, clip, "fast"))
-
-
-def _read_truth(clip: ChosenClip, folder: Path) -> Truth:
-    cameras = read_orbit_json(folder / "moving")
-    moving, static = (_read_frames(folder / name, len(cameras.times)) for name in ("moving", "static"))
-    magnitude = float(motion_magnitude(premultiplied(moving), premultiplied(static)))
-    return Truth(clip, moving, static, cameras, magnitude)
-
-
-def _read_frames(folder: Path, count: int) -> np.ndarray:  # [T, H, W, 4] uint8
+def _read_json(folder: Path) -> dict:
     try:
-        return np.stack([np.asarray(Image.open(folder / frame_name(k)).convert("RGBA")) for k in range(count)])
+        return json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_truth(clip: ChosenClip, folder: Path) -> tuple[Truth | None, str]:
+    """A rendered clip, or why there is none."""
+    if problem := _read_json(folder)["problem"]:
+        return None, problem
+    moving, static = (_read_strip(folder / f"{video}.png") for video in VIDEOS)
+    cameras = DatasetView().cameras(RESOLUTION, "moving")
+    return Truth(clip, moving, static, cameras, magnitude_of(moving, static)), ""
+
+
+def _read_strip(path: Path) -> np.ndarray:  # [T, H, W, 4] uint8
+    try:
+        with Image.open(path) as strip:
+            return np.stack(np.split(np.asarray(strip.convert("RGBA")), FRAMES, axis=1))
     except (OSError, ValueError) as error:
-        raise BadFileError(f"The pictures in {folder} cannot be read. Remove that folder and try again.") from error
+        raise BadFileError(f"{path} cannot be read. Remove its folder and try again.") from error
 
 
 def chosen_clips(assets: Path, split: str, per_asset: int) -> list[ChosenClip]:
