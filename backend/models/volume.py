@@ -35,7 +35,7 @@ class VolumeConfig:
 
 
 class VolumeNet(nn.Module):
-    """Noisy volume, text, first view -> clean volume (x0-prediction): a 3D U-Net with attention where it is coarsest."""
+    """Noisy volume, text, first view -> clean volume (x0-prediction): a 3D U-Net, with attention at the bottom."""
 
     def __init__(self, config: VolumeConfig) -> None:
         super().__init__()
