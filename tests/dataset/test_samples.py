@@ -52,12 +52,6 @@ def test_what_a_sample_holds(stream):
     np.testing.assert_allclose(sample.viewmats, inverse, atol=1e-5)
 
 
-def test_static_samples_do_not_move():
-    sample = SampleStream(ASSETS, "train", resolution=16, moving=False).sample(2)
-    np.testing.assert_array_equal(sample.moving, sample.static)
-    assert (sample.flow == 0).all()
-
-
 def test_families_can_be_left_out():
     stream = SampleStream(ASSETS, None, resolution=8, families={"platformer": 0.0})
     assert {stream.sample(number).caption for number in range(12)} <= {"fish swim", "fish", "swim"}

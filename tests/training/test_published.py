@@ -113,7 +113,18 @@ def test_the_loss_is_the_papers(monkeypatch, tiny):
     pictures[:, :, :, :3] *= pictures[:, :, :, 3:]
     eye = torch.eye(4).expand(2, 3, 4, 4)
     tokens, line = torch.zeros(2, 12, dtype=torch.long), torch.zeros(2, 3)
-    batch = Batch(0, pictures[0], pictures[1], pictures[0, :, :, :3], eye, eye, line, line, tokens, ("a dog runs", "a"))
+    batch = Batch(
+        number=0,
+        tokens=tokens,
+        captions=("a dog runs", "a"),
+        moving=pictures[0],
+        static=pictures[1],
+        flow=pictures[0, :, :, :3],
+        camera_to_world=eye,
+        viewmats=eye,
+        focal=line,
+        times=line,
+    )
     seen = []
 
     class Oracle(torch.nn.Module):
