@@ -9,6 +9,7 @@ import numpy as np
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 
 FRAMES = 24
+ELEVATIONS = (0.0, 10.0, 20.0, 30.0, -5.0)  # degrees; the product's is 0
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class DatasetView:
 def views_of_clip(count: int, seed: int, name: str) -> list[DatasetView]:
     """`count` views of a clip: the product's own, then random ones that depend on seed and name alone."""
     rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
+    elevations = np.resize(rng.permutation(ELEVATIONS), count)
+    azimuths, turns = rng.uniform(0, 360, (2, count))
     random = [
-        DatasetView(*(round(float(value), 2) for value in (rng.uniform(0, 360), elevation, rng.uniform(0, 360))))
-        for elevation in rng.permutation(np.resize([0.0, 10.0, 20.0, 30.0, -5.0], max(count - 1, 0)))
+        DatasetView(*(round(float(number), 2) for number in one))
+        for one in zip(azimuths, elevations, turns, strict=True)
     ]
     return [DatasetView(), *random][:count]

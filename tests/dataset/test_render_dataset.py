@@ -41,6 +41,7 @@ def test_views_depend_on_seed_and_name_alone() -> None:
     first = views_of_clip(3, 0, "x")[0]
     assert (first.azimuth, first.elevation, first.light_turn) == (0, 0, 0)
     assert len({view.elevation for view in views_of_clip(6, 0, "x")}) == 5
+    assert len({views_of_clip(2, 0, str(name))[1].elevation for name in range(50)}) == 5
 
 
 @pytest.mark.slow

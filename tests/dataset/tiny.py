@@ -8,7 +8,7 @@ import numpy as np
 
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float) * [0.5, 0.1, 0.2]
 QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
-CLIPS = {"Swing": 35.0, "Idle": 0.0, "Travel": 0.0}
+CLIPS = {"Swing": 15.0, "Idle": 0.0, "Travel": 0.0}
 
 
 def write_assets(folder: Path, licences: dict[str, str | None]) -> None:
@@ -38,7 +38,7 @@ def write_box(path: Path) -> None:
     angles = np.radians(CLIPS["Swing"]) * np.sin(np.linspace(0, 2 * np.pi, 24))
     swing[:, 0, 0, 0] = swing[:, 0, 2, 2] = np.cos(angles)
     swing[:, 0, 2, 0], swing[:, 0, 0, 2] = np.sin(angles), -np.sin(angles)
-    travel[:, 0, 0, 3] = np.linspace(0, 2, 24)
+    travel[:, 0, 0, 3] = 2 * np.linspace(0, 1, 24) ** 3
     np.savez(
         path,
         v=vertices.astype(np.float16),
