@@ -70,7 +70,9 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
             for name in card["files"][part]:
                 tensors.update(load_file(folder / name))
             network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-            network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+            network.eval().requires_grad_(False).to(device)
+        for network in (networks["motion"], networks["decoder"]):
+            network.to(memory_format=torch.channels_last)
     except FileNotFoundError as error:
         raise UserError("weights_missing", f"The model's file {error.filename} is missing.", hint) from error
     except RuntimeError as error:  # names or shapes of tensors
