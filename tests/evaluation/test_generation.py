@@ -215,10 +215,9 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
 def test_truth_is_rendered_by_blender(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     pytest.importorskip("bpy")
     examples = pytestconfig.rootpath / "examples"
-    fox = {**entry("fox", "pets", ("Walk", 0.05)), "file": "fox.glb"}
+    fox = {**entry("fox", "pets", ("Walk", 0.05), ("Fly", 0.05)), "file": "fox.glb"}
     fox["clips"][0]["time_range"] = [0.0, 0.7083]
-    missing = {**entry("fox", "pets", ("Fly", 0.05)), "file": "fox.glb"}
-    clips = [ChosenClip(fox, 0), ChosenClip(missing, 0)]
+    clips = [ChosenClip(fox, 0), ChosenClip(fox, 1)]
     run = Run(tmp_path)
     run.plan({"truth": 1.0})
     run.begin("truth")
