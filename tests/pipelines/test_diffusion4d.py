@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From requests of kind object, text and image to frames and clips, with networks of noise; then the shipped model."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+
+from backend.models import kinesplat_small
+from backend.models.motion_latents import CHANNELS, MotionDecoder
+from backend.pipelines import diffusion4d
+from backend.progress import JobCancelled, Progress, Run, UserError
+from backend.splatting.construct import STAGES, ConstructConfig
+from backend.splatting.observations import read_orbit_folder
+from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.clip import read_clip
+from blender_addon.contract.frames import read_frames
+from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
+from blender_addon.contract.requests import build_request, file_sha256, generation_request
+from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
+
+FOX = Path(__file__).parent.parent / "data" / "fox_orbit"
+TO_OBJECT = np.diag([2.0, 2, 2, 1]).tolist()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> kinesplat_small.KinesplatSmall:
+    return kinesplat_small.load(write_tiny_model(tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(autouse=True)
+def tiny(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model in place of the shipped one, and presets with few steps."""
+    monkeypatch.setattr(diffusion4d, "load", lambda: model)
+    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
+    monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
+    for_preset = ConstructConfig.for_preset
+    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
+    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
+
+
+class Blobs:
+    """Files by their sha256, as the service hands them over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def add(self, content: bytes) -> str:
+        path = self.folder / "new"
+        path.write_bytes(content)
+        return path.rename(self.folder / file_sha256(path)).name
+
+    def picture(self, pixels: np.ndarray) -> str:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return self.add(file.getvalue())
+
+    def __call__(self, sha256: str) -> Path:
+        return self.folder / sha256
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path / "blobs")
+
+
+def ball_request(blobs: Blobs, **settings) -> dict:
+    """Of kind object."""
+    pictures, cameras = ball_orbit()
+    static = {"frames": [blobs.picture(picture) for picture in pictures], "cameras": cameras.to_json()}
+    settings = {"prompt": "a ball bounces", "steps": 4, "gaussians": 500, "result": "frames", **settings}
+    return generation_request("object", "Ball", TO_OBJECT, static=static, **settings)
+
+
+def no_generation(*_, **__) -> None:
+    raise AssertionError("nothing is to be generated")
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
+    pictures, cameras = ball_orbit()
+    told: list[Progress] = []
+    request = ball_request(blobs, seed=3, motion=2.0)
+    path = diffusion4d.run_request(request, blobs, Run(tmp_path, on_progress=told.append))
+    frames = read_frames(path)
+    assert (frames.prompt, frames.motion, frames.seed) == ("a ball bounces", 2.0, 3)
+    np.testing.assert_array_equal(frames.static, pictures)
+    assert frames.moving.shape == pictures.shape
+    assert (frames.moving != pictures).any()
+    np.testing.assert_allclose(frames.cameras.times, np.linspace(0, 1, 24))
+    np.testing.assert_allclose(frames.cameras.camera_to_world, cameras.camera_to_world)
+    assert frames.motion_measured == pytest.approx(diffusion4d.measured_magnitude(frames.moving, pictures))
+    assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
+    assert frames.provenance["warnings"] == []
+    assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 5
+    assert any(step.preview is not None and step.preview.shape == (32, 64, 3) for step in told)
+    assert told[-1].fraction == 1.0
+
+
+def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Path) -> None:
+    path = diffusion4d.run_request(ball_request(blobs, prompt="the ball Flurbs"), blobs, Run(tmp_path))
+    (warning,) = read_frames(path).provenance["warnings"]
+    assert "flurb" in warning
+    assert "ball" not in warning
+
+
+def test_everything_asked_for_counts(model) -> None:
+    pictures, cameras = ball_orbit()
+
+    def moving(prompt: str = "a ball bounces", magnitude: float = 2.0, **settings) -> np.ndarray:
+        return diffusion4d.generate_moving(pictures, cameras, prompt, magnitude, steps=4, model=model, **settings)
+
+    first = moving()
+    assert (moving() == first).all()
+    for other in ({"seed": 1}, {"prompt": "a ball rolls"}, {"magnitude": 6.0}, {"w1": 4.0}, {"w2": 2.0}):
+        assert (moving(**other) != first).any(), other
+    assert (moving(sampler="dpm") != first).any()
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_text_and_images_get_a_static_orbit_of_their_own(kind: str, blobs: Blobs, tmp_path: Path) -> None:
+    settings = {"prompt": "a ball", "steps": 4, "result": "frames"}
+    if kind == "image":
+        settings["image"] = blobs.picture(ball_orbit(40)[0][0])
+    request = generation_request(kind, "Ball", TO_OBJECT, **settings)
+    told: list[Progress] = []
+    frames = read_frames(diffusion4d.run_request(request, blobs, Run(tmp_path, on_progress=told.append)))
+    assert frames.static.shape == frames.moving.shape == (24, RESOLUTION, RESOLUTION, 4)
+    assert (frames.static != frames.static[0]).any()
+    assert frames.static.std() > 0
+    stages = list(dict.fromkeys(step.stage for step in told))
+    assert stages == [diffusion4d.READING, diffusion4d.STILL, diffusion4d.MOVING, "Done"]
+
+
+@pytest.mark.slow
+def test_an_image_decides_the_static_orbit(model) -> None:
+    cameras = orbit_cameras(Orbit(), RESOLUTION, RESOLUTION, moving=True)
+    ball = ball_orbit()[0][0]
+    made = [
+        diffusion4d.generate_static(cameras, "ball", image, steps=4, model=model)
+        for image in (None, ball, ball[..., [2, 1, 0, 3]])
+    ]
+    assert (made[0] != made[1]).any()
+    assert (made[1] != made[2]).any()
+
+
+def test_a_static_orbit_of_nothing_is_refused(model) -> None:
+    empty = replace(model, static=lambda latents, *_: torch.full_like(latents, -1.0))
+    cameras = orbit_cameras(Orbit(), RESOLUTION, RESOLUTION, moving=True)
+    with pytest.raises(UserError) as caught:
+        diffusion4d.generate_static(cameras, "ball", steps=4, model=empty)
+    assert caught.value.code == "nothing_made"
+
+
+@pytest.mark.slow
+def test_chosen_frames_become_a_clip(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ball_request(blobs, fps=30.0)
+    chosen = diffusion4d.run_request(request, blobs, Run(tmp_path)).read_bytes()
+    (tmp_path / "next").mkdir()
+    monkeypatch.setattr(diffusion4d, "load", no_generation)
+    path = diffusion4d.run_request(build_request(request, blobs.add(chosen)), blobs, Run(tmp_path / "next"))
+    clip = read_clip(path)
+    assert (clip.name, clip.fps, clip.count, clip.frame_count) == ("Ball", 30.0, 500, 24)
+    np.testing.assert_array_equal(clip.to_object, TO_OBJECT)
+    assert clip.provenance["pipeline"] == "diffusion4d"
+    assert clip.provenance["settings"]["prompt"] == "a ball bounces"
+    assert clip.provenance["models"][0]["name"] == "tiny 1"
+
+
+@pytest.mark.slow
+def test_a_killed_job_does_not_generate_again(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(progress: Progress) -> None:
+        if progress.stage == STAGES[0]:
+            raise ConnectionAbortedError
+
+    request = ball_request(blobs, result="clip")
+    with pytest.raises(ConnectionAbortedError):
+        diffusion4d.run_request(request, blobs, Run(tmp_path, on_progress=die))
+    kept = (tmp_path / diffusion4d.FRAMES_NAME).read_bytes()
+    monkeypatch.setattr(diffusion4d, "load", no_generation)
+    clip = read_clip(diffusion4d.run_request(request, blobs, Run(tmp_path)))
+    assert clip.count == 500
+    assert (tmp_path / diffusion4d.FRAMES_NAME).read_bytes() == kept
+
+
+@pytest.mark.parametrize("kind", ["object", "text"])
+def test_cancelling_takes_effect_within_a_step(kind: str, blobs: Blobs, tmp_path: Path) -> None:
+    said: list[Progress] = []
+
+    def wanted_until_two_steps() -> bool:
+        return bool(said) and said[-1].step >= 2
+
+    request = ball_request(blobs, steps=50)
+    if kind == "text":
+        request = generation_request("text", "Ball", TO_OBJECT, prompt="a ball", steps=50)
+    with pytest.raises(JobCancelled):
+        diffusion4d.run_request(request, blobs, Run(tmp_path, said.append, wanted_until_two_steps))
+    assert said[-1].step == 2
+    assert said[-1].stage == (diffusion4d.MOVING if kind == "object" else diffusion4d.STILL)
+    assert not (tmp_path / diffusion4d.FRAMES_NAME).exists()
+
+
+@pytest.mark.parametrize("which", ["generated", "image", "surface"])
+def test_damaged_inputs_are_the_users_to_put_right(which: str, blobs: Blobs, tmp_path: Path) -> None:
+    request = ball_request(blobs)
+    request["inputs"][which] = blobs.add(b"nonsense")
+    with pytest.raises(UserError) as caught:
+        diffusion4d.run_request(request, blobs, Run(tmp_path))
+    assert (caught.value.code, caught.value.hint) == ("bad_input", "Generate again.")
+
+
+def test_missing_weights_say_so(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion4d, "load", lambda: kinesplat_small.load(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere.model\.json is missing"):
+        diffusion4d.run_request(ball_request(blobs), blobs, Run(tmp_path))
+
+
+# --- motion magnitude ------------------------------------------------------------------------------------------------
+
+
+def warping(size: int = 32) -> tuple[torch.Tensor, Callable, torch.Tensor]:
+    """The ball's pictures, an untrained decoder (which only warps), and smooth latents for it."""
+    pictures, cameras = ball_orbit(size)
+    static = diffusion4d.as_tensor(pictures)
+    viewmats = torch.from_numpy(cameras.viewmats()).float()[None]
+    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width).float()[None]
+    decoder, asked = MotionDecoder(width=8, blocks=1), torch.tensor([3.0])
+    coarse = torch.randn(len(pictures), CHANNELS, 3, 3, generator=torch.Generator().manual_seed(0))
+    latents = 0.5 * torch.nn.functional.interpolate(coarse, (size // 2, size // 2), mode="bicubic")[None]
+    return static, lambda latents: decoder(latents, static, asked, viewmats, focal), latents
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 3.0, 8.0])
+def test_the_amplitude_is_solved_for(magnitude: float) -> None:
+    static, decode, latents = warping()
+    with torch.no_grad():
+        sized = diffusion4d.with_magnitude(latents, magnitude, static, decode)
+        found = float(diffusion4d.magnitude_of(decode(sized), static))
+    assert found == pytest.approx(magnitude, rel=0.1)
+    ratio = sized / latents
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))  # what moves stays the network's
+
+
+def test_the_amplitude_stays_within_limits() -> None:
+    static, decode, latents = warping()
+    low, high = diffusion4d.AMPLITUDE_LIMITS
+    with torch.no_grad():
+        small = diffusion4d.with_magnitude(latents, 1e-4, static, decode)
+        large = diffusion4d.with_magnitude(latents, 1e4, static, decode)
+        nothing = diffusion4d.with_magnitude(latents * 0, 3.0, static, decode)
+    torch.testing.assert_close(small, latents * low)
+    torch.testing.assert_close(large, latents * high)
+    assert not nothing.any()
+
+
+def test_what_does_not_move_stays_as_it_is(tmp_path: Path) -> None:
+    pictures, cameras = ball_orbit(48)
+    still = kinesplat_small.load(write_tiny_model(tmp_path, moves=False))
+    moving = diffusion4d.generate_moving(pictures, cameras, "ball", 0.0, steps=4, w2=1.0, model=still)
+    assert np.abs(moving.astype(int) - pictures).max() <= 1  # finer pixels than the network's are kept
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_survive_being_tensors() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 4), np.uint8)
+    pictures[..., 3] = np.maximum(pictures[..., 3], 1)
+    tensor = diffusion4d.as_tensor(pictures)
+    assert tensor.shape == (1, 3, 4, 8, 8)
+    assert (tensor[:, :, :3] <= tensor[:, :, 3:]).all()  # premultiplied
+    np.testing.assert_array_equal(diffusion4d.as_pictures(tensor), pictures)
+    observed = diffusion4d.observations(pictures, orbit_cameras(Orbit(frames=3), 8, 8, moving=True))
+    torch.testing.assert_close(observed.images, tensor[0].permute(0, 2, 3, 1))
+
+
+def subject_in_a_corner() -> np.ndarray:
+    """A red bar of 10 x 20 pixels in a picture of 60 x 50."""
+    image = np.zeros((60, 50, 4), np.uint8)
+    image[5:15, 2:22] = (200, 30, 30, 255)
+    return image
+
+
+def test_a_subject_is_cut_out_and_set_in_the_middle() -> None:
+    square = diffusion4d.framed(subject_in_a_corner())
+    rows, columns = np.nonzero(square[..., 3])
+    assert square.shape == (29, 29, 4)  # 20 / 0.7
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (10, 20)
+    assert abs(rows.mean() - 14) <= 0.5
+    assert abs(columns.mean() - 14) <= 0.5
+
+
+def test_a_plain_background_is_taken_away() -> None:
+    image = subject_in_a_corner()
+    opaque = np.where(image[..., 3:] > 0, image, (240, 240, 250, 255)).astype(np.uint8)
+    np.testing.assert_array_equal(diffusion4d.without_background(opaque)[..., 3], image[..., 3])
+    np.testing.assert_array_equal(diffusion4d.framed(opaque)[..., 3], diffusion4d.framed(image)[..., 3])
+
+
+def test_a_background_that_cannot_be_told_apart_is_refused() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
+    noise[..., 3] = 255
+    with pytest.raises(UserError) as caught:
+        diffusion4d.framed(noise)
+    assert caught.value.code == "no_cutout"
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0, 0), (255, 255, 255, 255)])
+def test_an_image_of_nothing_is_refused(color: tuple) -> None:
+    with pytest.raises(UserError) as caught:
+        diffusion4d.framed(np.full((20, 20, 4), color, np.uint8))
+    assert caught.value.code == "empty_image"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_images_are_read_with_alpha(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "image"
+    Image.new("RGB", (6, 4), (10, 200, 30)).save(path, format)
+    image = diffusion4d.read_image(path)
+    assert (image.shape, image.dtype) == ((4, 6, 4), np.uint8)
+    assert (image[..., 3] == 255).all()
+
+
+def test_images_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image"
+    for content in (b"", b"nonsense", b"\x89PNG\r\n\x1a\n" + bytes(40)):
+        path.write_bytes(content)
+        with pytest.raises(BadFileError, match="cannot be read"):
+            diffusion4d.read_image(path)
+    Image.new("L", (30, 30)).save(path, "GIF")
+    with pytest.raises(BadFileError, match="cannot be read"):
+        diffusion4d.read_image(path)
+    Image.new("L", (30, 30)).save(path, "PNG")
+    monkeypatch.setattr(diffusion4d, "MAX_IMAGE_PIXELS", 800)
+    with pytest.raises(BadFileError, match="30 x 30"):
+        diffusion4d.read_image(path)
+
+
+# --- the shipped model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fox() -> tuple[np.ndarray, Cameras]:
+    """A still fox, seen from all around."""
+    seen = read_orbit_folder(FOX / "static")
+    times = np.linspace(0, 1, len(seen.images))
+    return diffusion4d.as_pictures(seen.images.permute(0, 3, 1, 2)[None]), replace(seen.cameras, times=times)
+
+
+@pytest.mark.slow
+def test_the_shipped_model_keeps_still_what_is_not_to_move(fox) -> None:
+    pictures, cameras = fox
+    still = diffusion4d.generate_moving(pictures, cameras, "a fox stands", 0.0, steps=6, model=kinesplat_small.load())
+    on_white = [diffusion4d.as_tensor(images) for images in (pictures, still)]
+    on_white = [images[:, :, :3] + 1 - images[:, :, 3:] for images in on_white]
+    assert -10 * torch.log10((on_white[0] - on_white[1]).square().mean()) >= 28
+
+
+@pytest.mark.slow
+def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
+    pictures, cameras = fox
+    asked = [0.0, 0.5, 2.0, 4.0, 8.0]
+    measured = [
+        diffusion4d.measured_magnitude(
+            diffusion4d.generate_moving(pictures, cameras, "a fox runs", motion, steps=6, model=kinesplat_small.load()),
+            pictures,
+        )
+        for motion in asked
+    ]
+    assert spearmanr(asked, measured).statistic >= 0.8
+    assert measured[-1] > 2.0

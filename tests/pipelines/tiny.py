@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A kinesplat-small of a few thousand parameters, with weights of noise, and a subject that fits it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backend.models import kinesplat_small
+from backend.models.motion_latents import MotionDecoder
+from backend.models.small import SmallConfig, SmallVideoNet
+from backend.models.text import Vocabulary
+from backend.models.volume import VolumeConfig, VolumeNet
+from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
+from blender_addon.contract.requests import GENERATED_FRAMES
+
+RESOLUTION = 16
+WORDS = ("ball", "bounce", "roll")
+
+
+def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
+    """Save one to `folder`; what it invents is noise, and nothing at all where it is not to move."""
+    torch.manual_seed(0)
+    sizes = {"vocabulary": len(WORDS), "embedding": 16, "text_width": 8, "heads": 2}
+    motion = SmallVideoNet(SmallConfig(4, 16, **sizes, vector_channels=3, widths=(8,) * 4, blocks=(0, 1, 1, 1)))
+    static = VolumeNet(VolumeConfig(**sizes, widths=(8, 8, 8), blocks=1))
+    for network in (motion, static):
+        for parameter in network.parameters():
+            if not parameter.any():  # begins at zero, and would say nothing about what goes in
+                torch.nn.init.normal_(parameter, std=0.3)
+    if not moves:
+        torch.nn.init.zeros_(motion.exit.weight)
+        torch.nn.init.zeros_(motion.exit.bias)
+    parts = {"motion": motion, "static": static, "decoder": MotionDecoder(width=8, blocks=1)}
+    about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
+    kinesplat_small.save(folder, parts, Vocabulary(WORDS), about)
+    return folder
+
+
+def ball_orbit(size: int = RESOLUTION) -> tuple[np.ndarray, Cameras]:
+    """Static orbit of a ball, dark on one half: pictures [T, size, size, 4] uint8 with straight alpha, and cameras."""
+    cameras = orbit_cameras(Orbit(frames=GENERATED_FRAMES), size, size, moving=False)
+    line = (np.arange(size) + 0.5) / size * 2 - 1
+    x, y = np.meshgrid(line, line)
+    radius = 0.6
+    inside = x**2 + y**2 < radius**2
+    depth = np.sqrt(np.maximum(radius**2 - x**2 - y**2, 0))
+    pictures = np.zeros((GENERATED_FRAMES, size, size, 4), np.uint8)
+    for picture, pose in zip(pictures, cameras.camera_to_world, strict=True):
+        seen = np.stack([x, -y, depth], -1) @ pose[:3, :3].T  # the visible surface in world axes
+        picture[..., :3] = np.where(seen[..., :1] > 0, (220, 90, 30), (60, 40, 120))
+        picture[..., 3] = np.where(inside, 255, 0)
+        picture[~inside] = 0
+    return pictures, cameras
