@@ -147,8 +147,7 @@ def _influences(obj: bpy.types.Object) -> tuple[bpy.types.Object | None, list[st
     place = {name: k + 1 for k, name in enumerate(bones)}
     for vertex in obj.data.vertices:
         found = [(g.weight, place[groups[g.group]]) for g in vertex.groups if groups[g.group] is not None]
-        # A few files in the wild hold NaN weights, which Blender takes for none.
-        found = sorted((pair for pair in found if np.isfinite(pair[0]) and pair[0] > 0), reverse=True)[:INFLUENCES]
+        found = sorted((pair for pair in found if pair[0] > 0), reverse=True)[:INFLUENCES]
         whole = sum(weight for weight, _ in found)
         if whole > 1e-4:
             weights[vertex.index] = 0

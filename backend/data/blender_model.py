@@ -23,6 +23,8 @@ from backend.progress import UserError
 
 FPS = 24  # seconds of the file -> frames of the scene; frames are fractional
 ROOT_NAME = "Kinesplat Model"
+FLOAT = 5126  # glTF's number for a component type
+CHUNK_HEADER = 8  # bytes of length and kind
 
 
 class BlenderModel:
@@ -100,6 +102,8 @@ def open_model(path: Path) -> BlenderModel:
     """
     description, rest = _read_gltf(path)
     _show_invisible(description.get("materials", []))
+    if rest is not None:
+        rest = _without_nan_weights(description, rest)
     still = {key: value for key, value in description.items() if key != "animations"}
     _import(path, still, rest)
     pose = _pose(bpy.data.objects)
@@ -139,6 +143,25 @@ def _show_invisible(materials: list[dict]) -> None:
         if material.get("alphaMode", "OPAQUE") != "OPAQUE" and factor[3] == 0:
             material["alphaMode"] = "OPAQUE"
             look["baseColorFactor"] = [*factor[:3], 1]
+
+
+def _without_nan_weights(description: dict, rest: bytes) -> bytes:
+    """The binary chunk of a .glb with skin weights that are numbers. Blender throws vertices about that have others."""
+    chunk = bytearray(rest)
+    for mesh in description.get("meshes", []):
+        for primitive in mesh["primitives"]:
+            accessor = primitive["attributes"].get("WEIGHTS_0")
+            accessor = {} if accessor is None else description["accessors"][accessor]
+            if accessor.get("componentType") != FLOAT or "bufferView" not in accessor:
+                continue
+            view = description["bufferViews"][accessor["bufferView"]]
+            start = CHUNK_HEADER + view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+            strides = (view.get("byteStride", 16), 4)
+            weights = np.ndarray((accessor["count"], 4), "<f4", chunk, start, strides)
+            broken = ~np.isfinite(weights).all(axis=1)
+            weights[broken] = np.nan_to_num(weights[broken], posinf=0, neginf=0)
+            weights[broken & (weights.sum(axis=1) <= 0), 0] = 1
+    return bytes(chunk)
 
 
 def _import(path: Path, description: dict, rest: bytes | None) -> None:

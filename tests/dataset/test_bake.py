@@ -47,9 +47,12 @@ def write_model(path: Path) -> dict:
     geometry = {"attributes": {"POSITION": add(BOX, "VEC3", **bounds)}, "material": 0}
     geometry["indices"] = add(TRIANGLES.ravel(), "SCALAR")
     weights = np.zeros((8, 4), np.float32)
-    weights[:, 0], weights[:, 1] = BOX[:, 0] < 0, BOX[:, 0] > 0
+    weights[:, 0], weights[:, 1] = BOX[:, 0] < 0, BOX[:, 0] > 0  # the half away from the body, and the other
     weights[0, 2] = np.nan
+    behind = BOX * 0.8 - np.array([1.2, 0, 0], np.float32)
+    tail = add(behind, "VEC3", min=behind.min(0).tolist(), max=behind.max(0).tolist())
     skin = {
+        "POSITION": tail,
         "JOINTS_0": add(np.tile(np.array([0, 1, 1, 0], np.uint8), (8, 1)), "VEC4"),
         "WEIGHTS_0": add(weights, "VEC4"),
     }
@@ -114,7 +117,7 @@ def entry(tmp_path: Path) -> dict:
 
 def poses(asset: BakedAsset, action: str) -> np.ndarray:  # [2, V, 3]: first and last, in the model's units
     positions, _ = asset.poses(ACTIONS.index(action), np.array([0.0, 23.0]))
-    return positions * 2.5  # the longest side at first: from -0.5 of the body to 2.0 of the arm
+    return positions * 3.6  # the longest side at first: from -1.6 of the tail to 2.0 of the arm
 
 
 def test_bake_agrees_with_blender(entry: dict, tmp_path: Path) -> None:
