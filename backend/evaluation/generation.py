@@ -407,7 +407,7 @@ def _write_sheets(
             shown.append(SheetRow("difference", difference(one.moving, truth.moving)))
         sheet(_title(row), shown).save(own_folder / f"{truth.clip.name}.png")
 
-    order = np.argsort([_relative_error(row) for row in rows], kind="stable")
+    order = np.argsort([_wrongness(row) for row in rows], kind="stable")
     middle = max((len(order) - OVERVIEW) // 2, 0)
     groups = {"best": order[:OVERVIEW], "median": order[middle : middle + OVERVIEW], "worst": order[-OVERVIEW:]}
     shown_already: set[int] = set()
@@ -423,11 +423,9 @@ def _write_sheets(
     stacked(blocks).save(folder / f"{setting}_overview.png")
 
 
-def _relative_error(row: dict) -> float:
-    """Motion error beside that of no motion; where there is no truth, how far the magnitude is missed."""
-    if "motion_error" in row:
-        return row["motion_error"] / max(row["motion_error_static"], 1e-9)
-    return abs(np.log(max(row["magnitude_ratio"], 1e-6)))
+def _wrongness(row: dict) -> float:
+    """For ranking: energy error, as the motion error favors what hardly moves; without a truth, how far m is missed."""
+    return row.get("energy_error", abs(np.log(max(row["magnitude_ratio"], 1e-6))))
 
 
 def _title(row: dict) -> str:
