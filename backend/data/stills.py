@@ -44,10 +44,10 @@ class StillStream(SampleStream):
 def random_still_view(rng: np.random.Generator) -> View:
     """One moment of a clip, from the front or (for images, which show any side) from anywhere."""
     return View(
-        start=float(rng.choice([0.0, rng.random()])),
+        start=float(rng.choice([0.0, rng.random()], p=[0.8, 0.2])),
         span=0.0,
         size=rng.uniform(0.92, 1.0),
-        yaw=float(rng.choice([0.0, 90.0, -90.0, rng.uniform(-180, 180)], p=[0.5, 0.1, 0.1, 0.3])),
+        yaw=float(rng.choice([0.0, 90.0, -90.0, rng.uniform(-180, 180)], p=[0.64, 0.08, 0.08, 0.2])),
         mirror=bool(rng.random() < 0.5),
         gains=tuple(rng.uniform(0.7, 1.2, 3) if rng.random() < 0.3 else (1.0, 1.0, 1.0)),
     )
