@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The main job on real input, as a user does it: install the extension, open a model, Generate, Import, retime, render.
 
-    python run.py demo [--out DIR] [--model fox|shark] [--preset draft|preview|final] [--width PIXELS]
+    python run.py demo [--out DIR] [--model dog|cat] [--prompt TEXT] [--motion M] [--seed N] [--preset NAME]
+    python run.py demo --animated [...]     # a fox that walks already: its own motion is captured
 
-Blender runs headless in this process, the backend in one of its own that the add-on starts. The exit code is 0 only if
-every step happened.
+A still model gets a motion that the diffusion model invents; an animated one keeps its own. Blender runs headless in
+this process, the backend in one of its own that the add-on starts. The exit code is 0 only if every step happened.
 """
 
 import argparse
@@ -18,25 +19,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from backend import __version__
 from backend.console import time_text
 from blender_addon.contract.clip import Clip, read_clip
+from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
+from blender_addon.contract.requests import BOUNDS
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKGROUND = 0.93  # grey behind the pictures
 MARGIN = 0.06  # of the subject's size, left free around it in the pictures
 SHEET_WIDTH = 160  # pixels of one picture on the contact sheet
 SHEET_COLUMNS = 8
+SHEET_LABELS = 110  # pixels
+UNSEEN_TURN = 90.0  # degrees about the vertical, from a frame's own camera to one that nobody has seen it by
 PREVIEW_FPS = 24
 PREVIEW_STEPS = 2  # pictures per stored frame: the loop is played at half speed
 PREVIEW_ROUNDS = 2
@@ -44,14 +49,24 @@ PREVIEW_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Model:
-    """A bundled animated model. At `fps` its action ends on a whole frame, so that it loops exactly."""
+    """A bundled model: an animated one with the action to play, or a still one with what it is to do."""
 
     file: str
-    action: str
-    fps: int
+    action: str = ""
+    fps: int = 24  # an action ends on a whole frame of these, so that it loops exactly
+    prompt: str = ""
+    motion: float = 0.0  # motion magnitude
 
 
-MODELS = {"fox": Model("fox.glb", "Walk", 30), "shark": Model("shark.glb", "Swim_Horizontal", 30)}
+MODELS = {
+    "dog": Model("dog.glb", prompt="a dog walks", motion=3.0),
+    "cat": Model("cat.glb", prompt="it walks", motion=3.0),
+    "fox": Model("fox.glb", action="Walk", fps=30),
+    "shark": Model("shark.glb", action="Swim_Horizontal", fps=30),
+}
+
+
+RESULTS = ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json")
 
 
 class DemoFailed(Exception):  # noqa: N818 - it is what the user reads
@@ -62,16 +77,25 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python run.py demo", description="Blender geometry to moving Gaussians")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "demo", help="where results go (default: out/demo)")
-    parser.add_argument("--model", choices=MODELS, default="fox")
+    parser.add_argument("--model", choices=MODELS, default="dog")
+    parser.add_argument("--animated", action="store_const", dest="model", const="fox", help="the same as --model fox")
+    parser.add_argument("--prompt", help="what a still model is to do")
+    parser.add_argument("--motion", type=float, help=f"how much it moves, up to {BOUNDS['motion'].maximum:g}")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another motion")
     parser.add_argument("--preset", choices=("draft", "preview", "final"), default="preview")
     parser.add_argument(
         "--width", type=int, default=384, help="of the preview in pixels; the height follows the subject"
     )
     options = parser.parse_args()
+    model = MODELS[options.model]
+    if model.action and not (options.prompt is options.motion is None):
+        parser.error("an animated model keeps its own motion: --prompt and --motion are for still ones")
+    changes = {name: value for name in ("prompt", "motion") if (value := getattr(options, name)) is not None}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the backend must not stay behind
     console = Console()
     try:
-        report = demo(options.out.resolve(), MODELS[options.model], options.preset, options.width, console)
+        out = options.out.resolve()
+        report = demo(out, replace(model, **changes), options.preset, options.seed, options.width, console)
     except (DemoFailed, OSError) as error:
         console.print(f"\n[bold]The demo stopped:[/bold] {error}", highlight=False)
         console.print(f"Blender's own messages are in {options.out / 'blender.log'}.", highlight=False)
@@ -79,20 +103,28 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nCancelled.")
         return 130
+    if generated := report.get("generated"):
+        for warning in generated["warnings"]:
+            console.print(warning, highlight=False)
+        console.print(
+            f'\n"{generated["prompt"]}": motion {generated["motion_asked"]:g} asked,'
+            f" {generated['motion_measured']:.2f} measured.",
+            highlight=False,
+        )
     console.print(
-        f"\n{report['gaussians']} Gaussians, {report['frames']} frames, PSNR {report['psnr_mean']:.1f} dB on the input"
-        f" views, {report['seconds_total']:.0f} s in all. Look at",
+        f"{report['gaussians']} Gaussians, {report['frames']} frames, PSNR {report['psnr_mean']:.1f} dB on the views"
+        f" that they were made from, {report['seconds_total']:.0f} s in all. Look at",
         highlight=False,
     )
-    for name in ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json"):
+    for name in RESULTS:
         console.print(f"  {options.out / name}", highlight=False)
     return 0
 
 
-def demo(out: Path, model: Model, preset: str, width: int, console: Console) -> dict:
+def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: Console) -> dict:
     """All steps in order; returns the report, which is written as well."""
     started = time.monotonic()
-    for name in ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json"):
+    for name in RESULTS:
         (out / name).unlink(missing_ok=True)
     for name in ("orbit", "render", "blender", "backend"):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -111,28 +143,46 @@ def demo(out: Path, model: Model, preset: str, width: int, console: Console) -> 
         with step("Starting the backend"):
             call(bpy.ops.kinesplat.start_backend)
         try:
-            with step("Rendering the orbits") as show:
-                uid = capture(bpy, subject, preset, show)
+            with step("Rendering all sides"):
+                uid = capture(bpy, subject, model, preset, seed)
+            frames = None
+            if model.prompt:
+                with step("Inventing the motion") as show:
+                    frames = read_frames(wait_for_result(bpy, uid, show))
+                    write_frames(frames, out / "orbit")
+                    uid = build(bpy, uid)
             with step("Constructing Gaussians") as show:
-                wait_for_result(bpy, uid, show)
-            with step("Rendering the source again"):
-                cameras = render_source(bpy, subject, out / "orbit")
+                shutil.copyfile(wait_for_result(bpy, uid, show), out / "clip.npz")
+            if frames is None:
+                with step("Rendering the source again"):
+                    render_source(bpy, subject, out / "orbit" / "moving")
             with step("Importing"):
-                splats = import_result(bpy, uid, out)
+                splats = import_result(bpy, uid, loops=frames is None)
         finally:
             with contextlib.suppress(DemoFailed):
                 call(bpy.ops.kinesplat.stop_backend)
         clip = read_clip(out / "clip.npz")
+        cameras = read_orbit_json(out / "orbit" / "moving")
         with step("Rendering the point cloud") as show:
-            source = [read_rgba(out / "orbit" / frame_name(i)) for i in range(clip.frame_count)]
+            source = read_pictures(out / "orbit" / "moving", clip.frame_count)
             part = framing(source)
-            pictures = render_point_cloud(bpy, splats, cameras, part, width, out / "render", show)
+            moments = np.linspace(0, clip.frame_count - 1, (clip.frame_count - 1) * PREVIEW_STEPS + 1)
+            views = [(moment, camera_between(cameras, moment)) for moment in moments]
+            chosen = np.linspace(0, clip.frame_count - 1, SHEET_COLUMNS).round().astype(int)
+            views += [(frame, about_z(UNSEEN_TURN) @ cameras.camera_to_world[frame]) for frame in chosen]
+            pictures = render_point_cloud(bpy, splats, cameras, views, part, width, out / "render", show)
+            pictures, unseen = pictures[: len(moments)], pictures[len(moments) :]
         with step("Writing the results"):
             call(bpy.ops.wm.save_as_mainfile, filepath=str(out / "demo.blend"), compress=True)
             write_video(out / "preview.mp4", pictures)
-            shown = [over_background(cut_out(picture, part)) for picture in source]
-            write_contact_sheet(out / "contact_sheet.png", shown, pictures[::PREVIEW_STEPS])
-            psnr = psnr_per_frame(clip, out / "orbit")
+            rows = {"Gaussians": [pictures[frame * PREVIEW_STEPS] for frame in chosen], "from the side": unseen}
+            if frames is None:
+                rows = {"input": shown(source, chosen, part), **rows}
+            else:
+                still = read_pictures(out / "orbit" / "static", clip.frame_count)
+                rows = {"input": shown(still, chosen, part), "generated": shown(source, chosen, part), **rows}
+            write_contact_sheet(out / "contact_sheet.png", rows)
+            psnr = psnr_per_frame(clip, out / "orbit" / "moving")
             report = {
                 "seconds_total": round(time.monotonic() - started, 1),
                 "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -151,9 +201,30 @@ def demo(out: Path, model: Model, preset: str, width: int, console: Console) -> 
                     "system": platform.platform(),
                 },
             }
+            if frames is not None:
+                report["generated"] = generation_report(frames)
             (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     shutil.rmtree(out / "render", ignore_errors=True)
     return report
+
+
+def write_frames(frames: GeneratedFrames, folder: Path) -> None:
+    """Generated frames as orbit folders, where the sources of animated models lie as well."""
+    from backend.generate import write_generated  # brings torch along, which takes its time
+
+    write_generated(frames, folder)
+
+
+def generation_report(frames: GeneratedFrames) -> dict:
+    """What was asked of the diffusion model, and what came."""
+    return {
+        "prompt": frames.prompt,
+        "seed": frames.seed,
+        "motion_asked": frames.motion,
+        "motion_measured": round(frames.motion_measured, 3),
+        "models": frames.provenance["models"],
+        "warnings": frames.provenance["warnings"],
+    }
 
 
 # --- in Blender ------------------------------------------------------------------------------------------------------
@@ -177,38 +248,52 @@ def install_extension(bpy, out: Path) -> None:
 
 
 def open_model(bpy, model: Model):
-    """Import the model, choose its action, and fit the scene's frame range to it. Returns the armature."""
+    """Import the model; where it is animated, choose its action and fit the scene's frame range. Returns its root."""
     scene = bpy.context.scene
     scene.render.fps = model.fps
     call(bpy.ops.import_scene.gltf, filepath=str(ROOT / "examples" / model.file))
-    subject = next(obj for obj in scene.objects if obj.type == "ARMATURE")
+    subject = next(obj for obj in scene.objects if obj.parent is None and obj.type in ("ARMATURE", "MESH"))
     subject.name = Path(model.file).stem.title()
-    action = next(action for action in bpy.data.actions if action.name.startswith(model.action))
-    animation = subject.animation_data
-    for track in animation.nla_tracks:
-        track.mute = True
-    animation.action = action
-    if getattr(action, "slots", None):
-        animation.action_slot = action.slots[0]
-    scene.frame_start, scene.frame_end = (round(frame) for frame in action.frame_range)
+    if model.action:
+        action = next(action for action in bpy.data.actions if action.name.startswith(model.action))
+        animation = subject.animation_data
+        for track in animation.nla_tracks:
+            track.mute = True
+        animation.action = action
+        if getattr(action, "slots", None):
+            animation.action_slot = action.slots[0]
+        scene.frame_start, scene.frame_end = (round(frame) for frame in action.frame_range)
     scene.frame_set(scene.frame_start)
     bpy.context.view_layer.objects.active = subject
     subject.select_set(True)
     return subject
 
 
-def capture(bpy, subject, preset: str, show: Callable[[float, str], None]) -> str:
-    """Press Generate; returns the new job's uid."""
+def capture(bpy, subject, model: Model, preset: str, seed: int) -> str:
+    """Press Generate, for frames to look at first where the motion is to be invented; returns the new job's uid."""
     settings = bpy.context.scene.kinesplat
-    settings.source = subject
-    settings.preset = preset
+    settings.source, settings.preset, settings.seed = subject, preset, seed
+    if model.prompt:
+        settings.prompt, settings.motion = model.prompt, model.motion
+        settings.preview_frames, settings.candidates = True, 1
     call(bpy.ops.kinesplat.generate)
+    return active_uid(bpy)
+
+
+def build(bpy, uid: str) -> str:
+    """Press Build This One; returns the new job's uid."""
+    call(bpy.ops.kinesplat.build_job, uid=uid)
+    return active_uid(bpy)
+
+
+def active_uid(bpy) -> str:
+    """The job that is selected in the panel."""
     status = bpy.context.window_manager.kinesplat
     return status.jobs[status.active_job].uid
 
 
-def wait_for_result(bpy, uid: str, show: Callable[[float, str], None]) -> None:
-    """Follow the job until its result is here."""
+def wait_for_result(bpy, uid: str, show: Callable[[float, str], None]) -> Path:
+    """Follow the job until its result is here; returns the file."""
     tracker = extension_module("blender_addon.job_tracker")
 
     def on_change() -> None:
@@ -219,21 +304,21 @@ def wait_for_result(bpy, uid: str, show: Callable[[float, str], None]) -> None:
     row = tracker.wait_for_job(uid, on_change=on_change)
     if row.state != "succeeded":
         raise DemoFailed(f"{row.message} {row.hint}".strip())
+    return row.result
 
 
-def import_result(bpy, uid: str, out: Path):
-    """Press Import, then Speed and Loop. Returns the new object."""
-    shutil.copyfile(extension_module("blender_addon.job_tracker").tracker().board.find(uid).result, out / "clip.npz")
+def import_result(bpy, uid: str, *, loops: bool):
+    """Press Import, then Speed, then Loop or, where the end is not the beginning, Ping-Pong. Returns the new object."""
     before = set(bpy.data.objects)
     call(bpy.ops.kinesplat.import_result, uid=uid)
     splats = next(obj for obj in bpy.data.objects if obj not in before)
     bpy.context.view_layer.objects.active = splats
     call(bpy.ops.kinesplat.retime_speed, factor=0.5)
-    call(bpy.ops.kinesplat.retime_repeat, repeat="LOOP")
+    call(bpy.ops.kinesplat.retime_repeat, repeat="LOOP" if loops else "PING_PONG")
     return splats
 
 
-def render_source(bpy, subject, folder: Path) -> Cameras:
+def render_source(bpy, subject, folder: Path) -> None:
     """The moving orbit once more, into an orbit folder of our own: what the result is compared with."""
     orbit_render = extension_module("blender_addon.orbit_render")
     contract = extension_module("blender_addon.contract.orbit")
@@ -253,21 +338,22 @@ def render_source(bpy, subject, folder: Path) -> Cameras:
             )
         except extension_module("blender_addon.subject").CaptureError as error:
             raise DemoFailed(str(error)) from error
-    return read_orbit_json(folder)
 
 
 def render_point_cloud(
     bpy,
     splats,
     cameras: Cameras,
+    views: list[tuple[float, np.ndarray]],
     part: tuple[float, float],
     width: int,
     folder: Path,
     show: Callable[[float, str], None],
 ) -> list[np.ndarray]:
-    """The imported object through the cameras of the orbit, `PREVIEW_STEPS` pictures per stored frame, by Cycles.
+    """The imported object at moments (in stored frames) through cameras of clip space [4, 4], by Cycles.
 
-    Of each picture only the middle `part` (of the width, of the height) is rendered, `width` pixels wide.
+    The lens is that of the orbit's `cameras`. Of each picture only the middle `part` (of the width, of the height) is
+    rendered, `width` pixels wide.
     """
     from mathutils import Matrix  # comes with bpy
 
@@ -294,18 +380,17 @@ def render_point_cloud(
     from_clip_space = np.array(splats.matrix_world)
     scale = np.linalg.norm(from_clip_space[:3, 0])
     last = len(cameras.times) - 1
-    moments = np.linspace(0, last, last * PREVIEW_STEPS + 1)
     pictures = []
-    for index, moment in enumerate(moments):
+    for index, (moment, view) in enumerate(views):
         frame = timing.first + (timing.last - timing.first) * moment / last
         scene.frame_set(int(frame), subframe=frame - int(frame))
-        matrix = from_clip_space @ camera_between(cameras, moment)
+        matrix = from_clip_space @ view
         matrix[:3, :3] /= scale
         camera.matrix_world = Matrix(matrix.tolist())
         scene.render.filepath = str(folder / frame_name(index))
         call(bpy.ops.render.render, write_still=True)
         pictures.append(over_background(read_rgba(folder / frame_name(index))))
-        show((index + 1) / len(moments), f"{index + 1} of {len(moments)}")
+        show((index + 1) / len(views), f"{index + 1} of {len(views)}")
     return pictures
 
 
@@ -314,10 +399,15 @@ def camera_between(cameras: Cameras, moment: float) -> np.ndarray:  # [4, 4]
     before = min(int(moment), len(cameras.times) - 2)
     a, b = cameras.camera_to_world[before], cameras.camera_to_world[before + 1]
     turn = b[:3, :3] @ a[:3, :3].T
-    angle = np.arctan2(turn[1, 0], turn[0, 0]) * (moment - before)
+    return about_z(np.degrees(np.arctan2(turn[1, 0], turn[0, 0])) * (moment - before)) @ a
+
+
+def about_z(degrees: float) -> np.ndarray:  # [4, 4]
+    """A turn about the vertical axis."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     rotation = np.eye(4)
-    rotation[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return rotation @ a
+    rotation[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    return rotation
 
 
 def extension_module(name: str):
@@ -338,6 +428,11 @@ def call(operator: Callable, **arguments) -> None:
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def read_pictures(folder: Path, count: int) -> list[np.ndarray]:
+    """The pictures of an orbit folder."""
+    return [read_rgba(folder / frame_name(index)) for index in range(count)]
 
 
 def read_rgba(path: Path) -> np.ndarray:  # [H, W, 4] float32, straight alpha
@@ -370,20 +465,23 @@ def cut_out(picture: np.ndarray, part: tuple[float, float]) -> np.ndarray:
     return picture[y : height - y, x : width - x]
 
 
-def write_contact_sheet(path: Path, source: list[np.ndarray], result: list[np.ndarray]) -> None:
-    """Blocks of `SHEET_COLUMNS` frames, the source row above the result row."""
-    size = SHEET_WIDTH, round(SHEET_WIDTH * result[0].shape[0] / result[0].shape[1])
-    rows = []
-    for start in range(0, len(source), SHEET_COLUMNS):
-        for pictures in (source, result):
-            row = [
-                np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-                for picture in pictures[start : start + SHEET_COLUMNS]
-            ]
-            row += [np.full_like(row[0], 255)] * (SHEET_COLUMNS - len(row))
-            rows.append(np.concatenate(row, axis=1))
-        rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(rows[:-1])).save(path)
+def shown(pictures: list[np.ndarray], chosen: np.ndarray, part: tuple[float, float]) -> list[np.ndarray]:
+    """The chosen ones as they are laid beside the point cloud's."""
+    return [over_background(cut_out(pictures[index], part)) for index in chosen]
+
+
+def write_contact_sheet(path: Path, rows: dict[str, list[np.ndarray]]) -> None:
+    """Rows of pictures by their labels, one column per moment."""
+    first = rows["Gaussians"][0]
+    width, height = SHEET_WIDTH, round(SHEET_WIDTH * first.shape[0] / first.shape[1])
+    sheet = Image.new("RGB", (SHEET_LABELS + width * SHEET_COLUMNS, height * len(rows)), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for line, (label, pictures) in enumerate(rows.items()):
+        draw.text((8, height * line + height // 2), label, (30, 30, 30), ImageFont.load_default(15), anchor="lm")
+        for column, picture in enumerate(pictures):
+            small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+            sheet.paste(small, (SHEET_LABELS + width * column, height * line))
+    sheet.save(path)
 
 
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:
