@@ -80,7 +80,7 @@ def measure(
 ) -> dict:
     """One row of the table: generate once."""
     torch.set_num_threads(threads)
-    plain = mock.patch.object(diffusion4d, "matrix_precision", lambda device: contextlib.nullcontext())
+    plain = mock.patch.object(diffusion4d, "matrix_precision", return_value=contextlib.nullcontext())
     with plain if precision == "float32" else contextlib.nullcontext():
         cpu, wall = time.process_time(), time.monotonic()
         moving = diffusion4d.generate_moving(
