@@ -33,7 +33,7 @@ MAY_IMPORT = {
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
     ),
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
-    "backend.models": ("torch", "diffusers", "transformers", "safetensors", *LEAVES),
+    "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
     "backend.guidance": ("torch",),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "PIL"),

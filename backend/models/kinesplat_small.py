@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from backend.models.first_guess import Memory
 from backend.models.motion_latents import MotionDecoder
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
@@ -20,6 +21,7 @@ from blender_addon.contract.arrays import atomic_file
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights" / "kinesplat-small"
 CARD = "model.json"
+MEMORY = "memory.safetensors"
 FORMAT, VERSION = "kinesplat-small", 1
 MAX_FILE_BYTES = 15 * 2**20
 
@@ -30,7 +32,8 @@ class KinesplatSmall:
 
     motion: SmallVideoNet  # static orbit -> motion latents
     decoder: MotionDecoder  # motion latents -> moving orbit
-    static: VolumeNet  # text or image -> still subject, as a volume
+    static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
+    memory: Memory  # of known subjects
     vocabulary: Vocabulary
     resolution: int  # pixels
     frames: int
@@ -62,9 +65,11 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
         vocabulary = Vocabulary(tuple(card["vocabulary"]))
         networks = {
             "motion": SmallVideoNet(SmallConfig(**_tuples(card["networks"]["motion"]))),
-            "static": VolumeNet(VolumeConfig(**_tuples(card["networks"]["static"]))),
             "decoder": MotionDecoder(**card["networks"]["decoder"]),
         }
+        if "static" in card["networks"]:
+            networks["static"] = VolumeNet(VolumeConfig(**_tuples(card["networks"]["static"])))
+        memory = Memory(tuple(card["subjects"]), **load_file(folder / MEMORY))
         for part, network in networks.items():
             tensors = {}
             for name in card["files"][part]:
@@ -81,7 +86,8 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError("weights_damaged", f"The model in {folder} cannot be loaded: {error}", hint) from error
     return KinesplatSmall(
-        **networks,
+        **{"static": None, **networks},
+        memory=memory,
         vocabulary=vocabulary,
         resolution=card["resolution"],
         frames=card["frames"],
@@ -90,32 +96,37 @@ def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
     )
 
 
-def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, about: dict) -> None:
+def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, memory: Memory, about: dict) -> None:
     """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
 
-    `parts`: motion, static and decoder; `about`: name, licence, resolution, frames and whatever the card is to tell.
+    `parts`: motion, decoder and, if it has one, static; `about`: name, licence, resolution, frames and whatever the
+    card is to tell.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files, digests = {}, {}
+
+    def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        content = serialize(tensors)
+        with atomic_file(folder / name) as file:
+            file.write(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+
+    write(MEMORY, {"starts": memory.starts, "places": memory.places, "colors": memory.colors})
     for part, network in parts.items():
         files[part] = []
         for number, tensors in enumerate(_shards(network.state_dict())):
             name = f"{part}-{number}.safetensors"
-            content = serialize(tensors)
-            with atomic_file(folder / name) as file:
-                file.write(content)
-            digests[name] = hashlib.sha256(content).hexdigest()
+            write(name, tensors)
             files[part].append(name)
     card = {
         "format": FORMAT,
         "version": VERSION,
         **about,
         "networks": {
-            "motion": asdict(parts["motion"].config),
-            "static": asdict(parts["static"].config),
-            "decoder": parts["decoder"].sizes,
+            part: network.sizes if part == "decoder" else asdict(network.config) for part, network in parts.items()
         },
         "vocabulary": vocabulary.words,
+        "subjects": memory.subjects,
         "files": files,
         "sha256": digests,
     }

@@ -2,11 +2,16 @@
 """From training runs to the weights that are shipped: the averaged networks, in float16, with their card."""
 
 import json
+import re
 from pathlib import Path
 
 from safetensors.torch import load_file
 
+from backend.data.captions import subject
+from backend.data.samples import View, pose_clip
+from backend.data.stills import StillStream, colored_volume
 from backend.models import kinesplat_small
+from backend.models.first_guess import Memory, remember
 from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training import decoder_task, motion_task, static_task
@@ -16,8 +21,10 @@ from backend.training.config import TrainConfig
 TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task}
 
 
-def ship(runs: dict[str, Path], out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
-    """Write the model of three runs (motion, decoder, static) to the folder `out`.
+def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+    """Write the model of the runs (motion, decoder and, if there is one, static) to the folder `out`.
+
+    `assets`: the animated assets whose training split becomes the memory of known subjects.
 
     Raises:
         UserError: a run has no checkpoint, or the runs do not fit together.
@@ -44,4 +51,17 @@ def ship(runs: dict[str, Path], out: Path, *, name: str, licence: str = "CC0-1.0
         "frames": 24,
         "trained": trained,
     }
-    kinesplat_small.save(out, parts, vocabulary, about)
+    kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), about)
+
+
+def known_subjects(assets: Path) -> Memory:
+    """The subjects of the training split, each as it stands at the start of its calmest clip."""
+    stream = StillStream(assets, "train")
+    names, volumes = [], []
+    for identity, asset in stream.assets.items():
+        calm = [clip for clip, info in enumerate(asset.clips) if re.search("idle|stand|walk|swim", info.action.lower())]
+        clip = min(calm or range(len(asset.clips)), key=lambda clip: asset.clips[clip].motion)
+        positions, _ = pose_clip(asset, clip, View(span=0.0), frames=1)
+        names.append(subject(stream.entries[identity]))
+        volumes.append(colored_volume(asset, positions[0], (1.0, 1.0, 1.0)))
+    return remember(names, volumes)

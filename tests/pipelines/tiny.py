@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from backend.models import kinesplat_small
+from backend.models.first_guess import remember
 from backend.models.motion_latents import MotionDecoder
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
-from backend.models.volume import VolumeConfig, VolumeNet
+from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
 
@@ -33,8 +34,14 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
         torch.nn.init.zeros_(motion.exit.bias)
     parts = {"motion": motion, "static": static, "decoder": MotionDecoder(width=8, blocks=1)}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
-    kinesplat_small.save(folder, parts, Vocabulary(WORDS), about)
+    kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), about)
     return folder
+
+
+def ball_volume() -> np.ndarray:
+    """A red ball [N, N, N, 4]."""
+    inside = voxel_centers(torch.device("cpu")).norm(dim=-1) < 0.4
+    return (inside[..., None] * torch.tensor([0.8, 0.1, 0.1, 1.0])).numpy()
 
 
 def ball_orbit(size: int = RESOLUTION) -> tuple[np.ndarray, Cameras]:
