@@ -25,7 +25,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, animated: bool) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["psnr_mean"] > (28 if animated else 24)
+    assert report["psnr_mean"] > (28 if animated else 21)  # invented frames agree less with each other
     assert report["frames"] == len(report["psnr_per_frame"]) == 24
     assert read_clip(tmp_path / "clip.npz").count == report["gaussians"] == 2_000
     assert ("generated" in report) != animated
