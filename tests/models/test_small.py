@@ -75,13 +75,6 @@ def test_an_unknown_magnitude_is_no_magnitude():
 
 
 @torch.no_grad()
-def test_the_static_network_is_told_no_magnitude():
-    net, given = awake(network(magnitude=False)), inputs()
-    del given["magnitude"], given["known"]
-    assert net(**given).abs().max() > 0
-
-
-@torch.no_grad()
 def test_padding_says_nothing():
     net, given = awake(network()), inputs()
     longer = {**given, "tokens": torch.tensor([[1, 3, 0, 0, 0]]).expand(2, -1)}

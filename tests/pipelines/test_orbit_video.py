@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.pipelines import orbit_video
+from backend.pipelines import clips, orbit_video
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.construct import CHECKPOINT_NAME, ConstructConfig
 from backend.splatting.observations import Observations
@@ -141,8 +141,8 @@ def test_a_clip_with_numbers_that_are_none_is_not_handed_out(
         clip.means[0] = np.nan
         return clip
 
-    construct = orbit_video.construct
-    monkeypatch.setattr(orbit_video, "construct", astray)
+    construct = clips.construct
+    monkeypatch.setattr(clips, "construct", astray)
     with pytest.raises(UserError, match="went astray"):
         orbit_video.construct_folders(orbits / "moving", None, None, run=Run(tmp_path / "work"))
     assert not (tmp_path / "work" / CHECKPOINT_NAME).exists()
