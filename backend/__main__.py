@@ -130,7 +130,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
-    """`train diffusion4d --config NAME --assets DIR --out DIR`, and `train pack` for moving a run elsewhere."""
+    """`train diffusion4d --config NAME --assets DIR --out DIR`; `train pack` and `train ship` for what comes of it."""
     kinds = commands.add_parser("train", help="train the networks").add_subparsers(metavar="WHAT", required=True)
     parser = kinds.add_parser("diffusion4d", help="the networks that invent motion; see docs/training.md")
     parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
@@ -151,6 +151,15 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     packing.add_argument("run", type=Path, metavar="RUN")
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
     packing.set_defaults(func=pack_run)
+    shipping = kinds.add_parser("ship", help="weights that the program loads, from finished runs")
+    shipping.add_argument("--motion", type=Path, required=True, metavar="RUN", help="of kinesplat_small_motion")
+    shipping.add_argument("--decoder", type=Path, required=True, metavar="RUN", help="of kinesplat_small_decoder")
+    shipping.add_argument("--static", type=Path, metavar="RUN",
+                          help="of kinesplat_small_static (without it: memory and inflation)")  # fmt: skip
+    shipping.add_argument("--assets", type=Path, required=True, metavar="DIR", help="what the runs were trained on")
+    shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
+    shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
+    shipping.set_defaults(func=ship_runs)
 
 
 def add_render_dataset(commands: argparse._SubParsersAction) -> None:
@@ -366,6 +375,16 @@ def pack_run(options: argparse.Namespace) -> int:
     folder = pack(options.run, options.out)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 2**20:.1f} MiB. Go on with: train diffusion4d --resume {folder} ...")
+    return 0
+
+
+def ship_runs(options: argparse.Namespace) -> int:
+    """Make the weights that the program loads."""
+    from backend.training.ship import ship
+
+    runs = {"motion": options.motion, "decoder": options.decoder, "static": options.static}
+    ship({task: run for task, run in runs.items() if run}, options.assets, options.out, name=options.name)
+    print(f"{options.out}: {options.name}")
     return 0
 
 

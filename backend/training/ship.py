@@ -3,6 +3,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from backend.training import decoder_task, motion_task, static_task
 from backend.training.checkpoint import checkpoints
 from backend.training.config import TrainConfig
 
+KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
 TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task}
 
 
@@ -37,7 +39,7 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
         about = json.loads((run / "config.json").read_text(encoding="utf-8"))
         vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
         vocabularies.add(vocabulary)
-        configs[task] = TrainConfig(**about)
+        configs[task] = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
         parts[task] = TASKS[task].build(configs[task], vocabulary)
         parts[task].load_state_dict(load_file(found[-1] / "ema.safetensors"))
         steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
