@@ -8,7 +8,6 @@ images in 0..1 on white: the two public sample assets then measure 8.2 and 4.6, 
 from torch import Tensor, nn
 
 SCALE = 255.0
-RECONSTRUCTION_WEIGHT = 0.3  # omega of Eq. 2 for kinesplat-small, whose latents are of unit order
 
 
 def motion_magnitude(moving: Tensor, static: Tensor) -> Tensor:
