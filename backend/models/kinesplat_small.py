@@ -47,12 +47,13 @@ class KinesplatSmall:
 
 
 @cache
-def load(folder: Path = FOLDER, device: str = "cpu") -> KinesplatSmall:
-    """The model in `folder`, its files checked; loaded once.
+def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
+    """The model in `folder`, its files checked; loaded once. `device`: None is the GPU where there is one.
 
     Raises:
         UserError: the files are missing, damaged or of another version.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     hint = "Install Kinesplat's backend again."
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
