@@ -56,6 +56,7 @@ def test_options_that_do_not_go_together(arguments: tuple, said: str, capsys) ->
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_frames_alone(tmp_path: Path, capsys) -> None:
     sheet, folder = tmp_path / "sheet.png", tmp_path / "frames"
     assert generate("--text", "a ball flurbs", "--seed", 5, "--motion", 2, "--frames-only", sheet) == 0
@@ -94,6 +95,7 @@ def test_a_second_run_goes_on_from_the_frames(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "clips" / "ball.work").exists()
 
 
+@pytest.mark.slow
 def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = ("--work", tmp_path / "work", "--frames-only", tmp_path / "sheet.png")
     assert generate("--text", "a ball", *work) == 0

@@ -59,6 +59,7 @@ def test_an_interrupted_set_up_is_repaired_by_the_next_run(sandbox, monkeypatch)
     assert not (sandbox[0] / "half").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_installation_says_why_and_leaves_nothing_that_counts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path / ".venv")
     monkeypatch.setattr(run, "read_requirements", lambda: [str(tmp_path / "no-such-package.whl")])

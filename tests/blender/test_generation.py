@@ -60,6 +60,7 @@ def board(part):
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_still_object_is_sent_as_it_stands(options, backend, part) -> None:
     cube = still_cube(x=5.0)
     options.prompt, options.motion, options.seed, options.resolution = "  it  jumps ", 4.5, 7, 96

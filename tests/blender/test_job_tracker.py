@@ -142,6 +142,7 @@ def test_jobs_of_an_old_file_are_not_believed(job_tracker, backend, tmp_path) ->
     assert status().backend_state == "stopped"
 
 
+@pytest.mark.slow
 def test_disabling_and_enabling_in_mid_job(job_tracker, backend, extension) -> None:
     backend.steps = -1
     begin(job_tracker)
@@ -165,6 +166,7 @@ def test_disabling_during_a_capture(job_tracker, backend, extension) -> None:
     assert not status().capture_active
 
 
+@pytest.mark.slow
 def test_the_selected_job_stays_selected(job_tracker, backend) -> None:
     bpy.ops.kinesplat.connect()
     moving_cube()

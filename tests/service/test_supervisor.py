@@ -76,6 +76,7 @@ def test_files_of_a_running_backend(tmp_path):
 SLOW_SIGNALS = [pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", *SLOW_SIGNALS])
 def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, name):
     with running(tmp_path / "home") as service:
@@ -109,6 +110,7 @@ def test_a_client_can_end_it(tmp_path):
         assert all_ended(children, 0.1)
 
 
+@pytest.mark.slow
 def test_kill_of_the_supervisor_takes_the_children_along_and_a_restart_resumes(tmp_path):
     home = tmp_path / "home"
     with running(home) as service:
@@ -171,6 +173,7 @@ time.sleep(60)
     assert told.read_text() == "told"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["api", "worker"])
 def test_a_killed_child_is_replaced(tmp_path, name):
     with running(tmp_path / "home") as service:
@@ -196,6 +199,7 @@ def retried(call, times: int = 20):
     return call()
 
 
+@pytest.mark.slow
 def test_calls_wait_while_the_api_restarts(tmp_path):
     """The supervisor holds the port, so nobody is told that there is no backend."""
     with running(tmp_path / "home") as service:
@@ -206,6 +210,7 @@ def test_calls_wait_while_the_api_restarts(tmp_path):
         assert client.jobs() == []
 
 
+@pytest.mark.slow
 def test_an_api_that_cannot_start_ends_it_with_a_sentence(tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -218,6 +223,7 @@ def test_an_api_that_cannot_start_ends_it_with_a_sentence(tmp_path, monkeypatch)
     assert "no uvicorn here" in (tmp_path / "home" / "logs" / "api.log").read_text()
 
 
+@pytest.mark.slow
 def test_one_backend_per_data_directory(tmp_path):
     with running(tmp_path / "home") as service:
         second = serve_command(tmp_path / "home")

@@ -64,6 +64,7 @@ def test_a_pipeline_that_cannot_be_loaded_fails_its_own_jobs_alone(service, clie
     assert client.watch(good["id"])["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_preview(service, client):
     job = service.submit("steps=30 seconds=0.08", client)
     done = client.watch(job["id"])
@@ -164,6 +165,7 @@ def test_cancel_is_cooperative_within_two_seconds(service, client):
     assert worker_pid(service) == pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wish", "limit"), [("stuck=3", GRACE + 4), ("deaf=3", 2 * GRACE + 5)])
 def test_cancel_ends_what_does_not_listen(service, client, wish, limit):
     job = service.submit(f"steps=10 {wish}", client)
@@ -176,6 +178,7 @@ def test_cancel_ends_what_does_not_listen(service, client, wish, limit):
     assert client.watch(service.submit("steps=1", client)["id"])["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_cancelled_jobs_can_be_taken_up_again(service, client):
     job = service.submit("steps=60 seconds=0.03", client)
     begun(client, job)

@@ -337,6 +337,7 @@ def test_several_python_threads_at_once_give_the_same_bits() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_can_rasterize() -> None:
     code = """

@@ -25,6 +25,7 @@ def runs(tiny, assets, tmp_path):
     return {task: tmp_path / task for task in NETWORKS}
 
 
+@pytest.mark.slow
 def test_runs_become_weights(runs, assets, tmp_path):
     ship(runs, assets, tmp_path / "whole", name="tiny 1")
     model = kinesplat_small.load(tmp_path / "whole")
@@ -41,6 +42,7 @@ def test_runs_become_weights(runs, assets, tmp_path):
     assert kinesplat_small.load(tmp_path / "guesses").static is None
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_fit_together_are_refused(runs, assets, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         ship({**runs, "decoder": tmp_path / "nowhere"}, assets, tmp_path / "out", name="x")
