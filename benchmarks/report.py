@@ -2,7 +2,6 @@
 """What all benchmarks share: a table on the terminal, a JSON file with versions and machine, CPU time."""
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,9 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from backend import __version__
-
-PACKAGES = ("numpy", "torch", "numba", "llvmlite", "gsplat", "bpy", "scipy")
+from backend.versions import versions
 
 
 @dataclass(frozen=True)
@@ -100,17 +97,6 @@ def machine() -> dict:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Kinesplat, Python and the packages that matter, where installed."""
-    found = {"kinesplat": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _processor() -> str:

@@ -18,7 +18,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
-LEAVES = ("backend.__version__", "backend.progress", "blender_addon.contract")
+LEAVES = ("backend.__version__", "backend.progress", "backend.versions", "blender_addon.contract")
 MAY_IMPORT = {
     "blender_addon": ("numpy", "requests", "bpy", "mathutils", "bpy_extras", "gpu"),
     "blender_addon.contract": ("numpy",),
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "operators": ("bpy", "mathutils", "bpy_extras", "numpy", "blender_addon"),
     "panels": ("bpy", "blender_addon"),
     "backend.progress": ("numpy",),
+    "backend.versions": ("backend.__version__",),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", *LEAVES),
     "backend.evaluation": (

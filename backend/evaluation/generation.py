@@ -7,9 +7,7 @@ A generator is handed in, so that tests can bring one whose score is known.
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +18,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend import __version__
 from backend.data.curation import magnitude_of, premultiplied
 from backend.evaluation import motion_metrics as motion
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
@@ -29,6 +26,7 @@ from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
 from backend.evaluation.truth import ChosenClip, Truth, make_truths
 from backend.progress import Progress, Run, UserError
+from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import Cameras
 
@@ -39,7 +37,6 @@ SETTINGS = (
 )  # what is given: the static orbit; the first picture and the prompt; the prompt
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # motion magnitudes asked for
 OVERVIEW = 3  # best, median, worst: so many of each
-PACKAGES = ("torch", "numpy", "numba", "diffusers", "bpy")
 STAGES = {"Rendering the truth": 1.0, "Generating": 6.0, "Control of motion": 3.0, "Measuring": 0.5}
 
 
@@ -186,7 +183,7 @@ def evaluate_generation(
         "left_out": left_out,
         "not_measured": networks.missing(),
         "generator": generator.version,
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
     for setting in settings[1:]:
@@ -483,13 +480,3 @@ def _write_json(path: Path, data: dict) -> None:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {"kinesplat": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

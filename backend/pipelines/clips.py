@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What every way to a clip ends with: construct it, describe it, write it."""
 
-import platform
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numba
 import numpy as np
-import torch
 
-from backend import __version__
 from backend.progress import Run, UserError
 from backend.splatting.construct import ConstructConfig, construct, discard_checkpoint
 from backend.splatting.observations import Observations
+from backend.versions import versions
 from blender_addon.contract.clip import Clip, write_clip
 from blender_addon.contract.orbit import SurfaceSamples
 
@@ -59,13 +56,7 @@ def provenance(pipeline: str, settings: dict, run: Run) -> dict:
     return {
         "pipeline": pipeline,
         "settings": settings,
-        "versions": {
-            "kinesplat": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-        },
+        "versions": versions(),
         "stage_seconds": {stage: round(seconds, 2) for stage, seconds in run.stage_seconds.items()},
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
