@@ -14,7 +14,7 @@ from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
 from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
-from backend.splatting.construct import ConstructConfig
+from backend.splatting.config import ConstructConfig
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.orbit import read_orbit_json, read_surface_samples

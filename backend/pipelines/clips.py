@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from backend.progress import Run, UserError
-from backend.splatting.construct import ConstructConfig, construct, discard_checkpoint
+from backend.splatting.config import ConstructConfig
+from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.observations import Observations
 from backend.versions import versions
 from blender_addon.contract.clip import Clip, write_clip

@@ -16,7 +16,8 @@ from backend.models import kinesplat_small
 from backend.models.motion_latents import CHANNELS, MotionDecoder
 from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
-from backend.splatting.construct import STAGES, ConstructConfig
+from backend.splatting.config import ConstructConfig
+from backend.splatting.construct import STAGES
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip

@@ -9,7 +9,8 @@ from PIL import Image
 
 from backend.pipelines import clips, orbit_video
 from backend.progress import JobCancelled, Progress, Run, UserError
-from backend.splatting.construct import CHECKPOINT_NAME, ConstructConfig
+from backend.splatting.config import ConstructConfig
+from backend.splatting.construct import CHECKPOINT_NAME
 from backend.splatting.observations import Observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip

@@ -9,17 +9,17 @@ import torch
 from backend.evaluation.metrics import over_white, psnr, track_error
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting import checkpoint
+from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import (
     CHECKPOINT_NAME,
     STAGE_SHARES,
     STAGES,
-    ConstructConfig,
     construct,
     discard_checkpoint,
-    is_loop,
 )
 from backend.splatting.observations import Observations, read_orbit_folder
 from backend.splatting.render import render_clip
+from backend.splatting.scene import is_loop
 from blender_addon.contract.clip import Clip, check_clip
 from blender_addon.contract.orbit import Cameras, orbit_camera, read_surface_samples
 from tests.splatting.scenes import Scene, swinging_arm

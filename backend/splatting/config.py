@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a clip is constructed: the settings of the fit, and what the presets make of them."""
+
+from dataclasses import dataclass, replace
+
+from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
+
+
+@dataclass(frozen=True)
+class ConstructConfig:
+    """How a clip is constructed. The figures were chosen by what they do to unseen views."""
+
+    gaussians: int = 5_000  # how many make up the subject
+    seed: int = 0  # of all that is drawn by chance
+    control_points: int = 128  # rigid poses that the Gaussians follow
+    harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
+    shape_steps: int = 250  # iterations of stage 1, one static view each
+    coarse_steps: int = 500  # iterations of stage 2, `coarse_frames` pictures each
+    fine_steps: int = 250  # iterations of stage 3, one picture each, and sometimes a static view
+    coarse_pixels: int = 96  # longer side of the pictures of stage 2 and of the beginning of stage 1
+    fine_pixels: int = 128  # longer side of the pictures otherwise, if the orbit has that many
+    coarse_gaussians: int = 1_250  # that stand for all in stage 2
+    coarse_frames: int = 4  # pictures per iteration of stage 2
+    window_share: float = 0.6  # part of stage 2 in which the window of times grows from time 0 to all
+    motion_rate: float = 2e-3  # Adam's step for the motion, clip space
+    final_rate: float = 0.1  # of all rates, what is left at the end
+    spectral_weight: float = 20.0  # against fast terms of the motion, at the start
+    spectral_decay: float = 0.25  # what is left of that weight at the end
+    rigidity_length: float = 5.0  # against stretching between control points
+    rigidity_turn: float = 0.05  # against different turning of neighbours
+    rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
+    shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
+    final_shape_share: float = 0.2  # what is left of those at the end
+    static_chance: float = 0.25  # of a static view in an iteration of stage 3
+
+    @classmethod
+    def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":
+        """The configuration of `draft`, `preview` or `final`.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if preset not in GAUSSIANS_BY_PRESET:
+            raise ValueError(f"There is no preset {preset!r}; there are {', '.join(GAUSSIANS_BY_PRESET)}.")
+        config = cls(gaussians=gaussians or GAUSSIANS_BY_PRESET[preset], seed=seed)
+        if preset == "draft":
+            return replace(config, shape_steps=150, coarse_steps=300, fine_steps=80, coarse_pixels=64, fine_pixels=96)
+        if preset == "final":
+            return replace(config, shape_steps=400, coarse_steps=700, fine_steps=500, fine_pixels=256)
+        return config

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a fit changes, and how it is kept on disk."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.splatting.bases import BasesMotion
+from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
+from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.scene import Scene
+
+# Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
+SHAPE_RATES = {"means": 4e-4, "quats": 4e-3, "log_scales": 6e-3, "opacity_logits": 3e-2, "color_logits": 2e-2}
+BETAS = (0.9, 0.99)
+
+
+@dataclass
+class Fit:
+    """What the fit changes. All of it goes into a checkpoint, so a fit that goes on ends like one that never stopped.
+
+    What is drawn by chance needs no memory: each step draws from its own generator, seeded by its number.
+    """
+
+    gaussians: GaussianParameters
+    rest_means: Tensor | None = None  # [N, 3] means at the end of stage 1, on which the motion is built
+    motion: BasesMotion | None = None  # after stage 1
+    stage: int = 0
+    step: int = 0  # of the stage, how many are done
+
+    def __post_init__(self) -> None:
+        self.gaussians.require_grad()
+        self.shape_optimizer = self._new_shape_optimizer()
+
+    def end_stage(self) -> None:
+        """Enter the next stage; the shape's optimiser forgets what another stage taught it."""
+        self.stage, self.step = self.stage + 1, 0
+        self.shape_optimizer = self._new_shape_optimizer()
+
+    def begin_motion(self, scene: Scene, rest_means: Tensor) -> None:
+        """From here on the Gaussians move, as control points on `rest_means` [N, 3] tell them."""
+        self.rest_means = rest_means
+        self.motion = BasesMotion(rest_means, scene.basis, scene.config)
+        self.motion_optimizer = torch.optim.Adam(list(self.motion.parameters().values()), betas=BETAS)
+
+    def set_shape_rates(self, share: float) -> None:
+        """Let the shape change at this share of its rates."""
+        for group in self.shape_optimizer.param_groups:
+            group["lr"] = share * SHAPE_RATES[group["name"]]
+
+    def set_motion_rate(self, rate: float) -> None:
+        """Let the motion change at this rate."""
+        for group in self.motion_optimizer.param_groups:
+            group["lr"] = rate
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for a checkpoint."""
+        tensors = self.gaussians.tensors()
+        arrays = optimizer_arrays(self.shape_optimizer, "shape")
+        if self.motion is not None:
+            motion = {f"motion_{name}": tensor for name, tensor in self.motion.parameters().items()}
+            tensors = {**tensors, **motion, "rest_means": self.rest_means}
+            arrays |= optimizer_arrays(self.motion_optimizer, "motion")
+        return {
+            **{name: tensor.detach().numpy() for name, tensor in tensors.items()},
+            "progress": np.array([self.stage, self.step]),
+            "blur": np.array(self.gaussians.blur),
+            **arrays,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], scene: Scene) -> "Fit":
+        """What `to_arrays` gave."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if "." not in name}
+        stage, step = (int(number) for number in arrays["progress"])
+        parameters = {name: tensors[name] for name in SHAPE_RATES}
+        fit = cls(GaussianParameters(**parameters, blur=float(arrays["blur"])), stage=stage, step=step)
+        load_optimizer(fit.shape_optimizer, "shape", arrays)
+        if "rest_means" in tensors:
+            fit.begin_motion(scene, tensors["rest_means"])
+            fit.motion.load({name: tensors[f"motion_{name}"] for name in fit.motion.parameters()})
+            load_optimizer(fit.motion_optimizer, "motion", arrays)
+        return fit
+
+    def _new_shape_optimizer(self) -> torch.optim.Optimizer:
+        groups = [{"params": [tensor], "name": name} for name, tensor in self.gaussians.tensors().items()]
+        return torch.optim.Adam(groups, betas=BETAS, fused=True)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a fit is given: pictures in two sizes, how far they are from time 0, and what follows from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.progress import UserError
+from backend.splatting.config import ConstructConfig
+from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.losses import image_loss
+from backend.splatting.motion import TimeBasis
+from backend.splatting.observations import Observations
+from backend.splatting.render import render
+
+LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
+SAME_CAMERA = 1e-3  # largest difference of the matrices of two cameras that count as one
+MINIMAL_COVERAGE = 5e-4  # of the picture; less than 8 pixels of 128 x 128 cannot be fitted
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """V pictures of one size, ready to be compared with renderings."""
+
+    images: Tensor  # [V, H, W, 4]
+    viewmats: Tensor  # [V, 4, 4]
+    Ks: Tensor  # [V, 3, 3]
+
+    def render(self, views: np.ndarray | list[int], means: Tensor, quats: Tensor, looks: GaussianParameters) -> Tensor:
+        """Gaussians at means [T, N, 3] and quats [T, N, 4], otherwise as `looks`, as T of these views see them."""
+        height, width = self.images.shape[1:3]
+        constant = looks.scales, looks.opacities, looks.colors
+        return render(means, quats, *constant, self.viewmats[views], self.Ks[views], width, height)
+
+    def loss(
+        self, views: np.ndarray, means: Tensor, quats: Tensor, looks: GaussianParameters, coverage: float
+    ) -> Tensor:
+        """How wrong they look there."""
+        return image_loss(self.render(views, means, quats, looks), self.images[views], coverage)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the fit is given: pictures in two sizes, and what follows from them."""
+
+    config: ConstructConfig
+    moving: tuple[Pictures, Pictures]  # coarse, fine
+    reference: tuple[Pictures, Pictures]  # pictures that show time 0, or are taken to
+    reference_chance: np.ndarray  # [R] how often each is drawn, sum 1
+    times: Tensor  # [V] of the moving pictures
+    age: np.ndarray  # [V] how far from time 0, round the loop if it is one, in frames
+    basis: TimeBasis
+    frame_times: Tensor  # [T] of the clip's frames
+    coverage: float  # share of a picture that the subject fills
+    has_static: bool  # whether `reference` really is of time 0
+
+
+def prepare(moving: Observations, static: Observations | None, config: ConstructConfig) -> Scene:
+    """Look the pictures over, and make of them what the stages need.
+
+    Raises:
+        UserError: they show nothing, or no motion can be told from them.
+    """
+    frame_times = torch.unique(moving.times)  # sorted
+    if len(frame_times) < 2:
+        raise UserError(
+            "orbit_without_time",
+            "The pictures are all of the same time, so there is no motion to construct.",
+            "Give a moving orbit, whose pictures have different times.",
+        )
+    reference = moving if static is None else static
+    coverage = min(_coverage(moving), _coverage(reference))
+    if coverage < MINIMAL_COVERAGE:
+        raise UserError(
+            "orbit_empty",
+            "The pictures of the orbit show nothing: they are transparent all over.",
+            "Check that the object is visible in renders and stands where the cameras look.",
+        )
+    loop = is_loop(moving, static)
+    frames = len(frame_times)
+    # No more terms than the frames can tell apart.
+    basis = TimeBasis(loop, harmonics=max(1, min(config.harmonics, (frames - 1) // 2)))
+    steps = moving.times * (frames - 1)
+    age = (torch.minimum(steps, frames - 1 - steps) if loop else steps).numpy()
+    chance = np.ones(len(reference.images))
+    if static is None:
+        chance = _trust_in_moving(age)
+    sizes = config.coarse_pixels, config.fine_pixels
+    return Scene(
+        config=config,
+        moving=tuple(_at_size(moving, pixels) for pixels in sizes),
+        reference=tuple(_at_size(reference, pixels) for pixels in sizes),
+        reference_chance=chance / chance.sum(),
+        times=moving.times,
+        age=age,
+        basis=basis,
+        frame_times=torch.linspace(0, 1, frames),
+        coverage=coverage,
+        has_static=static is not None,
+    )
+
+
+def is_loop(moving: Observations, static: Observations | None = None) -> bool:
+    """Whether the last moment looks like the first one, as far as can be told.
+
+    A picture of the last time is compared with one of time 0 (of either orbit) from the same camera. Where no two
+    cameras coincide the motion counts as one that does not loop.
+    """
+    last = int(moving.times.argmax())
+    if moving.times[last] <= 0:
+        return False
+    for views in (moving, static):
+        if views is None or views.images.shape != (len(views.images), *moving.images.shape[1:]):
+            continue
+        same = (views.times == 0) & (views.viewmats - moving.viewmats[last]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA)
+        same &= (views.Ks - moving.Ks[last]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA * moving.cameras.width)
+        for first in torch.nonzero(same).flatten():
+            area = float(views.images[first, ..., 3].mean())
+            difference = float((views.images[first] - moving.images[last]).abs().mean())
+            return difference < LOOP_TOLERANCE * area
+    return False
+
+
+def _trust_in_moving(age: np.ndarray) -> np.ndarray:  # [V] frames -> [V]
+    """How much each moving picture says about time 0; those of other times still show sides that none else shows."""
+    return np.maximum(1 - age / max(age.max(), 1e-9), 0.1)
+
+
+def _coverage(views: Observations) -> float:
+    return float(views.images[..., 3].mean())
+
+
+def _at_size(views: Observations, pixels: int) -> Pictures:
+    """The pictures made smaller, if need be, so that the longer side has at most `pixels`."""
+    height, width = views.images.shape[1:3]
+    share = min(pixels / max(height, width), 1.0)
+    new_height, new_width = max(round(height * share), 1), max(round(width * share), 1)
+    images = torch.nn.functional.interpolate(views.images.permute(0, 3, 1, 2), (new_height, new_width), mode="area")
+    scale = torch.tensor([new_width / width, new_height / height, 1.0])
+    return Pictures(images.permute(0, 2, 3, 1).contiguous(), views.viewmats, views.Ks * scale[:, None])
+
+
+def pixel_size(pictures: Pictures) -> float:
+    """How large a pixel is at the subject, clip space: the median over the views."""
+    distances = torch.linalg.inv(pictures.viewmats)[:, :3, 3].norm(dim=-1)
+    return float((distances / pictures.Ks[:, 0, 0]).median())
