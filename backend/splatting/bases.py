@@ -28,8 +28,9 @@ class BasesMotion:
 
     def __init__(self, rest_means: Tensor, basis: TimeBasis, config: ConstructConfig) -> None:
         self.config, self.basis = config, basis
-        self.control = make_control_points(rest_means.numpy(), config.control_points)
-        self.coefficients = no_motion(len(self.control.points), basis).requires_grad_()
+        device = rest_means.device
+        self.control = make_control_points(rest_means.cpu().numpy(), config.control_points).to(device)
+        self.coefficients = no_motion(len(self.control.points), basis).to(device).requires_grad_()
 
     def parameters(self) -> dict[str, Tensor]:
         """What an optimiser changes, by name."""
@@ -60,7 +61,7 @@ class BasesMotion:
         Rigidity is asked for at times drawn from `rng`.
         """
         config, effective = self.config, self._effective()
-        times = torch.from_numpy(rng.random(config.rigidity_times, np.float32))
+        times = torch.from_numpy(rng.random(config.rigidity_times, np.float32)).to(effective.device)
         poses = poses_at(effective, self.basis, times, self.control)
         spectral_weight = config.spectral_weight * config.spectral_decay**progress
         smooth = spectral_weight * spectral_prior(effective, self.basis)

@@ -4,12 +4,14 @@
 Distances are geodesic (along the graph of nearest neighbours), so that a leg does not pull at the leg beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from backend.splatting.rasterize.compiled import kernel
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
@@ -25,16 +27,17 @@ LONGEST_EDGE = 6.0  # times the median distance of neighbours; longer ones would
 class ControlPoints:
     """B control points, the N Gaussians that follow them, and which of them are neighbours. Float32 and int32."""
 
-    points: np.ndarray  # [B, 3] clip space, at time 0
-    index: np.ndarray  # [N, 4] control points of each Gaussian, nearest first
-    weights: np.ndarray  # [N, 4] above 0, sum 1
-    edges: np.ndarray  # [E, 2] pairs i, j of neighbours
-    edge_weights: np.ndarray  # [E] mean 1
+    points: Tensor  # [B, 3] clip space, at time 0
+    index: Tensor  # [N, 4] control points of each Gaussian, nearest first
+    weights: Tensor  # [N, 4] above 0, sum 1
+    edges: Tensor  # [E, 2] pairs i, j of neighbours
+    edge_weights: Tensor  # [E] mean 1
+    mean_square_edge: float  # mean squared length of the edges
 
-    @property
-    def mean_square_edge(self) -> float:
-        """Mean squared length of the edges."""
-        return float(np.square(self.points[self.edges[:, 1]] - self.points[self.edges[:, 0]]).sum(axis=1).mean())
+    def to(self, device: torch.device) -> "ControlPoints":
+        """The same on another device."""
+        names = ("points", "index", "weights", "edges", "edge_weights")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 3] float32
@@ -68,13 +71,19 @@ def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 
     partners = np.argsort(between, axis=1, kind="stable")[:, 1 : neighbours + 1]
     edges = np.stack([np.repeat(np.arange(count), neighbours), partners.reshape(-1)], axis=1)
     edge_weights = np.exp(-np.square(between[edges[:, 0], edges[:, 1]]) / (2 * (1.5 * spacing) ** 2))
+    lengths = graph[chosen[edges[:, 1]]] - graph[chosen[edges[:, 0]]]
     return ControlPoints(
-        points=np.ascontiguousarray(graph[chosen], np.float32),
-        index=np.ascontiguousarray(np.concatenate(index), np.int32),
-        weights=np.ascontiguousarray(np.concatenate(weights), np.float32),
-        edges=np.ascontiguousarray(edges, np.int32),
-        edge_weights=np.ascontiguousarray(edge_weights / edge_weights.mean(), np.float32),
+        points=_tensor(graph[chosen], np.float32),
+        index=_tensor(np.concatenate(index), np.int32),
+        weights=_tensor(np.concatenate(weights), np.float32),
+        edges=_tensor(edges, np.int32),
+        edge_weights=_tensor(edge_weights / edge_weights.mean(), np.float32),
+        mean_square_edge=float(np.square(lengths).sum(axis=1).mean()),
     )
+
+
+def _tensor(array: np.ndarray, dtype: type) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
 
 def _reach(graph: np.ndarray, distances: np.ndarray, points: np.ndarray) -> np.ndarray:  # [G, 3], [B, G], [n, 3]

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.splatting import motion_kernels
+from backend.splatting import motion_kernels, motion_torch
 from backend.splatting.control_points import ControlPoints
-from backend.splatting.motion import TimeBasis
+from backend.splatting.motion import TimeBasis, six_weights
 
 ALPHA_WEIGHT = 0.5
 ROTATION_WEIGHT = 0.3  # of rotations beside translations in the spectral prior
@@ -35,9 +35,8 @@ def spectral_prior(effective: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J]
     Terms of up to one cycle are free: movement along the line of sight hardly changes a picture, so that any price on
     the slow swing itself makes limbs shrink rather than reach into depth.
     """
-    weights = torch.tensor([1.0, 1.0, 1.0, ROTATION_WEIGHT, ROTATION_WEIGHT, ROTATION_WEIGHT])
-    energy = (effective * weights[:, None]).square().sum(dim=1)  # [B, J]
-    price = (basis.frequencies**4 - 1).clamp(min=0)
+    energy = (effective * six_weights(ROTATION_WEIGHT, effective.device)).square().sum(dim=1)  # [B, J]
+    price = (basis.frequencies_on(effective.device) ** 4 - 1).clamp(min=0)
     return (energy * price).sum(dim=1).mean()
 
 
@@ -48,9 +47,9 @@ class _Rigidity(torch.autograd.Function):
         grad = np.zeros_like(array)
         energy = motion_kernels.rigidity(
             array,
-            control.points,
-            control.edges,
-            control.edge_weights,
+            control.points.numpy(),
+            control.edges.numpy(),
+            control.edge_weights.numpy(),
             np.float32(weight_length),
             np.float32(weight_turn),
             grad,
@@ -69,4 +68,7 @@ def rigidity(poses: Tensor, control: ControlPoints, length: float, turn: float) 
     `length` weighs stretching relative to the edges' own length, `turn` the difference of neighbours' rotations.
     """
     terms = len(poses) * len(control.edges)
-    return _Rigidity.apply(poses, control, length * RIGIDITY_LENGTH / control.mean_square_edge / terms, turn / terms)
+    weights = length * RIGIDITY_LENGTH / control.mean_square_edge / terms, turn / terms
+    if poses.is_cuda:
+        return motion_torch.rigidity(poses, control.points, control.edges.long(), control.edge_weights, *weights)
+    return _Rigidity.apply(poses, control, *weights)

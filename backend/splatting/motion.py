@@ -3,15 +3,18 @@
 
 A control point's pose at time t is six numbers, translation and rotation, and each is sum_j A_j phi_j(t) over basis
 functions phi that are exactly 0 at time 0. A Gaussian follows the blend of its nearest control points.
+
+On the CPU the Numba kernels of `motion_kernels` do the work, on a GPU `motion_torch`: the tensors' device decides.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend.splatting import motion_kernels
+from backend.splatting import motion_kernels, motion_torch
 from backend.splatting.control_points import ControlPoints
 from blender_addon.contract.clip import BasisMotion
 
@@ -36,9 +39,14 @@ class TimeBasis:
             return torch.arange(1, self.harmonics + 1).repeat_interleave(2).float()
         return torch.arange(1, 2 * self.harmonics + 1).float() / 2
 
+    @functools.lru_cache(8)  # noqa: B019 - a few small tensors
+    def frequencies_on(self, device: torch.device) -> Tensor:  # [J]
+        """The same on a device, sent there once."""
+        return self.frequencies.to(device)
+
     def __call__(self, times: Tensor) -> Tensor:  # [T] 0..1 -> [J, T]
         """The functions at `times`."""
-        angle = 2 * torch.pi * self.frequencies[:, None] * times
+        angle = 2 * torch.pi * self.frequencies_on(times.device)[:, None] * times
         # Through the sine of half the angle, as cos - 1 would lose digits near time 0.
         values = -2 * torch.sin(angle / 2).square()
         if self.loop:
@@ -85,13 +93,19 @@ def no_motion(bases: int, basis: TimeBasis) -> Tensor:  # [B, 6, J]
     return torch.zeros(bases, 6, len(basis.frequencies))
 
 
+@functools.lru_cache(8)
+def six_weights(rotation: float, device: torch.device) -> Tensor:  # [6, 1]
+    """1 for the three numbers of a translation, `rotation` for those of a rotation; sent to the device once."""
+    return torch.tensor([1.0] * 3 + [rotation] * 3)[:, None].to(device)
+
+
 def effective_coefficients(coefficients: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J] -> [B, 6, J]
     """What the optimiser's coefficients stand for: translation in clip space, rotation as rho.
 
     They are kept times frequency, so that under Adam slow functions move first, and rotations divided by their gain.
     """
-    gain = torch.tensor([1.0, 1.0, 1.0, ROTATION_GAIN, ROTATION_GAIN, ROTATION_GAIN])
-    return coefficients * gain[:, None] / basis.frequencies
+    device = coefficients.device
+    return coefficients * six_weights(ROTATION_GAIN, device) / basis.frequencies_on(device)
 
 
 def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 16]
@@ -100,33 +114,37 @@ def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: Contro
     A pose is a rotation matrix (9, row by row), a translation (3) and the same rotation as quaternion wxyz (4).
     """
     offsets = (effective @ basis(times)).permute(2, 0, 1)
-    return _Poses.apply(offsets, control.points)
+    if offsets.is_cuda:
+        return motion_torch.poses(offsets, control.points)
+    return _Poses.apply(offsets, control.points.numpy())
 
 
 def blend(
     poses: Tensor,  # [T, B, 16]
     means: Tensor,  # [N, 3]
     quats: Tensor,  # [N, 4] wxyz
-    index: np.ndarray,  # [N, k] int32
-    weights: np.ndarray,  # [N, k] float32
+    index: Tensor,  # [N, k] int32
+    weights: Tensor,  # [N, k] float32
 ) -> tuple[Tensor, Tensor]:  # [T, N, 3], [T, N, 4]
     """Gaussians moved by the weighted mean of their poses (linear blend skinning).
 
     The quaternions come out with lengths a little below 1; the rasteriser normalises. Differentiable in poses, means
     and quats. The same rule as `blender_addon.contract.clip.BasisMotion`.
     """
-    return _Blend.apply(poses, means, quats, index, weights)
+    if poses.is_cuda:
+        return motion_torch.blend(poses, means, quats, index.long(), weights)
+    return _Blend.apply(poses, means, quats, _array(index), _array(weights))
 
 
 @torch.no_grad()
 def to_basis_motion(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> BasisMotion:
     """The motion at `times` [T] as a clip keeps it."""
-    poses = poses_at(effective, basis, times, control).numpy()
+    poses = poses_at(effective, basis, times, control).cpu().numpy()
     return BasisMotion(
         basis_quats=np.ascontiguousarray(poses[..., 12:]),
         basis_translations=np.ascontiguousarray(poses[..., 9:12]),
-        basis_index=control.index,
-        basis_weights=control.weights,
+        basis_index=control.index.cpu().numpy(),
+        basis_weights=control.weights.cpu().numpy(),
     )
 
 

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from backend.splatting import control_points
 from backend.splatting.control_points import farthest_points, geodesic_distances, make_control_points
+
+
+def tied(points: np.ndarray, count: int) -> SimpleNamespace:
+    """Control points as arrays."""
+    return SimpleNamespace(
+        **{name: np.asarray(value) for name, value in vars(make_control_points(points, count)).items()}
+    )
 
 
 def horseshoe(legs_apart: float = 0.1, step: float = 0.01) -> np.ndarray:
@@ -27,7 +36,7 @@ def test_geodesic_distance_goes_along_the_surface() -> None:
 
 def test_a_leg_does_not_follow_the_other_leg() -> None:
     points = horseshoe()
-    control = make_control_points(points, 20)
+    control = tied(points, 20)
     low_left = np.flatnonzero((points[:, 0] == 0) & (points[:, 2] < -0.5))
     followed = control.points[control.index[low_left]]
     strong = control.weights[low_left] > 1e-3
@@ -35,7 +44,7 @@ def test_a_leg_does_not_follow_the_other_leg() -> None:
 
 
 def test_weights_are_a_mean_and_the_nearest_counts_most() -> None:
-    control = make_control_points(np.random.default_rng(0).random((200, 3)).astype(np.float32), 16)
+    control = tied(np.random.default_rng(0).random((200, 3)).astype(np.float32), 16)
     np.testing.assert_allclose(control.weights.sum(axis=1), 1, atol=1e-6)
     assert (control.weights > 0).all()
     assert (np.diff(control.weights, axis=1) <= 1e-7).all()
@@ -49,7 +58,7 @@ def test_loose_parts_and_doubled_points_are_tied_too() -> None:
     rng = np.random.default_rng(0)
     part = rng.random((40, 3)).astype(np.float32) * 0.1
     points = np.concatenate([part, part[:10], part + 5])
-    control = make_control_points(points, 12)
+    control = tied(points, 12)
     assert np.isfinite(control.weights).all()
     assert np.isfinite(control.edge_weights).all()
     follows_far = np.linalg.norm(control.points[control.index[:, 0]] - points, axis=1)
@@ -57,7 +66,7 @@ def test_loose_parts_and_doubled_points_are_tied_too() -> None:
 
 
 def test_few_gaussians_are_their_own_control_points() -> None:
-    control = make_control_points(np.random.default_rng(0).random((6, 3)).astype(np.float32), 128)
+    control = tied(np.random.default_rng(0).random((6, 3)).astype(np.float32), 128)
     assert len(control.points) == 6
 
 
@@ -73,10 +82,10 @@ def test_farthest_points_are_spread_and_differ() -> None:
 
 def test_more_gaussians_than_the_graph_holds_are_tied_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.random.default_rng(0).permutation(horseshoe(step=0.0025))
-    exact = make_control_points(points, 20)
+    exact = tied(points, 20)
     monkeypatch.setattr(control_points, "GRAPH_POINTS", 250)
     monkeypatch.setattr(control_points, "CHUNK", 300)
-    thinned = make_control_points(points, 20)
+    thinned = tied(points, 20)
     assert thinned.index.shape == exact.index.shape == (len(points), 4)
     for control in (exact, thinned):  # each follows points beside it, on its own leg
         followed = (control.weights[..., None] * control.points[control.index]).sum(axis=1)

@@ -61,9 +61,9 @@ def test_rigidity_counts_stretch_relative_to_the_edges(control) -> None:
     stretched = torch.zeros(1, 10, 16)
     stretched[..., [0, 4, 8]] = 1.0
     stretched[..., 12] = 1.0
-    stretched[..., 9:12] = 0.2 * torch.from_numpy(control.points)  # all edges 20 % longer
-    weights = torch.from_numpy(control.edge_weights)
-    edges = torch.from_numpy(control.points)[torch.from_numpy(control.edges).long()]
+    stretched[..., 9:12] = 0.2 * control.points  # all edges 20 % longer
+    weights = control.edge_weights
+    edges = control.points[control.edges.long()]
     expected = (
         5.0
         * 0.1
@@ -79,13 +79,13 @@ def test_gradient_of_rigidity_against_plain_torch(control) -> None:
     rigidity(poses, control, 5.0, 0.7).backward()
 
     exact = poses.detach().double().requires_grad_()
-    points = torch.from_numpy(control.points).double()
-    i, j = torch.from_numpy(control.edges).long().unbind(1)
+    points = control.points.double()
+    i, j = control.edges.long().unbind(1)
     turn = exact[..., :9].unflatten(-1, (3, 3))
     moved = (turn @ points[..., None])[..., 0] + exact[..., 9:12]
     stretch = moved[:, j] - moved[:, i] - (turn[:, i] @ (points[j] - points[i])[..., None])[..., 0]
     length = 5.0 * 0.1 / control.mean_square_edge * stretch.square().sum(-1)
     turning = 0.7 * (exact[:, i, 12:] - exact[:, j, 12:]).square().sum(-1)
-    (torch.from_numpy(control.edge_weights) * (length + turning)).mean().backward()
+    (control.edge_weights * (length + turning)).mean().backward()
     error = (poses.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
     assert error < 1e-5

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from backend.splatting import motion_torch
 from backend.splatting.control_points import make_control_points
+from backend.splatting.losses import RIGIDITY_LENGTH, rigidity
 from backend.splatting.motion import (
     TimeBasis,
     blend,
@@ -66,14 +68,14 @@ def test_a_turn_of_all_control_points_turns_gaussians_about_their_own_point(subj
     angle = 2 * np.arctan(-0.4)
     expected = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     np.testing.assert_allclose(poses[0, 3, :9].numpy().reshape(3, 3), expected, atol=1e-6)
-    fixed = poses[0, :, :9].numpy().reshape(-1, 3, 3) @ control.points[:, :, None]
-    np.testing.assert_allclose(fixed[..., 0] + poses[0, :, 9:12].numpy(), control.points, atol=1e-6)
+    fixed = poses[0, :, :9].numpy().reshape(-1, 3, 3) @ control.points.numpy()[:, :, None]
+    np.testing.assert_allclose(fixed[..., 0] + poses[0, :, 9:12].numpy(), control.points.numpy(), atol=1e-6)
 
 
 def plain_motion(effective, basis, times, control, means, quats):
     """The same in plain float64 torch, from the definitions."""
     offsets = (effective @ basis(times).double()).permute(2, 0, 1)
-    points = torch.from_numpy(control.points).double()
+    points = control.points.double()
     q = torch.cat([torch.ones_like(offsets[..., :1]), offsets[..., 3:] / 2], dim=-1)
     w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
     rows = [
@@ -83,8 +85,8 @@ def plain_motion(effective, basis, times, control, means, quats):
     ]
     turn = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
     shift = points + offsets[..., :3] - (turn @ points[..., None])[..., 0]
-    index = torch.from_numpy(control.index).long()
-    weights = torch.from_numpy(control.weights).double()
+    index = control.index.long()
+    weights = control.weights.double()
     each = (turn[:, index] @ means[:, None, :, None])[..., 0] + shift[:, index]  # [T, N, 4, 3]
     moved = (weights[..., None] * each).sum(dim=2)
     bq = torch.stack([w, x, y, z], dim=-1)[:, index]
@@ -121,6 +123,41 @@ def test_values_and_gradients_against_plain_torch(subject) -> None:
     for got, wanted in zip(inputs, exact_inputs, strict=True):
         error = (got.grad.double() - wanted.grad).abs().max() / wanted.grad.abs().max()
         assert error < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_functions_for_gpus_give_what_the_kernels_give(subject, dtype: torch.dtype) -> None:
+    """Poses, blend and rigidity of `motion_torch`, values and gradients, in float64 as the truth about both."""
+    control, means, quats = subject
+    torch.manual_seed(3)
+    effective = torch.randn(12, 6, 6) * torch.tensor([0.1, 0.1, 0.1, 2.0, 2.0, 2.0])[:, None]  # turns beyond 90 degrees
+    times = torch.tensor([0.0, 0.17, 0.83])
+    upstream = torch.randn(3, 60, 3), torch.randn(3, 60, 4)
+
+    def kernels(effective, means, quats):
+        poses = poses_at(effective, BASES[1], times, control)
+        energy = rigidity(poses, control, 5.0, 0.7)
+        return energy, *blend(poses, means, quats, control.index, control.weights)
+
+    def plain(effective, means, quats):
+        offsets = (effective @ BASES[1](times).to(dtype)).permute(2, 0, 1)
+        points, weights, edge_weights = (t.to(dtype) for t in (control.points, control.weights, control.edge_weights))
+        poses = motion_torch.poses(offsets, points)
+        terms = 3 * len(control.edges)
+        factors = 5.0 * RIGIDITY_LENGTH / control.mean_square_edge / terms, 0.7 / terms
+        energy = motion_torch.rigidity(poses, points, control.edges.long(), edge_weights, *factors)
+        return energy, *motion_torch.blend(poses, means, quats, control.index.long(), weights)
+
+    results = []
+    for function, kind in ((kernels, torch.float32), (plain, dtype)):
+        inputs = [tensor.to(kind).clone().requires_grad_() for tensor in (effective, means, quats)]
+        energy, *moved = function(*inputs)
+        gradients = [gradient.to(kind) for gradient in upstream]
+        torch.autograd.backward([energy, *moved], [torch.ones_like(energy), *gradients])
+        results.append([energy, *moved, *(tensor.grad for tensor in inputs)])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine.double() - theirs.double()).abs().max() / theirs.abs().max() < 1e-5
+    torch.testing.assert_close(results[1][1][0].float(), means, atol=1e-6, rtol=0)  # time 0 is the canonical shape
 
 
 def test_a_clip_moves_like_the_fit(subject) -> None:
