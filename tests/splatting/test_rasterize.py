@@ -433,7 +433,8 @@ BAD: list[tuple[str, Callable[[dict], object], str]] = [
     ("quats", lambda a: a["quats"][:, :3], r"quats has the shape \[10, 3\]"),
     ("scales", lambda a: a["scales"][0], r"scales has the shape \[3\]"),
     ("opacities", lambda a: a["opacities"][:, None], r"opacities has the shape \[10, 1\]"),
-    ("colors", lambda a: torch.rand(10, 4), r"colors has the shape \[10, 4\]"),
+    ("colors", lambda a: torch.rand(9, 4), r"colors has the shape \[9, 4\].*N = 10, D"),
+    ("colors", lambda a: torch.rand(10, 0), "colors has no channels"),
     ("viewmats", lambda a: a["viewmats"][0], r"viewmats has the shape \[4, 4\]"),
     ("Ks", lambda a: a["Ks"].expand(2, 3, 3), r"Ks has the shape \[2, 3, 3\].*C = 1"),
     ("means", lambda a: a["means"].double(), "means is torch.float64"),
@@ -445,6 +446,10 @@ BAD: list[tuple[str, Callable[[dict], object], str]] = [
     ("width", lambda a: 0, "at least 1 pixel"),
     ("near_plane", lambda a: 0.0, "near_plane"),
     ("eps2d", lambda a: math.nan, "eps2d"),
+    ("sh_degree", lambda a: 5, "sh_degree must be"),
+    ("sh_degree", lambda a: 0, r"colors has the shape \[10, 3\].*N = 10, K, 3"),
+    ("render_mode", lambda a: "RGBD", "render_mode must be one of RGB, D, ED"),
+    ("rasterize_mode", lambda a: "smooth", "rasterize_mode must be one of classic, antialiased"),
     ("backgrounds", lambda a: torch.zeros(4), r"backgrounds has the shape \[4\]"),
 ]
 
@@ -498,11 +503,11 @@ def test_gsplat_on_cuda_gives_the_same() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_gsplat_without_cuda_is_a_clear_error() -> None:
-    from backend.splatting.rasterize.arguments import checked_scene
+    from backend.splatting.rasterize.arguments import Options, checked_scene
     from backend.splatting.rasterize.cuda import rasterize_cuda
 
     valid = arguments()
-    size = valid.pop("width"), valid.pop("height")
-    with pytest.raises(UserError, match="gsplat") as caught:
-        rasterize_cuda(checked_scene(valid, *size, 0.01, 0.3), *size, 0.01, 0.3)
+    options = Options(valid.pop("width"), valid.pop("height"))
+    with pytest.raises(UserError, match="gsplat|CUDA") as caught:
+        rasterize_cuda(checked_scene(valid, options), options)
     assert "CPU" in caught.value.hint

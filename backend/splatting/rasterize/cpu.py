@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from backend.splatting.rasterize import compositing, projection, tiles
-from backend.splatting.rasterize.arguments import Scene
+from backend.splatting.rasterize.arguments import Options, Scene
 from backend.splatting.rasterize.compiled import compile_all
 from backend.splatting.rasterize.layout import (
     CONIC_XX,
@@ -51,9 +51,7 @@ class TileLists(NamedTuple):
     rows: int
 
 
-def rasterize_cpu(
-    scene: Scene, width: int, height: int, near_plane: float, eps2d: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize_cpu(scene: Scene, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Colors [I, H, W, 3] and alphas [I, H, W, 1] with gradients to the scene's Gaussians; splats [I, N, 12] without.
 
     Raises:
@@ -69,7 +67,10 @@ def rasterize_cpu(
     viewmats = scene.viewmats.reshape(-1, 4, 4).contiguous().numpy()
     if len(viewmats) * scene.means.shape[1] >= 2**31:
         raise ValueError("2^31 or more Gaussians times images in one call: rasterize fewer images at once.")
-    view = View(viewmats, intrinsics, scene.viewmats.shape[1], width, height, near_plane, eps2d)
+    if scene.colors.shape[2:] != (3,) or options.render_mode != "RGB" or options.antialiased:
+        raise ValueError("The CPU rasterizer draws RGB only, for now.")
+    size = (options.width, options.height, options.near_plane, options.eps2d)
+    view = View(viewmats, intrinsics, scene.viewmats.shape[1], *size)
     return _Rasterize.apply(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors, view)
 
 
