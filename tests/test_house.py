@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "backend.progress": ("numpy",),
     "backend.versions": ("backend.__version__",),
     "backend.console": ("rich", *LEAVES),
-    "backend.splatting": ("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", *LEAVES),
+    "backend.splatting": (
+        *("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),
+        *LEAVES,
+    ),
     "backend.evaluation": (
         *("numpy", "torch", "scipy", "PIL", "transformers"),
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
