@@ -42,9 +42,7 @@ class BasesMotion:
             for name, tensor in self.parameters().items():
                 tensor.copy_(parameters[name])
 
-    def moved(
-        self, times: Tensor, means: Tensor, quats: Tensor, chosen: np.ndarray | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def moved(self, times: Tensor, means: Tensor, quats: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gaussians of time 0 [N, 3], [N, 4] at `times` [T], 0..1: means [T, N, 3] and quats [T, N, 4].
 
         `chosen`: which of all Gaussians they are; all of them, if it is not given. Differentiable in the parameters,
@@ -61,7 +59,7 @@ class BasesMotion:
         Rigidity is asked for at times drawn from `rng`.
         """
         config, effective = self.config, self._effective()
-        times = torch.from_numpy(rng.random(config.rigidity_times, np.float32)).to(effective.device)
+        times = torch.from_numpy(rng.random(config.rigidity_times, np.float32)).to(effective.device, non_blocking=True)
         poses = poses_at(effective, self.basis, times, self.control)
         spectral_weight = config.spectral_weight * config.spectral_decay**progress
         smooth = spectral_weight * spectral_prior(effective, self.basis)

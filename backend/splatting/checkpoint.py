@@ -72,7 +72,7 @@ def optimizer_arrays(optimizer: torch.optim.Optimizer, name: str) -> dict[str, n
     arrays = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            arrays[f"{name}.{index}.{key}"] = np.array(value)
+            arrays[f"{name}.{index}.{key}"] = np.array(value.cpu())
     return arrays
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
 
+MOST_FRAMES = 96  # pictures per iteration, on a GPU
+
 
 @dataclass(frozen=True)
 class ConstructConfig:
@@ -14,13 +16,15 @@ class ConstructConfig:
     seed: int = 0  # of all that is drawn by chance
     control_points: int = 128  # rigid poses that the Gaussians follow
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
-    shape_steps: int = 250  # iterations of stage 1, one static view each
+    shape_steps: int = 250  # iterations of stage 1, `shape_frames` static views each
     coarse_steps: int = 500  # iterations of stage 2, `coarse_frames` pictures each
-    fine_steps: int = 250  # iterations of stage 3, one picture each, and sometimes a static view
+    fine_steps: int = 250  # iterations of stage 3, `fine_frames` pictures each, and sometimes static views
     coarse_pixels: int = 96  # longer side of the pictures of stage 2 and of the beginning of stage 1
     fine_pixels: int = 128  # longer side of the pictures otherwise, if the orbit has that many
     coarse_gaussians: int = 1_250  # that stand for all in stage 2
+    shape_frames: int = 1  # static views per iteration, in stage 1 and where stage 3 looks at one
     coarse_frames: int = 4  # pictures per iteration of stage 2
+    fine_frames: int = 1  # pictures per iteration of stage 3
     window_share: float = 0.6  # part of stage 2 in which the window of times grows from time 0 to all
     motion_rate: float = 2e-3  # Adam's step for the motion, clip space
     final_rate: float = 0.1  # of all rates, what is left at the end
@@ -31,7 +35,11 @@ class ConstructConfig:
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
     shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
     final_shape_share: float = 0.2  # what is left of those at the end
-    static_chance: float = 0.25  # of a static view in an iteration of stage 3
+    static_chance: float = 0.25  # of static views in an iteration of stage 3
+
+    def with_whole_batches(self) -> "ConstructConfig":
+        """The same for a GPU, where all pictures at once cost little more than one."""
+        return replace(self, shape_frames=MOST_FRAMES, coarse_frames=MOST_FRAMES, fine_frames=MOST_FRAMES)
 
     @classmethod
     def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":

@@ -15,8 +15,8 @@ moving one, its pictures near time 0 weighing most; that is a guess, and a worse
 """
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.config import ConstructConfig
+from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs, sample_colors, spread_samples
 from backend.splatting.observations import Observations
@@ -41,6 +42,7 @@ STAGE_SHARES = {SHAPE: 0.25, COARSE: 0.4, FINE: 0.35}
 
 MOVING_AGREEMENT = 0.8  # of silhouettes that moved, on what belongs to the subject
 PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
+GPU_REPORT_STEPS = 10  # a step takes milliseconds there
 
 
 def construct(
@@ -49,6 +51,7 @@ def construct(
     surface: SurfaceSamples | None,
     config: ConstructConfig,
     run: Run,
+    engine: Engine = CPU,
 ) -> Clip:
     """A clip of the subject that `moving` shows.
 
@@ -60,6 +63,8 @@ def construct(
         run: told about progress; `run.folder` keeps a checkpoint, and the next attempt with the same inputs goes on
             from there to the same result. `discard_checkpoint` removes it. Stages are announced with `run.begin`; who
             has stages of their own before or after plans with `STAGE_SHARES`.
+        engine: what it runs on (`engine.choose_engine`). On a GPU each iteration looks at all pictures at once. A
+            checkpoint of one engine is taken up by another.
 
     Returns:
         A clip with `BasisMotion` in sRGB-coded colour, one frame per time of `moving`, in clip space. Name, fps,
@@ -71,6 +76,8 @@ def construct(
     """
     with _one_torch_thread():
         scene = prepare(moving, static, config)
+        if engine.is_gpu:
+            scene = replace(scene.to(engine.device), config=config.with_whole_batches())
         checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, config))
         saved = checkpoint.load()
         if saved is None:
@@ -112,7 +119,7 @@ def _start(scene: Scene, reference: Observations, still: bool, surface: SurfaceS
         points, normals = spread_samples(surface.points, surface.normals, config.gaussians, rng)
     else:
         points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, config.gaussians, rng)
-    gaussians = discs(points, normals, sample_colors(points, normals, reference, chance))
+    gaussians = discs(points, normals, sample_colors(points, normals, reference, chance)).to(scene.device)
     gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
     return Fit(gaussians)
 
@@ -129,10 +136,7 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         rng = _generator(fit, config)
         pictures = scene.reference[0 if fit.step < 0.3 * config.shape_steps else 1]
         _descend(_reference_loss(fit, scene, pictures, rng), fit.shape_optimizer)
-        fit.step += 1
-        run.report(fit.step, config.shape_steps, lambda: preview_shape(fit, scene))
-        if checkpoint.is_due():
-            checkpoint.save(fit.to_arrays())
+        _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
     fit.begin_motion(scene, gaussians.means.detach().clone())
 
@@ -142,17 +146,15 @@ def _fit_motion(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> Non
     config, pictures = scene.config, scene.moving[0]
     run.begin(COARSE)
     few, chosen = fit.gaussians.thinned(config.coarse_gaussians, np.random.default_rng((config.seed, 1)))
+    chosen = scene.indices(chosen)
     while fit.step < config.coarse_steps:
         rng = _generator(fit, config)
-        views = _views_in_window(scene, fit.step, rng)
+        views = scene.indices(_views_in_window(scene, fit.step, rng))
         means, quats = fit.motion.moved(scene.times[views], few.means, few.quats, chosen)
         fit.set_motion_rate(_motion_rate(fit, config))
         loss = pictures.loss(views, means, quats, few, scene.coverage)
         _descend(loss + fit.motion.prior(_progress(fit, config), rng), fit.motion_optimizer)
-        fit.step += 1
-        run.report(fit.step, config.coarse_steps, lambda: preview_motion(fit, scene))
-        if checkpoint.is_due():
-            checkpoint.save(fit.to_arrays())
+        _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run)
     fit.end_stage()
 
 
@@ -163,7 +165,7 @@ def _fit_both(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
     candidates = np.flatnonzero(scene.age > 0) if scene.has_static else np.arange(len(scene.age))
     while fit.step < config.fine_steps:
         rng = _generator(fit, config)
-        views = rng.choice(candidates, 1)
+        views = scene.indices(_drawn(candidates, config.fine_frames, rng))
         means, quats = fit.motion.moved(scene.times[views], gaussians.means, gaussians.quats)
         loss = pictures.loss(views, means, quats, gaussians, scene.coverage)
         loss = loss + fit.motion.prior(_progress(fit, config), rng)
@@ -172,10 +174,7 @@ def _fit_both(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
         fit.set_motion_rate(_motion_rate(fit, config))
         fit.set_shape_rates(config.shape_share * config.final_shape_share ** _progress(fit, config))
         _descend(loss, fit.motion_optimizer, fit.shape_optimizer)
-        fit.step += 1
-        run.report(fit.step, config.fine_steps, lambda: preview_motion(fit, scene))
-        if checkpoint.is_due():
-            checkpoint.save(fit.to_arrays())
+        _end_step(fit, scene, config.fine_steps, preview_motion, checkpoint, run)
     fit.end_stage()
 
 
@@ -195,10 +194,11 @@ def _descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
 
 
 def _reference_loss(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
-    """How wrong the Gaussians of time 0 look in one picture of it."""
-    gaussians = fit.gaussians
-    views = rng.choice(len(scene.reference_chance), 1, p=scene.reference_chance)
-    return pictures.loss(views, gaussians.means[None], gaussians.quats[None], gaussians, scene.coverage)
+    """How wrong the Gaussians of time 0 look in some pictures of it."""
+    gaussians, count = fit.gaussians, scene.config.shape_frames
+    views = _drawn(np.arange(len(pictures.images)), count, rng, scene.reference_chance)
+    means, quats = (tensor.expand(len(views), -1, -1) for tensor in (gaussians.means, gaussians.quats))
+    return pictures.loss(scene.indices(views), means, quats, gaussians, scene.coverage)
 
 
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -207,9 +207,34 @@ def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.nd
     opened = min(step / max(config.window_share * config.coarse_steps, 1), 1.0)
     window = max(1 + opened * (age.max() - 1), age[age > 0].min())
     candidates = np.flatnonzero((age > 0) & (age <= window + 1e-3))
+    if config.coarse_frames >= len(age):
+        return candidates
     chance = np.where((age[candidates] > window - 2) & (opened < 1), 2.0, 1.0)
     count = config.coarse_frames
     return rng.choice(candidates, count, replace=len(candidates) < count, p=chance / chance.sum())
+
+
+def _drawn(
+    candidates: np.ndarray, count: int, rng: np.random.Generator, chance: np.ndarray | None = None
+) -> np.ndarray:  # [min(count, V)]
+    """`count` different views, drawn by their chance; all of them where there are no more."""
+    return rng.choice(candidates, min(count, len(candidates)), replace=False, p=chance)
+
+
+def _end_step(
+    fit: Fit,
+    scene: Scene,
+    steps: int,
+    preview: Callable[[Fit, Scene], np.ndarray],
+    checkpoint: Checkpoint,
+    run: Run,
+) -> None:
+    """Count a step of a stage with so many `steps`; tell about it, and keep a checkpoint if it is time."""
+    fit.step += 1
+    if scene.device.type == "cpu" or fit.step % GPU_REPORT_STEPS == 0 or fit.step == steps:
+        run.report(fit.step, steps, lambda: preview(fit, scene))
+        if checkpoint.is_due():
+            checkpoint.save(fit.to_arrays())
 
 
 def _progress(fit: Fit, config: ConstructConfig) -> float:
@@ -232,7 +257,7 @@ def _to_clip(fit: Fit, scene: Scene) -> Clip:
     quats = torch.nn.functional.normalize(gaussians.quats, dim=-1)
     arrays = (gaussians.means, quats, gaussians.scales, gaussians.opacities, gaussians.sh)
     return Clip(
-        *(array.numpy().astype(np.float32).copy() for array in arrays),
+        *(array.cpu().numpy().astype(np.float32).copy() for array in arrays),
         motion=fit.motion.to_clip(scene.frame_times, gaussians.means, quats),
         color_space="srgb",
     )

@@ -43,7 +43,7 @@ class Fit:
         """From here on the Gaussians move, as control points on `rest_means` [N, 3] tell them."""
         self.rest_means = rest_means
         self.motion = BasesMotion(rest_means, scene.basis, scene.config)
-        self.motion_optimizer = torch.optim.Adam(list(self.motion.parameters().values()), betas=BETAS)
+        self.motion_optimizer = torch.optim.Adam(list(self.motion.parameters().values()), betas=BETAS, fused=True)
 
     def set_shape_rates(self, share: float) -> None:
         """Let the shape change at this share of its rates."""
@@ -56,7 +56,7 @@ class Fit:
             group["lr"] = rate
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """All of it, for a checkpoint."""
+        """All of it, for a checkpoint, which may be taken up on another device."""
         tensors = self.gaussians.tensors()
         arrays = optimizer_arrays(self.shape_optimizer, "shape")
         if self.motion is not None:
@@ -64,7 +64,7 @@ class Fit:
             tensors = {**tensors, **motion, "rest_means": self.rest_means}
             arrays |= optimizer_arrays(self.motion_optimizer, "motion")
         return {
-            **{name: tensor.detach().numpy() for name, tensor in tensors.items()},
+            **{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
             "progress": np.array([self.stage, self.step]),
             "blur": np.array(self.gaussians.blur),
             **arrays,
@@ -72,8 +72,8 @@ class Fit:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], scene: Scene) -> "Fit":
-        """What `to_arrays` gave."""
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if "." not in name}
+        """What `to_arrays` gave, on the scene's device."""
+        tensors = {name: torch.from_numpy(array).to(scene.device) for name, array in arrays.items() if "." not in name}
         stage, step = (int(number) for number in arrays["progress"])
         parameters = {name: tensors[name] for name in SHAPE_RATES}
         fit = cls(GaussianParameters(**parameters, blur=float(arrays["blur"])), stage=stage, step=step)

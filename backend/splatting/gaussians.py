@@ -57,6 +57,10 @@ class GaussianParameters:
         """The parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type is Tensor}
 
+    def to(self, device: torch.device) -> "GaussianParameters":
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def require_grad(self) -> "GaussianParameters":
         """Make every parameter a leaf with gradient, in place."""
         for name, tensor in self.tensors().items():

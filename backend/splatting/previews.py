@@ -43,4 +43,4 @@ def _side_by_side(pictures: Pictures, view: int, drawn: Tensor) -> np.ndarray:  
     height, width = cut[0].shape[:2]
     both = torch.cat(cut, dim=0 if width > height else 1)
     on_grey = both[..., :3] + PREVIEW_GREY * (1 - both[..., 3:])
-    return (on_grey.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return (on_grey.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a fit is given: pictures in two sizes, how far they are from time 0, and what follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,15 +28,17 @@ class Pictures:
     viewmats: Tensor  # [V, 4, 4]
     Ks: Tensor  # [V, 3, 3]
 
-    def render(self, views: np.ndarray | list[int], means: Tensor, quats: Tensor, looks: GaussianParameters) -> Tensor:
+    def to(self, device: torch.device) -> "Pictures":
+        """The same on another device."""
+        return Pictures(self.images.to(device), self.viewmats.to(device), self.Ks.to(device))
+
+    def render(self, views: Tensor | list[int], means: Tensor, quats: Tensor, looks: GaussianParameters) -> Tensor:
         """Gaussians at means [T, N, 3] and quats [T, N, 4], otherwise as `looks`, as T of these views see them."""
         height, width = self.images.shape[1:3]
         constant = looks.scales, looks.opacities, looks.colors
         return render(means, quats, *constant, self.viewmats[views], self.Ks[views], width, height)
 
-    def loss(
-        self, views: np.ndarray, means: Tensor, quats: Tensor, looks: GaussianParameters, coverage: float
-    ) -> Tensor:
+    def loss(self, views: Tensor, means: Tensor, quats: Tensor, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
         return image_loss(self.render(views, means, quats, looks), self.images[views], coverage)
 
@@ -55,6 +57,20 @@ class Scene:
     frame_times: Tensor  # [T] of the clip's frames
     coverage: float  # share of a picture that the subject fills
     has_static: bool  # whether `reference` really is of time 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures and times are, and so where the fit is done."""
+        return self.times.device
+
+    def to(self, device: torch.device) -> "Scene":
+        """The same on another device."""
+        pairs = {name: tuple(half.to(device) for half in getattr(self, name)) for name in ("moving", "reference")}
+        return replace(self, **pairs, times=self.times.to(device), frame_times=self.frame_times.to(device))
+
+    def indices(self, views: np.ndarray) -> Tensor:  # [T] int64
+        """Which views, as an index of tensors on the scene's device; nobody waits for the device."""
+        return torch.from_numpy(views).to(self.device, non_blocking=True)
 
 
 def prepare(moving: Observations, static: Observations | None, config: ConstructConfig) -> Scene:
