@@ -69,6 +69,6 @@ def rigidity(poses: Tensor, control: ControlPoints, length: float, turn: float) 
     """
     terms = len(poses) * len(control.edges)
     weights = length * RIGIDITY_LENGTH / control.mean_square_edge / terms, turn / terms
-    if poses.is_cuda:
-        return motion_torch.rigidity(poses, control.points, control.edges.long(), control.edge_weights, *weights)
-    return _Rigidity.apply(poses, control, *weights)
+    if poses.is_cpu:
+        return _Rigidity.apply(poses, control, *weights)
+    return motion_torch.rigidity(poses, control.points, control.edges.long(), control.edge_weights, *weights)

@@ -4,7 +4,7 @@
 A control point's pose at time t is six numbers, translation and rotation, and each is sum_j A_j phi_j(t) over basis
 functions phi that are exactly 0 at time 0. A Gaussian follows the blend of its nearest control points.
 
-On the CPU the Numba kernels of `motion_kernels` do the work, on a GPU `motion_torch`: the tensors' device decides.
+On the CPU the Numba kernels of `motion_kernels` do the work, elsewhere `motion_torch`: the tensors' device decides.
 """
 
 import functools
@@ -114,9 +114,9 @@ def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: Contro
     A pose is a rotation matrix (9, row by row), a translation (3) and the same rotation as quaternion wxyz (4).
     """
     offsets = (effective @ basis(times)).permute(2, 0, 1)
-    if offsets.is_cuda:
-        return motion_torch.poses(offsets, control.points)
-    return _Poses.apply(offsets, control.points.numpy())
+    if offsets.is_cpu:
+        return _Poses.apply(offsets, control.points.numpy())
+    return motion_torch.poses(offsets, control.points)
 
 
 def blend(
@@ -131,9 +131,9 @@ def blend(
     The quaternions come out with lengths a little below 1; the rasteriser normalises. Differentiable in poses, means
     and quats. The same rule as `blender_addon.contract.clip.BasisMotion`.
     """
-    if poses.is_cuda:
-        return motion_torch.blend(poses, means, quats, index.long(), weights)
-    return _Blend.apply(poses, means, quats, _array(index), _array(weights))
+    if poses.is_cpu:
+        return _Blend.apply(poses, means, quats, _array(index), _array(weights))
+    return motion_torch.blend(poses, means, quats, index.long(), weights)
 
 
 @torch.no_grad()

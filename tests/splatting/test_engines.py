@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Construction on a GPU: the same fit in whole batches, on one device, without waiting for it.
+
+Without a GPU the device "meta" stands in: its tensors have shapes but no numbers, so whatever mixes devices, or wants
+to know a number in the middle of a step, fails.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backend.evaluation.metrics import over_white, psnr
+from backend.progress import JobCancelled, Run
+from backend.splatting import checkpoint, construct, render
+from backend.splatting.config import ConstructConfig
+from backend.splatting.engine import choose_engine
+from backend.splatting.fit import Fit
+from backend.splatting.gaussians import discs
+from backend.splatting.render import render_clip
+from backend.splatting.scene import prepare
+from blender_addon.contract.clip import Clip, check_clip
+from tests.splatting.scenes import Scene, swinging_arm
+
+META = torch.device("meta")
+SMALL = ConstructConfig(
+    gaussians=800, control_points=48, shape_steps=60, coarse_steps=80, fine_steps=40, coarse_pixels=32
+)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return swinging_arm()
+
+
+def planned(folder: Path, **options) -> Run:
+    run = Run(folder, **options)
+    run.plan(construct.STAGE_SHARES)
+    return run
+
+
+def quality(clip: Clip, scene: Scene) -> tuple[float, float]:
+    """PSNR of the shown and of unseen views."""
+    views = (scene.moving, scene.truth)
+    return tuple(
+        float(psnr(over_white(render_clip(clip, view.cameras)), over_white(view.images)).mean()) for view in views
+    )
+
+
+class NoCheckpoint:
+    def is_due(self) -> bool:
+        return False
+
+
+def drawn_on_meta(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, Ks: Tensor,  # noqa: N803
+    width: int, height: int, **options,
+) -> tuple[Tensor, Tensor, dict]:  # fmt: skip
+    """Pictures that depend on all inputs."""
+    tensors = (means, quats, scales, opacities, colors, viewmats, Ks)
+    assert {tensor.device for tensor in tensors} == {META}
+    assert len({len(tensor) for tensor in tensors}) == 1
+    every = sum(tensor.flatten(1).sum(1) for tensor in tensors)[:, None, None, None, None]
+    shape = (len(means), 1, height, width)
+    return every.expand(*shape, 3), every.expand(*shape, 1), {}
+
+
+def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, shape_steps=3, coarse_steps=3, fine_steps=3, static_chance=1.0)
+    here = prepare(scene.moving, scene.static, config)
+    points = scene.surface.points[:200]
+    fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
+    fit.begin_motion(here, fit.gaussians.means.detach().clone())
+    there = replace(here.to(META), config=config.with_whole_batches())
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, **options: torch.optim.SGD(args[0], lr=0.1))  # knows meta
+    motion = fit.motion
+    motion.control = motion.control.to(META)
+    motion.coefficients = motion.coefficients.detach().to(META).requires_grad_()
+    fit = Fit(fit.gaussians.to(META), fit.rest_means.to(META), motion)
+    fit.motion_optimizer = torch.optim.Adam([motion.coefficients])
+    monkeypatch.setattr(fit, "begin_motion", lambda scene, means: None)
+    monkeypatch.setattr(render, "rasterize", drawn_on_meta)
+    for name in ("preview_shape", "preview_motion"):
+        monkeypatch.setattr(construct, name, lambda fit, scene: np.zeros((2, 2, 3), np.uint8))
+
+    reported = []
+    run = planned(tmp_path, on_progress=reported.append)
+    for stage in (construct._fit_shape, construct._fit_motion, construct._fit_both):
+        stage(fit, there, NoCheckpoint(), run)
+    assert fit.stage == 3
+    assert motion.coefficients.grad.device == META
+    assert all(tensor.grad.device == META for tensor in fit.gaussians.tensors().values())
+    assert len([progress for progress in reported if progress.step == 3]) == 3  # the last step of each stage
+
+
+def test_whole_batches_find_the_motion_too(scene: Scene, tmp_path: Path) -> None:
+    config = replace(SMALL.with_whole_batches(), shape_steps=30, coarse_steps=40, fine_steps=15)
+    clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path))
+    shown, unseen = quality(clip, scene)
+    assert shown > 24
+    assert unseen > quality_frozen(clip, scene) + 2
+
+
+def quality_frozen(clip: Clip, scene: Scene) -> float:
+    drawn = render_clip(clip, scene.truth.cameras, frozen=True)
+    return float(psnr(over_white(drawn), over_white(scene.truth.images)).mean())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_construction_on_cuda_is_as_good_as_on_the_cpu(scene: Scene, tmp_path: Path) -> None:
+    inputs = (scene.moving, scene.static, scene.surface, SMALL)
+    on_cpu = construct.construct(*inputs, planned(tmp_path / "cpu"))
+    on_gpu = construct.construct(*inputs, planned(tmp_path / "gpu"), choose_engine("cuda"))
+    check_clip(on_gpu)
+    for mine, theirs in zip(quality(on_gpu, scene), quality(on_cpu, scene), strict=True):
+        assert mine > theirs - 0.5  # dB; whole batches should do better
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    inputs = (scene.moving, scene.static, scene.surface, SMALL)
+    cuda, cpu = choose_engine("cuda"), choose_engine("cpu")
+    for engine, steps in ((cuda, 90), (cpu, 20)):
+        calls = iter(range(10**9))
+        reports = steps // construct.GPU_REPORT_STEPS if engine.is_gpu else steps
+        run = planned(tmp_path, is_cancelled=lambda calls=calls, reports=reports: next(calls) >= reports)
+        with pytest.raises(JobCancelled):
+            construct.construct(*inputs, run, engine)
+    told = []
+    clip = construct.construct(*inputs, planned(tmp_path, on_progress=told.append), cuda)
+    assert told[0].fraction > 0.3  # it did not begin again
+    assert quality(clip, scene)[0] > 22
