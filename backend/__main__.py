@@ -97,8 +97,9 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
-    """`evaluate generation --assets DIR --split NAME --out DIR`: figures and contact sheets."""
+    """`evaluate generation|construction --assets DIR --split NAME --out DIR`: figures and contact sheets."""
     kinds = commands.add_parser("evaluate", help="measure quality").add_subparsers(metavar="WHAT", required=True)
+    add_evaluate_construction(kinds)
     parser = kinds.add_parser(
         "generation", help="generated motion against true clips, and whether it obeys the motion magnitude"
     )
@@ -127,6 +128,31 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D for FVD")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model for CLIP-F and CLIP-O")
     parser.set_defaults(func=evaluate_generation)
+
+
+def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
+    """`evaluate construction`: clips from true pictures, seen from where nobody has shown them."""
+    parser = kinds.add_parser("construction", help="constructed clips against views that they were not made from")
+    parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="animated models, manifest.json")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--split", metavar="NAME", help="of the manifest")
+    which.add_argument("--clips", nargs="+", metavar="ID:ACTION", help="exactly these")
+    parser.add_argument("--families", nargs="+", metavar="NAME", help="of the split, only these")
+    parser.add_argument("--actions", nargs="+", metavar="WORD", help="only actions whose name holds one of these words")
+    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N")
+    parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
+    parser.add_argument("--case", nargs="+", choices=("object", "hull", "views8"), default=["object", "hull"],
+                        help="what construction is given: with surface samples (object), without (hull), "
+                             "8 views of each time (views8)")  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, default="preview")
+    parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N")
+    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    parser.add_argument("--renderer", choices=("cycles", "fast"), default="cycles",
+                        help="of the truth: Blender, or the rasterizer of training (needs baked assets)")  # fmt: skip
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
+    parser.set_defaults(func=evaluate_construction)
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -317,10 +343,10 @@ def construct(options: argparse.Namespace) -> int:
 def evaluate_generation(options: argparse.Namespace) -> int:
     """Evaluate generated motion, with a progress bar."""
     from backend.console import progress_bar
+    from backend.evaluation.choice import chosen_clips
     from backend.evaluation.generation import SETTINGS, Sampling, evaluate_generation
     from backend.evaluation.networks import load_networks
     from backend.evaluation.shipped import shipped_generator
-    from backend.evaluation.truth import chosen_clips
     from backend.progress import Run
 
     networks = load_networks(options.lpips, options.i3d, options.clip)
@@ -346,6 +372,44 @@ def evaluate_generation(options: argparse.Namespace) -> int:
         print(f"{name:<24}{value:8.3f}")
     print(f"{len(summary['assets'])} clips; look at {options.out / 'table.md'} and {options.out / 'sheets'}")
     return 0
+
+
+def evaluate_construction(options: argparse.Namespace) -> int:
+    """Evaluate construction, with a progress bar."""
+    from backend.console import progress_bar
+    from backend.evaluation.choice import chosen_clips, named_clips
+    from backend.evaluation.construction_run import evaluate_constructions, shipped_constructor
+    from backend.evaluation.networks import load_networks
+    from backend.progress import Run
+
+    networks = load_networks(options.lpips)
+    if options.clips:
+        clips = named_clips(options.assets, options.clips)
+    else:
+        per_asset, families, actions = options.clips_per_asset, options.families, options.actions
+        clips = chosen_clips(options.assets, options.split, per_asset, families=families, actions=actions)
+    constructor = shipped_constructor(options.preset, options.gaussians, options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as show:
+        summary = evaluate_constructions(
+            options.assets,
+            clips,
+            options.out,
+            constructor,
+            cases=tuple(dict.fromkeys(options.case)),
+            renderer=options.renderer,
+            limit=options.limit,
+            networks=networks,
+            run=Run(options.out, on_progress=show),
+        )
+    cases = {summary["case"]: summary, **summary["cases"]}
+    print(" " * 28 + "".join(f"{case:>10}" for case in cases) + "   (medians)")
+    for name in summary["median"]:
+        print(f"{name:<28}" + "".join(f"{case['median'].get(name, float('nan')):10.3f}" for case in cases.values()))
+    for name, reason in summary["failed"].items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(f"{len(summary['assets'])} clips; look at {options.out / 'table.md'} and {options.out / 'sheets'}")
+    return 1 if summary["failed"] else 0
 
 
 def train(options: argparse.Namespace) -> int:

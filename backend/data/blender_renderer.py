@@ -14,8 +14,10 @@ from PIL import Image
 
 from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
+from backend.progress import UserError
 from blender_addon import orbit_render
-from blender_addon.contract.orbit import frame_name
+from blender_addon.contract.orbit import Cameras, SurfaceSamples, frame_name
+from blender_addon.stage import open_stage
 
 
 class BlenderRenderer:
@@ -29,21 +31,51 @@ class BlenderRenderer:
         self._playing: int | None = None
 
     def video(self, clip: int, view: DatasetView, video: str) -> np.ndarray:  # [T, H, W, 4] uint8, straight alpha
-        """One of `shards.VIDEOS` of a clip.
+        """One of `shards.VIDEOS` of a clip. Raises as `pictures`."""
+        return self.pictures(clip, view.cameras(self._resolution, video), light_turn=view.light_turn)
+
+    def pictures(
+        self, clip: int, cameras: Cameras, *, samples: int | None = None, light_turn: float = 0.0
+    ) -> np.ndarray:  # [V, H, W, 4] uint8, straight alpha
+        """A clip as any cameras see it at their times; `samples` per pixel instead of the renderer's own.
 
         Raises:
             UserError: the model has no such action.
             CaptureError: Blender cannot render it.
         """
+        self._pose(clip, light_turn)
+        turned = replace(cameras, camera_to_world=_about_z(-light_turn) @ cameras.camera_to_world)
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            samples = samples or self._samples
+            orbit_render.render_views(self._space, turned, Path(folder), engine="CYCLES", samples=samples)
+            return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(len(cameras.times))])
+
+    def surface(self, clip: int) -> SurfaceSamples:
+        """What the add-on sends of the surface at time 0. Raises as `pictures`."""
+        self._pose(clip)
+        with quiet():
+            return orbit_render.sample_surface(self._space)
+
+    def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
+        """Corners of the evaluated triangles at the stored frames, clip space.
+
+        Raises:
+            UserError: they are not the same triangles at all times, or the model has no such action.
+            CaptureError: Blender cannot evaluate it.
+        """
+        self._pose(clip)
+        space = self._space
+        with quiet(), open_stage(space.subject, width=64, height=64, engine="CYCLES", samples=1) as stage:
+            moments = [space.frame_at(k / (FRAMES - 1)) for k in range(FRAMES)]
+            found = [stage.geometry(moment, with_triangles=True).triangles for moment in moments]
+        if len({len(corners) for corners in found}) > 1:
+            raise UserError("no_tracks", "The mesh is built anew over time, so that no point of it can be followed.")
+        return ((np.stack(found) - space.to_world[:3, 3]) / space.scale).astype(np.float32)
+
+    def _pose(self, clip: int, light_turn: float = 0.0) -> None:
         if clip != self._playing:
             self._play(clip)
-        cameras = view.cameras(self._resolution, video)
-        turn = _about_z(-view.light_turn)
-        self._model.turn(-view.light_turn, self._space.to_world[:3, 3])
-        turned = replace(cameras, camera_to_world=turn @ cameras.camera_to_world)
-        with quiet(), tempfile.TemporaryDirectory() as folder:
-            orbit_render.render_views(self._space, turned, Path(folder), engine="CYCLES", samples=self._samples)
-            return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(FRAMES)])
+        self._model.turn(-light_turn, self._space.to_world[:3, 3])
 
     def _play(self, clip: int) -> None:
         """Let the clip's action move the model, without its travel where the manifest says so; measure its start."""

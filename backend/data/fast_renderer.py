@@ -7,8 +7,11 @@ import numpy as np
 
 from backend.data.baked import read_baked
 from backend.data.samples import View, draw_views, pose_clip
+from backend.data.surface_points import sample_triangles
 from backend.data.views import FRAMES, DatasetView
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
+SURFACE_SAMPLES = 20_000
 Light = tuple[tuple[float, float, float], float, float]
 
 # The stage's light as one lamp that stands in the world: towards it, ambient, diffuse. Fitted to Cycles renders of
@@ -26,15 +29,36 @@ class FastRenderer:
 
     def video(self, clip: int, view: DatasetView, video: str) -> np.ndarray:  # [T, H, W, 4] uint8, straight alpha
         """One of `shards.VIDEOS` of a clip."""
+        return self.pictures(clip, view.cameras(self._resolution, video), light_turn=view.light_turn)
+
+    def pictures(
+        self, clip: int, cameras: Cameras, *, samples: int | None = None, light_turn: float = 0.0
+    ) -> np.ndarray:  # [V, H, W, 4] uint8, straight alpha
+        """A clip as any cameras see it at the stored frame nearest to their times. `samples` mean nothing here."""
         positions, normals = pose_clip(self._asset, clip, View())
-        rest = positions[0].copy()
-        if video == "static":
-            positions, normals = (np.repeat(array[:1], FRAMES, axis=0) for array in (positions, normals))
-        cameras = view.cameras(self._resolution, video)
-        light = light_of_frames(self._light, view.light_turn, cameras.camera_to_world)
-        rgba, _ = draw_views(self._asset, positions, normals, rest, cameras, light)
+        stored = np.round(cameras.times * (FRAMES - 1)).astype(int)
+        light = light_of_frames(self._light, light_turn, cameras.camera_to_world)
+        rgba, _ = draw_views(self._asset, positions[stored], normals[stored], positions[0], cameras, light)
         rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-6)
         return (rgba.clip(0, 1) * 255).round().astype(np.uint8)
+
+    def surface(self, clip: int) -> SurfaceSamples:
+        """Samples of the surface at time 0, as many as the add-on sends.
+
+        Raises:
+            UserError: there is no surface.
+        """
+        corners = self.triangles(clip)[0].astype(np.float64)
+        chosen, weights = sample_triangles(corners, SURFACE_SAMPLES, seed=0)
+        points = np.einsum("mc,mcd->md", weights, corners[chosen])
+        normals = np.cross(*(corners[chosen, k] - corners[chosen, 0] for k in (1, 2)))
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        return SurfaceSamples(points.astype(np.float32), normals.astype(np.float32))
+
+    def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
+        """Corners of the triangles at the stored frames, clip space."""
+        positions, _ = pose_clip(self._asset, clip, View())
+        return positions[:, self._asset.faces]
 
 
 def light_of_frames(light: Light, degrees: float, camera_to_world: np.ndarray) -> np.ndarray:

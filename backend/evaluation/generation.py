@@ -20,11 +20,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from backend.data.curation import magnitude_of, premultiplied
 from backend.evaluation import motion_metrics as motion
+from backend.evaluation.choice import ChosenClip
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
+from backend.evaluation.generation_truth import Truth, make_truths
 from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, ssim
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
-from backend.evaluation.truth import ChosenClip, Truth, make_truths
 from backend.progress import Progress, Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file

@@ -31,8 +31,11 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # 2 x [T, H, W, 4] 
     return (127.5 + (on_white(a).astype(np.float32) - on_white(b)) / 2).round().astype(np.uint8)
 
 
-def sheet(title: str, rows: list[SheetRow]) -> Image.Image:
-    """One block: a title, column heads with the frames' numbers, and rows of evenly chosen frames."""
+def sheet(title: str, rows: list[SheetRow], heads: list[str] | None = None) -> Image.Image:
+    """One block: a title, column heads (by default the frames' numbers), and rows of evenly chosen frames.
+
+    `heads` are one per frame.
+    """
     count = min(len(row.pictures) for row in rows)
     chosen = np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int)
     width, height = LABEL_WIDTH + SIDE * len(chosen), 2 * TITLE_HEIGHT + SIDE * len(rows)
@@ -42,7 +45,8 @@ def sheet(title: str, rows: list[SheetRow]) -> Image.Image:
     draw.text((6, 4), title, INK, font)
     for column, frame in enumerate(chosen):
         x = LABEL_WIDTH + SIDE * column
-        draw.text((x + SIDE // 2, TITLE_HEIGHT + 12), f"frame {frame}", INK, small, anchor="mm")
+        head = heads[frame] if heads else f"frame {frame}"
+        draw.text((x + SIDE // 2, TITLE_HEIGHT + 12), head, INK, small, anchor="mm")
         for line, row in enumerate(rows):
             image = Image.fromarray(row.pictures[frame]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
             picture.paste(image, (x, 2 * TITLE_HEIGHT + SIDE * line))

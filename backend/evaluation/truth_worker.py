@@ -1,46 +1,62 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Child process of `truth`: renders clips of one asset, as often as it is asked.
+"""Child process of `truth`: renders one clip of an asset, as often as it is asked.
 
-Question: {"renderer", "assets", "entry", "resolution", "samples", "clips": [{"index", "folder", "fingerprint"} ...]}
-Answer: {}. Each clip's folder gets `moving.png` and `static.png` (the frames side by side) and, last, `truth.json`.
+Question: {"renderer", "assets", "entry", "clip", "folder", "fingerprint", "resolution", "samples",
+    "shots": {name: {"cameras", "samples"}}, "tracked": number of points or 0}
+Answer: {}. The folder gets one `NAME.png` per shot, `surface.npz` and `tracks.npz` if wanted, and last `truth.json`.
 """
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from backend.data.children import answer_questions
-from backend.data.views import DatasetView
+from backend.data.surface_points import follow_surface
 from backend.data.worker import open_renderer
-from backend.evaluation.truth import VIDEOS, write_truth_json
+from backend.evaluation.truth import (
+    MOVING,
+    STATIC,
+    surface_path,
+    tracks_path,
+    why_unfit,
+    write_pictures,
+    write_truth_json,
+)
 from backend.progress import UserError
-from blender_addon.contract.arrays import BadFileError, atomic_file
+from blender_addon.contract.arrays import BadFileError, write_arrays
+from blender_addon.contract.orbit import Cameras, write_surface_samples
 
 
 def answer(question: dict) -> dict:
     """Render; why a clip cannot be rendered is noted in its `truth.json`."""
-    unusable: tuple[type[Exception], ...] = (UserError,)
+    unusable: tuple[type[Exception], ...] = (UserError, BadFileError, OSError)
     if question["renderer"] == "cycles":
         from blender_addon.subject import CaptureError  # needs Blender's module, as the other renderer does not
 
         unusable += (CaptureError,)
     try:
-        renderer, problem = open_renderer(question), ""
-    except (UserError, BadFileError, OSError) as error:
-        renderer, problem = None, str(error)
-    for clip in question["clips"]:
-        folder, reason = Path(clip["folder"]), problem
-        if renderer is not None:
-            try:
-                for video in VIDEOS:
-                    frames = renderer.video(clip["index"], DatasetView(), video)
-                    with atomic_file(folder / f"{video}.png") as file:
-                        Image.fromarray(np.concatenate(list(frames), axis=1)).save(file, format="PNG")
-            except unusable as error:
-                reason = str(error)
-        write_truth_json(folder, clip["fingerprint"], reason)
+        problem = _render(question)
+    except unusable as error:
+        problem = str(error)
+    write_truth_json(Path(question["folder"]), question["fingerprint"], problem)
     return {}
+
+
+def _render(question: dict) -> str:
+    """Why the clip is no fair test, as soon as that is known; empty where it is rendered."""
+    folder, clip = Path(question["folder"]), question["clip"]
+    renderer = open_renderer(question)
+    shown: dict[str, np.ndarray] = {}
+    for name, shots in question["shots"].items():
+        pictures = renderer.pictures(clip, Cameras.from_json(shots["cameras"]), samples=shots["samples"])
+        write_pictures(folder, name, pictures)
+        shown[name] = pictures
+        if shown.keys() == {MOVING, STATIC} and (problem := why_unfit(shown[MOVING], shown[STATIC])):
+            return problem
+    if question["tracked"]:
+        write_surface_samples(surface_path(folder), renderer.surface(clip))
+        write_arrays(tracks_path(folder), {"points": follow_surface(renderer.triangles(clip), question["tracked"])})
+    return ""
 
 
 if __name__ == "__main__":

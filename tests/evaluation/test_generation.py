@@ -11,15 +11,9 @@ from PIL import Image
 
 from backend.data.curation import magnitude_of, premultiplied
 from backend.data.views import FRAMES
+from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
-from backend.evaluation.truth import (
-    RESOLUTION,
-    ChosenClip,
-    Truth,
-    choose_clips,
-    chosen_clips,
-    make_truths,
-)
+from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
 from backend.progress import Run, UserError
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 

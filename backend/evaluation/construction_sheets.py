@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Contact sheets and tables of constructed clips: what the means over views do not say."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from backend.data.views import FRAMES
+from backend.evaluation.construction_truth import GridTruth
+from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.splatting.observations import Observations
+from backend.splatting.render import render_clip
+from blender_addon.contract.clip import Clip
+
+VIEWS = 8  # on a sheet
+TURNS = (180.0, 90.0, 270.0)  # degrees from the view that is shown at the same time, in turn
+OVERVIEW = 2  # best, worst: so many of each
+
+
+@dataclass(frozen=True)
+class Result:
+    """One construction of a clip."""
+
+    case: str
+    clip: Clip
+    row: dict  # its figures
+
+
+def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
+    """Truth, result and difference of each case, at times of the clip, seen from where nobody has shown it."""
+    unseen = truth.unseen
+    chosen = _views(unseen)
+    cameras = replace(
+        unseen.cameras,
+        camera_to_world=unseen.cameras.camera_to_world[chosen],
+        Ks=unseen.cameras.Ks[chosen],
+        times=unseen.cameras.times[chosen],
+    )
+    true = _straight(unseen.images[chosen])
+    rows = [SheetRow("truth", on_white(true))]
+    for result in results:
+        drawn = _straight(render_clip(result.clip, cameras))
+        rows += [SheetRow(result.case, on_white(drawn)), SheetRow("difference", difference(drawn, true))]
+    azimuths, elevations = _directions(cameras.camera_to_world)
+    heads = [
+        f"frame {time * (FRAMES - 1):.0f}: {azimuth:.0f}° / {elevation:.0f}°"
+        for time, azimuth, elevation in zip(cameras.times, azimuths, elevations, strict=True)
+    ]
+    lines = "   ".join(f"{one.case}: {_title(one.row)}" for one in results)
+    return sheet(f"{truth.clip.entry['id']} {truth.clip.action}   {lines}", rows, heads)
+
+
+def overview(folder: Path, rows: dict[str, list[dict]]) -> None:
+    """Per case the sheets of the best and of the worst clips, one below the other: `CASE_overview.png`."""
+    for case, own in rows.items():
+        ranked = [row["clip"] for row in sorted(own, key=lambda row: -row["psnr_unseen"])]
+        best, worst = ranked[:OVERVIEW], ranked[max(len(ranked) - OVERVIEW, OVERVIEW) :]
+        sheets = []
+        for name in [*best, *worst]:
+            with Image.open(folder / f"{name}.png") as picture:
+                sheets.append(picture.copy())
+        stacked(sheets).save(folder / f"{case}_overview.png")
+
+
+def _views(unseen: Observations) -> list[int]:
+    """One view for each of `VIEWS` times, mostly from behind or beside the camera that was shown at that time."""
+    cameras = unseen.cameras
+    azimuths, elevations = _directions(cameras.camera_to_world)
+    times = np.unique(cameras.times)
+    chosen = []
+    for column, time in enumerate(times[np.linspace(0, len(times) - 1, min(VIEWS, len(times))).round().astype(int)]):
+        level = sorted(set(elevations.round()))[column % len(set(elevations.round()))]
+        wanted = 360 * time + TURNS[column % len(TURNS)]
+        off = np.abs((azimuths - wanted + 180) % 360 - 180)
+        off[(cameras.times != time) | (elevations.round() != level)] = np.inf
+        chosen.append(int(off.argmin()))
+    return chosen
+
+
+def _directions(camera_to_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [V, 4, 4] -> [V], [V] degrees
+    x, y, z = camera_to_world[:, :3, 2].T
+    return np.degrees(np.arctan2(x, -y)) % 360, np.degrees(np.arcsin(z.clip(-1, 1)))
+
+
+def _straight(images: Tensor) -> np.ndarray:  # [V, H, W, 4] premultiplied -> uint8, straight alpha
+    values = images.numpy().copy()
+    values[..., :3] /= np.maximum(values[..., 3:], 1e-6)
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _title(row: dict) -> str:
+    return (
+        f"{row['psnr_unseen']:.1f} dB unseen ({row['psnr_gain']:+.1f}), {row['psnr_shown']:.1f} shown, "
+        f"track {row['track_error']:.2f}"
+    )
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "magnitude": "m", "psnr_unseen": "PSNR unseen", "psnr_gain": "over frozen", "psnr_foreground_unseen": "foreground",
+    "psnr_unseen_worst": "worst views", "ssim_unseen": "SSIM", "lpips_unseen": "LPIPS", "dssim_unseen": "D-SSIM",
+    "iou_unseen": "IoU", "track_error": "track error", "psnr_shown": "PSNR shown", "iou_shown": "IoU shown",
+    "seconds": "s", "cpu_seconds": "CPU s",
+}  # fmt: skip
+
+
+def write_table(path: Path, by_case: dict[str, dict], summary: dict) -> None:
+    """`table.md`: the cases side by side, then every clip of each."""
+    names = [name for name in COLUMNS if any(name in own["median"] for own in by_case.values())]
+    lines = ["## Median, and worst", "", "| | " + " | ".join(COLUMNS[name] for name in names) + " |"]
+    lines.append("|---" + "|---:" * len(names) + "|")
+    for case, own in by_case.items():
+        lines += [_line(f"{case}, {kind}", own[kind], names) for kind in ("median", "worst")]
+    for case, own in by_case.items():
+        lines += ["", f"## {case}", "", "| clip | " + " | ".join(COLUMNS[name] for name in names) + " |"]
+        lines.append("|---" + "|---:" * len(names) + "|")
+        lines += [_line(f"{row['asset']} {row['action']}", row, names) for row in own["assets"]]
+        lines += [_line(f"**{kind}**", own[kind], names) for kind in ("mean", "median", "worst")]
+        lines += ["", f"By PSNR on unseen views best: {own['best_clip']}, worst: {own['worst_clip']}."]
+    lines += ["", f"{summary['preset']}; renderer {summary['renderer']}, {summary['resolution']} px.", ""]
+    for title, notes in (("Not measured", "not_measured"), ("Left out", "left_out"), ("Failed", "failed")):
+        lines += [f"- {title}: {name}: {reason}" for name, reason in summary[notes].items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(label: str, values: dict, names: list[str]) -> str:
+    cells = ("" if (value := values.get(name)) is None else _number(value) for name in names)
+    return f"| {label.replace('|', '/')} | " + " | ".join(cells) + " |"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"

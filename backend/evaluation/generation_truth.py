@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What generation is compared with: clips of animated assets, each as its moving orbit and its static orbit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backend.data.curation import magnitude_of
+from backend.data.views import FRAMES, DatasetView
+from backend.evaluation.choice import ChosenClip
+from backend.evaluation.truth import MOVING, STATIC, Plan, Shots, read_pictures, render_usable
+from backend.progress import Run
+from blender_addon.contract.orbit import Cameras
+
+RESOLUTION, SAMPLES = 64, 32  # pixels, of Cycles
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A clip's pictures. Straight alpha, sRGB."""
+
+    clip: ChosenClip
+    moving: np.ndarray  # [T, H, W, 4] uint8, frame i at time i / (T - 1)
+    static: np.ndarray  # [T, H, W, 4] uint8, the same cameras, all at time 0
+    cameras: Cameras  # of the moving orbit
+    magnitude: float  # m of Eq. 1
+
+
+def make_truths(
+    assets: Path, clips: list[ChosenClip], folder: Path, renderer: str, run: Run, limit: int | None = None
+) -> tuple[list[Truth], dict[str, str]]:
+    """As `truth.render_usable`, with the pictures read."""
+    cameras = {video: DatasetView().cameras(RESOLUTION, video) for video in (MOVING, STATIC)}
+    plan = Plan({video: Shots(one, SAMPLES) for video, one in cameras.items()})
+    usable, left_out = render_usable(assets, clips, folder, renderer, plan, run, limit)
+    truths = []
+    for clip in usable:
+        moving, static = (read_pictures(folder / clip.name, video, FRAMES) for video in (MOVING, STATIC))
+        truths.append(Truth(clip, moving, static, cameras[MOVING], magnitude_of(moving, static)))
+    return truths, left_out
