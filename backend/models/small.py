@@ -138,8 +138,8 @@ class Block(nn.Module):
         self.conv_time = zeroed(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
         self.attention = Attention(channels, config) if attention else None
 
-    def forward(self, x: Tensor, embedding: Tensor, text: Tensor, absent: Tensor, frames: int) -> Tensor:
-        """x [B T, H, W, C]; embedding [B T, E]; text, absent as `TextEncoder` gives them."""
+    def forward(self, x: Tensor, embedding: Tensor, text: Tensor | None, absent: Tensor | None, frames: int) -> Tensor:
+        """x [B T, H, W, C]; embedding [B T, E]; text, absent as `Attention` takes them."""
         scale, shift = self.film(embedding)[:, None, None].chunk(2, -1)
         hidden = functional.silu(torch.addcmul(shift, self.norm_in(x), 1 + scale))
         hidden = functional.silu(self.norm_out(self.conv_in(hidden)))
@@ -172,17 +172,21 @@ class Attention(nn.Module):
         self.norm_self = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = zeroed(nn.Linear(channels, channels))
-        self.norm_text = nn.LayerNorm(channels)
-        self.query = nn.Linear(channels, channels, bias=False)
-        self.key_value = nn.Linear(config.text_width, 2 * channels, bias=False)
-        self.out_text = zeroed(nn.Linear(channels, channels))
+        self.text_width = getattr(config, "text_width", 0)
+        if self.text_width:
+            self.norm_text = nn.LayerNorm(channels)
+            self.query = nn.Linear(channels, channels, bias=False)
+            self.key_value = nn.Linear(self.text_width, 2 * channels, bias=False)
+            self.out_text = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, text: Tensor, absent: Tensor, frames: int) -> Tensor:
-        """x [B T, H, W, C]; text, absent as `TextEncoder` gives them."""
+    def forward(self, x: Tensor, text: Tensor | None, absent: Tensor | None, frames: int) -> Tensor:
+        """x [B T, H, W, C]; text, absent as `TextEncoder` gives them, None for networks without text."""
         shape = x.shape
         x = x.reshape(shape[0] // frames, -1, shape[-1])
         query, key, value = map(self._split, self.qkv(self.norm_self(x)).chunk(3, -1))
         x = x + self.out(self._join(attend(query, key, value)))
+        if not self.text_width:
+            return x.reshape(shape)
         query = self._split(self.query(self.norm_text(x)))
         key, value = map(self._split, self.key_value(text).chunk(2, -1))
         x = x + self.out_text(self._join(attend(query, key, value, ~absent[:, None, None, :])))

@@ -58,6 +58,22 @@ class Batch(AnyBatch):
     times: Tensor  # [B, T]
 
 
+@dataclass(frozen=True)
+class FlowBatch(AnyBatch):
+    """What `data.flow_samples.FlowSample` tells."""
+
+    moving: Tensor  # [B, T, 4, H, W] premultiplied RGBA
+    near: Tensor  # [B, T, 4, H, W]
+    far: Tensor  # [B, T, 4, H, W]
+    near_flow: Tensor  # [B, T, 3, H, W]
+    far_flow: Tensor  # [B, T, 3, H, W]
+    camera_to_world: Tensor  # [B, T, 4, 4]
+    times: Tensor  # [B, T]
+
+
+PICTURES = ("moving", "static", "flow", "first", "near", "far", "near_flow", "far_flow")  # their channels come last
+
+
 def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Iterator[range]:
     """The samples of each micro-batch of one process, step after step, from sample `first` of the stream on."""
     for step in itertools.count():
@@ -68,7 +84,7 @@ def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accum
 
 def draw(
     stream: SampleStream, numbers: Iterator[range], vocabulary: Vocabulary, workers: int = 0
-) -> Iterator[Batch | StillBatch]:
+) -> Iterator[AnyBatch]:
     """Micro-batches, drawn ahead by a thread, or by `workers` processes that each have the assets in memory.
 
     Close the iterator to end them.
@@ -86,13 +102,14 @@ def draw_now(stream: SampleStream, numbers: range, vocabulary: Vocabulary) -> Ba
 
 def make_batch(
     number: int, arrays: dict[str, np.ndarray | Tensor], captions: list[str], vocabulary: Vocabulary
-) -> Batch | StillBatch:
+) -> AnyBatch:
     """Stacked samples in the networks' order of axes."""
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-    for name in ("moving", "static", "flow", "first"):
-        if name in tensors:
-            tensors[name] = tensors[name].movedim(-1, -3)
-    kind = StillBatch if "volume" in tensors else Batch
+    for name in set(PICTURES) & set(tensors):
+        tensors[name] = tensors[name].movedim(-1, -3)
+    kind = next(
+        kind for kind in (Batch, StillBatch, FlowBatch) if {field.name for field in fields(kind)} >= set(tensors)
+    )
     return kind(number, vocabulary.batch(captions), tuple(captions), **tensors)
 
 

@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from backend.data.flow_samples import FlowStream
 from backend.data.samples import SampleStream
 from backend.data.stills import StillStream
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
-from backend.training import decoder_task, motion_task, motion_validation, published_task, static_task
+from backend.training import decoder_task, motion_task, motion_validation, published_task, scene_flow_task, static_task
 from backend.training.batches import Batch, draw, draw_now, micro_batches
 from backend.training.checkpoint import load_checkpoint, newest_checkpoint, read_state, save_checkpoint
 from backend.training.config import TrainConfig, read_config  # noqa: F401 - read_config belongs to train
@@ -29,7 +30,14 @@ from backend.training.logbook import Logbook, Meter, progress_line
 from backend.training.plan import Plan, learning_rate, make_plan
 
 # A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...}.
-TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "published": published_task}
+TASKS = {
+    "motion": motion_task,
+    "decoder": decoder_task,
+    "static": static_task,
+    "scene_flow": scene_flow_task,
+    "published": published_task,
+}
+STREAMS = {"static": StillStream, "scene_flow": FlowStream}  # of samples; `SampleStream` for the others
 VALIDATIONS = {"motion": motion_validation}  # validate(network, unseen, seen, seed)
 FAR = 1 << 40  # a sample that no training reaches
 
@@ -190,7 +198,7 @@ def precision(config: TrainConfig) -> str:
 
 def sample_stream(config: TrainConfig, assets: Path, split: str) -> SampleStream:
     """The samples of a split."""
-    kind = StillStream if config.task == "static" else SampleStream
+    kind = STREAMS.get(config.task, SampleStream)
     return kind(assets, split, resolution=config.resolution, seed=config.seed, families=config.families)
 
 

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training of the scene-flow network: pictures of now and of time 0 -> how far the surface has moved."""
+
+import torch
+from torch import Tensor
+
+from backend.models.scene_flow import SceneFlowConfig, SceneFlowNet
+from backend.models.text import Vocabulary
+from backend.training.batches import FlowBatch
+from backend.training.config import TrainConfig
+
+SOFTEST = 0.5  # of coverage: pixels that show less of the subject teach nothing
+MOVED = 0.005  # of flow, added to a clip's mean motion where errors are told relative to it
+
+
+def build(config: TrainConfig, vocabulary: Vocabulary) -> SceneFlowNet:
+    """The network, freshly initialised."""
+    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
+    return SceneFlowNet(SceneFlowConfig(**sizes))
+
+
+def loss(network: torch.nn.Module, batch: FlowBatch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
+    """Negative log-likelihood of the true flow where there is surface; errors relative to the motion beside it."""
+    flow, spread = network(batch.moving, batch.near, batch.far, batch.camera_to_world, batch.times)
+    pictures = torch.stack([batch.near, batch.far], 2)
+    coverage = pictures[:, :, :, 3:]
+    inside = (coverage > SOFTEST).float()
+    true = torch.stack([batch.near_flow, batch.far_flow], 2) / coverage.clamp_min(SOFTEST)
+    # of three independent Laplace distributions of one spread, by the length of the error
+    error = (flow - true).square().sum(3, keepdim=True).add(1e-8).sqrt()
+    likelihood = inside * (error / spread + 3 * spread.log())
+    nll = (likelihood.sum((1, 2, 3, 4, 5)) / inside.sum((1, 2, 3, 4, 5)).clamp_min(1)).mean()
+    with torch.no_grad():
+        mean = lambda values, side: _mean(values[:, :, side], inside[:, :, side])  # noqa: E731
+        length = true.square().sum(3, keepdim=True).sqrt()
+        relative = [mean(error, side) / (mean(length, side) + MOVED) for side in (0, 1)]
+    return {"loss": nll, "near": relative[0].mean(), "far": relative[1].mean()}
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:  # [B, ...] -> [B]
+    return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)
