@@ -57,6 +57,7 @@ class Run:
     ) -> None:
         self.folder = folder
         self.stage_seconds: dict[str, float] = {}
+        self.notes: list[str] = []  # see `note`
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
         self._shares: dict[str, float] = {}
@@ -107,6 +108,14 @@ class Run:
             picture = preview()
             self._last_preview = time.monotonic()
         self._on_progress(Progress(self._stage, step, total, self._fraction, self._seconds_left(now), picture))
+
+    def note(self, sentence: str) -> None:
+        """Keep a warning for whoever gets the result: what was wrong with the inputs, and what was done about it.
+
+        Pipelines put `notes` into the provenance of their results as `warnings`; panel and command line show those.
+        """
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def _seconds_left(self, now: float) -> float | None:
         if self._first_fraction is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pictures with cameras and times: what a clip is constructed from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from backend.splatting.color import decoded
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
 
@@ -36,6 +37,16 @@ class Observations:
     def times(self) -> Tensor:  # [V] float32, 0..1
         """When each picture was taken."""
         return torch.from_numpy(self.cameras.times).float()
+
+    def subset(self, views: np.ndarray) -> "Observations":  # [V] bool, or indices
+        """Some of the views."""
+        cameras = self.cameras
+        chosen = (cameras.camera_to_world[views], cameras.Ks[views], cameras.times[views])
+        return Observations(self.images[torch.from_numpy(views)], Cameras(*chosen, cameras.width, cameras.height))
+
+    def in_color_space(self, color_space: str) -> "Observations":
+        """The same with pictures as a fit in that space compares them: "srgb" or "linear"."""
+        return replace(self, images=decoded(self.images, color_space))
 
 
 def read_observations(frames: list[Path], cameras: Cameras) -> Observations:

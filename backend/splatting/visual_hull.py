@@ -28,13 +28,13 @@ def visual_hull(
         UserError: the silhouettes have no place in common.
     """
     low, high = np.full(3, -HALF_SIZE), np.full(3, HALF_SIZE)
-    occupied = _carve(views, view_weights, agreement, low, high, COARSE_CELLS)
+    occupied = carve(views, view_weights, agreement, low, high, COARSE_CELLS)
     if occupied.any():
         # The same again in the box that it fills, one cell wider on all sides.
         cell = (high - low) / COARSE_CELLS
         filled = np.argwhere(occupied)
         low, high = low + (filled.min(axis=0) - 1) * cell, low + (filled.max(axis=0) + 2) * cell
-        occupied = _carve(views, view_weights, agreement, low, high, FINE_CELLS)
+        occupied = carve(views, view_weights, agreement, low, high, FINE_CELLS)
     if not occupied.any():
         raise UserError(
             "orbit_inconsistent",
@@ -44,9 +44,10 @@ def visual_hull(
     return _surface(occupied, low, high, count, rng)
 
 
-def _carve(
+def carve(
     views: Observations, view_weights: np.ndarray, agreement: float, low: np.ndarray, high: np.ndarray, cells: int
 ) -> np.ndarray:  # [cells, cells, cells] bool
+    """Which cells of a grid in the box from `low` [3] to `high` [3] belong to the subject (see `visual_hull`)."""
     centres = [low[axis] + (np.arange(cells) + 0.5) / cells * (high - low)[axis] for axis in range(3)]
     points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
     inside_weight, seen_weight = np.zeros(len(points)), np.zeros(len(points))

@@ -117,6 +117,7 @@ class Cameras:
             bool(np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-3)),
             "camera_to_world is not made of rotation and translation",
         )
+        demand(bool((np.linalg.det(rotation) > 0).all()), "camera_to_world mirrors (one axis points the wrong way)")
         demand(bool(np.allclose(self.camera_to_world[:, 3], [0, 0, 0, 1])), "the last row must be 0 0 0 1")
         demand(bool((self.Ks[:, [0, 1], [0, 1]] > 0).all()), "focal lengths must be above 0")
         demand(bool(((self.times >= 0) & (self.times <= 1)).all()), "times must lie between 0 and 1")
