@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backend.splatting.config import ConstructConfig
 from backend.splatting.control_points import make_control_points
+from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.losses import rigidity, spectral_prior
 from backend.splatting.motion import (
     TimeBasis,
@@ -42,16 +43,21 @@ class BasesMotion:
             for name, tensor in self.parameters().items():
                 tensor.copy_(parameters[name])
 
-    def moved(self, times: Tensor, means: Tensor, quats: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gaussians of time 0 [N, 3], [N, 4] at `times` [T], 0..1: means [T, N, 3] and quats [T, N, 4].
+    def rates(self) -> dict[str, float]:
+        """Adam's step for each of the parameters, while the fit is not far."""
+        return {"coefficients": self.config.motion_rate}
 
-        `chosen`: which of all Gaussians they are; all of them, if it is not given. Differentiable in the parameters,
-        means and quats. Exactly the Gaussians themselves at time 0.
+    def moved(self, times: Tensor, gaussians: GaussianParameters, chosen: Tensor | None = None) -> Moved:
+        """The Gaussians of time 0 at `times` [T], 0..1.
+
+        `chosen`: which of all Gaussians they are; all of them, if it is not given. Differentiable in the parameters
+        and the Gaussians. Exactly the Gaussians themselves at time 0.
         """
         index, weights = self.control.index, self.control.weights
         if chosen is not None:
             index, weights = index[chosen], weights[chosen]
-        return blend(poses_at(self._effective(), self.basis, times, self.control), means, quats, index, weights)
+        poses = poses_at(self._effective(), self.basis, times, self.control)
+        return Moved(*blend(poses, gaussians.means, gaussians.quats, index, weights), gaussians.scales)
 
     def prior(self, progress: float, rng: np.random.Generator) -> Tensor:
         """What the motion as a whole costs, when `progress` (0..1) of its fit is done.
@@ -65,7 +71,7 @@ class BasesMotion:
         smooth = spectral_weight * spectral_prior(effective, self.basis)
         return smooth + rigidity(poses, self.control, config.rigidity_length, config.rigidity_turn)
 
-    def to_clip(self, frame_times: Tensor, means: Tensor, quats: Tensor) -> BasisMotion:
+    def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> BasisMotion:
         """The motion at `frame_times` [T] as a clip keeps it; of the Gaussians it needs to know nothing."""
         return to_basis_motion(self._effective(), self.basis, frame_times, self.control)
 

@@ -150,9 +150,9 @@ def _fit_motion(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> Non
     while fit.step < config.coarse_steps:
         rng = _generator(fit, config)
         views = scene.indices(_views_in_window(scene, fit.step, rng))
-        means, quats = fit.motion.moved(scene.times[views], few.means, few.quats, chosen)
-        fit.set_motion_rate(_motion_rate(fit, config))
-        loss = pictures.loss(views, means, quats, few, scene.coverage)
+        moved = fit.motion.moved(scene.times[views], few, chosen)
+        fit.set_motion_rates(_motion_share(fit, config))
+        loss = pictures.loss(views, moved, few, scene.coverage)
         _descend(loss + fit.motion.prior(_progress(fit, config), rng), fit.motion_optimizer)
         _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run)
     fit.end_stage()
@@ -166,12 +166,12 @@ def _fit_both(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
     while fit.step < config.fine_steps:
         rng = _generator(fit, config)
         views = scene.indices(_drawn(candidates, config.fine_frames, rng))
-        means, quats = fit.motion.moved(scene.times[views], gaussians.means, gaussians.quats)
-        loss = pictures.loss(views, means, quats, gaussians, scene.coverage)
+        moved = fit.motion.moved(scene.times[views], gaussians)
+        loss = pictures.loss(views, moved, gaussians, scene.coverage)
         loss = loss + fit.motion.prior(_progress(fit, config), rng)
         if scene.has_static and rng.random() < config.static_chance:
             loss = loss + 0.5 * _reference_loss(fit, scene, scene.reference[1], rng)
-        fit.set_motion_rate(_motion_rate(fit, config))
+        fit.set_motion_rates(_motion_share(fit, config))
         fit.set_shape_rates(config.shape_share * config.final_shape_share ** _progress(fit, config))
         _descend(loss, fit.motion_optimizer, fit.shape_optimizer)
         _end_step(fit, scene, config.fine_steps, preview_motion, checkpoint, run)
@@ -197,8 +197,7 @@ def _reference_loss(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.G
     """How wrong the Gaussians of time 0 look in some pictures of it."""
     gaussians, count = fit.gaussians, scene.config.shape_frames
     views = _drawn(np.arange(len(pictures.images)), count, rng, scene.reference_chance)
-    means, quats = (tensor.expand(len(views), -1, -1) for tensor in (gaussians.means, gaussians.quats))
-    return pictures.loss(scene.indices(views), means, quats, gaussians, scene.coverage)
+    return pictures.loss(scene.indices(views), gaussians.at_rest(len(views)), gaussians, scene.coverage)
 
 
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,12 +242,12 @@ def _progress(fit: Fit, config: ConstructConfig) -> float:
     return done / (config.coarse_steps + config.fine_steps)
 
 
-def _motion_rate(fit: Fit, config: ConstructConfig) -> float:
-    """Rises over 30 steps, stays until the window is open, then falls to `final_rate`."""
+def _motion_share(fit: Fit, config: ConstructConfig) -> float:
+    """Of the motion's rates: rises over 30 steps, stays until the window is open, then falls to `final_rate`."""
     open_at = config.window_share * config.coarse_steps / (config.coarse_steps + config.fine_steps)
     falling = max(0.0, _progress(fit, config) - open_at) / (1 - open_at)
     rising = min(1.0, fit.step / 30) if fit.stage == 1 else 1.0
-    return config.motion_rate * rising * config.final_rate**falling
+    return rising * config.final_rate**falling
 
 
 @torch.no_grad()
@@ -258,7 +257,7 @@ def _to_clip(fit: Fit, scene: Scene) -> Clip:
     arrays = (gaussians.means, quats, gaussians.scales, gaussians.opacities, gaussians.sh)
     return Clip(
         *(array.cpu().numpy().astype(np.float32).copy() for array in arrays),
-        motion=fit.motion.to_clip(scene.frame_times, gaussians.means, quats),
+        motion=fit.motion.to_clip(scene.frame_times, gaussians),
         color_space="srgb",
     )
 

@@ -32,28 +32,29 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.gaussians.require_grad()
-        self.shape_optimizer = self._new_shape_optimizer()
+        self.shape_optimizer = _optimizer(self.gaussians.tensors())
 
     def end_stage(self) -> None:
         """Enter the next stage; the shape's optimiser forgets what another stage taught it."""
         self.stage, self.step = self.stage + 1, 0
-        self.shape_optimizer = self._new_shape_optimizer()
+        self.shape_optimizer = _optimizer(self.gaussians.tensors())
 
     def begin_motion(self, scene: Scene, rest_means: Tensor) -> None:
         """From here on the Gaussians move, as control points on `rest_means` [N, 3] tell them."""
         self.rest_means = rest_means
         self.motion = BasesMotion(rest_means, scene.basis, scene.config)
-        self.motion_optimizer = torch.optim.Adam(list(self.motion.parameters().values()), betas=BETAS, fused=True)
+        self.motion_optimizer = _optimizer(self.motion.parameters())
 
     def set_shape_rates(self, share: float) -> None:
         """Let the shape change at this share of its rates."""
         for group in self.shape_optimizer.param_groups:
             group["lr"] = share * SHAPE_RATES[group["name"]]
 
-    def set_motion_rate(self, rate: float) -> None:
-        """Let the motion change at this rate."""
+    def set_motion_rates(self, share: float) -> None:
+        """Let the motion change at this share of its rates."""
+        rates = self.motion.rates()
         for group in self.motion_optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = share * rates[group["name"]]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All of it, for a checkpoint, which may be taken up on another device."""
@@ -84,6 +85,8 @@ class Fit:
             load_optimizer(fit.motion_optimizer, "motion", arrays)
         return fit
 
-    def _new_shape_optimizer(self) -> torch.optim.Optimizer:
-        groups = [{"params": [tensor], "name": name} for name, tensor in self.gaussians.tensors().items()]
-        return torch.optim.Adam(groups, betas=BETAS, fused=True)
+
+def _optimizer(tensors: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """Adam with one rate for each of the tensors, to be set before the first step."""
+    groups = [{"params": [tensor], "name": name} for name, tensor in tensors.items()]
+    return torch.optim.Adam(groups, betas=BETAS, fused=True)

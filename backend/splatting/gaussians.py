@@ -2,6 +2,7 @@
 """Canonical Gaussians (those of time 0) as an optimiser sees them: unbounded numbers, started as discs on a surface."""
 
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ SMALLEST, LARGEST = 0.002, 0.05  # standard deviation of a disc at the start, cl
 START_OPACITY_LOGIT = 1.5  # opacity 0.82
 DEPTH_CELLS = 64  # along the longer side of the depth picture that decides which discs a camera sees
 DEPTH_TOLERANCE = 0.03  # clip space
+
+
+class Moved(NamedTuple):
+    """Where N Gaussians are at T moments, and how they lie and reach there."""
+
+    means: Tensor  # [T, N, 3] clip space
+    quats: Tensor  # [T, N, 4] wxyz, any length above 0
+    scales: Tensor  # [T, N, 3] linear standard deviations, or [N, 3] where they stay
 
 
 @dataclass
@@ -56,6 +65,10 @@ class GaussianParameters:
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type is Tensor}
+
+    def at_rest(self, moments: int) -> Moved:
+        """The same at so many moments."""
+        return Moved(self.means.expand(moments, -1, -1), self.quats.expand(moments, -1, -1), self.scales)
 
     def to(self, device: torch.device) -> "GaussianParameters":
         """The same on another device."""

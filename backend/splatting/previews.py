@@ -18,7 +18,7 @@ def preview_shape(fit: Fit, scene: Scene) -> np.ndarray:  # [h, w, 3] uint8
     """A picture of time 0 beside how it is drawn now."""
     pictures, gaussians = scene.reference[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
-    drawn = pictures.render(view, gaussians.means[None], gaussians.quats[None], gaussians)
+    drawn = pictures.render(view, gaussians.at_rest(1), gaussians)
     return _side_by_side(pictures, view[0], drawn[0])
 
 
@@ -27,8 +27,8 @@ def preview_motion(fit: Fit, scene: Scene) -> np.ndarray:  # [h, w, 3] uint8
     """A moving picture beside how it is drawn now."""
     pictures, gaussians = scene.moving[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
-    means, quats = fit.motion.moved(scene.times[view], gaussians.means, gaussians.quats)
-    return _side_by_side(pictures, view[0], pictures.render(view, means, quats, gaussians)[0])
+    moved = fit.motion.moved(scene.times[view], gaussians)
+    return _side_by_side(pictures, view[0], pictures.render(view, moved, gaussians)[0])
 
 
 def _side_by_side(pictures: Pictures, view: int, drawn: Tensor) -> np.ndarray:  # [h, w, 3] uint8

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backend.progress import UserError
 from backend.splatting.config import ConstructConfig
-from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.losses import image_loss
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
@@ -32,15 +32,14 @@ class Pictures:
         """The same on another device."""
         return Pictures(self.images.to(device), self.viewmats.to(device), self.Ks.to(device))
 
-    def render(self, views: Tensor | list[int], means: Tensor, quats: Tensor, looks: GaussianParameters) -> Tensor:
-        """Gaussians at means [T, N, 3] and quats [T, N, 4], otherwise as `looks`, as T of these views see them."""
+    def render(self, views: Tensor | list[int], moved: Moved, looks: GaussianParameters) -> Tensor:
+        """Gaussians where they have moved to, opacities and colours those of `looks`, as T of these views see them."""
         height, width = self.images.shape[1:3]
-        constant = looks.scales, looks.opacities, looks.colors
-        return render(means, quats, *constant, self.viewmats[views], self.Ks[views], width, height)
+        return render(*moved, looks.opacities, looks.colors, self.viewmats[views], self.Ks[views], width, height)
 
-    def loss(self, views: Tensor, means: Tensor, quats: Tensor, looks: GaussianParameters, coverage: float) -> Tensor:
+    def loss(self, views: Tensor, moved: Moved, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
-        return image_loss(self.render(views, means, quats, looks), self.images[views], coverage)
+        return image_loss(self.render(views, moved, looks), self.images[views], coverage)
 
 
 @dataclass(frozen=True)
