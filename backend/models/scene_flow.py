@@ -7,13 +7,16 @@ machines usually move does. For each frame the network compares the picture with
 surface point has moved by then, and how sure that is. Construction takes this as a guide (`splatting.guide`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backend.models.shipped import WEIGHTS, default_device, load_network, read_card, readable, sizes, write_model
 from backend.models.small import (
     Block,
     blocks_to_channels,
@@ -23,6 +26,9 @@ from backend.models.small import (
     sinusoid,
 )
 
+FOLDER = WEIGHTS / "scene-flow"
+FORMAT, VERSION = "kinesplat-scene-flow", 1
+RESOLUTION = 64  # pixels of the pictures that it has learned from
 PICTURES = 3  # frame, near and far side at time 0; RGBA each
 OUTPUTS = 8  # right, up, backward and log of the spread, of both sides
 UNIT = 0.1  # of flow, at outputs of 1
@@ -115,3 +121,23 @@ def opposite_views(cameras: np.ndarray, candidates: np.ndarray) -> np.ndarray:  
     """
     wanted = cameras[:, :3, 2] * np.array([-1.0, -1.0, 1.0])
     return np.argmax(wanted @ candidates[:, :3, 2].T, axis=1)
+
+
+@cache
+def load(folder: Path = FOLDER, device: str | None = None) -> SceneFlowNet:
+    """The network in `folder`, its files checked; loaded once. `device`: None is the GPU where there is one.
+
+    Raises:
+        UserError: the files are missing, damaged or of another version.
+    """
+    with readable(folder):
+        card = read_card(folder, FORMAT, VERSION)
+        network = SceneFlowNet(SceneFlowConfig(**sizes(card["network"])))
+        load_network(network, folder, card["files"]["scene_flow"], device or default_device())
+        return network.to(memory_format=torch.channels_last)
+
+
+def save(folder: Path, network: SceneFlowNet, about: dict) -> None:
+    """Write the network and its card, which tells `about` (name, licence, training) too."""
+    told = {**about, "network": asdict(network.config), "resolution": RESOLUTION}
+    write_model(folder, FORMAT, VERSION, {"scene_flow": network}, told)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.models import kinesplat_small
+from backend.models import kinesplat_small, shipped
 from backend.models.diffusion import add_noise, scheduler, share
 from backend.progress import UserError
 from tests.pipelines.tiny import RESOLUTION, WORDS, write_tiny_model
@@ -34,7 +34,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
 def test_large_networks_are_written_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 8_000
-    monkeypatch.setattr(kinesplat_small, "MAX_FILE_BYTES", limit)
+    monkeypatch.setattr(shipped, "MAX_FILE_BYTES", limit)
     folder = write_tiny_model(tmp_path / "model")
     card = json.loads((folder / kinesplat_small.CARD).read_text())
     assert len(card["files"]["motion"]) > 1

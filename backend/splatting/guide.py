@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guide to the motion: where each Gaussian is believed to go, from scene flow seen in pictures of time 0.
+
+Pictures alone pull a limb only where it nearly overlaps its image already, and say nothing of what they do not show.
+Scene flow, from a network that knows how things move (`models.scene_flow`) or from wherever it is known, says for
+points of the surface how far they move by which time, and how sure that is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.splatting.gaussians import project
+
+DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
+DEPTH_CELL = 1.0  # pixels of the flow's pictures, of the depth picture that decides this
+INSIDE = 0.5  # of coverage
+LEAST_MOTION = 0.003  # clip space; errors are told relative to the mean motion, or this
+
+
+@dataclass(frozen=True)
+class SceneFlow:
+    """M pictures of how far the surface moves. Float32."""
+
+    flow: Tensor  # [M, H, W, 3] movement from time 0 to `times`, world axes, times 2 / depth at time 0
+    spread: Tensor  # [M, H, W] of the same kind: how far off it may well be
+    coverage: Tensor  # [M, H, W] 0..1, share of the pixel that shows surface
+    viewmats: Tensor  # [M, 4, 4] world to camera, OpenCV axes
+    Ks: Tensor  # [M, 3, 3] pixels
+    times: Tensor  # [M] 0..1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Believed movements of N points at U times."""
+
+    times: Tensor  # [U] 0..1
+    movement: Tensor  # [U, N, 3] from time 0, clip space
+    weight: Tensor  # [U, N] above 0 where there is a belief; mean 1
+    unit: float  # mean length of the movements, clip space
+
+    def to(self, device: torch.device) -> "Guide":
+        """The same on another device."""
+        return Guide(self.times.to(device), self.movement.to(device), self.weight.to(device), self.unit)
+
+    def of(self, chosen: np.ndarray) -> "Guide":
+        """The beliefs about some of the points."""
+        return Guide(self.times, self.movement[:, chosen], self.weight[:, chosen], self.unit)
+
+    def error(self, moved: Tensor, rest: Tensor, moments: Tensor | slice = slice(None)) -> Tensor:  # [U, N, 3], [N, 3]
+        """Mean distance of points at `moved` (at rest: `rest`) from where they should be, as a share of the motion."""
+        weight = self.weight[moments]
+        distance = (moved - rest - self.movement[moments]).square().sum(-1).add(1e-8).sqrt()
+        return (weight * distance).sum() / weight.sum().clamp_min(1e-6) / self.unit
+
+
+def make_guide(flow: SceneFlow, points: np.ndarray) -> Guide:  # [N, 3] float32
+    """What the flow says about points on the surface at time 0.
+
+    Where several pictures show a point at one time, the surer ones count more.
+    """
+    times = torch.unique(flow.times)
+    precision = torch.zeros(len(times), len(points))
+    movement = torch.zeros(len(times), len(points), 3)
+    height, width = flow.coverage.shape[1:]
+    views: dict[bytes, tuple[Tensor, np.ndarray, np.ndarray]] = {}  # many pictures are from the same few cameras
+    for picture in range(len(flow.times)):
+        camera = flow.viewmats[picture].numpy().tobytes() + flow.Ks[picture].numpy().tobytes()
+        if camera not in views:
+            views[camera] = _sight(points, flow.viewmats[picture].numpy(), flow.Ks[picture].numpy(), width, height)
+        grid, depth, seen = views[camera]
+        maps = torch.cat([flow.flow[picture], flow.spread[picture, ..., None]], -1) * flow.coverage[picture, ..., None]
+        maps = torch.cat([maps, flow.coverage[picture, ..., None]], -1).permute(2, 0, 1)[None]
+        sampled = torch.nn.functional.grid_sample(maps, grid, align_corners=False)[0, :, 0].T  # [N, 5]
+        inside = torch.from_numpy(seen) & (sampled[:, 4] > INSIDE)
+        found = sampled[:, :4] / sampled[:, 4:].clamp_min(INSIDE) * torch.from_numpy(depth / 2).float()[:, None]
+        sure = inside / found[:, 3].clamp_min(1e-4).square()
+        moment = int(torch.searchsorted(times, flow.times[picture]))
+        precision[moment] += sure
+        movement[moment] += sure[:, None] * found[:, :3]
+    movement = movement / precision.clamp_min(1e-6)[..., None]
+    weight = precision.sqrt()
+    unit = float((weight * movement.norm(dim=-1)).sum() / weight.sum().clamp_min(1e-6))
+    return Guide(times, movement, weight / weight.mean().clamp_min(1e-6), max(unit, LEAST_MOTION))
+
+
+def _sight(
+    points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray, width: int, height: int
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Where a camera sees points: for `grid_sample` [1, 1, N, 2], their depths [N], and whether it does [N]."""
+    pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
+    cells = (pixels[:, 1] / DEPTH_CELL).astype(int), (pixels[:, 0] / DEPTH_CELL).astype(int)
+    nearest = np.full((int(height / DEPTH_CELL) + 1, int(width / DEPTH_CELL) + 1), np.inf)
+    np.minimum.at(nearest, tuple(axis[inside] for axis in cells), depth[inside])
+    seen = inside & (depth < nearest[cells] + DEPTH_TOLERANCE)
+    exact = (points @ viewmat[:3, :3].T + viewmat[:3, 3]) @ intrinsics.T
+    exact = exact[:, :2] / np.maximum(exact[:, 2:], 1e-6)
+    grid = torch.from_numpy(2 * exact / [width, height] - 1).float()[None, None]
+    return grid, depth, seen
