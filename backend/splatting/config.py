@@ -14,6 +14,7 @@ class ConstructConfig:
 
     gaussians: int = 5_000  # how many make up the subject
     seed: int = 0  # of all that is drawn by chance
+    color_space: str = "srgb"  # in which the Gaussians are fitted and blended: "srgb" or "linear"
     control_points: int = 128  # rigid poses that the Gaussians follow
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
     shape_steps: int = 250  # iterations of stage 1, `shape_frames` static views each

@@ -28,6 +28,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs, sample_colors, spread_samples
+from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, pixel_size, prepare
@@ -67,18 +68,23 @@ def construct(
             checkpoint of one engine is taken up by another.
 
     Returns:
-        A clip with `BasisMotion` in sRGB-coded colour, one frame per time of `moving`, in clip space. Name, fps,
+        A clip with `BasisMotion` in `config.color_space`, one frame per time of `moving`, in clip space. Name, fps,
         to_object and provenance are left to the caller.
 
+    What is doubtful about the inputs is told by `run.note` (see `inspection`).
+
     Raises:
-        UserError: the pictures show nothing, or no motion can be told from them.
+        UserError: the inputs show nothing, do not fit together, or no motion can be told from them.
         JobCancelled: by `run`.
     """
     with _one_torch_thread():
-        scene = prepare(moving, static, config)
+        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, config))
+        frames = len(np.unique(moving.cameras.times))
+        inspected = inspect(moving, static, surface, run)
+        moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
+        scene = prepare(moving, static, config, frames)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=config.with_whole_batches())
-        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, config))
         saved = checkpoint.load()
         if saved is None:
             run.begin(SHAPE)
@@ -258,7 +264,7 @@ def _to_clip(fit: Fit, scene: Scene) -> Clip:
     return Clip(
         *(array.cpu().numpy().astype(np.float32).copy() for array in arrays),
         motion=fit.motion.to_clip(scene.frame_times, gaussians),
-        color_space="srgb",
+        color_space=scene.config.color_space,
     )
 
 

@@ -35,7 +35,7 @@ class GaussianParameters:
     quats: Tensor  # [N, 4] wxyz, any length above 0
     log_scales: Tensor  # [N, 3]
     opacity_logits: Tensor  # [N]
-    color_logits: Tensor  # [N, 3] sRGB-coded
+    color_logits: Tensor  # [N, 3] of the colour in the fit's space
     blur: float = 0.0  # clip space; nothing finer can be told from the pictures, so no Gaussian is
 
     @property
@@ -54,7 +54,7 @@ class GaussianParameters:
 
     @property
     def colors(self) -> Tensor:  # [N, 3]
-        """0..1, sRGB-coded."""
+        """0..1, in the colour space of the fit."""
         return self.color_logits.sigmoid()
 
     @property

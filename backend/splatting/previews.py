@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.splatting.color import encoded
 from backend.splatting.fit import Fit
 from backend.splatting.scene import Pictures, Scene
 
@@ -19,7 +20,7 @@ def preview_shape(fit: Fit, scene: Scene) -> np.ndarray:  # [h, w, 3] uint8
     pictures, gaussians = scene.reference[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
     drawn = pictures.render(view, gaussians.at_rest(1), gaussians)
-    return _side_by_side(pictures, view[0], drawn[0])
+    return _side_by_side(pictures, view[0], drawn[0], scene.config.color_space)
 
 
 @torch.no_grad()
@@ -28,10 +29,11 @@ def preview_motion(fit: Fit, scene: Scene) -> np.ndarray:  # [h, w, 3] uint8
     pictures, gaussians = scene.moving[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
     moved = fit.motion.moved(scene.times[view], gaussians)
-    return _side_by_side(pictures, view[0], pictures.render(view, moved, gaussians)[0])
+    drawn = pictures.render(view, moved, gaussians)
+    return _side_by_side(pictures, view[0], drawn[0], scene.config.color_space)
 
 
-def _side_by_side(pictures: Pictures, view: int, drawn: Tensor) -> np.ndarray:  # [h, w, 3] uint8
+def _side_by_side(pictures: Pictures, view: int, drawn: Tensor, color_space: str) -> np.ndarray:  # [h, w, 3] uint8
     """One of the pictures and what is drawn of it, cut to where the subject is in any of them.
 
     Tall subjects stand beside each other, wide ones lie above each other.
@@ -41,6 +43,6 @@ def _side_by_side(pictures: Pictures, view: int, drawn: Tensor) -> np.ndarray:  
     part = tuple(slice(max(int(line[0]) - PREVIEW_MARGIN, 0), int(line[-1]) + 1 + PREVIEW_MARGIN) for line in lines)
     cut = [picture[part] for picture in (pictures.images[view], drawn)]
     height, width = cut[0].shape[:2]
-    both = torch.cat(cut, dim=0 if width > height else 1)
+    both = encoded(torch.cat(cut, dim=0 if width > height else 1), color_space)
     on_grey = both[..., :3] + PREVIEW_GREY * (1 - both[..., 3:])
     return (on_grey.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

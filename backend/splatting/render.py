@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.splatting.color import encoded
 from backend.splatting.gaussians import SH_DC
 from backend.splatting.rasterize import rasterize
 from blender_addon.contract.clip import Clip
@@ -43,8 +44,10 @@ def render(
 
 @torch.no_grad()
 def render_clip(clip: Clip, cameras: Cameras, frozen: bool = False) -> Tensor:  # [V, H, W, 4]
-    """The clip from each camera at that camera's time (0 is the first frame, 1 the last), in the clip's colour space.
+    """The clip from each camera at that camera's time (0 is the first frame, 1 the last).
 
+    Colour is multiplied by alpha and sRGB-coded, like the pictures that clips are constructed from: a clip of linear
+    light is drawn in that and converted.
     `frozen` shows the first frame at all times. View-dependent colour is left out.
     """
     colors = torch.from_numpy((0.5 + SH_DC * clip.sh[:, 0]).clip(0, 1).astype(np.float32))
@@ -66,4 +69,4 @@ def render_clip(clip: Clip, cameras: Cameras, frozen: bool = False) -> Tensor:  
                 cameras.width,
                 cameras.height,
             )
-    return pictures
+    return encoded(pictures, clip.color_space)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.progress import UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.losses import image_loss
@@ -17,7 +16,6 @@ from backend.splatting.render import render
 
 LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
 SAME_CAMERA = 1e-3  # largest difference of the matrices of two cameras that count as one
-MINIMAL_COVERAGE = 5e-4  # of the picture; less than 8 pixels of 128 x 128 cannot be fitted
 
 
 @dataclass(frozen=True)
@@ -72,29 +70,10 @@ class Scene:
         return torch.from_numpy(views).to(self.device, non_blocking=True)
 
 
-def prepare(moving: Observations, static: Observations | None, config: ConstructConfig) -> Scene:
-    """Look the pictures over, and make of them what the stages need.
-
-    Raises:
-        UserError: they show nothing, or no motion can be told from them.
-    """
-    frame_times = torch.unique(moving.times)  # sorted
-    if len(frame_times) < 2:
-        raise UserError(
-            "orbit_without_time",
-            "The pictures are all of the same time, so there is no motion to construct.",
-            "Give a moving orbit, whose pictures have different times.",
-        )
+def prepare(moving: Observations, static: Observations | None, config: ConstructConfig, frames: int) -> Scene:
+    """Make of pictures, inspected and in the fit's color space, what the stages need for a clip of `frames` frames."""
     reference = moving if static is None else static
-    coverage = min(_coverage(moving), _coverage(reference))
-    if coverage < MINIMAL_COVERAGE:
-        raise UserError(
-            "orbit_empty",
-            "The pictures of the orbit show nothing: they are transparent all over.",
-            "Check that the object is visible in renders and stands where the cameras look.",
-        )
     loop = is_loop(moving, static)
-    frames = len(frame_times)
     # No more terms than the frames can tell apart.
     basis = TimeBasis(loop, harmonics=max(1, min(config.harmonics, (frames - 1) // 2)))
     steps = moving.times * (frames - 1)
@@ -112,7 +91,7 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
         age=age,
         basis=basis,
         frame_times=torch.linspace(0, 1, frames),
-        coverage=coverage,
+        coverage=min(_coverage(moving), _coverage(reference)),
         has_static=static is not None,
     )
 
