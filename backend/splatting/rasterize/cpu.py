@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from backend.splatting.rasterize import compositing, projection, tiles
+from backend.splatting.rasterize import compositing, harmonics, projection, tiles
 from backend.splatting.rasterize.arguments import Options, Scene
 from backend.splatting.rasterize.compiled import compile_all
 from backend.splatting.rasterize.layout import (
-    CONIC_XX,
-    CONIC_YY,
-    DEPTH,
     EXTENT_X,
     EXTENT_Y,
-    GRADIENT_COLUMNS,
+    FIRST_CHANNEL,
+    FIRST_CHANNEL_GRADIENT,
+    LEAN,
     MEAN_X,
     MEAN_Y,
-    SPLAT_COLUMNS,
-    TILE,
+    SHARP_X,
+    SHARP_Y,
+    TILE_HEIGHT,
+    TILE_WIDTH,
 )
 from backend.splatting.rasterize.threads import get_threads, run_all
 
@@ -36,10 +37,18 @@ class View(NamedTuple):
     viewmats: np.ndarray  # [I, 4, 4] float32, I = B * C
     intrinsics: np.ndarray  # [I, 4] float32 fx, fy, cx, cy
     cameras: int  # C
-    width: int
-    height: int
-    near_plane: float
-    eps2d: float
+    options: Options
+
+    @property
+    def projection(self) -> tuple:
+        """The arguments that both ways of the projection share."""
+        size = (self.options.width, self.options.height, np.float32(self.options.eps2d), self.options.antialiased)
+        return (self.viewmats, self.intrinsics, self.cameras, *size)
+
+    @property
+    def centers(self) -> np.ndarray:  # [I, 3] float32
+        """Where the cameras are."""
+        return np.ascontiguousarray(np.linalg.inv(self.viewmats.astype(np.float64))[:, :3, 3], np.float32)
 
 
 class TileLists(NamedTuple):
@@ -52,7 +61,7 @@ class TileLists(NamedTuple):
 
 
 def rasterize_cpu(scene: Scene, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Colors [I, H, W, 3] and alphas [I, H, W, 1] with gradients to the scene's Gaussians; splats [I, N, 12] without.
+    """Pictures [I, H, W, channels] and alphas [I, H, W, 1] with gradients to the scene's Gaussians; splats without.
 
     Raises:
         ValueError: the cameras have a skew or no focal length.
@@ -67,10 +76,7 @@ def rasterize_cpu(scene: Scene, options: Options) -> tuple[Tensor, Tensor, Tenso
     viewmats = scene.viewmats.reshape(-1, 4, 4).contiguous().numpy()
     if len(viewmats) * scene.means.shape[1] >= 2**31:
         raise ValueError("2^31 or more Gaussians times images in one call: rasterize fewer images at once.")
-    if scene.colors.shape[2:] != (3,) or options.render_mode != "RGB" or options.antialiased:
-        raise ValueError("The CPU rasterizer draws RGB only, for now.")
-    size = (options.width, options.height, options.near_plane, options.eps2d)
-    view = View(viewmats, intrinsics, scene.viewmats.shape[1], *size)
+    view = View(viewmats, intrinsics, scene.viewmats.shape[1], options)
     return _Rasterize.apply(scene.means, scene.quats, scene.scales, scene.opacities, scene.colors, view)
 
 
@@ -81,7 +87,7 @@ class _Rasterize(torch.autograd.Function):
         splats = project([tensor.numpy() for tensor in gaussians], view)
         lists = list_tiles(splats, view)
         pictures, alphas, ends = (torch.from_numpy(array) for array in composite(splats, lists, view))
-        table = torch.from_numpy(splats).view(len(view.viewmats), means.shape[1], SPLAT_COLUMNS)
+        table = torch.from_numpy(splats).view(len(view.viewmats), means.shape[1], splats.shape[1])
         ctx.view, ctx.lists = view, lists
         # Autograd notices if one of these is changed before the backward pass.
         ctx.save_for_backward(*gaussians, table, ends)
@@ -91,25 +97,34 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, colors_gradient, alphas_gradient, _):
+    def backward(ctx, pictures_gradient, alphas_gradient, _):
         *gaussians, table, ends = (tensor.numpy() for tensor in ctx.saved_tensors)
-        splats = table.reshape(-1, SPLAT_COLUMNS)
+        splats = table.reshape(-1, table.shape[-1])
+        channels = _channels(splats, ctx.view.options)
         gradients = [
-            np.zeros((*ends.shape[:3], channels), np.float32) if gradient is None else gradient.contiguous().numpy()
-            for gradient, channels in ((colors_gradient, 3), (alphas_gradient, 1))
+            np.zeros((*ends.shape[:3], size), np.float32) if gradient is None else gradient.contiguous().numpy()
+            for gradient, size in ((pictures_gradient, channels), (alphas_gradient, 1))
         ]
         splat_gradients = composite_backward(splats, ctx.lists, ends, gradients, ctx.view)
         result = project_backward(gaussians, splats, splat_gradients, ctx.view)
         return *(torch.from_numpy(gradient) for gradient in result), None
 
 
-def project(gaussians: list[np.ndarray], view: View) -> np.ndarray:  # [I * N, 12]
-    """Splats of all Gaussians in all images."""
-    count = gaussians[0].shape[1]
-    splats = np.empty((len(view.viewmats) * count, SPLAT_COLUMNS), np.float32)
-    size = (view.width, view.height, np.float32(view.near_plane), np.float32(view.eps2d))
-    inputs = (*gaussians, view.viewmats, view.intrinsics, view.cameras, *size)
-    run_all(projection.project, [(*inputs, start, stop, splats) for start, stop in _ranges(count, SMALLEST_RANGE)])
+def project(gaussians: list[np.ndarray], view: View) -> np.ndarray:  # [I * N, columns]
+    """Splats of all Gaussians in all images, with their colors."""
+    *geometry, colors = gaussians
+    options, count, images = view.options, colors.shape[1], len(view.viewmats)
+    channels = colors.shape[-1] if options.draws_colors else 0
+    splats = np.empty((images * count, FIRST_CHANNEL + channels + 1), np.float32)
+    inputs = (*geometry, *view.projection, np.float32(options.near_plane))
+    ranges = _ranges(count, SMALLEST_RANGE)
+    run_all(projection.project, [(*inputs, start, stop, splats) for start, stop in ranges])
+    if options.draws_colors and options.sh_degree is None:
+        for image in range(images):
+            splats[image * count : (image + 1) * count, FIRST_CHANNEL:-1] = colors[_batch(image, colors, view)]
+    elif options.draws_colors:
+        inputs = (geometry[0], colors, view.centers, view.cameras, options.sh_degree)
+        run_all(harmonics.shade, [(*inputs, start, stop, splats) for start, stop in ranges])
     return splats
 
 
@@ -117,7 +132,7 @@ def list_tiles(splats: np.ndarray, view: View) -> TileLists:
     """The splats of every tile, front to back."""
     images = len(view.viewmats)
     count = len(splats) // images if images else 0
-    columns, rows = -(-view.width // TILE), -(-view.height // TILE)
+    columns, rows = -(-view.options.width // TILE_WIDTH), -(-view.options.height // TILE_HEIGHT)
     order = np.empty((images, count), np.int32)
     visible = np.empty(images, np.int32)
     counts = np.zeros(images * columns * rows, np.int64)
@@ -138,14 +153,15 @@ def list_tiles(splats: np.ndarray, view: View) -> TileLists:
 
 
 def composite(splats: np.ndarray, lists: TileLists, view: View) -> list[np.ndarray]:
-    """Colors [I, H, W, 3], premultiplied, alphas [I, H, W, 1], and how each pixel ended [I, H, W, 2]."""
-    size = (len(view.viewmats), view.height, view.width)
-    result = [np.zeros((*size, channels), np.float32) for channels in (3, 1, 2)]
+    """Pictures [I, H, W, channels], premultiplied, alphas [I, H, W, 1], and how each pixel ended [I, H, W, 2]."""
+    channels = _channels(splats, view.options)
+    size = (len(view.viewmats), view.options.height, view.options.width)
+    result = [np.empty((*size, planes), np.float32) for planes in (channels, 1, 2)]
     run_all(
-        compositing.composite,
+        compositing.composite(channels),
         [
             (splats, lists.offsets, lists.entries, chosen, lists.columns, lists.rows, *result)
-            for chosen in _shares(lists)
+            for chosen in _shares(lists, empty_too=True)
         ],
     )
     return result
@@ -155,17 +171,18 @@ def composite_backward(
     splats: np.ndarray,
     lists: TileLists,
     ends: np.ndarray,  # [I, H, W, 2] from `composite`
-    gradients: list[np.ndarray],  # of colors and alphas
+    gradients: list[np.ndarray],  # of pictures and alphas
     view: View,
-) -> np.ndarray:  # [I * N, 9]
+) -> np.ndarray:  # [I * N, 6 + channels]
     """Gradients of the splats."""
-    entry_gradients = np.zeros((len(lists.entries), GRADIENT_COLUMNS), np.float32)
+    channels = _channels(splats, view.options)
+    entry_gradients = np.empty((len(lists.entries), FIRST_CHANNEL_GRADIENT + channels), np.float32)
     geometry = (lists.columns, lists.rows, ends, *gradients)
     run_all(
-        compositing.composite_backward,
+        compositing.composite_backward(channels),
         [(splats, lists.offsets, lists.entries, chosen, *geometry, entry_gradients) for chosen in _shares(lists)],
     )
-    splat_gradients = np.zeros((len(splats), GRADIENT_COLUMNS), np.float32)
+    splat_gradients = np.zeros((len(splats), FIRST_CHANNEL_GRADIENT + channels), np.float32)
     first = lists.offsets[:: lists.columns * lists.rows]  # of each image, and the end
     run_all(
         tiles.scatter,
@@ -181,24 +198,46 @@ def project_backward(
     gaussians: list[np.ndarray], splats: np.ndarray, splat_gradients: np.ndarray, view: View
 ) -> list[np.ndarray]:
     """Gradients of means, quats, scales, opacities and colors, of their shapes."""
-    count = gaussians[0].shape[1]
-    result = [np.zeros_like(gaussian) for gaussian in gaussians]
-    inputs = (*gaussians, view.viewmats, view.intrinsics, view.cameras, view.width, view.height)
+    *geometry, colors = gaussians
+    options, count = view.options, colors.shape[1]
+    *geometry_gradients, colors_gradient = result = [np.zeros_like(gaussian) for gaussian in gaussians]
+    depth = splat_gradients.shape[1] - 1 if options.draws_depth else -1
+    inputs = (*geometry, *view.projection, splats, splat_gradients)
+    ranges = _ranges(count, SMALLEST_RANGE)
     run_all(
         projection.project_backward,
-        [(*inputs, splats, splat_gradients, start, stop, *result) for start, stop in _ranges(count, SMALLEST_RANGE)],
+        [(*inputs, depth, start, stop, *geometry_gradients) for start, stop in ranges],
     )
+    if options.draws_colors and options.sh_degree is None:
+        of_colors = splat_gradients[:, FIRST_CHANNEL_GRADIENT : FIRST_CHANNEL_GRADIENT + colors.shape[-1]]
+        for image in range(len(view.viewmats)):
+            colors_gradient[_batch(image, colors, view)] += of_colors[image * count : (image + 1) * count]
+    elif options.draws_colors:
+        inputs = (geometry[0], colors, view.centers, view.cameras, options.sh_degree, splats, splat_gradients)
+        gradients = (geometry_gradients[0], colors_gradient)
+        run_all(harmonics.shade_backward, [(*inputs, start, stop, *gradients) for start, stop in ranges])
     return result
 
 
 def describe(splats: Tensor) -> dict[str, Tensor]:
-    """The projected Gaussians [..., N, 12] under gsplat's names. All numbers are 0 where nothing is visible."""
+    """The projected Gaussians [..., N, columns] under gsplat's names. All numbers are 0 where nothing is visible."""
+    sharp_x, lean, sharp_y = splats[..., SHARP_X], splats[..., LEAN], splats[..., SHARP_Y]
     return {
         "means2d": splats[..., MEAN_X : MEAN_Y + 1],  # [..., N, 2] pixels
-        "conics": splats[..., CONIC_XX : CONIC_YY + 1],  # [..., N, 3]
-        "depths": splats[..., DEPTH],  # [..., N]
+        "conics": torch.stack([sharp_x, -lean * sharp_x, sharp_y + lean * lean * sharp_x], dim=-1),  # [..., N, 3]
+        "depths": splats[..., -1],  # [..., N]
         "radii": splats[..., EXTENT_X : EXTENT_Y + 1].clamp_min(0).ceil().int(),  # [..., N, 2] pixels
     }
+
+
+def _batch(image: int, tensor: np.ndarray, view: View) -> int:
+    """Which part of a tensor [B or 1, ...] an image is about."""
+    return min(image // view.cameras, len(tensor) - 1)
+
+
+def _channels(splats: np.ndarray, options: Options) -> int:
+    """How many channels are drawn: those of the colors and, if asked for, the depth behind them."""
+    return splats.shape[1] - FIRST_CHANNEL - (not options.draws_depth)
 
 
 def _ranges(count: int, smallest: int) -> list[tuple[int, int]]:
@@ -208,10 +247,10 @@ def _ranges(count: int, smallest: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _shares(lists: TileLists) -> list[np.ndarray]:
-    """The tiles that have splats, dealt to the threads longest first, so that the shares take equally long."""
+def _shares(lists: TileLists, empty_too: bool = False) -> list[np.ndarray]:
+    """The tiles, dealt to the threads longest list first, so that the shares take equally long."""
     lengths = np.diff(lists.offsets)
-    chosen = np.flatnonzero(lengths).astype(np.int32)
+    chosen = np.arange(len(lengths), dtype=np.int32) if empty_too else np.flatnonzero(lengths).astype(np.int32)
     if get_threads() == 1:
         return [chosen]
     chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
