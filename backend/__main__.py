@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from backend import __version__
-from backend.progress import JobCancelled, UserError
+from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.requests import BOUNDS, PRESETS
 
@@ -90,6 +90,8 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
     parser.add_argument("--fps", type=bounded("fps"), default=BOUNDS["fps"].default)
+    parser.add_argument("--device", choices=DEVICES, default="auto",
+                        help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
     parser.add_argument("--out", type=Path, required=needs_out, metavar="CLIP.npz")
     parser.add_argument("--work", type=Path, metavar="DIR",
                         help="where checkpoints are kept (default: beside the clip)")  # fmt: skip
@@ -268,7 +270,7 @@ def generate(options: argparse.Namespace) -> int:
     with progress_bar() as show:
         frames, clip = generate_files(
             work,
-            Run(work, on_progress=show),
+            Run(work, on_progress=show, device=options.device),
             name=out.stem,
             prompt=options.text,
             image=options.image,
@@ -283,7 +285,7 @@ def generate(options: argparse.Namespace) -> int:
             fps=options.fps,
             result="clip" if options.out else "frames",
         )
-    for warning in frames.provenance["warnings"]:
+    for warning in (clip or frames).provenance["warnings"]:
         print(warning, file=sys.stderr)
     print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
     if options.frames_only:
@@ -331,12 +333,14 @@ def construct(options: argparse.Namespace) -> int:
             seed=options.seed,
             fps=options.fps,
             name=options.out.stem,
-            run=Run(work, on_progress=show),
+            run=Run(work, on_progress=show, device=options.device),
         )
     write_clip(options.out, clip)
     if options.work is None:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    for warning in clip.provenance["warnings"]:
+        print(warning, file=sys.stderr)
+    print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames, made on {clip.provenance['engine']}")
     return 0
 
 
@@ -481,11 +485,24 @@ def render_dataset(options: argparse.Namespace) -> int:
 
 
 def warm_up(options: argparse.Namespace) -> int:
-    """Compile the CPU kernels into the user's cache, and note for the add-on where the backend lies."""
+    """Compile the kernels into the user's cache, and note for the add-on where the backend lies.
+
+    Where there is a GPU, gsplat's kernels too, also if that has failed before; the CPU does without them.
+    """
     from backend.service import paths
+    from backend.splatting.engine import choose_engine
     from backend.splatting.rasterize import warm_up
 
     warm_up(print)
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in told:
+            print(message, flush=True)
+            told.add(message)
+
+    engine = choose_engine("auto", tell, retry=True)
+    print(*engine.notes, f"Splatting runs on {engine.name}.", sep="\n")
     home = paths.Home(paths.home_folder())
     paths.prepare(home)
     paths.note_installation(home)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+DEVICES = ("auto", "cpu", "cuda")  # that work may be asked to use; "auto": the GPU where it works
 PREVIEW_INTERVAL = 1.0  # seconds between two preview pictures
 
 
@@ -46,7 +47,7 @@ class Run:
     """One attempt at one piece of long work.
 
     `stages` maps each stage's name to its share of the whole time, in order. `folder` survives attempts: what a stage
-    leaves there is found by the next attempt (see `checkpoint`).
+    leaves there is found by the next attempt (see `checkpoint`). `device`: one of DEVICES.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Run:
         folder: Path,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         is_cancelled: Callable[[], bool] = lambda: False,
+        device: str = "auto",
     ) -> None:
         self.folder = folder
+        self.device = device
         self.stage_seconds: dict[str, float] = {}
         self.notes: list[str] = []  # see `note`
         self._on_progress = on_progress
@@ -108,6 +111,16 @@ class Run:
             picture = preview()
             self._last_preview = time.monotonic()
         self._on_progress(Progress(self._stage, step, total, self._fraction, self._seconds_left(now), picture))
+
+    def say(self, text: str) -> None:
+        """Tell in a few words about something that no stage is planned for, such as compiling.
+
+        Raises:
+            JobCancelled: somebody wants the run to end.
+        """
+        if self._is_cancelled():
+            raise JobCancelled
+        self._on_progress(Progress(text, 0, 1, self._fraction, None))
 
     def note(self, sentence: str) -> None:
         """Keep a warning for whoever gets the result: what was wrong with the inputs, and what was done about it.

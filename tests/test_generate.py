@@ -26,7 +26,7 @@ DOG = Path(__file__).parent.parent / "examples" / "dog.glb"
 @pytest.fixture(autouse=True)
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = kinesplat_small.load(write_tiny_model(tmp_path / "weights"))
-    monkeypatch.setattr(diffusion4d, "load", lambda: model)
+    monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
     monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
     for_preset = ConstructConfig.for_preset
     few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}

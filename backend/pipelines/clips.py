@@ -10,6 +10,7 @@ import numpy as np
 from backend.progress import Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
+from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.observations import Observations
 from backend.versions import versions
 from blender_addon.contract.clip import Clip, write_clip
@@ -19,17 +20,31 @@ WRITING = "Writing the clip"
 RESULT_NAME = "clip.npz"
 
 
+def engine_of(run: Run) -> Engine:
+    """What a run's construction works on. Where gsplat's kernels are yet to be compiled that happens here.
+
+    Raises:
+        UserError: the run wants a GPU and nothing else, and there is none that can be used.
+        JobCancelled: by `run`.
+    """
+    engine = choose_engine(run.device, run.say)
+    for sentence in engine.notes:
+        run.note(sentence)
+    return engine
+
+
 def construct_clip(
     moving: Observations, static: Observations | None, surface: SurfaceSamples | None, settings: dict, run: Run
 ) -> Clip:
-    """The clip of an orbit, as `settings` (preset, gaussians, seed) ask for it.
+    """The clip of an orbit, as `settings` (preset, gaussians, seed) ask for it, on `run.device`.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
         JobCancelled: by `run`.
     """
     config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
-    clip = construct(moving, static, surface, config, run)
+    engine = engine_of(run)
+    clip = construct(moving, static, surface, config, run, engine)
     numbers = (clip.means, clip.scales, clip.sh, clip.motion.basis_translations)
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there
@@ -38,7 +53,7 @@ def construct_clip(
             "The construction went astray and gave no usable clip.",
             "Try again with another seed or another preset.",
         )
-    return replace(clip, provenance={"construction": asdict(config)})
+    return replace(clip, provenance={"construction": asdict(config), "engine": engine.name})
 
 
 def finish_clip(request: dict, clip: Clip, run: Run) -> Path:
@@ -59,5 +74,6 @@ def provenance(pipeline: str, settings: dict, run: Run) -> dict:
         "settings": settings,
         "versions": versions(),
         "stage_seconds": {stage: round(seconds, 2) for stage, seconds in run.stage_seconds.items()},
+        "warnings": list(run.notes),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

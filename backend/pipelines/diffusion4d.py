@@ -64,6 +64,8 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
         surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
     except BadFileError as error:
         raise UserError("bad_input", str(error), "Generate again.") from error
+    if building:
+        clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     if frames is None:
         frames = generate(static, cameras, image, settings, run)
         write_frames(run.folder / FRAMES_NAME, frames)
@@ -77,7 +79,9 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
         settings,
         run,
     )
-    provenance = {**clips.provenance(PIPELINE, settings, run), **clip.provenance, **frames.provenance}
+    for sentence in frames.provenance.get("warnings", ()):
+        run.note(sentence)
+    provenance = {**frames.provenance, **clips.provenance(PIPELINE, settings, run), **clip.provenance}
     return clips.finish_clip(request, replace(clip, provenance=provenance), run)
 
 
@@ -88,7 +92,7 @@ def generate(
 
     static: [T, H, W, 4] uint8, straight alpha, or None; cameras: of `static`; image: [H, W, 4] uint8 or None.
     """
-    model = load()
+    model = load(device="cpu" if run.device == "cpu" else None)
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from backend.progress import DEVICES
 from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, PRESETS
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -25,6 +26,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument(
         "--min-free-gb", type=float, default=1.0, metavar="GB", help="leave this much disk space free (default: 1)"
     )
+    serve.add_argument("--device", choices=DEVICES, default="auto", help="for all jobs (default: the GPU if it works)")
     serve.set_defaults(func=run_serve)
 
     doctor = commands.add_parser("doctor", parents=[home], help="check whether everything that is needed works")
@@ -78,7 +80,12 @@ def run_serve(options: argparse.Namespace) -> int:
         return refuse("A port is a number from 0 to 65535.")
     if options.min_free_gb < 0:
         return refuse("The free disk space cannot be negative.")
-    settings = Settings(home_folder(options.home), port=options.port, min_free=int(options.min_free_gb * GIGABYTE))
+    settings = Settings(
+        home_folder(options.home),
+        port=options.port,
+        min_free=int(options.min_free_gb * GIGABYTE),
+        device=options.device,
+    )
 
     def say(line: str) -> None:
         with contextlib.suppress(OSError):  # whoever read our output has gone; the service does not depend on that

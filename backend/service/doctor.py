@@ -115,15 +115,14 @@ def check_kernels(home: Path) -> tuple:
 
 
 def check_gpu(home: Path) -> tuple:
-    """A CUDA device and gsplat, both optional."""
-    import torch
+    """What splatting runs on; a GPU is optional. Compiles nothing."""
+    from backend.splatting.engine import expected_engine
+    from backend.splatting.rasterize.gsplat_kernels import RETRY_HINT
 
-    if not torch.cuda.is_available():
-        return NOTE, "no CUDA device that torch can use: the work is done on the CPU"
-    name = torch.cuda.get_device_name(0)
-    if not installed("gsplat"):
-        return NOTE, f"{name}, but gsplat is not installed: the work is done on the CPU"
-    return OK, f"{name}, gsplat {importlib.metadata.version('gsplat')}"
+    engine = expected_engine()
+    if engine.is_gpu:
+        return (NOTE if engine.notes else OK), " ".join((f"splatting runs on {engine.name}.", *engine.notes))
+    return NOTE, f"splatting runs on the CPU. {engine.notes[0]}", RETRY_HINT
 
 
 def check_home(home: Path) -> tuple:

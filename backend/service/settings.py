@@ -15,6 +15,7 @@ class Settings:
 
     home: Path
     port: int = 0  # 0: any free one
+    device: str = "auto"  # one of `progress.DEVICES`, for all jobs
     pipelines: str = PIPELINES  # module:name of a dict from request kind to pipeline
     min_free: int = GIGABYTE  # with less free disk space nothing is accepted and no job begins
     quota: int = 200 * GIGABYTE  # of all blobs together

@@ -108,7 +108,7 @@ class Worker:
             except Exception:  # the other kinds can do without it
                 log.exception("The pipeline of kind %s cannot be loaded; its jobs will say so", kind)
         with contextlib.suppress(sqlite3.OperationalError):
-            self.queue.set_fact("device", describe_device())
+            self.queue.set_fact("device", describe_device(self.settings.device))
 
     def _next_job(self) -> Job | None:
         try:
@@ -144,7 +144,7 @@ class Worker:
             pipeline = load_pipeline(self.settings.pipelines, job.kind)
             work = self.home.work(job.id)
             work.mkdir(parents=True, exist_ok=True)
-            run = Run(work, attempt.show, attempt.is_cancelled)
+            run = Run(work, attempt.show, attempt.is_cancelled, self.settings.device)
             result = pipeline(json.loads(job.request), self._input, run)
             if attempt.is_cancelled():
                 raise JobCancelled
@@ -286,13 +286,21 @@ def as_user_error(error: BaseException, home: Path) -> UserError:
     )
 
 
-def describe_device() -> dict | None:
-    """What the pipelines run on, and the GPU that torch sees; None as long as they have not loaded torch."""
+def describe_device(wanted: str) -> dict | None:
+    """What splatting runs on and why, and the GPU that torch sees; None as long as nothing has loaded torch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"type": "cpu", "name": f"{os.cpu_count()} cores", "gpu": gpu, "torch": torch.__version__}
+    from backend.splatting.engine import expected_engine
+
+    engine = expected_engine(wanted)
+    return {
+        "type": engine.device.type,
+        "name": engine.name if engine.is_gpu else f"{os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "notes": list(engine.notes),
+    }
 
 
 def _device_is_lost(error: BaseException) -> bool:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.progress import UserError
+from backend.progress import DEVICES, UserError
 from backend.splatting.rasterize import gsplat_kernels
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,10 @@ def choose_engine(
     return _gpu(gsplat_kernels.surroundings())
 
 
-def expected_engine() -> Engine:
-    """What "auto" comes to here as far as that is known without compiling anything; the notes say what is not known."""
+def expected_engine(wanted: str = "auto") -> Engine:
+    """What `wanted` comes to here as far as that is known without compiling; the notes say what is not known."""
+    if wanted == "cpu":
+        return CPU
     here = gsplat_kernels.surroundings()
     if here.gpu is None:
         return Engine(CPU.device, CPU.name, (here.problem,))

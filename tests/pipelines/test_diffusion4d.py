@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> kinesplat_small.Kinesplat
 @pytest.fixture(autouse=True)
 def tiny(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model in place of the shipped one, and presets with few steps."""
-    monkeypatch.setattr(diffusion4d, "load", lambda: model)
+    monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
     monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
     monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
     for_preset = ConstructConfig.for_preset
@@ -240,7 +240,7 @@ def test_damaged_inputs_are_the_users_to_put_right(which: str, blobs: Blobs, tmp
 
 
 def test_missing_weights_say_so(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion4d, "load", lambda: kinesplat_small.load(tmp_path / "nowhere"))
+    monkeypatch.setattr(diffusion4d, "load", lambda **options: kinesplat_small.load(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"nowhere.model\.json is missing"):
         diffusion4d.run_request(ball_request(blobs), blobs, Run(tmp_path))
 

@@ -11,6 +11,7 @@ from backend.pipelines import clips, orbit_video
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import CHECKPOINT_NAME
+from backend.splatting.engine import CPU, Engine
 from backend.splatting.observations import Observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip
@@ -86,6 +87,30 @@ def test_a_request_becomes_a_clip_with_its_history(submitted, tmp_path: Path) ->
     assert steps[-1].fraction == 1.0
     # The checkpoint stays until the service has stored the clip: a kill in between must not repeat the work.
     assert {entry.name for entry in path.parent.iterdir()} == {"clip.npz", "construct.npz"}
+
+
+def test_a_gpu_that_cannot_be_used_is_a_warning_of_the_clip_or_an_error_if_asked_for(
+    submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, blob = submitted
+    asked = []
+
+    def choose(wanted: str, on_message) -> Engine:
+        asked.append(wanted)
+        on_message("Compiling gsplat's CUDA kernels")
+        if wanted == "cuda":
+            raise UserError("gsplat_broken", "nvcc failed.")
+        return Engine(CPU.device, CPU.name, ("Splatting ran on the CPU, not on the GPU. nvcc failed.",))
+
+    monkeypatch.setattr(clips, "choose_engine", choose)
+    steps: list[Progress] = []
+    clip = read_clip(orbit_video.run_request(request, blob, Run(tmp_path / "job", on_progress=steps.append)))
+    assert clip.provenance["warnings"] == ["Splatting ran on the CPU, not on the GPU. nvcc failed."]
+    assert clip.provenance["engine"] == "CPU"
+    assert "Compiling gsplat's CUDA kernels" in [progress.stage for progress in steps]
+    with pytest.raises(UserError, match="nvcc failed"):
+        orbit_video.run_request(request, blob, Run(tmp_path / "job", device="cuda"))
+    assert asked == ["auto", "cuda"]
 
 
 def test_static_orbit_and_surface_are_optional(submitted, tmp_path: Path) -> None:

@@ -115,8 +115,9 @@ def load_kernels(on_message: Callable[[str], None] | None = None, *, retry: bool
         here = surroundings()
         if here.problem:
             raise UserError("gsplat_missing", f"gsplat cannot draw on the GPU here. {here.problem}", HINT)
-        verdict = None if retry else known_verdict(here)
-        verdict = verdict or try_kernels(here, on_message)
+        verdict = known_verdict(here)
+        if verdict is None or (retry and not verdict.works):
+            verdict = try_kernels(here, on_message)
         if not verdict.works:
             raise UserError("gsplat_broken", verdict.reason, RETRY_HINT)
         try:
