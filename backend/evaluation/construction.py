@@ -70,3 +70,10 @@ def likeness(
     worst = views.sort().values[: max(round(WORST * len(views)), 1)].mean()
     means = {f"{name}_{label}": float(value.mean()) for name, value in values.items()}
     return means | {f"psnr_{label}_worst": float(worst)}
+
+
+def psnr_by_frame(clip: Clip, truth: Observations) -> dict[str, float]:
+    """Mean PSNR over the views of each frame of `truth`: where in time a construction goes wrong."""
+    views = psnr(over_white(render_clip(clip, truth.cameras)), over_white(truth.images)).numpy()
+    frames = (truth.cameras.times * (clip.frame_count - 1)).round().astype(int)
+    return {str(frame): float(views[frames == frame].mean()) for frame in np.unique(frames)}

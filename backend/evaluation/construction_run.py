@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.evaluation.choice import ChosenClip
-from backend.evaluation.construction import evaluate_construction
+from backend.evaluation.construction import evaluate_construction, psnr_by_frame
 from backend.evaluation.construction_sheets import Result, clip_sheet, overview, write_table
 from backend.evaluation.construction_truth import RESOLUTION, GridTruth, TruthFolder
 from backend.evaluation.networks import Networks
@@ -124,7 +124,7 @@ def evaluate_constructions(
                 failed[f"{case} {clip.name}"] = f"{error} {error.hint}".rstrip()
                 continue
             figures = evaluate_construction(made, given[0], truth.unseen, truth.tracks, networks.lpips)
-            rows[case].append(_row(truth, made, figures))
+            rows[case].append(_row(truth, made, figures) | {"by_frame": psnr_by_frame(made, truth.unseen)})
             results.append(Result(case, made, rows[case][-1]))
         if results:
             sheets.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,10 @@ from backend.splatting.render import render_clip
 from blender_addon.contract.clip import Clip
 
 VIEWS = 8  # on a sheet
+SIDE = 192  # pixels of one picture on it
+MARGIN = 4  # pixels round the subject
 TURNS = (180.0, 90.0, 270.0)  # degrees from the view that is shown at the same time, in turn
+VISIBLE = 25  # of 255
 OVERVIEW = 2  # best, worst: so many of each
 
 
@@ -40,17 +43,19 @@ def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
         times=unseen.cameras.times[chosen],
     )
     true = _straight(unseen.images[chosen])
-    rows = [SheetRow("truth", on_white(true))]
-    for result in results:
-        drawn = _straight(render_clip(result.clip, cameras))
-        rows += [SheetRow(result.case, on_white(drawn)), SheetRow("difference", difference(drawn, true))]
+    drawn = {result.case: _straight(render_clip(result.clip, cameras)) for result in results}
+    rows, columns = _window([true, *drawn.values()])
+    shown = [SheetRow("truth", on_white(true)[:, rows, columns])]
+    for case, pictures in drawn.items():
+        shown.append(SheetRow(case, on_white(pictures)[:, rows, columns]))
+        shown.append(SheetRow("difference", difference(pictures, true)[:, rows, columns]))
     azimuths, elevations = _directions(cameras.camera_to_world)
     heads = [
         f"frame {time * (FRAMES - 1):.0f}: {azimuth:.0f}° / {elevation:.0f}°"
         for time, azimuth, elevation in zip(cameras.times, azimuths, elevations, strict=True)
     ]
     lines = "   ".join(f"{one.case}: {_title(one.row)}" for one in results)
-    return sheet(f"{truth.clip.entry['id']} {truth.clip.action}   {lines}", rows, heads)
+    return sheet(f"{truth.clip.entry['id']} {truth.clip.action}   {lines}", shown, heads, SIDE)
 
 
 def overview(folder: Path, rows: dict[str, list[dict]]) -> None:
@@ -78,6 +83,18 @@ def _views(unseen: Observations) -> list[int]:
         off[(cameras.times != time) | (elevations.round() != level)] = np.inf
         chosen.append(int(off.argmin()))
     return chosen
+
+
+def _window(sets: list[np.ndarray]) -> tuple[slice, slice]:
+    """The smallest square part of the pictures [V, H, W, 4] outside which all of them are empty."""
+    seen = np.max([pictures[..., 3].max(axis=0) for pictures in sets], axis=0) > VISIBLE
+    size = min(seen.shape)
+    if not seen.any():
+        return slice(0, size), slice(0, size)
+    ranges = [np.flatnonzero(seen.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    side = min(max(last - first + 1 for first, last in ranges) + 2 * MARGIN, size)
+    starts = [int(np.clip((first + last + 1 - side) // 2, 0, size - side)) for first, last in ranges]
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
 
 
 def _directions(camera_to_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [V, 4, 4] -> [V], [V] degrees

@@ -24,7 +24,8 @@ GIVEN_SAMPLES = 16  # of Cycles: the add-on's own number
 UNSEEN_SAMPLES = 32  # less noise than what is given, so that noise is not what counts
 UNSEEN, SEVERAL = "unseen", "several"  # shots
 
-UNSEEN_FRAMES = tuple(range(1, FRAMES, 2))  # not time 0, which the static orbit shows from all sides
+# Neither time 0, which the static orbit shows from all sides, nor the last time, which is the same where a clip loops.
+UNSEEN_FRAMES = tuple(np.linspace(1, FRAMES - 2, 12).round().astype(int).tolist())
 AZIMUTHS = 8
 ELEVATIONS = {0.0: 0.5, 20.0: 0.37}  # degrees; and the first azimuth there, in steps
 LEAST_ANGLE = 15.0  # degrees of azimuth to the view that is shown at the same time; what is nearer is no unseen view

@@ -31,27 +31,27 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # 2 x [T, H, W, 4] 
     return (127.5 + (on_white(a).astype(np.float32) - on_white(b)) / 2).round().astype(np.uint8)
 
 
-def sheet(title: str, rows: list[SheetRow], heads: list[str] | None = None) -> Image.Image:
+def sheet(title: str, rows: list[SheetRow], heads: list[str] | None = None, side: int = SIDE) -> Image.Image:
     """One block: a title, column heads (by default the frames' numbers), and rows of evenly chosen frames.
 
-    `heads` are one per frame.
+    `heads` are one per frame; pictures are drawn with `side` pixels.
     """
     count = min(len(row.pictures) for row in rows)
     chosen = np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int)
-    width, height = LABEL_WIDTH + SIDE * len(chosen), 2 * TITLE_HEIGHT + SIDE * len(rows)
+    width, height = LABEL_WIDTH + side * len(chosen), 2 * TITLE_HEIGHT + side * len(rows)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     draw.text((6, 4), title, INK, font)
     for column, frame in enumerate(chosen):
-        x = LABEL_WIDTH + SIDE * column
+        x = LABEL_WIDTH + side * column
         head = heads[frame] if heads else f"frame {frame}"
-        draw.text((x + SIDE // 2, TITLE_HEIGHT + 12), head, INK, small, anchor="mm")
+        draw.text((x + side // 2, TITLE_HEIGHT + 12), head, INK, small, anchor="mm")
         for line, row in enumerate(rows):
-            image = Image.fromarray(row.pictures[frame]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
-            picture.paste(image, (x, 2 * TITLE_HEIGHT + SIDE * line))
+            image = Image.fromarray(row.pictures[frame]).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (x, 2 * TITLE_HEIGHT + side * line))
     for line, row in enumerate(rows):
-        draw.text((6, 2 * TITLE_HEIGHT + SIDE * line + SIDE // 2), row.label, INK, small, anchor="lm")
+        draw.text((6, 2 * TITLE_HEIGHT + side * line + side // 2), row.label, INK, small, anchor="lm")
     return picture
 
 
