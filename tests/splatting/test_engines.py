@@ -72,7 +72,7 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SMALL, shape_steps=3, coarse_steps=3, fine_steps=3, static_chance=1.0)
-    here = prepare(scene.moving, scene.static, config)
+    here = prepare(scene.moving, scene.static, config, frames=9)
     points = scene.surface.points[:200]
     fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
     fit.begin_motion(here, fit.gaussians.means.detach().clone())
@@ -82,7 +82,7 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     motion.control = motion.control.to(META)
     motion.coefficients = motion.coefficients.detach().to(META).requires_grad_()
     fit = Fit(fit.gaussians.to(META), fit.rest_means.to(META), motion)
-    fit.motion_optimizer = torch.optim.Adam([motion.coefficients])
+    fit.motion_optimizer = torch.optim.Adam([{"params": [motion.coefficients], "name": "coefficients"}])
     monkeypatch.setattr(fit, "begin_motion", lambda scene, means: None)
     monkeypatch.setattr(render, "rasterize", drawn_on_meta)
     for name in ("preview_shape", "preview_motion"):
