@@ -29,6 +29,9 @@ from backend.models.small import (
 FOLDER = WEIGHTS / "scene-flow"
 FORMAT, VERSION = "kinesplat-scene-flow", 1
 RESOLUTION = 64  # pixels of the pictures that it has learned from
+REACH = 4  # pixels of 1/2 and of 1/4 of the resolution, that a surface point is looked for around its place
+MATCHED = (1, 2)  # sides that are matched with the frame at 1/2 and at 1/4: finely, the near one alone
+SHARPNESS = 50.0  # of the matching: what a squared difference of colors of 1 counts
 PICTURES = 3  # frame, near and far side at time 0; RGBA each
 OUTPUTS = 8  # right, up, backward and log of the spread, of both sides
 UNIT = 0.1  # of flow, at outputs of 1
@@ -57,6 +60,9 @@ class SceneFlowNet(nn.Module):
         self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
         self.shared = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.entrance = nn.Conv2d(4 * 4 * PICTURES, widths[0], 3, padding=1)
+        self.matches = nn.ModuleList(
+            nn.Linear(sides * (2 * REACH + 1) ** 2, widths[level]) for level, sides in enumerate(MATCHED)
+        )
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, channels in enumerate(widths):
@@ -90,7 +96,8 @@ class SceneFlowNet(nn.Module):
         at time 0; spread is the scale of its Laplace distribution.
         """
         batch, frames = moving.shape[:2]
-        given = torch.cat([moving, near, far], 2).flatten(0, 1) * 2 - 1
+        moving, near, far = (pictures.flatten(0, 1) for pictures in (moving, near, far))
+        given = torch.cat([moving, near, far], 1) * 2 - 1
         x = channels_last(self.entrance(functional.pixel_unshuffle(given, 2)))
         embedding = self.frame_time(sinusoid(times, 64)) + self.camera(camera_to_world.flatten(2).to(times.dtype))
         context = (self.shared(embedding).flatten(0, 1), None, None, frames)
@@ -98,6 +105,10 @@ class SceneFlowNet(nn.Module):
         for level, blocks in enumerate(self.encoder):
             if level:
                 x = self.downs[level - 1](blocks_to_channels(x))
+            if level < len(self.matches):
+                small = [functional.avg_pool2d(pictures, 2 << level) for pictures in (moving, near, far)]
+                found = torch.cat([matches(reference, small[0]) for reference in small[1 : 1 + MATCHED[level]]], 1)
+                x = x + self.matches[level](channels_last(found).to(x.dtype))
             for block in blocks:
                 x = block(x, *context)
             skips.append(x)
@@ -112,6 +123,23 @@ class SceneFlowNet(nn.Module):
         flow = torch.einsum("btij,btsjhw->btsihw", camera_to_world[..., :3, :3].float(), out[:, :, :, :3] * UNIT)
         spread = UNIT * (out[:, :, :, 3:] - 0.5).exp()
         return flow, spread.clamp(SMALLEST_SPREAD, LARGEST_SPREAD)
+
+
+def matches(reference: Tensor, frame: Tensor) -> Tensor:  # [N, C, H, W] x 2 -> [N, (2 REACH + 1)^2, H, W]
+    """How well each pixel of `reference` agrees with each of those of `frame` round its place; sums to their number.
+
+    Row by row, from REACH pixels up and left to as many down and right.
+    """
+    height, width = frame.shape[2:]
+    reference, padded = reference.contiguous(), functional.pad(frame, (REACH,) * 4).contiguous()
+    side = 2 * REACH + 1
+    costs = frame.new_zeros(len(frame), side * side, height, width)
+    for place in range(side * side):
+        row, column = divmod(place, side)
+        for channel in range(frame.shape[1]):
+            difference = reference[:, channel] - padded[:, channel, row : row + height, column : column + width]
+            costs[:, place].addcmul_(difference, difference)
+    return (-SHARPNESS * costs).softmax(1) * side * side
 
 
 def opposite_views(cameras: np.ndarray, candidates: np.ndarray) -> np.ndarray:  # [T, 4, 4], [V, 4, 4] -> [T] int

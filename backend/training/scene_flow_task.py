@@ -10,6 +10,7 @@ from backend.training.batches import FlowBatch
 from backend.training.config import TrainConfig
 
 SOFTEST = 0.5  # of coverage: pixels that show less of the subject teach nothing
+SPREAD_WEIGHT = 0.05
 MOVED = 0.005  # of flow, added to a clip's mean motion where errors are told relative to it
 
 
@@ -20,21 +21,22 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SceneFlowNet:
 
 
 def loss(network: torch.nn.Module, batch: FlowBatch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
-    """Negative log-likelihood of the true flow where there is surface; errors relative to the motion beside it."""
+    """Error of the flow where there is surface, relative to the clip's motion; and how well the spread tells it.
+
+    The flow does not learn from the likelihood of its spread: still and easy places would rule it.
+    """
     flow, spread = network(batch.moving, batch.near, batch.far, batch.camera_to_world, batch.times)
     pictures = torch.stack([batch.near, batch.far], 2)
     coverage = pictures[:, :, :, 3:]
     inside = (coverage > SOFTEST).float()
     true = torch.stack([batch.near_flow, batch.far_flow], 2) / coverage.clamp_min(SOFTEST)
-    # of three independent Laplace distributions of one spread, by the length of the error
     error = (flow - true).square().sum(3, keepdim=True).add(1e-8).sqrt()
-    likelihood = inside * (error / spread + 3 * spread.log())
-    nll = (likelihood.sum((1, 2, 3, 4, 5)) / inside.sum((1, 2, 3, 4, 5)).clamp_min(1)).mean()
-    with torch.no_grad():
-        mean = lambda values, side: _mean(values[:, :, side], inside[:, :, side])  # noqa: E731
-        length = true.square().sum(3, keepdim=True).sqrt()
-        relative = [mean(error, side) / (mean(length, side) + MOVED) for side in (0, 1)]
-    return {"loss": nll, "near": relative[0].mean(), "far": relative[1].mean()}
+    motion = _mean(true.square().sum(3, keepdim=True).sqrt(), inside) + MOVED
+    near, far = ((_mean(error[:, :, side], inside[:, :, side]) / motion).mean() for side in (0, 1))
+    # of three independent Laplace distributions of one spread, by the length of the error
+    likelihood = error.detach() / spread + 3 * spread.log()
+    nll = _mean(likelihood, inside).mean()
+    return {"loss": near + far + SPREAD_WEIGHT * nll, "nll": nll.detach(), "near": near.detach(), "far": far.detach()}
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:  # [B, ...] -> [B]
