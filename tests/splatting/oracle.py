@@ -24,18 +24,34 @@ def rasterize_dense(
     height: int,
     near_plane: float = 0.01,
     eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    render_mode: str = "RGB",
+    rasterize_mode: str = "classic",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colors [H, W, 3] and alphas [H, W, 1] of one cloud in one camera, and how near each pixel is to a cut-off.
+    """Pictures [H, W, X] and alphas [H, W, 1] of one cloud in one camera, and how near each pixel is to a cut-off.
 
     The third result [H, W] is the smallest relative distance of any contribution in that pixel to one of the two
     cut-offs, where the picture is not continuous: below 1e-5 or so, float32 may fall on the other side.
     """
-    from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci
+    from gsplat.cuda._torch_impl import (
+        _fully_fused_projection,
+        _quat_scale_to_covar_preci,
+        _spherical_harmonics,
+    )
 
     covars, _ = _quat_scale_to_covar_preci(quats, scales, compute_preci=False)
-    _, means2d, depths, conics, _ = _fully_fused_projection(
-        means, covars, viewmat[None], K[None], width, height, eps2d, near_plane
+    _, means2d, depths, conics, compensations = _fully_fused_projection(
+        means, covars, viewmat[None], K[None], width, height, eps2d, near_plane, calc_compensations=True
     )
+    if rasterize_mode == "antialiased":
+        opacities = opacities * compensations[0]
+    if sh_degree is not None:
+        directions = means - viewmat.inverse()[:3, 3]
+        colors = (_spherical_harmonics(sh_degree, directions, colors) + 0.5).clamp_min(0)
+    if render_mode in ("D", "ED"):
+        colors = depths[0][:, None]
+    elif render_mode != "RGB":
+        colors = torch.cat([colors, depths[0][:, None]], dim=-1)
     in_front = torch.nonzero(depths[0] > near_plane)[:, 0]
     order = in_front[torch.argsort(depths[0][in_front], stable=True)]
     means2d, conics, opacities, colors = means2d[0, order], conics[0, order], opacities[order], colors[order]
@@ -54,9 +70,12 @@ def rasterize_dense(
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=1)
     weights = alpha * before
     nearest = margin.amin(dim=1) if margin.shape[1] else torch.full((width * height,), math.inf)
+    pictures, alphas = weights @ colors, weights.sum(dim=1, keepdim=True)
+    if render_mode.endswith("ED"):
+        pictures = torch.cat([pictures[:, :-1], pictures[:, -1:] / alphas.clamp_min(1e-10)], dim=-1)
     return (
-        (weights @ colors).view(height, width, 3),
-        weights.sum(dim=1).view(height, width, 1),
+        pictures.view(height, width, -1),
+        alphas.view(height, width, 1),
         nearest.view(height, width),
     )
 
