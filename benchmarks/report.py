@@ -90,11 +90,14 @@ def cpu_milliseconds(work: Callable[[], object], repeats: int, seconds: float = 
 
 
 def machine() -> dict:
-    """Processor, cores, memory, system."""
+    """Processor, cores, memory, GPU, system."""
+    import torch
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }
 

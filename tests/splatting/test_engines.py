@@ -68,6 +68,7 @@ def drawn_on_meta(
     return every.expand(*shape, 3), every.expand(*shape, 1), {}
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     assert len([progress for progress in reported if progress.step == 3]) == 3  # the last step of each stage
 
 
+@pytest.mark.slow
 def test_whole_batches_find_the_motion_too(scene: Scene, tmp_path: Path) -> None:
     config = replace(SMALL.with_whole_batches(), shape_steps=30, coarse_steps=40, fine_steps=15)
     clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path))
