@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from backend.splatting.color import encoded
-from backend.splatting.gaussians import SH_DC
 from backend.splatting.rasterize import rasterize
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import Cameras
@@ -19,27 +18,48 @@ def render(
     quats: Tensor,  # [T, N, 4] wxyz
     scales: Tensor,  # [N, 3] or [T, N, 3]
     opacities: Tensor,  # [N] or [T, N]
-    colors: Tensor,  # [N, 3] or [T, N, 3]
+    colors: Tensor,  # [N, D] or [T, N, D]; with sh_degree [N, K, 3] or [T, N, K, 3]
     viewmats: Tensor,  # [T, 4, 4]
     Ks: Tensor,  # noqa: N803 - [T, 3, 3]
     width: int,
     height: int,
-) -> Tensor:  # [T, H, W, 4]
-    """One picture for each of T moments, colour multiplied by alpha."""
-    moments = len(means)
-    color, alpha, _ = rasterize(
+    *,
+    sh_degree: int | None = None,
+    depth: bool = False,
+) -> Tensor:  # [T, H, W, 4 or more]
+    """One picture for each of T moments: RGB, alpha, then further channels, all but alpha itself multiplied by alpha.
+
+    Further channels are those of `colors` beyond three and, if `depth` is asked for, last the depth along the camera's
+    axis. Differentiable in the Gaussians.
+
+    Args:
+        means: clip space.
+        quats: of any length above 0.
+        scales: linear standard deviations, clip space.
+        opacities: 0..1.
+        colors: RGB, and whatever else is to be drawn with it; or coefficients of spherical harmonics.
+        viewmats: world to camera, OpenCV axes.
+        Ks: intrinsics, pixels.
+        width: pixels.
+        height: pixels.
+        sh_degree: of `colors`, 0 to 4; None where they are no coefficients.
+        depth: whether to draw the depth, too.
+    """
+    pictures, alphas, _ = rasterize(
         means,
         quats,
-        scales.expand(moments, -1, -1),
-        opacities.expand(moments, -1),
-        colors.expand(moments, -1, -1),
+        scales,
+        opacities,
+        colors,
         viewmats[:, None],
         Ks[:, None],
         width,
         height,
         eps2d=EPS2D,
+        sh_degree=sh_degree,
+        render_mode="RGB+D" if depth else "RGB",
     )
-    return torch.cat([color, alpha], dim=-1)[:, 0]
+    return torch.cat([pictures[..., :3], alphas, pictures[..., 3:]], dim=-1)[:, 0]
 
 
 @torch.no_grad()
@@ -48,25 +68,23 @@ def render_clip(clip: Clip, cameras: Cameras, frozen: bool = False) -> Tensor:  
 
     Colour is multiplied by alpha and sRGB-coded, like the pictures that clips are constructed from: a clip of linear
     light is drawn in that and converted.
-    `frozen` shows the first frame at all times. View-dependent colour is left out.
+    `frozen` shows the first frame at all times.
     """
-    colors = torch.from_numpy((0.5 + SH_DC * clip.sh[:, 0]).clip(0, 1).astype(np.float32))
     viewmats = torch.from_numpy(cameras.viewmats()).float()
     intrinsics = torch.from_numpy(cameras.Ks).float()
     pictures = torch.empty(len(cameras.times), cameras.height, cameras.width, 4)
     for time in np.unique(cameras.times):
         moment = clip.frame(0.0 if frozen else time * (clip.frame_count - 1))
-        gaussians = [torch.from_numpy(np.ascontiguousarray(array)) for array in vars(moment).values()]
-        for view in np.flatnonzero(cameras.times == time):
-            at = slice(view, view + 1)
-            pictures[at] = render(
-                gaussians[0][None],
-                gaussians[1][None],
-                *gaussians[2:],
-                colors,
-                viewmats[at],
-                intrinsics[at],
-                cameras.width,
-                cameras.height,
-            )
+        arrays = (moment.means, moment.quats, moment.scales, moment.opacities, clip.sh)
+        views = torch.from_numpy(np.flatnonzero(cameras.times == time))
+        colors, alphas, _ = rasterize(
+            *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays),
+            viewmats[views],
+            intrinsics[views],
+            cameras.width,
+            cameras.height,
+            eps2d=EPS2D,
+            sh_degree=clip.sh_degree,
+        )
+        pictures[views] = torch.cat([colors, alphas], dim=-1)
     return encoded(pictures, clip.color_space)
