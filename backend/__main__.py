@@ -151,8 +151,14 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="preview")
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N")
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                        help="another setting of the fit, for ablations; may be repeated")  # fmt: skip
+    parser.add_argument("--device", choices=DEVICES, default="auto",
+                        help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
     parser.add_argument("--renderer", choices=("cycles", "fast"), default="cycles",
                         help="of the truth: Blender, or the rasterizer of training (needs baked assets)")  # fmt: skip
+    parser.add_argument("--truth", type=Path, metavar="DIR",
+                        help="where true pictures are kept, for several runs to share (default: in --out)")  # fmt: skip
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
     parser.set_defaults(func=evaluate_construction)
 
@@ -382,7 +388,8 @@ def evaluate_construction(options: argparse.Namespace) -> int:
     """Evaluate construction, with a progress bar."""
     from backend.console import progress_bar
     from backend.evaluation.choice import chosen_clips, named_clips
-    from backend.evaluation.construction_run import evaluate_constructions, shipped_constructor
+    from backend.evaluation.construction_run import evaluate_constructions
+    from backend.evaluation.constructor import shipped_constructor
     from backend.evaluation.networks import load_networks
     from backend.progress import Run
 
@@ -392,7 +399,8 @@ def evaluate_construction(options: argparse.Namespace) -> int:
     else:
         per_asset, families, actions = options.clips_per_asset, options.families, options.actions
         clips = chosen_clips(options.assets, options.split, per_asset, families=families, actions=actions)
-    constructor = shipped_constructor(options.preset, options.gaussians, options.seed)
+    changes = tuple(options.changes)
+    constructor = shipped_constructor(options.preset, options.gaussians, options.seed, options.device, changes)
     options.out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as show:
         summary = evaluate_constructions(
@@ -403,8 +411,9 @@ def evaluate_construction(options: argparse.Namespace) -> int:
             cases=tuple(dict.fromkeys(options.case)),
             renderer=options.renderer,
             limit=options.limit,
+            truths=options.truth,
             networks=networks,
-            run=Run(options.out, on_progress=show),
+            run=Run(options.out, on_progress=show, device=options.device),
         )
     cases = {summary["case"]: summary, **summary["cases"]}
     print(" " * 28 + "".join(f"{case:>10}" for case in cases) + "   (medians)")

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +21,12 @@ import numpy as np
 
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.construction import evaluate_construction, psnr_by_frame
-from backend.evaluation.construction_sheets import Result, clip_sheet, overview, write_table
+from backend.evaluation.construction_sheets import Result, clip_sheet, overview, table
 from backend.evaluation.construction_truth import RESOLUTION, GridTruth, TruthFolder
+from backend.evaluation.constructor import Constructor
 from backend.evaluation.networks import Networks
-from backend.pipelines.clips import construct_clip
 from backend.progress import Progress, Run, UserError
-from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.observations import Observations
-from backend.splatting.rasterize import warm_up
 from backend.versions import versions
 from blender_addon.contract.arrays import BadFileError, atomic_file
 from blender_addon.contract.clip import Clip, read_clip, write_clip
@@ -37,39 +35,6 @@ from blender_addon.contract.orbit import SurfaceSamples
 CASES = ("object", "hull", "views8")
 RENDERING, RENDERING_SEVERAL, CONSTRUCTING = "Rendering the truth", "Rendering more views", "Constructing"
 LOWER_IS_BETTER = ("dssim", "lpips", "track_error", "seconds", "cpu_seconds")
-BACKEND = Path(__file__).resolve().parents[1]
-CODE = ("splatting", "pipelines/clips.py")  # what decides how a clip is constructed
-
-
-@dataclass(frozen=True)
-class Constructor:
-    """What is evaluated."""
-
-    construct: Callable[[Observations, Observations, SurfaceSamples | None, Run], Clip]  # plans and ends its run
-    name: str  # for people
-    version: str  # differs whenever results may
-
-
-def shipped_constructor(preset: str, gaussians: int | None = None, seed: int = 0) -> Constructor:
-    """The construction that the product uses."""
-    settings = {"preset": preset, "gaussians": gaussians, "seed": seed}
-    digest = hashlib.sha256()
-    for path in sorted(path for part in CODE for path in _sources(BACKEND / part)):
-        digest.update(path.read_bytes())
-
-    def construct(moving: Observations, static: Observations, surface: SurfaceSamples | None, run: Run) -> Clip:
-        run.plan(STAGE_SHARES)
-        clip = construct_clip(moving, static, surface, settings, run)
-        run.finish()
-        return clip
-
-    warm_up()  # compiled once per computer, so it is no part of a construction
-    count = "" if gaussians is None else f", {gaussians} Gaussians"
-    return Constructor(construct, f"{preset}{count}, seed {seed}", f"{settings} {digest.hexdigest()[:12]}")
-
-
-def _sources(path: Path) -> list[Path]:
-    return list(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def evaluate_constructions(
@@ -81,6 +46,7 @@ def evaluate_constructions(
     cases: tuple[str, ...] = ("object", "hull"),
     renderer: str = "cycles",
     limit: int | None = None,
+    truths: Path | None = None,
     networks: Networks = Networks(),  # noqa: B008 - frozen
     resolution: int = RESOLUTION,
     run: Run,
@@ -89,10 +55,11 @@ def evaluate_constructions(
 
     Args:
         assets: folder of the manifest that `clips` come from.
-        out: gets `summary.json`, `table.md`, `sheets/`, and what a later run can use: `truth_*/`, `clips/`.
+        out: gets `summary.json` and `table.md` (after each clip), `sheets/`, and what a later run can use: `clips/`.
         cases: of `CASES`; the first is the one whose figures stand at the top of the summary.
         renderer: of the truth.
         limit: of clips; those that are no fair test are passed over and do not count.
+        truths: where true pictures are kept; by default in `out`.
         resolution: of all pictures.
 
     Raises:
@@ -102,7 +69,7 @@ def evaluate_constructions(
     started = time.monotonic()
     several = "views8" in cases
     run.plan({RENDERING: 1.0, **({RENDERING_SEVERAL: 1.0} if several else {}), CONSTRUCTING: 1.5 * len(cases)})
-    folder = TruthFolder(assets, out / f"truth_{renderer}", renderer, several, resolution)
+    folder = TruthFolder(assets, (truths or out) / f"truth_{renderer}", renderer, several, resolution)
     usable, left_out = folder.render(clips, limit, run, {"grid": RENDERING, "several": RENDERING_SEVERAL})
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -129,28 +96,33 @@ def evaluate_constructions(
         if results:
             sheets.mkdir(parents=True, exist_ok=True)
             clip_sheet(truth, results).save(sheets / f"{clip.name}.png")
-
-    by_case = {case: _statistics(own) for case, own in rows.items()}
-    summary = {
-        **by_case[cases[0]],
-        "case": cases[0],
-        "cases": {case: by_case[case] for case in cases[1:]},
-        "preset": constructor.name,
-        "renderer": renderer,
-        "resolution": resolution,
-        "left_out": left_out,
-        "failed": failed,
-        "not_measured": {name: why for name, why in networks.missing().items() if name == "lpips"},
-        "constructor": constructor.version,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    overview(sheets, {case: own for case, own in rows.items() if own})
-    write_table(out / "table.md", by_case, summary)
-    with atomic_file(out / "summary.json") as file:
-        file.write((json.dumps(summary, indent=1) + "\n").encode())
+        by_case = {case: _statistics(own) for case, own in rows.items()}
+        summary = {
+            **by_case[cases[0]],
+            "case": cases[0],
+            "cases": {case: by_case[case] for case in cases[1:]},
+            "preset": constructor.name,
+            "renderer": renderer,
+            "resolution": resolution,
+            "missing": len(usable) - k - 1,  # clips, where the run was stopped
+            "left_out": left_out,
+            "failed": failed,
+            "not_measured": {name: why for name, why in networks.missing().items() if name == "lpips"},
+            "constructor": constructor.version,
+            "versions": versions(),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        _write(out, by_case, summary)
+    overview(sheets, rows)
     run.finish()
     return summary
+
+
+def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
+    with atomic_file(out / "summary.json") as file:
+        file.write((json.dumps(summary, indent=1) + "\n").encode())
+    with atomic_file(out / "table.md") as file:
+        file.write(table(by_case, summary).encode())
 
 
 def _given(truth: GridTruth, case: str) -> tuple[Observations, Observations, SurfaceSamples | None]:
@@ -177,10 +149,11 @@ def _kept(
         pass
     shutil.rmtree(work, ignore_errors=True)  # a checkpoint would make the time that is told too short
     work.mkdir(parents=True)
+    run = part(work)
     wall, cpu = time.monotonic(), time.process_time()
-    clip = constructor.construct(*given, part(work))
+    clip = constructor.construct(*given, run)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    told = {"key": key, "seconds": wall, "cpu_seconds": cpu}
+    told = {"key": key, "seconds": wall, "cpu_seconds": cpu, "warnings": run.notes}
     clip = replace(clip, provenance={**clip.provenance, "evaluation": told})
     write_clip(path, clip)
     shutil.rmtree(work, ignore_errors=True)
@@ -204,7 +177,7 @@ def _part_of(run: Run, folder: Path, *, done: int, total: int) -> Run:
     def forward(progress: Progress) -> None:
         run.report(done + progress.fraction, total)
 
-    return Run(folder, on_progress=forward)
+    return Run(folder, on_progress=forward, device=run.device)
 
 
 def _row(truth: GridTruth, clip: Clip, figures: dict[str, float]) -> dict:
@@ -220,6 +193,7 @@ def _row(truth: GridTruth, clip: Clip, figures: dict[str, float]) -> dict:
         **figures,
         "seconds": told["seconds"],
         "cpu_seconds": told["cpu_seconds"],
+        "warnings": told["warnings"],
     }
 
 

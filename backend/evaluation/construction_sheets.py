@@ -61,6 +61,8 @@ def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
 def overview(folder: Path, rows: dict[str, list[dict]]) -> None:
     """Per case the sheets of the best and of the worst clips, one below the other: `CASE_overview.png`."""
     for case, own in rows.items():
+        if not own:
+            continue
         ranked = [row["clip"] for row in sorted(own, key=lambda row: -row["psnr_unseen"])]
         best, worst = ranked[:OVERVIEW], ranked[max(len(ranked) - OVERVIEW, OVERVIEW) :]
         sheets = []
@@ -125,8 +127,8 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def write_table(path: Path, by_case: dict[str, dict], summary: dict) -> None:
-    """`table.md`: the cases side by side, then every clip of each."""
+def table(by_case: dict[str, dict], summary: dict) -> str:
+    """All figures as Markdown: the cases side by side, then every clip of each."""
     names = [name for name in COLUMNS if any(name in own["median"] for own in by_case.values())]
     lines = ["## Median, and worst", "", "| | " + " | ".join(COLUMNS[name] for name in names) + " |"]
     lines.append("|---" + "|---:" * len(names) + "|")
@@ -139,9 +141,11 @@ def write_table(path: Path, by_case: dict[str, dict], summary: dict) -> None:
         lines += [_line(f"**{kind}**", own[kind], names) for kind in ("mean", "median", "worst")]
         lines += ["", f"By PSNR on unseen views best: {own['best_clip']}, worst: {own['worst_clip']}."]
     lines += ["", f"{summary['preset']}; renderer {summary['renderer']}, {summary['resolution']} px.", ""]
+    if summary["missing"]:
+        lines.append(f"- Not finished: {summary['missing']} clips are missing.")
     for title, notes in (("Not measured", "not_measured"), ("Left out", "left_out"), ("Failed", "failed")):
         lines += [f"- {title}: {name}: {reason}" for name, reason in summary[notes].items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _line(label: str, values: dict, names: list[str]) -> str:

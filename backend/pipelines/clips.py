@@ -34,15 +34,23 @@ def engine_of(run: Run) -> Engine:
 
 
 def construct_clip(
-    moving: Observations, static: Observations | None, surface: SurfaceSamples | None, settings: dict, run: Run
+    moving: Observations,
+    static: Observations | None,
+    surface: SurfaceSamples | None,
+    settings: dict,
+    run: Run,
+    changes: dict | None = None,
 ) -> Clip:
     """The clip of an orbit, as `settings` (preset, gaussians, seed) ask for it, on `run.device`.
+
+    `changes` are other values for fields of `ConstructConfig`; requests have none.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
         JobCancelled: by `run`.
     """
     config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
+    config = replace(config, **changes or {})
     engine = engine_of(run)
     clip = construct(moving, static, surface, config, run, engine)
     numbers = (clip.means, clip.scales, clip.sh, clip.motion.basis_translations)

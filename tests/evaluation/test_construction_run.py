@@ -15,8 +15,9 @@ from backend.data.surface_points import follow_surface, sample_triangles
 from backend.data.views import FRAMES
 from backend.evaluation import construction_truth, truth, truth_worker
 from backend.evaluation.choice import ChosenClip, chosen_clips, named_clips
-from backend.evaluation.construction_run import Constructor, evaluate_constructions
+from backend.evaluation.construction_run import evaluate_constructions
 from backend.evaluation.construction_truth import GridTruth, TruthFolder, several_cameras, unseen_cameras
+from backend.evaluation.constructor import Constructor, parse_change
 from backend.progress import JobCancelled, Run, UserError
 from backend.splatting.observations import Observations
 from blender_addon.contract.clip import Clip, FrameMotion
@@ -142,17 +143,18 @@ def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_
 @pytest.mark.usefixtures("few_views")
 def test_a_second_run_takes_what_the_first_has_made(assets: Path, lever: ChosenClip, tmp_path: Path) -> None:
     known = Known(assets)
+    options = {"cases": ("object", "hull"), "truths": tmp_path / "truths"}
     cancelled = Run(tmp_path, is_cancelled=lambda: len(known.given) > 1)
     with pytest.raises(JobCancelled):
-        evaluate(known, lever, tmp_path, cases=("object", "hull"), run=cancelled)
-    picture = next(tmp_path.rglob("unseen.png")).stat().st_mtime_ns
-    first = evaluate(known, lever, tmp_path, cases=("object", "hull"))
+        evaluate(known, lever, tmp_path, run=cancelled, **options)
+    (picture,) = (path.stat().st_mtime_ns for path in (tmp_path / "truths").rglob("unseen.png"))
+    first = evaluate(known, lever, tmp_path, **options)
     assert len(known.given) == 3  # the one that was cancelled is made again
-    again = evaluate(known, lever, tmp_path, cases=("object", "hull"))
+    again = evaluate(known, lever, tmp_path, **options)
     assert len(known.given) == 3
     assert again["assets"] == first["assets"]
-    assert next(tmp_path.rglob("unseen.png")).stat().st_mtime_ns == picture
-    evaluate(known, lever, tmp_path, version="2")
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("unseen.png")] == [picture]
+    evaluate(known, lever, tmp_path, version="2", truths=tmp_path / "truths")
     assert len(known.given) == 4
 
 
@@ -198,6 +200,15 @@ def test_clips_are_asked_for_by_name_family_and_action(assets: Path) -> None:
         chosen_clips(assets, None, 1, families=["birds"])
     with pytest.raises(UserError, match="No clip fits"):
         chosen_clips(assets, "val", 1, actions=["fly"])
+
+
+def test_settings_of_the_fit_are_read_by_their_kind() -> None:
+    assert parse_change("harmonics=4") == ("harmonics", 4)
+    assert parse_change("spectral_weight=4") == ("spectral_weight", 4.0)
+    assert parse_change("color_space=linear") == ("color_space", "linear")
+    for wrong in ("harmonic=4", "harmonics=four", "harmonics"):
+        with pytest.raises(UserError):
+            parse_change(wrong)
 
 
 def test_points_are_even_on_the_surface_and_stay_on_it() -> None:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The construction that the product uses, as evaluation takes it; for ablations with other settings of the fit."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from backend.pipelines.clips import construct_clip
+from backend.progress import Run, UserError
+from backend.splatting.config import ConstructConfig
+from backend.splatting.construct import STAGE_SHARES
+from backend.splatting.engine import choose_engine
+from backend.splatting.observations import Observations
+from backend.splatting.rasterize import warm_up
+from blender_addon.contract.clip import Clip
+from blender_addon.contract.orbit import SurfaceSamples
+
+BACKEND = Path(__file__).resolve().parents[1]
+ROOMS = ("splatting", "models", "pipelines")  # whose code decides what comes out
+CARDS = "weights/*/*.json"  # each holds the checksums of its weights
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """What is evaluated."""
+
+    construct: Callable[[Observations, Observations, SurfaceSamples | None, Run], Clip]  # plans and ends its run
+    name: str  # for people
+    version: str  # differs whenever results may
+
+
+def shipped_constructor(
+    preset: str, gaussians: int | None = None, seed: int = 0, device: str = "auto", changes: tuple[str, ...] = ()
+) -> Constructor:
+    """The construction as a request asks for it.
+
+    Args:
+        preset: and the next two, as in a request.
+        device: that the run will have: "auto", "cpu" or "cuda".
+        changes: `NAME=VALUE` of `ConstructConfig`.
+
+    Raises:
+        UserError: there is no such setting, or the device cannot be used.
+    """
+    settings = {"preset": preset, "gaussians": gaussians, "seed": seed}
+    changed = dict(parse_change(change) for change in changes)
+    engine = choose_engine(device)
+    warm_up()  # compiled once per computer, so it is no part of a construction
+
+    def construct(moving: Observations, static: Observations, surface: SurfaceSamples | None, run: Run) -> Clip:
+        run.plan(STAGE_SHARES)
+        clip = construct_clip(moving, static, surface, settings, run, changed)
+        run.finish()
+        return clip
+
+    digest = hashlib.sha256()
+    for path in sorted([*(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")), *BACKEND.glob(CARDS)]):
+        digest.update(path.read_bytes())
+    count = "" if gaussians is None else f", {gaussians} Gaussians"
+    name = f"{preset}{count}, seed {seed}{''.join(f', {change}' for change in changes)}, {engine.name}"
+    return Constructor(construct, name, f"{json.dumps({**settings, **changed})} on {engine.name}, {digest.hexdigest()}")
+
+
+def parse_change(change: str) -> tuple[str, object]:
+    """`harmonics=4` -> ("harmonics", 4).
+
+    Raises:
+        UserError: there is no such setting, or it takes no such value.
+    """
+    name, _, text = change.partition("=")
+    known = {field.name: field.default for field in fields(ConstructConfig)}
+    if name not in known:
+        raise UserError("bad_setting", f"There is no setting {name!r}.", f"Settings: {', '.join(known)}.")
+    kind = type(known[name])
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise UserError("bad_setting", f"{name} cannot be {text!r}.", f"Its default is {known[name]}.") from None
+    return name, value
