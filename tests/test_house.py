@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "backend.versions": ("backend.__version__",),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": (
-        *("numpy", "torch", "numba", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),
+        *("numpy", "torch", "numba", "llvmlite", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),
         *LEAVES,
     ),
     "backend.evaluation": (
