@@ -36,11 +36,21 @@ class ConstructConfig:
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
     shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
     final_shape_share: float = 0.2  # what is left of those at the end
+    guide_steps: int = 200  # iterations that follow the guide alone, where there is one, all its times each
+    guide_rate: float = 6e-3  # Adam's step in these, clip space
+    guide_priors: float = 0.02  # weight of the priors in these
+    guide_weight: float = 0.3  # of the guide after them, beside pictures and priors
+    guide_decay: float = 0.3  # what is left of that weight at the end
+    guide_times: int = 4  # at which the guide is asked per iteration then
     static_chance: float = 0.25  # of static views in an iteration of stage 3
 
     def with_whole_batches(self) -> "ConstructConfig":
         """The same for a GPU, where all pictures at once cost little more than one."""
         return replace(self, shape_frames=MOST_FRAMES, coarse_frames=MOST_FRAMES, fine_frames=MOST_FRAMES)
+
+    def with_guide(self) -> "ConstructConfig":
+        """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
+        return replace(self, window_share=0.0, coarse_steps=self.coarse_steps // 2, spectral_weight=2.0)
 
     @classmethod
     def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Construction of a clip: time-varying Gaussians from pictures of a moving orbit, one view per time.
 
-One view per time leaves the motion open; what decides the views that nobody showed is the order of the work and the
-priors. Three stages, each from what the former one found:
+One view per time leaves the motion open; what decides the views that nobody showed is the order of the work, the
+priors, and a guide where there is one. Four stages, each from what the former one found:
 
 1. *Shape*: canonical Gaussians, those of time 0, from the static orbit.
-2. *Motion, coarse*: small pictures and few Gaussians; the shape is held. Times near time 0 come first, and the window
-   of times grows from there, so that each pose starts from a neighbour that is already right.
-3. *Fine*: full pictures and all Gaussians, motion and shape together.
+2. *Guide*: the motion that scene flow (`guide.SceneFlow`) tells, at all times at once. No pictures; skipped without it.
+3. *Motion, coarse*: small pictures and few Gaussians; the shape is held. Without a guide, times near time 0 come first,
+   and the window of times grows from there, so that each pose starts from a neighbour that is already right.
+4. *Fine*: full pictures and all Gaussians, motion and shape together.
 
 The motion is a series in time that is exactly 0 at time 0 (`motion.TimeBasis`); fast terms are held down by the
 spectral prior, stretching by the rigidity of the control points. Without a static orbit the shape comes from the
@@ -27,7 +28,8 @@ from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
-from backend.splatting.gaussians import discs, sample_colors, spread_samples
+from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
+from backend.splatting.guide import Guide, SceneFlow, make_guide
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
@@ -36,10 +38,10 @@ from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 5  # counts changes that make older checkpoints useless
+ALGORITHM = 6  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
-SHAPE, COARSE, FINE = STAGES = ("Fitting the shape", "Fitting the motion", "Refining")
-STAGE_SHARES = {SHAPE: 0.25, COARSE: 0.4, FINE: 0.35}
+SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
+STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
 
 MOVING_AGREEMENT = 0.8  # of silhouettes that moved, on what belongs to the subject
 PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
@@ -53,6 +55,7 @@ def construct(
     config: ConstructConfig,
     run: Run,
     engine: Engine = CPU,
+    flow: SceneFlow | None = None,
 ) -> Clip:
     """A clip of the subject that `moving` shows.
 
@@ -66,6 +69,8 @@ def construct(
             has stages of their own before or after plans with `STAGE_SHARES`.
         engine: what it runs on (`engine.choose_engine`). On a GPU each iteration looks at all pictures at once. A
             checkpoint of one engine is taken up by another.
+        flow: what is believed about the movement of the subject's surface, or None. With it the motion is found where
+            pictures alone would leave it in the wrong place, and the priors need not be strong.
 
     Returns:
         A clip with `BasisMotion` in `config.color_space`, one frame per time of `moving`, in clip space. Name, fps,
@@ -78,13 +83,13 @@ def construct(
         JobCancelled: by `run`.
     """
     with _one_torch_thread():
-        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, config))
+        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, flow, config))
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
-        scene = prepare(moving, static, config, frames)
+        scene = prepare(moving, static, config.with_guide() if flow else config, frames)
         if engine.is_gpu:
-            scene = replace(scene.to(engine.device), config=config.with_whole_batches())
+            scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
         saved = checkpoint.load()
         if saved is None:
             run.begin(SHAPE)
@@ -93,10 +98,13 @@ def construct(
             fit = Fit.from_arrays(saved, scene)
         if fit.stage == 0:
             _fit_shape(fit, scene, checkpoint, run)
+        guide = flow and make_guide(flow, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
-            _fit_motion(fit, scene, checkpoint, run)
+            _follow_guide(fit, scene, guide, checkpoint, run)
         if fit.stage == 2:
-            _fit_both(fit, scene, checkpoint, run)
+            _fit_motion(fit, scene, guide, checkpoint, run)
+        if fit.stage == 3:
+            _fit_both(fit, scene, guide, checkpoint, run)
         checkpoint.save(fit.to_arrays())
         return _to_clip(fit, scene)
 
@@ -107,13 +115,18 @@ def discard_checkpoint(run: Run) -> None:
 
 
 def _key(
-    moving: Observations, static: Observations | None, surface: SurfaceSamples | None, config: ConstructConfig
+    moving: Observations,
+    static: Observations | None,
+    surface: SurfaceSamples | None,
+    flow: SceneFlow | None,
+    config: ConstructConfig,
 ) -> str:
     parts: list = [{"algorithm": ALGORITHM, **asdict(config)}]
     for views in (moving, static):
         cameras = views and (views.cameras.camera_to_world, views.cameras.Ks, views.cameras.times)
         parts += [views.images, *cameras] if views else [None]
     parts += [surface.points, surface.normals] if surface else [None]
+    parts += vars(flow).values() if flow else [None]
     return state_key(*parts)
 
 
@@ -147,25 +160,44 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
     fit.begin_motion(scene, gaussians.means.detach().clone())
 
 
-def _fit_motion(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
-    """Stage 2: the motion of a few large Gaussians, from time 0 outwards."""
+def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
+    """Stage 2: the motion that the guide believes in, at all its times at once; no pictures yet."""
+    config = scene.config
+    if guide is not None:
+        run.begin(GUIDED)
+        few, chosen = _few(fit, scene)
+        guide = guide.of(chosen)
+        while fit.step < config.guide_steps:
+            done = fit.step / config.guide_steps
+            share = min(1.0, (fit.step + 1) / 20) * config.final_rate ** max(0.0, 2 * done - 1)
+            fit.set_motion_rates(share * config.guide_rate / config.motion_rate)
+            error = guide.error(fit.motion.moved(guide.times, few, chosen).means, few.means)
+            prior = fit.motion.prior(0.0, _generator(fit, config))
+            _descend(error + config.guide_priors * prior, fit.motion_optimizer)
+            _end_step(fit, scene, config.guide_steps, preview_motion, checkpoint, run)
+    fit.end_stage()
+    fit.renew_motion_optimizer()
+
+
+def _fit_motion(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
+    """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards."""
     config, pictures = scene.config, scene.moving[0]
     run.begin(COARSE)
-    few, chosen = fit.gaussians.thinned(config.coarse_gaussians, np.random.default_rng((config.seed, 1)))
-    chosen = scene.indices(chosen)
+    few, chosen = _few(fit, scene)
     while fit.step < config.coarse_steps:
         rng = _generator(fit, config)
         views = scene.indices(_views_in_window(scene, fit.step, rng))
         moved = fit.motion.moved(scene.times[views], few, chosen)
         fit.set_motion_rates(_motion_share(fit, config))
         loss = pictures.loss(views, moved, few, scene.coverage)
-        _descend(loss + fit.motion.prior(_progress(fit, config), rng), fit.motion_optimizer)
+        loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
+        _descend(loss, fit.motion_optimizer)
         _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run)
     fit.end_stage()
 
 
-def _fit_both(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
-    """Stage 3: motion and shape together, all Gaussians."""
+def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
+    """Stage 4: motion and shape together, all Gaussians."""
     config, pictures, gaussians = scene.config, scene.moving[1], fit.gaussians
     run.begin(FINE)
     candidates = np.flatnonzero(scene.age > 0) if scene.has_static else np.arange(len(scene.age))
@@ -174,7 +206,7 @@ def _fit_both(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
         views = scene.indices(_drawn(candidates, config.fine_frames, rng))
         moved = fit.motion.moved(scene.times[views], gaussians)
         loss = pictures.loss(views, moved, gaussians, scene.coverage)
-        loss = loss + fit.motion.prior(_progress(fit, config), rng)
+        loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
         if scene.has_static and rng.random() < config.static_chance:
             loss = loss + 0.5 * _reference_loss(fit, scene, scene.reference[1], rng)
         fit.set_motion_rates(_motion_share(fit, config))
@@ -204,6 +236,24 @@ def _reference_loss(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.G
     gaussians, count = fit.gaussians, scene.config.shape_frames
     views = _drawn(np.arange(len(pictures.images)), count, rng, scene.reference_chance)
     return pictures.loss(scene.indices(views), gaussians.at_rest(len(views)), gaussians, scene.coverage)
+
+
+def _few(fit: Fit, scene: Scene) -> tuple[GaussianParameters, Tensor]:
+    """The Gaussians that stand for all while the motion is fitted alone, and which they are."""
+    few, chosen = fit.gaussians.thinned(scene.config.coarse_gaussians, np.random.default_rng((scene.config.seed, 1)))
+    return few, scene.indices(chosen)
+
+
+def _guide_loss(fit: Fit, scene: Scene, guide: Guide | None, rng: np.random.Generator) -> Tensor | float:
+    """How far the Gaussians are from where the guide believes them, at some of its times."""
+    if guide is None:
+        return 0.0
+    config = scene.config
+    moments = scene.indices(rng.choice(len(guide.times), min(config.guide_times, len(guide.times)), replace=False))
+    chosen = scene.indices(rng.choice(len(fit.rest_means), min(config.coarse_gaussians, len(fit.rest_means)), False))
+    still = fit.gaussians.picked(chosen)
+    error = guide.of(chosen).error(fit.motion.moved(guide.times[moments], still, chosen).means, still.means, moments)
+    return config.guide_weight * config.guide_decay ** _progress(fit, config) * error
 
 
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,8 +293,8 @@ def _end_step(
 
 
 def _progress(fit: Fit, config: ConstructConfig) -> float:
-    """Share of stages 2 and 3 together that is done."""
-    done = fit.step + (config.coarse_steps if fit.stage == 2 else 0)
+    """Share of stages 3 and 4 together that is done."""
+    done = fit.step + (config.coarse_steps if fit.stage == 3 else 0)
     return done / (config.coarse_steps + config.fine_steps)
 
 
@@ -252,7 +302,7 @@ def _motion_share(fit: Fit, config: ConstructConfig) -> float:
     """Of the motion's rates: rises over 30 steps, stays until the window is open, then falls to `final_rate`."""
     open_at = config.window_share * config.coarse_steps / (config.coarse_steps + config.fine_steps)
     falling = max(0.0, _progress(fit, config) - open_at) / (1 - open_at)
-    rising = min(1.0, fit.step / 30) if fit.stage == 1 else 1.0
+    rising = min(1.0, fit.step / 30) if fit.stage == 2 else 1.0
     return rising * config.final_rate**falling
 
 

@@ -43,6 +43,10 @@ class Fit:
         """From here on the Gaussians move, as control points on `rest_means` [N, 3] tell them."""
         self.rest_means = rest_means
         self.motion = BasesMotion(rest_means, scene.basis, scene.config)
+        self.renew_motion_optimizer()
+
+    def renew_motion_optimizer(self) -> None:
+        """Let the motion's optimiser forget what it has learned."""
         self.motion_optimizer = _optimizer(self.motion.parameters())
 
     def set_shape_rates(self, share: float) -> None:

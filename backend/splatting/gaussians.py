@@ -80,6 +80,10 @@ class GaussianParameters:
             setattr(self, name, tensor.detach().clone().requires_grad_())
         return self
 
+    def picked(self, chosen: Tensor) -> "GaussianParameters":
+        """Those at `chosen` [n]. They carry no gradient."""
+        return replace(self, **{name: tensor.detach()[chosen] for name, tensor in self.tensors().items()})
+
     @torch.no_grad()
     def thinned(self, count: int, rng: np.random.Generator) -> tuple["GaussianParameters", np.ndarray]:
         """About `count` of them, drawn by chance and grown so that they cover the same surface, and which they are.

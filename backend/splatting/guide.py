@@ -15,7 +15,7 @@ from torch import Tensor
 from backend.splatting.gaussians import project
 
 DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
-DEPTH_CELL = 1.0  # pixels of the flow's pictures, of the depth picture that decides this
+POINTS_PER_CELL = 4  # of the depth picture that decides this, on average: enough to close it against what is behind
 INSIDE = 0.5  # of coverage
 LEAST_MOTION = 0.003  # clip space; errors are told relative to the mean motion, or this
 
@@ -45,7 +45,7 @@ class Guide:
         """The same on another device."""
         return Guide(self.times.to(device), self.movement.to(device), self.weight.to(device), self.unit)
 
-    def of(self, chosen: np.ndarray) -> "Guide":
+    def of(self, chosen: Tensor) -> "Guide":
         """The beliefs about some of the points."""
         return Guide(self.times, self.movement[:, chosen], self.weight[:, chosen], self.unit)
 
@@ -69,7 +69,9 @@ def make_guide(flow: SceneFlow, points: np.ndarray) -> Guide:  # [N, 3] float32
     for picture in range(len(flow.times)):
         camera = flow.viewmats[picture].numpy().tobytes() + flow.Ks[picture].numpy().tobytes()
         if camera not in views:
-            views[camera] = _sight(points, flow.viewmats[picture].numpy(), flow.Ks[picture].numpy(), width, height)
+            matrices = flow.viewmats[picture].numpy(), flow.Ks[picture].numpy()
+            cell = (POINTS_PER_CELL * float(flow.coverage[picture].sum()) / len(points)) ** 0.5
+            views[camera] = _sight(points, *matrices, width, height, max(cell, 1.0))
         grid, depth, seen = views[camera]
         maps = torch.cat([flow.flow[picture], flow.spread[picture, ..., None]], -1) * flow.coverage[picture, ..., None]
         maps = torch.cat([maps, flow.coverage[picture, ..., None]], -1).permute(2, 0, 1)[None]
@@ -87,12 +89,12 @@ def make_guide(flow: SceneFlow, points: np.ndarray) -> Guide:  # [N, 3] float32
 
 
 def _sight(
-    points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray, width: int, height: int
+    points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray, width: int, height: int, cell: float
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Where a camera sees points: for `grid_sample` [1, 1, N, 2], their depths [N], and whether it does [N]."""
     pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
-    cells = (pixels[:, 1] / DEPTH_CELL).astype(int), (pixels[:, 0] / DEPTH_CELL).astype(int)
-    nearest = np.full((int(height / DEPTH_CELL) + 1, int(width / DEPTH_CELL) + 1), np.inf)
+    cells = (pixels[:, 1] / cell).astype(int), (pixels[:, 0] / cell).astype(int)
+    nearest = np.full((int(height / cell) + 1, int(width / cell) + 1), np.inf)
     np.minimum.at(nearest, tuple(axis[inside] for axis in cells), depth[inside])
     seen = inside & (depth < nearest[cells] + DEPTH_TOLERANCE)
     exact = (points @ viewmat[:3, :3].T + viewmat[:3, 3]) @ intrinsics.T
