@@ -7,20 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch.nn import Module
 
 from backend.data.captions import subject
 from backend.data.samples import View, pose_clip
 from backend.data.stills import StillStream, colored_volume
-from backend.models import kinesplat_small
+from backend.models import kinesplat_small, scene_flow
 from backend.models.first_guess import Memory, remember
 from backend.models.text import Vocabulary
 from backend.progress import UserError
-from backend.training import decoder_task, motion_task, static_task
+from backend.training import decoder_task, motion_task, scene_flow_task, static_task
 from backend.training.checkpoint import checkpoints
 from backend.training.config import TrainConfig
 
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
-TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task}
+TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "scene_flow": scene_flow_task}
 
 
 def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
@@ -33,17 +34,8 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
     """
     parts, trained, configs, vocabularies = {}, {}, {}, set()
     for task, run in runs.items():
-        found = checkpoints(run)
-        if not found:
-            raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
-        about = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
+        parts[task], configs[task], vocabulary, trained[task] = finished(task, run)
         vocabularies.add(vocabulary)
-        configs[task] = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
-        parts[task] = TASKS[task].build(configs[task], vocabulary)
-        parts[task].load_state_dict(load_file(found[-1] / "ema.safetensors"))
-        steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
-        trained[task] = {"steps": steps, "batch": configs[task].batch}
     if len(vocabularies) > 1 or len({config.resolution for config in configs.values()}) > 1:
         raise UserError("runs_differ", "The runs have different words or resolutions.", "Train them on the same data.")
     about = {
@@ -54,6 +46,34 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
         "trained": trained,
     }
     kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), about)
+
+
+def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+    """Write the scene-flow network of a run to the folder `out`.
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
+    network, _, _, trained = finished("scene_flow", run)
+    scene_flow.save(out, network, {"name": name, "licence": licence, "trained": trained})
+
+
+def finished(task: str, run: Path) -> tuple[Module, TrainConfig, Vocabulary, dict]:
+    """The averaged network of a run's newest checkpoint, its settings, its words, and how long it was trained.
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
+    found = checkpoints(run)
+    if not found:
+        raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
+    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
+    config = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
+    network = TASKS[task].build(config, vocabulary)
+    network.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+    steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
+    return network, config, vocabulary, {"steps": steps, "batch": config.batch}
 
 
 def known_subjects(assets: Path) -> Memory:
