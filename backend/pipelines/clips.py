@@ -12,6 +12,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.observations import Observations
+from backend.splatting.rasterize import warm_up
 from backend.versions import versions
 from blender_addon.contract.clip import Clip, write_clip
 from blender_addon.contract.orbit import SurfaceSamples
@@ -21,7 +22,7 @@ RESULT_NAME = "clip.npz"
 
 
 def engine_of(run: Run) -> Engine:
-    """What a run's construction works on. Where gsplat's kernels are yet to be compiled that happens here.
+    """What a run's construction works on. Kernels that are yet to be compiled for it are compiled here.
 
     Raises:
         UserError: the run wants a GPU and nothing else, and there is none that can be used.
@@ -30,6 +31,8 @@ def engine_of(run: Run) -> Engine:
     engine = choose_engine(run.device, run.say)
     for sentence in engine.notes:
         run.note(sentence)
+    if not engine.is_gpu:
+        warm_up(run.say)
     return engine
 
 

@@ -94,7 +94,7 @@ def check_kernels(home: Path) -> tuple:
     from backend.splatting import rasterize
 
     started = time.monotonic()
-    rasterize.warm_up()
+    rasterize.warm_up(lambda message: print(message, file=sys.stderr))
     means = torch.tensor([[0.0, 0.0, 2.0]], requires_grad=True)
     picture, alphas, _ = rasterize.rasterize(
         means,

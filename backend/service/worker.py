@@ -96,7 +96,7 @@ class Worker:
             raise WorkerStop
 
     def _warm_up(self) -> None:
-        """Import the pipelines before the first job needs them, and tell what they run on."""
+        """Import the pipelines and compile what they draw with before the first job needs it; tell what they run on."""
         try:
             kinds = list(_imported(self.settings.pipelines))
         except Exception:
@@ -109,6 +109,17 @@ class Worker:
                 log.exception("The pipeline of kind %s cannot be loaded; its jobs will say so", kind)
         with contextlib.suppress(sqlite3.OperationalError):
             self.queue.set_fact("device", describe_device(self.settings.device))
+        if (splatting := sys.modules.get("backend.splatting.rasterize")) is not None:  # a pipeline draws
+            try:
+                splatting.warm_up(self._tell_waiting)
+            except Exception:  # jobs that need them will say so
+                log.exception("The splatting kernels cannot be compiled")
+
+    def _tell_waiting(self, message: str) -> None:
+        """Tell whoever waits for the first job what goes on before it."""
+        log.info(message)
+        with contextlib.suppress(sqlite3.OperationalError):
+            self.queue.note_waiting(message)
 
     def _next_job(self) -> Job | None:
         try:
@@ -292,12 +303,13 @@ def describe_device(wanted: str) -> dict | None:
     if torch is None:
         return None
     from backend.splatting.engine import expected_engine
+    from backend.splatting.rasterize.gsplat_kernels import surroundings
 
     engine = expected_engine(wanted)
     return {
         "type": engine.device.type,
         "name": engine.name if engine.is_gpu else f"{os.cpu_count()} cores",
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": surroundings().gpu,
         "torch": torch.__version__,
         "notes": list(engine.notes),
     }

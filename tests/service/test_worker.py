@@ -2,17 +2,22 @@
 """Jobs in a running service: every way in which one can end, with a pipeline that misbehaves on demand."""
 
 import io
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from backend.service import paths
 from backend.service.client import CallError
+from backend.service.settings import Settings
+from backend.service.worker import Worker
 from blender_addon.contract.requests import generation_request
 from tests.service.fake_pipelines import expected_result
-from tests.service.running import pictures, running, wait_for
+from tests.service.running import PIPELINES, pictures, request_of, running, wait_for
 
 GRACE = 1.0  # seconds of each step of the cancel ladder in these tests
 
@@ -52,6 +57,18 @@ def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
     assert (tmp_path / "clip.npz").read_bytes() == expected_result(name, pictures())
     assert service.trace(job["id"]) == list(range(20))
     assert not (service.settings.home / "jobs" / job["id"] / "work").exists()  # nobody needs it any more
+
+
+def test_a_job_that_waits_for_the_kernels_says_so(tmp_path, monkeypatch):
+    """The first start after an update compiles them for half a minute."""
+    compiling = SimpleNamespace(warm_up=lambda tell: tell("Compiling the splatting kernels: 1 of 3"))
+    monkeypatch.setitem(sys.modules, "backend.splatting.rasterize", compiling)
+    paths.prepare(paths.Home(tmp_path))
+    worker = Worker(Settings(tmp_path, pipelines=PIPELINES), "worker")
+    job, _ = worker.queue.create(request_of("Fox", ["a" * 64]), "key", "me")
+    worker._warm_up()
+    assert worker.queue.get(job.id).stage == "Compiling the splatting kernels: 1 of 3"
+    worker.queue.close()
 
 
 def test_a_pipeline_that_cannot_be_loaded_fails_its_own_jobs_alone(service, client):

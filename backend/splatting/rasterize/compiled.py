@@ -46,7 +46,7 @@ def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
 
 
 def compile_all(on_message: Callable[[str], None] | None = None) -> None:
-    """Load all kernels known so far from the cache, or compile them (about 15 s, once per computer and version).
+    """Load all kernels known so far from the cache, or compile them (about 25 s, once per computer and version).
 
     Any thread may call it at any time. `on_message` hears a sentence per kernel that had to be compiled.
     """
