@@ -20,6 +20,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import choose_engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs
+from backend.splatting.guide import Guide
 from backend.splatting.render import render_clip
 from backend.splatting.scene import prepare
 from blender_addon.contract.clip import Clip, check_clip
@@ -62,8 +63,7 @@ def drawn_on_meta(
     """Pictures that depend on all inputs."""
     tensors = (means, quats, scales, opacities, colors, viewmats, Ks)
     assert {tensor.device for tensor in tensors} == {META}
-    assert len({len(tensor) for tensor in tensors}) == 1
-    every = sum(tensor.flatten(1).sum(1) for tensor in tensors)[:, None, None, None, None]
+    every = sum(tensor.sum() for tensor in tensors)
     shape = (len(means), 1, height, width)
     return every.expand(*shape, 3), every.expand(*shape, 1), {}
 
@@ -72,7 +72,7 @@ def drawn_on_meta(
 def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(SMALL, shape_steps=3, coarse_steps=3, fine_steps=3, static_chance=1.0)
+    config = replace(SMALL, shape_steps=3, guide_steps=3, coarse_steps=3, fine_steps=3, static_chance=1.0)
     here = prepare(scene.moving, scene.static, config, frames=9)
     points = scene.surface.points[:200]
     fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
@@ -91,12 +91,14 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
 
     reported = []
     run = planned(tmp_path, on_progress=reported.append)
-    for stage in (construct._fit_shape, construct._fit_motion, construct._fit_both):
-        stage(fit, there, NoCheckpoint(), run)
-    assert fit.stage == 3
+    guide = Guide(torch.rand(4), torch.randn(4, 200, 3), torch.ones(4, 200), 1.0).to(META)
+    construct._fit_shape(fit, there, NoCheckpoint(), run)
+    for stage in (construct._follow_guide, construct._fit_motion, construct._fit_both):
+        stage(fit, there, guide, NoCheckpoint(), run)
+    assert fit.stage == 4
     assert motion.coefficients.grad.device == META
     assert all(tensor.grad.device == META for tensor in fit.gaussians.tensors().values())
-    assert len([progress for progress in reported if progress.step == 3]) == 3  # the last step of each stage
+    assert len([progress for progress in reported if progress.step == 3]) == 4  # the last step of each stage
 
 
 @pytest.mark.slow

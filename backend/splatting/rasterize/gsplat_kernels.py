@@ -136,7 +136,10 @@ def load_kernels(on_message: Callable[[str], None] | None = None, *, retry: bool
 @functools.cache
 def surroundings() -> Surroundings:
     """What this computer has."""
-    gpu = torch.cuda.is_available()
+    gpu = capability = None
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # a device that answers nothing is none
+            gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     try:
         version = importlib.metadata.version("gsplat")
     except importlib.metadata.PackageNotFoundError:
@@ -147,8 +150,8 @@ def surroundings() -> Surroundings:
             ready_made=_is_ready_made(),
             torch=torch.__version__,
             cuda=torch.version.cuda,
-            gpu=torch.cuda.get_device_name() if gpu else None,
-            capability=torch.cuda.get_device_capability() if gpu else None,
+            gpu=gpu,
+            capability=capability,
             nvcc=_nvcc(),
             compiler=shutil.which("cl" if os.name == "nt" else os.environ.get("CXX", "c++")),
             ninja=shutil.which("ninja"),
