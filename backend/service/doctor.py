@@ -117,12 +117,13 @@ def check_kernels(home: Path) -> tuple:
 def check_gpu(home: Path) -> tuple:
     """What splatting runs on; a GPU is optional. Compiles nothing."""
     from backend.splatting.engine import expected_engine
-    from backend.splatting.rasterize.gsplat_kernels import RETRY_HINT
+    from backend.splatting.rasterize.gsplat_kernels import surroundings
 
     engine = expected_engine()
     if engine.is_gpu:
         return (NOTE if engine.notes else OK), " ".join((f"splatting runs on {engine.name}.", *engine.notes))
-    return NOTE, f"splatting runs on the CPU. {engine.notes[0]}", RETRY_HINT
+    hint = "See 'Splatting on the GPU' in docs/user_guide.md; 'python -m backend warm-up' tries again."
+    return NOTE, f"splatting runs on the CPU. {engine.notes[0]}", hint if surroundings().gpu else ""
 
 
 def check_home(home: Path) -> tuple:

@@ -24,6 +24,7 @@ from backend.splatting.guide import Guide
 from backend.splatting.render import render_clip
 from backend.splatting.scene import prepare
 from blender_addon.contract.clip import Clip, check_clip
+from tests.splatting.oracle import bumpy_sphere, camera
 from tests.splatting.scenes import Scene, swinging_arm
 
 META = torch.device("meta")
@@ -113,6 +114,35 @@ def test_whole_batches_find_the_motion_too(scene: Scene, tmp_path: Path) -> None
 def quality_frozen(clip: Clip, scene: Scene) -> float:
     drawn = render_clip(clip, scene.truth.cameras, frozen=True)
     return float(psnr(over_white(drawn), over_white(scene.truth.images)).mean())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("eps2d", [0.02, 0.3])
+def test_pictures_and_gradients_on_cuda_are_those_of_the_cpu(eps2d: float) -> None:
+    """A whole clip in one call. CUDA's fast math may take single contributions for the other side of a cut-off."""
+    moments, count, pixels = 12, 2_000, 96
+    cloud = [tensor.float() for tensor in bumpy_sphere(count)]
+    cameras = [camera(pixels, pixels, azimuth=0.5 * moment) for moment in range(moments)]
+    viewmats, intrinsics = (torch.stack(part).float()[:, None] for part in zip(*cameras, strict=True))
+    shift = torch.linspace(0, 0.3, moments)[:, None, None] * torch.tensor([1.0, 0.5, 0.2])
+    random = torch.Generator().manual_seed(3)
+    upstream = torch.randn(moments, 1, pixels, pixels, 4, generator=random)
+    results = []
+    for engine in (choose_engine("cpu"), choose_engine("cuda")):
+        inputs = [tensor.to(engine.device).requires_grad_() for tensor in (cloud[0] + shift, *cloud[1:])]
+        seen = (tensor.to(engine.device) for tensor in (viewmats, intrinsics))
+        colors, alphas, _ = render.rasterize(*inputs, *seen, pixels, pixels, eps2d=eps2d)
+        picture = torch.cat([colors, alphas], dim=-1)
+        picture.backward(upstream.to(engine.device))
+        results.append([tensor.detach().cpu() for tensor in (picture, *(tensor.grad for tensor in inputs))])
+    for name, mine, theirs in zip(
+        ("picture", *["means", "quats", "scales", "opacities", "colors"]), *results, strict=True
+    ):
+        error = (mine - theirs).abs()
+        assert error.mean() < 1e-3 * mine.abs().mean(), name
+        rank = max(int(0.001 * error.numel()), 1)  # all but a thousandth
+        assert error.flatten().topk(rank).values[-1] < 0.02 * mine.abs().max(), name
 
 
 @pytest.mark.gpu
