@@ -56,7 +56,7 @@ def construct_clip(
     config = replace(config, **changes or {})
     engine = engine_of(run)
     clip = construct(moving, static, surface, config, run, engine)
-    numbers = (clip.means, clip.scales, clip.sh, clip.motion.basis_translations)
+    numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there
         raise UserError(

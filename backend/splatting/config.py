@@ -9,12 +9,28 @@ MOST_FRAMES = 96  # pictures per iteration, on a GPU
 
 
 @dataclass(frozen=True)
+class HexPlaneConfig:
+    """Size of the planes and the network of the motion "hexplane", and what they cost."""
+
+    points: int = 32  # nodes along each axis of space, in the coarsest planes
+    scales: tuple[int, ...] = (1, 2)  # resolutions, times that
+    channels: int = 16  # features in each plane
+    width: int = 64  # of the network
+    plane_rate: float = 1.6e-2  # Adam's step for the planes; ten times the paper's, in a tenth of its iterations
+    network_rate: float = 1.6e-3  # and for the network
+    variation_weight: float = 1e-3  # against differences of neighbours in the planes of space
+    smooth_weight: float = 0.1  # against bends over time
+    transient_weight: float = 1e-3  # against planes of time other than 1
+
+
+@dataclass(frozen=True)
 class ConstructConfig:
     """How a clip is constructed. The figures were chosen by what they do to unseen views."""
 
     gaussians: int = 5_000  # how many make up the subject
     seed: int = 0  # of all that is drawn by chance
     color_space: str = "srgb"  # in which the Gaussians are fitted and blended: "srgb" or "linear"
+    motion: str = "bases"  # its model: "bases", blended rigid poses, or "hexplane", a deformation field
     control_points: int = 128  # rigid poses that the Gaussians follow
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
     shape_steps: int = 250  # iterations of stage 1, `shape_frames` static views each
@@ -43,6 +59,8 @@ class ConstructConfig:
     guide_decay: float = 0.3  # what is left of that weight at the end
     guide_times: int = 4  # at which the guide is asked per iteration then
     static_chance: float = 0.25  # of static views in an iteration of stage 3
+
+    hexplane: HexPlaneConfig = HexPlaneConfig()
 
     def with_whole_batches(self) -> "ConstructConfig":
         """The same for a GPU, where all pictures at once cost little more than one."""

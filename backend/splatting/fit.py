@@ -10,6 +10,7 @@ from torch import Tensor
 from backend.splatting.bases import BasesMotion
 from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
 from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.hexplane import HexPlaneMotion
 from backend.splatting.scene import Scene
 
 # Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
@@ -26,7 +27,7 @@ class Fit:
 
     gaussians: GaussianParameters
     rest_means: Tensor | None = None  # [N, 3] means at the end of stage 1, on which the motion is built
-    motion: BasesMotion | None = None  # after stage 1
+    motion: BasesMotion | HexPlaneMotion | None = None  # after stage 1
     stage: int = 0
     step: int = 0  # of the stage, how many are done
 
@@ -40,9 +41,12 @@ class Fit:
         self.shape_optimizer = _optimizer(self.gaussians.tensors())
 
     def begin_motion(self, scene: Scene, rest_means: Tensor) -> None:
-        """From here on the Gaussians move, as control points on `rest_means` [N, 3] tell them."""
+        """From here on the Gaussians move, by a model that is built on `rest_means` [N, 3]."""
         self.rest_means = rest_means
-        self.motion = BasesMotion(rest_means, scene.basis, scene.config)
+        if scene.config.motion == "hexplane":
+            self.motion = HexPlaneMotion(rest_means, len(scene.frame_times), scene.basis.loop, scene.config)
+        else:
+            self.motion = BasesMotion(rest_means, scene.basis, scene.config)
         self.renew_motion_optimizer()
 
     def renew_motion_optimizer(self) -> None:

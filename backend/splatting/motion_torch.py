@@ -45,7 +45,7 @@ def blend(
         same_side = between[:, index[:, :1], index] >= 0  # [T, N, k]
     signed = torch.where(same_side, weights, -weights)
     four = own.index_select(1, index.reshape(-1)).view(moments, *index.shape, 4)
-    return moved, _times((signed[..., None] * four).sum(dim=2), quats)
+    return moved, multiply((signed[..., None] * four).sum(dim=2), quats)
 
 
 def rigidity(
@@ -71,7 +71,7 @@ def _turn(rows: Tensor, points: Tensor) -> Tensor:  # [..., 9], [..., 3] -> [...
     return (rows.unflatten(-1, (3, 3)) * points[..., None, :]).sum(dim=-1)
 
 
-def _times(a: Tensor, b: Tensor) -> Tensor:  # [..., 4], [..., 4] wxyz -> [..., 4]
+def multiply(a: Tensor, b: Tensor) -> Tensor:  # [..., 4], [..., 4] wxyz -> [..., 4]
     """The product of quaternions."""
     aw, ax, ay, az = a.unbind(-1)
     bw, bx, by, bz = b.unbind(-1)
