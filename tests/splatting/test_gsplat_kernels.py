@@ -252,6 +252,27 @@ def test_the_reason_is_the_line_that_says_most() -> None:
     )
 
 
+def test_the_reason_is_what_went_wrong_first() -> None:
+    def builds() -> bool:
+        try:
+            raise OSError("CUDA_HOME is not set")
+        except OSError:
+            raise ImportError("gsplat_cuda.so: no such file") from None
+
+    found = gsplat_trial.judged(torch.device("cpu"), builds)
+    assert found == {"works": False, "reason": "CUDA_HOME is not set.", "difference": None}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_toolkit_is_where_the_compiler_says(tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho '#$ _HERE_=/x' >&2; echo '#$ TOP={tmp_path}/cuda/bin/..' >&2\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "cuda" / "bin").mkdir(parents=True)
+    assert gsplat_kernels.toolkit(str(nvcc)) == (tmp_path / "cuda").resolve()
+    assert gsplat_kernels.toolkit(str(tmp_path / "none")) is None
+
+
 def test_the_trial_judges_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU in the place of the GPU: the same pictures are accepted, others and errors are refused."""
     cpu = torch.device("cpu")

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,8 @@ def _trial(here: Surroundings, tell: Callable[[str], None]) -> Verdict:
     result.unlink(missing_ok=True)
     with _path_to_tools():
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(here.folder), "PYTHONUNBUFFERED": "1"}
+    if here.nvcc and (home := toolkit(here.nvcc)):
+        environment["CUDA_HOME"] = str(home)
     jobs = min(os.cpu_count() or 1, psutil.virtual_memory().available // (GIGABYTES_PER_JOB << 30), 10)
     environment.setdefault("MAX_JOBS", str(max(jobs, 1)))
     root = Path(__file__).resolve().parents[3]
@@ -220,6 +223,15 @@ def _trial(here: Surroundings, tell: Callable[[str], None]) -> Verdict:
     except (OSError, ValueError, KeyError):
         reason = f"The trial of gsplat's CUDA kernels broke off with exit code {child.returncode} ({log})."
         return Verdict(False, reason, seconds)
+
+
+def toolkit(nvcc: str) -> Path | None:
+    """The CUDA toolkit that a compiler belongs to, as it says itself: on the path it may be a link or a script."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run([nvcc, "--dryrun", "-E", "none.cu"], capture_output=True, text=True, timeout=30).stderr
+        if top := re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE):
+            return Path(top[1].strip()).resolve()
+    return None
 
 
 def end_family(child: subprocess.Popen) -> None:

@@ -42,10 +42,19 @@ def judged(device: torch.device, compiled: Callable[[], bool] | None = None) -> 
         difference = largest_difference(device)
     except Exception as error:
         traceback.print_exc()
+        error = cause(error)
         return {"works": False, "reason": first_error(str(error) or type(error).__name__), "difference": None}
     works = difference <= MOST_DIFFERENCE
     reason = "" if works else f"gsplat's CUDA kernels draw wrongly (difference {difference:.1%})."
     return {"works": works, "reason": reason, "difference": difference}
+
+
+def cause(error: BaseException) -> BaseException:
+    """What went wrong first: after some errors of the build gsplat goes on, and fails to import what was not built."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    return next((one for one in chain if isinstance(one, RuntimeError | OSError)), error)
 
 
 def largest_difference(device: torch.device) -> float:
