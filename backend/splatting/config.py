@@ -30,6 +30,7 @@ class ConstructConfig:
     gaussians: int = 5_000  # how many make up the subject
     seed: int = 0  # of all that is drawn by chance
     color_space: str = "srgb"  # in which the Gaussians are fitted and blended: "srgb" or "linear"
+    sh_degree: int = 0  # of colours that depend on the view: 0 to 2; what does not shine needs none
     motion: str = "bases"  # its model: "bases", blended rigid poses, or "hexplane", a deformation field
     control_points: int = 128  # rigid poses that the Gaussians follow
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion

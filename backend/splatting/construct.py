@@ -138,7 +138,8 @@ def _start(scene: Scene, reference: Observations, still: bool, surface: SurfaceS
         points, normals = spread_samples(surface.points, surface.normals, config.gaussians, rng)
     else:
         points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, config.gaussians, rng)
-    gaussians = discs(points, normals, sample_colors(points, normals, reference, chance)).to(scene.device)
+    colors = sample_colors(points, normals, reference, chance)
+    gaussians = discs(points, normals, colors, config.sh_degree).to(scene.device)
     gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
     return Fit(gaussians)
 
@@ -150,9 +151,9 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
     """Stage 1: the Gaussians of time 0, from the pictures of time 0."""
     config, gaussians = scene.config, fit.gaussians
     run.begin(SHAPE)
-    fit.set_shape_rates(1.0)
     while fit.step < config.shape_steps:
         rng = _generator(fit, config)
+        fit.set_shape_rates(1.0, harmonics=fit.step >= 0.5 * config.shape_steps)
         pictures = scene.reference[0 if fit.step < 0.3 * config.shape_steps else 1]
         _descend(_reference_loss(fit, scene, pictures, rng), fit.shape_optimizer)
         _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)

@@ -14,7 +14,14 @@ from backend.splatting.hexplane import HexPlaneMotion
 from backend.splatting.scene import Scene
 
 # Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
-SHAPE_RATES = {"means": 4e-4, "quats": 4e-3, "log_scales": 6e-3, "opacity_logits": 3e-2, "color_logits": 2e-2}
+SHAPE_RATES = {
+    "means": 4e-4,
+    "quats": 4e-3,
+    "log_scales": 6e-3,
+    "opacity_logits": 3e-2,
+    "color_logits": 2e-2,
+    "harmonics": 2e-3,
+}
 BETAS = (0.9, 0.99)
 
 
@@ -53,10 +60,14 @@ class Fit:
         """Let the motion's optimiser forget what it has learned."""
         self.motion_optimizer = _optimizer(self.motion.parameters())
 
-    def set_shape_rates(self, share: float) -> None:
-        """Let the shape change at this share of its rates."""
+    def set_shape_rates(self, share: float, *, harmonics: bool = True) -> None:
+        """Let the shape change at this share of its rates; without `harmonics`, colours stay the same from all sides.
+
+        Harmonics come after the constants: before, they would explain by the view what is a matter of the place.
+        """
         for group in self.shape_optimizer.param_groups:
-            group["lr"] = share * SHAPE_RATES[group["name"]]
+            waits = group["name"] == "harmonics" and not harmonics
+            group["lr"] = 0.0 if waits else share * SHAPE_RATES[group["name"]]
 
     def set_motion_rates(self, share: float) -> None:
         """Let the motion change at this share of its rates."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Canonical Gaussians (those of time 0) as an optimiser sees them: unbounded numbers, started as discs on a surface."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class GaussianParameters:
     log_scales: Tensor  # [N, 3]
     opacity_logits: Tensor  # [N]
     color_logits: Tensor  # [N, 3] of the colour in the fit's space
+    harmonics: Tensor  # [N, K - 1, 3] spherical harmonics above the constant one; none where K is 1
     blur: float = 0.0  # clip space; nothing finer can be told from the pictures, so no Gaussian is
 
     @property
@@ -58,9 +60,14 @@ class GaussianParameters:
         return self.color_logits.sigmoid()
 
     @property
-    def sh(self) -> Tensor:  # [N, 1, 3]
-        """Colours as spherical harmonics of degree 0."""
-        return ((self.colors - 0.5) / SH_DC)[:, None]
+    def sh(self) -> Tensor:  # [N, K, 3]
+        """Colours as spherical harmonics."""
+        return torch.cat([((self.colors - 0.5) / SH_DC)[:, None], self.harmonics], dim=1)
+
+    @property
+    def sh_degree(self) -> int:
+        """Of the harmonics: 0 is one colour from all sides."""
+        return math.isqrt(1 + self.harmonics.shape[1]) - 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
@@ -121,8 +128,16 @@ def spread_samples(
     return moved, np.concatenate([normals, normals[extra]])
 
 
-def discs(points: np.ndarray, normals: np.ndarray, colors: np.ndarray) -> GaussianParameters:  # [N, 3] each
-    """Flat Gaussians on a surface, as wide as the distance to their neighbours, thin along the normal."""
+def discs(
+    points: np.ndarray,  # [N, 3]
+    normals: np.ndarray,  # [N, 3]
+    colors: np.ndarray,  # [N, 3]
+    sh_degree: int = 0,
+) -> GaussianParameters:
+    """Flat Gaussians on a surface, as wide as the distance to their neighbours, thin along the normal.
+
+    Harmonics above the constant one begin at 0.
+    """
     spacing = torch.from_numpy(_spacing(points).clip(SMALLEST, LARGEST)).float()
     normal = torch.from_numpy(normals).float()
     # The quaternion that turns +Z into the normal: (1 + z.n, z x n), or half a turn about X where n is -Z.
@@ -136,6 +151,7 @@ def discs(points: np.ndarray, normals: np.ndarray, colors: np.ndarray) -> Gaussi
         log_scales=torch.stack([spacing, spacing, THICKNESS * spacing], dim=-1).log(),
         opacity_logits=torch.full((len(points),), START_OPACITY_LOGIT),
         color_logits=colors.logit(),
+        harmonics=torch.zeros(len(points), (sh_degree + 1) ** 2 - 1, 3),
     )
 
 

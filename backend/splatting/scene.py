@@ -33,7 +33,10 @@ class Pictures:
     def render(self, views: Tensor | list[int], moved: Moved, looks: GaussianParameters) -> Tensor:
         """Gaussians where they have moved to, opacities and colours those of `looks`, as T of these views see them."""
         height, width = self.images.shape[1:3]
-        return render(*moved, looks.opacities, looks.colors, self.viewmats[views], self.Ks[views], width, height)
+        cameras = self.viewmats[views], self.Ks[views], width, height
+        if looks.sh_degree == 0:
+            return render(*moved, looks.opacities, looks.colors, *cameras)
+        return render(*moved, looks.opacities, looks.sh, *cameras, sh_degree=looks.sh_degree)
 
     def loss(self, views: Tensor, moved: Moved, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
