@@ -8,10 +8,8 @@ before T falls to 1e-4.
 
 The inner loops take eight pixels of a row at once (`lanes`), from the first one that the splat reaches. A tile's state
 is one flat buffer of planes, so that it stays in the nearest cache. Branches are selects and exp is a polynomial.
-Pictures have any number of channels; kernels for which it is a constant are the faster ones.
+Pictures have any number of channels, all drawn in one pass.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -125,66 +123,57 @@ def _all_finished(buffer):
     return greatest(highest) <= ZERO
 
 
-def _composite_kernel(known_channels: int) -> Callable:
-    """The kernel that draws, for a number of channels; 0: for any."""
-
-    @kernel(
-        "void(float32[:,::1], int64[::1], int32[::1], int32[::1], int64, int64, "
-        "float32[:,:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1])",
-        FASTMATH_FINITE,
-    )
-    def composite(
-        splats,  # [I * N, columns]
-        offsets,  # [I * tiles + 1]
-        entries,  # [offsets[-1]]
-        chosen,  # tiles to draw
-        columns,  # tiles per row
-        rows,
-        pictures,  # [I, H, W, channels] out; only the chosen tiles are written
-        alphas,  # [I, H, W, 1] out
-        ends,  # [I, H, W, 2] out: T at the end and COUNT, for the backward pass
-    ):
-        height, width = pictures.shape[1], pictures.shape[2]
-        channels = known_channels if known_channels > 0 else pictures.shape[3]
-        buffer = np.empty((CHANNELS_FORWARD + channels) * PIXELS, np.float32)
-        spans = np.empty(2 * TILE_HEIGHT, np.float32)
-        for tile in chosen:
-            image, place = tile // (columns * rows), tile % (columns * rows)
-            left, top = (place % columns) * TILE_WIDTH, (place // columns) * TILE_HEIGHT
-            wide, high = min(TILE_WIDTH, width - left), min(TILE_HEIGHT, height - top)
-            buffer[:] = ZERO
-            for y in range(high):
-                buffer[y * ROW : y * ROW + wide] = ONE  # T; pixels outside the picture are finished
-            for k in range(offsets[tile], offsets[tile + 1]):
-                number = k - offsets[tile] + 1
-                splat = splats[entries[k]]
-                _find_spans(spans, splat, F(left), F(top))
-                begin, end = _rows(splat, top)
-                for y in range(begin, end):
-                    dy = F(top + y) + HALF - splat[MEAN_Y]
-                    u0 = F(left) + HALF - splat[MEAN_X] - splat[LEAN] * dy
-                    sigma0 = HALF * splat[SHARP_Y] * dy * dy
-                    x, stop = int(spans[y]), int(spans[TILE_HEIGHT + y])
-                    while x < stop:
-                        _blend(
-                            buffer, U(y * ROW + x), F(number), u0 + F(x), HALF * splat[SHARP_X], sigma0, splat, channels
-                        )
-                        x += WIDTH
-                if number % CHECK == 0 and _all_finished(buffer):
-                    break
-            for y in range(high):
-                for x in range(wide):
-                    pixel = y * ROW + x
-                    T = abs(buffer[pixel])
-                    for channel in range(channels):
-                        pictures[image, top + y, left + x, channel] = buffer[
-                            (CHANNELS_FORWARD + channel) * PIXELS + pixel
-                        ]
-                    alphas[image, top + y, left + x, 0] = ONE - T
-                    ends[image, top + y, left + x, 0] = T
-                    ends[image, top + y, left + x, 1] = buffer[PIXELS + pixel]
-
-    return composite
+@kernel(
+    "void(float32[:,::1], int64[::1], int32[::1], int32[::1], int64, int64, "
+    "float32[:,:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1])",
+    FASTMATH_FINITE,
+)
+def composite(
+    splats,  # [I * N, columns]
+    offsets,  # [I * tiles + 1]
+    entries,  # [offsets[-1]]
+    chosen,  # tiles to draw
+    columns,  # tiles per row
+    rows,
+    pictures,  # [I, H, W, channels] out; only the chosen tiles are written
+    alphas,  # [I, H, W, 1] out
+    ends,  # [I, H, W, 2] out: T at the end and COUNT, for the backward pass
+):
+    """Draw some tiles."""
+    height, width, channels = pictures.shape[1:]
+    buffer = np.empty((CHANNELS_FORWARD + channels) * PIXELS, np.float32)
+    spans = np.empty(2 * TILE_HEIGHT, np.float32)
+    for tile in chosen:
+        image, place = tile // (columns * rows), tile % (columns * rows)
+        left, top = (place % columns) * TILE_WIDTH, (place // columns) * TILE_HEIGHT
+        wide, high = min(TILE_WIDTH, width - left), min(TILE_HEIGHT, height - top)
+        buffer[:] = ZERO
+        for y in range(high):
+            buffer[y * ROW : y * ROW + wide] = ONE  # T; pixels outside the picture are finished
+        for k in range(offsets[tile], offsets[tile + 1]):
+            number = k - offsets[tile] + 1
+            splat = splats[entries[k]]
+            _find_spans(spans, splat, F(left), F(top))
+            begin, end = _rows(splat, top)
+            for y in range(begin, end):
+                dy = F(top + y) + HALF - splat[MEAN_Y]
+                u0 = F(left) + HALF - splat[MEAN_X] - splat[LEAN] * dy
+                sigma0 = HALF * splat[SHARP_Y] * dy * dy
+                x, stop = int(spans[y]), int(spans[TILE_HEIGHT + y])
+                while x < stop:
+                    _blend(buffer, U(y * ROW + x), F(number), u0 + F(x), HALF * splat[SHARP_X], sigma0, splat, channels)
+                    x += WIDTH
+            if number % CHECK == 0 and _all_finished(buffer):
+                break
+        for y in range(high):
+            for x in range(wide):
+                pixel = y * ROW + x
+                T = abs(buffer[pixel])
+                for channel in range(channels):
+                    pictures[image, top + y, left + x, channel] = buffer[(CHANNELS_FORWARD + channel) * PIXELS + pixel]
+                alphas[image, top + y, left + x, 0] = ONE - T
+                ends[image, top + y, left + x, 0] = T
+                ends[image, top + y, left + x, 1] = buffer[PIXELS + pixel]
 
 
 @njit(inline="always")
@@ -215,100 +204,80 @@ def _blend_backward(buffer, sums, at, number, u, sharp, sigma0, splat, channels)
     return select(drawn & (raw <= MAX_ALPHA), (T * cg - behind * inverse) * alpha, ZERO)
 
 
-def _composite_backward_kernel(known_channels: int) -> Callable:
-    """The kernel for the gradients, for a number of channels; 0: for any."""
-
-    @kernel(
-        "void(float32[:,::1], int64[::1], int32[::1], int32[::1], int64, int64, "
-        "float32[:,:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], float32[:,::1])",
-        FASTMATH_FINITE,
-    )
-    def composite_backward(
-        splats,
-        offsets,
-        entries,
-        chosen,
-        columns,
-        rows,
-        ends,  # [I, H, W, 2] as `composite` left them
-        pictures_gradient,  # [I, H, W, channels]
-        alphas_gradient,  # [I, H, W, 1]
-        entry_gradients,  # [entries, 6 + channels] out: of every entry in the tiles' lists
-    ):
-        height, width = ends.shape[1], ends.shape[2]
-        channels = known_channels if known_channels > 0 else pictures_gradient.shape[3]
-        buffer = np.empty((CHANNELS_BACKWARD + channels) * PIXELS, np.float32)
-        sums = np.empty(channels * WIDTH, np.float32)
-        spans = np.empty(2 * TILE_HEIGHT, np.float32)
-        for tile in chosen:
-            image, place = tile // (columns * rows), tile % (columns * rows)
-            left, top = (place % columns) * TILE_WIDTH, (place // columns) * TILE_HEIGHT
-            buffer[:] = ZERO  # COUNT 0: nothing is drawn in pixels outside the picture
-            deepest = ZERO
-            for y in range(min(TILE_HEIGHT, height - top)):
-                for x in range(min(TILE_WIDTH, width - left)):
-                    pixel = y * ROW + x
-                    T, count = ends[image, top + y, left + x, 0], ends[image, top + y, left + x, 1]
-                    deepest = max(deepest, count)
-                    buffer[pixel] = T
-                    buffer[PIXELS + pixel] = count
-                    buffer[2 * PIXELS + pixel] = -alphas_gradient[image, top + y, left + x, 0] * T
-                    for channel in range(channels):
-                        buffer[(CHANNELS_BACKWARD + channel) * PIXELS + pixel] = pictures_gradient[
-                            image, top + y, left + x, channel
-                        ]
-            entry_gradients[offsets[tile] + int(deepest) : offsets[tile + 1]] = ZERO
-            for number in range(int(deepest), 0, -1):
-                k = offsets[tile] + number - 1
-                splat = splats[entries[k]]
-                sharp, lean = splat[SHARP_X], splat[LEAN]
-                sums[:] = ZERO
-                sum_0, sum_u, sum_uu = spread(ZERO), spread(ZERO), spread(ZERO)
-                sum_y, sum_uy, sum_yy = spread(ZERO), spread(ZERO), spread(ZERO)
-                _find_spans(spans, splat, F(left), F(top))
-                begin, end = _rows(splat, top)
-                for y in range(begin, end):
-                    dy = F(top + y) + HALF - splat[MEAN_Y]
-                    u0 = F(left) + HALF - splat[MEAN_X] - lean * dy
-                    sigma0 = HALF * splat[SHARP_Y] * dy * dy
-                    x, stop = int(spans[y]), int(spans[TILE_HEIGHT + y])
-                    while x < stop:
-                        u = steps() + (u0 + F(x))
-                        s = _blend_backward(
-                            buffer, sums, U(y * ROW + x), F(number), u, HALF * sharp, sigma0, splat, channels
-                        )
-                        su, sy = s * u, s * dy
-                        sum_0 = sum_0 + s
-                        sum_u = sum_u + su
-                        sum_uu = sum_uu + su * u
-                        sum_y = sum_y + sy
-                        sum_uy = sum_uy + su * dy
-                        sum_yy = sum_yy + sy * dy
-                        x += WIDTH
-                # sigma = 1/2 (sharp u^2 + SHARP_Y dy^2), u = dx - lean dy; the loss moves by -s dsigma.
-                out = entry_gradients[k]
-                out[MEAN_X] = sharp * total(sum_u)
-                out[MEAN_Y] = splat[SHARP_Y] * total(sum_y) - lean * out[MEAN_X]
-                out[SHARP_X] = -HALF * total(sum_uu)
-                out[LEAN] = sharp * total(sum_uy)
-                out[SHARP_Y] = -HALF * total(sum_yy)
-                out[OPACITY] = total(sum_0) / splat[OPACITY]
+@kernel(
+    "void(float32[:,::1], int64[::1], int32[::1], int32[::1], int64, int64, "
+    "float32[:,:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], float32[:,::1])",
+    FASTMATH_FINITE,
+)
+def composite_backward(
+    splats,
+    offsets,
+    entries,
+    chosen,
+    columns,
+    rows,
+    ends,  # [I, H, W, 2] as `composite` left them
+    pictures_gradient,  # [I, H, W, channels]
+    alphas_gradient,  # [I, H, W, 1]
+    entry_gradients,  # [entries, 6 + channels] out: of every entry in the tiles' lists
+):
+    """Gradients of every entry in some tiles' lists, from the back to the front."""
+    height, width, channels = pictures_gradient.shape[1:]
+    buffer = np.empty((CHANNELS_BACKWARD + channels) * PIXELS, np.float32)
+    sums = np.empty(channels * WIDTH, np.float32)
+    spans = np.empty(2 * TILE_HEIGHT, np.float32)
+    for tile in chosen:
+        image, place = tile // (columns * rows), tile % (columns * rows)
+        left, top = (place % columns) * TILE_WIDTH, (place // columns) * TILE_HEIGHT
+        buffer[:] = ZERO  # COUNT 0: nothing is drawn in pixels outside the picture
+        deepest = ZERO
+        for y in range(min(TILE_HEIGHT, height - top)):
+            for x in range(min(TILE_WIDTH, width - left)):
+                pixel = y * ROW + x
+                T, count = ends[image, top + y, left + x, 0], ends[image, top + y, left + x, 1]
+                deepest = max(deepest, count)
+                buffer[pixel] = T
+                buffer[PIXELS + pixel] = count
+                buffer[2 * PIXELS + pixel] = -alphas_gradient[image, top + y, left + x, 0] * T
                 for channel in range(channels):
-                    out[FIRST_CHANNEL_GRADIENT + channel] = total(load(sums, U(channel * WIDTH)))
-
-    return composite_backward
-
-
-_KNOWN = (3, 4)  # RGB; RGB and depth
-_composites = {channels: _composite_kernel(channels) for channels in (0, *_KNOWN)}
-_composites_backward = {channels: _composite_backward_kernel(channels) for channels in (0, *_KNOWN)}
-
-
-def composite(channels: int) -> Callable:
-    """The kernel that draws some tiles with that many channels."""
-    return _composites.get(channels, _composites[0])
-
-
-def composite_backward(channels: int) -> Callable:
-    """The kernel for the gradients of every entry in some tiles' lists, from the back to the front."""
-    return _composites_backward.get(channels, _composites_backward[0])
+                    buffer[(CHANNELS_BACKWARD + channel) * PIXELS + pixel] = pictures_gradient[
+                        image, top + y, left + x, channel
+                    ]
+        entry_gradients[offsets[tile] + int(deepest) : offsets[tile + 1]] = ZERO
+        for number in range(int(deepest), 0, -1):
+            k = offsets[tile] + number - 1
+            splat = splats[entries[k]]
+            sharp, lean = splat[SHARP_X], splat[LEAN]
+            sums[:] = ZERO
+            sum_0, sum_u, sum_uu = spread(ZERO), spread(ZERO), spread(ZERO)
+            sum_y, sum_uy, sum_yy = spread(ZERO), spread(ZERO), spread(ZERO)
+            _find_spans(spans, splat, F(left), F(top))
+            begin, end = _rows(splat, top)
+            for y in range(begin, end):
+                dy = F(top + y) + HALF - splat[MEAN_Y]
+                u0 = F(left) + HALF - splat[MEAN_X] - lean * dy
+                sigma0 = HALF * splat[SHARP_Y] * dy * dy
+                x, stop = int(spans[y]), int(spans[TILE_HEIGHT + y])
+                while x < stop:
+                    u = steps() + (u0 + F(x))
+                    s = _blend_backward(
+                        buffer, sums, U(y * ROW + x), F(number), u, HALF * sharp, sigma0, splat, channels
+                    )
+                    su, sy = s * u, s * dy
+                    sum_0 = sum_0 + s
+                    sum_u = sum_u + su
+                    sum_uu = sum_uu + su * u
+                    sum_y = sum_y + sy
+                    sum_uy = sum_uy + su * dy
+                    sum_yy = sum_yy + sy * dy
+                    x += WIDTH
+            # sigma = 1/2 (sharp u^2 + SHARP_Y dy^2), u = dx - lean dy; the loss moves by -s dsigma.
+            out = entry_gradients[k]
+            out[MEAN_X] = sharp * total(sum_u)
+            out[MEAN_Y] = splat[SHARP_Y] * total(sum_y) - lean * out[MEAN_X]
+            out[SHARP_X] = -HALF * total(sum_uu)
+            out[LEAN] = sharp * total(sum_uy)
+            out[SHARP_Y] = -HALF * total(sum_yy)
+            out[OPACITY] = total(sum_0) / splat[OPACITY]
+            for channel in range(channels):
+                out[FIRST_CHANNEL_GRADIENT + channel] = total(load(sums, U(channel * WIDTH)))

@@ -158,7 +158,7 @@ def composite(splats: np.ndarray, lists: TileLists, view: View) -> list[np.ndarr
     size = (len(view.viewmats), view.options.height, view.options.width)
     result = [np.empty((*size, planes), np.float32) for planes in (channels, 1, 2)]
     run_all(
-        compositing.composite(channels),
+        compositing.composite,
         [
             (splats, lists.offsets, lists.entries, chosen, lists.columns, lists.rows, *result)
             for chosen in _shares(lists, empty_too=True)
@@ -179,7 +179,7 @@ def composite_backward(
     entry_gradients = np.empty((len(lists.entries), FIRST_CHANNEL_GRADIENT + channels), np.float32)
     geometry = (lists.columns, lists.rows, ends, *gradients)
     run_all(
-        compositing.composite_backward(channels),
+        compositing.composite_backward,
         [(splats, lists.offsets, lists.entries, chosen, *geometry, entry_gradients) for chosen in _shares(lists)],
     )
     splat_gradients = np.zeros((len(splats), FIRST_CHANNEL_GRADIENT + channels), np.float32)
