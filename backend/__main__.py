@@ -9,7 +9,7 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.requests import BOUNDS, PRESETS
+from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,6 +90,10 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
     parser.add_argument("--fps", type=bounded("fps"), default=BOUNDS["fps"].default)
+    parser.add_argument("--sh-degree", type=bounded("sh_degree"), default=0, metavar="D",
+                        help="0 to 2: how much colors may change with the view (default: 0, not at all)")  # fmt: skip
+    parser.add_argument("--color-space", choices=COLOR_SPACES, default=COLOR_SPACES[0],
+                        help="in which Gaussians are fitted and blended (default: %(default)s)")  # fmt: skip
     parser.add_argument("--device", choices=DEVICES, default="auto",
                         help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
     parser.add_argument("--out", type=Path, required=needs_out, metavar="CLIP.npz")
@@ -289,6 +293,8 @@ def generate(options: argparse.Namespace) -> int:
             preset=options.preset,
             gaussians=options.gaussians,
             fps=options.fps,
+            sh_degree=options.sh_degree,
+            color_space=options.color_space,
             result="clip" if options.out else "frames",
         )
     for warning in (clip or frames).provenance["warnings"]:
@@ -338,6 +344,8 @@ def construct(options: argparse.Namespace) -> int:
             gaussians=options.gaussians,
             seed=options.seed,
             fps=options.fps,
+            sh_degree=options.sh_degree,
+            color_space=options.color_space,
             name=options.out.stem,
             run=Run(work, on_progress=show, device=options.device),
         )

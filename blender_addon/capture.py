@@ -303,7 +303,12 @@ def _generation_options(options: settings.KINESPLAT_PG_scene) -> dict:
 
 
 def _quality(options: settings.KINESPLAT_PG_scene) -> dict:
-    return {"preset": options.preset, "gaussians": options.gaussians}
+    return {
+        "preset": options.preset,
+        "gaussians": options.gaussians,
+        "sh_degree": options.sh_degree,
+        "color_space": options.color_space,
+    }
 
 
 def _orbit_json(folder: Path, cameras: Cameras | None, hashes: dict[Path, str]) -> dict | None:

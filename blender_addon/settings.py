@@ -16,12 +16,16 @@ from bpy.props import (
 )
 
 from . import splat_object
-from .contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, PRESETS
+from .contract.requests import BOUNDS, COLOR_SPACES, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, PRESETS
 
 PRESET_TEXTS = {
     "draft": ("Draft", "A first look, in a fraction of the time"),
     "preview": ("Preview", "Good enough to judge and to retime"),
     "final": ("Final", "As good as it gets, and the slowest"),
+}
+COLOR_SPACE_TEXTS = {
+    "srgb": ("sRGB", "Blend as image editors do; Scene Linear converts the colors for Blender's view transforms"),
+    "linear": ("Linear", "Blend light as renderers do: soft edges come out as Blender itself would render them"),
 }
 MAX_CANDIDATES = 4
 
@@ -129,6 +133,17 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         name="Gaussians",
         description="How many Gaussians the result has. Changing the quality sets this as well",
         step=1000,
+    )
+    sh_degree: _bounded(
+        "sh_degree",
+        name="View Dependence",
+        description="How much colors may change with the view: 0 not at all, 1 and 2 for surfaces that shine. "
+        "Needs pictures from all sides, and stores 4 or 9 colors per Gaussian",
+    )
+    color_space: EnumProperty(
+        name="Blend In",
+        description="Color space in which the Gaussians are fitted and blended",
+        items=tuple((space, *COLOR_SPACE_TEXTS[space]) for space in COLOR_SPACES),
     )
     frames: _bounded(
         "frames",

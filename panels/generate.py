@@ -100,6 +100,8 @@ class KINESPLAT_PT_construction(SidebarPanel, bpy.types.Panel):
         layout.use_property_decorate = False
         options = context.scene.kinesplat
         layout.prop(options, "gaussians")
+        layout.prop(options, "sh_degree")
+        layout.prop(options, "color_space")
         if not settings.invents_motion(context):
             layout.prop(options, "seed")
 

@@ -44,7 +44,7 @@ def construct_clip(
     run: Run,
     changes: dict | None = None,
 ) -> Clip:
-    """The clip of an orbit, as `settings` (preset, gaussians, seed) ask for it, on `run.device`.
+    """The clip of an orbit, as `settings` ask for it (preset, gaussians, seed, sh_degree, color_space), on `run.device`.
 
     `changes` are other values for fields of `ConstructConfig`; requests have none.
 
@@ -53,7 +53,8 @@ def construct_clip(
         JobCancelled: by `run`.
     """
     config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
-    config = replace(config, **changes or {})
+    wanted = {name: settings[name] for name in ("sh_degree", "color_space") if name in settings}  # older requests: not
+    config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
     clip = construct(moving, static, surface, config, run, engine)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))

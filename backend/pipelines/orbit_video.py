@@ -49,6 +49,8 @@ def construct_folders(
     gaussians: int | None = None,
     seed: int = 0,
     fps: float = 24.0,
+    sh_degree: int = 0,
+    color_space: str = "srgb",
     name: str = "Clip",
     run: Run,
 ) -> Clip:
@@ -66,7 +68,14 @@ def construct_folders(
     observations = read_orbit_folder(moving)
     still = read_orbit_folder(static) if static else None
     samples = read_surface_samples(surface) if surface else None
-    settings = {"preset": preset, "gaussians": gaussians, "seed": seed, "fps": fps}
+    settings = {
+        "preset": preset,
+        "gaussians": gaussians,
+        "seed": seed,
+        "fps": fps,
+        "sh_degree": sh_degree,
+        "color_space": color_space,
+    }
     clip = clips.construct_clip(observations, still, samples, settings, run)
     run.finish()
     settings["gaussians"] = clip.count

@@ -43,6 +43,8 @@ class SettingsModel(Strict):
     preset: Literal[contract.PRESETS]
     gaussians: bounded("gaussians", int)
     fps: bounded("fps", float)
+    sh_degree: bounded("sh_degree", int) = int(contract.BOUNDS["sh_degree"].default)
+    color_space: Literal[contract.COLOR_SPACES] = contract.COLOR_SPACES[0]
 
 
 class GenerationSettingsModel(SettingsModel):

@@ -4,14 +4,16 @@
 The bounds below are the only place where limits stand: the panel's properties and the server's schema both use them.
 
     {"kind": "orbit", "name": "Fox", "pipeline": "orbit",                  # the motion exists: it is constructed
-     "settings": {"seed": 0, "preset": "preview", "gaussians": 5000, "fps": 24.0},
+     "settings": {"seed": 0, "preset": "preview", "gaussians": 5000, "fps": 24.0,
+                  "sh_degree": 0,                                           # of colors that depend on the view
+                  "color_space": "srgb" | "linear"},                       # in which Gaussians are fitted and blended
      "inputs": {"moving":  {"frames": [sha256, ...], "cameras": {...}},   # cameras: orbit.Cameras.to_json()
                 "static":  {"frames": [sha256, ...], "cameras": {...}},   # or null
                 "surface": sha256,                                         # surface samples (.npz), or null
                 "to_object": [[...] * 4]}}                                 # clip space -> object space
 
     {"kind": "object" | "text" | "image", "name": "Fox", "pipeline": "diffusion4d",   # the motion is generated first
-     "settings": {"seed", "preset", "gaussians", "fps",                    # as above
+     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space",   # as above
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
                   "steps": 24, "frames": 24,
@@ -26,6 +28,8 @@ The bounds below are the only place where limits stand: the panel's properties a
 import hashlib
 import os
 from dataclasses import dataclass
+
+from .clip import COLOR_SPACES as COLOR_SPACES
 
 API_VERSION = 1
 KINDS = ("orbit", "object", "text", "image")  # what this version can do; video comes with its pipeline
@@ -52,6 +56,7 @@ BOUNDS = {
     "resolution": Bound(128, 64, 512),  # pixels, square
     "gaussians": Bound(5_000, 500, 200_000),
     "fps": Bound(24.0, 1.0, 240.0),
+    "sh_degree": Bound(0, 0, 2),
     "motion": Bound(3.0, 0.0, 15.0),
     "guidance_motion": Bound(1.0, 0.0, 10.0),
     "guidance_static": Bound(0.25, 0.0, 2.0),
@@ -74,6 +79,8 @@ def orbit_request(
     gaussians: int | None = None,
     seed: int = 0,
     fps: float = 24.0,
+    sh_degree: int = 0,
+    color_space: str = "srgb",
 ) -> dict:
     """A request of kind `orbit`: the moving orbit exists already, so diffusion is skipped.
 
@@ -89,6 +96,8 @@ def orbit_request(
             "preset": preset,
             "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
             "fps": fps,
+            "sh_degree": sh_degree,
+            "color_space": color_space,
         },
         "inputs": {"moving": moving, "static": static, "surface": surface, "to_object": to_object},
     }
@@ -112,6 +121,8 @@ def generation_request(
     guidance_static: float = BOUNDS["guidance_static"].default,
     steps: int = BOUNDS["steps"].default,
     result: str = "clip",
+    sh_degree: int = 0,
+    color_space: str = "srgb",
 ) -> dict:
     """A request of kind `object`, `text` or `image`: the motion is generated, then constructed.
 
@@ -132,6 +143,8 @@ def generation_request(
         guidance_static: w2, how closely the static orbit is kept.
         steps: denoising steps.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
+        sh_degree: of the spherical harmonics; above 0, colors may depend on the view.
+        color_space: "srgb" or "linear", in which the Gaussians are fitted and to be blended.
     """
     return {
         "kind": kind,
@@ -142,6 +155,8 @@ def generation_request(
             "preset": preset,
             "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
             "fps": fps,
+            "sh_degree": sh_degree,
+            "color_space": color_space,
             "prompt": prompt,
             "motion": motion,
             "guidance_motion": guidance_motion,

@@ -146,11 +146,15 @@ def test_folders_become_a_clip(orbits: Path, tmp_path: Path) -> None:
         preset="draft",
         seed=3,
         fps=12,
+        sh_degree=1,
+        color_space="linear",
         name="Arm",
         run=Run(tmp_path),
     )
     assert (clip.name, clip.fps, clip.count) == ("Arm", 12.0, 2000)
-    assert clip.provenance["settings"] == {"preset": "draft", "gaussians": 2000, "seed": 3, "fps": 12}
+    settings = {"preset": "draft", "gaussians": 2000, "seed": 3, "fps": 12, "sh_degree": 1, "color_space": "linear"}
+    assert clip.provenance["settings"] == settings
+    assert (clip.sh_degree, clip.color_space) == (1, "linear")
     assert (tmp_path / CHECKPOINT_NAME).exists()  # until the caller has written the clip
 
 
