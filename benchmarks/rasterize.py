@@ -22,7 +22,7 @@ from torch import Tensor
 from backend.splatting.bases import BasesMotion
 from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import choose_engine
-from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.gaussians import discs
 from backend.splatting.motion import TimeBasis
 from backend.splatting.rasterize import get_threads, rasterize, set_threads, warm_up
 from backend.splatting.scene import Pictures
@@ -139,11 +139,9 @@ def measure_cuda() -> list[dict]:
 def full_iteration(count: int, side: int) -> float:
     """CPU ms of a whole step of a fit: poses of 128 control points, their blend, rasterizer, loss, priors, Adam."""
     set_threads(1)
-    means, quats, scales, opacities, colors = (tensor.detach() for tensor in bumpy_sphere(count))
-    half = 0.5  # clip space is smaller than this scene
-    gaussians = GaussianParameters(
-        half * means, quats, (half * scales).log(), opacities.logit(), colors.logit()
-    ).require_grad()
+    means, *_, colors = (0.5 * tensor.detach() for tensor in bumpy_sphere(count))  # clip space is smaller
+    normals = torch.nn.functional.normalize(means, dim=-1)
+    gaussians = discs(means.numpy(), normals.numpy(), colors.numpy()).require_grad()
     motion = BasesMotion(gaussians.means.detach(), TimeBasis(True, 6), ConstructConfig())
     cameras = orbit_cameras(Orbit(frames=4), side, side, moving=True)
     images = torch.rand(4, side, side, 4, generator=torch.Generator().manual_seed(1))

@@ -5,6 +5,8 @@ This is the default of `ConstructConfig.motion`. Every model of the motion offer
 of the fit know no more about it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from backend.splatting.motion import (
     effective_coefficients,
     no_motion,
     poses_at,
+    refined,
     to_basis_motion,
 )
 from blender_addon.contract.clip import BasisMotion
@@ -56,6 +59,8 @@ class BasesMotion:
         index, weights = self.control.index, self.control.weights
         if chosen is not None:
             index, weights = index[chosen], weights[chosen]
+        if self.config.refine_weights:
+            weights = refined(weights, gaussians.weight_offsets)
         poses = poses_at(self._effective(), self.basis, times, self.control)
         return Moved(*blend(poses, gaussians.means, gaussians.quats, index, weights), gaussians.scales)
 
@@ -72,8 +77,11 @@ class BasesMotion:
         return smooth + rigidity(poses, self.control, config.rigidity_length, config.rigidity_turn)
 
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> BasisMotion:
-        """The motion at `frame_times` [T] as a clip keeps it; of the Gaussians it needs to know nothing."""
-        return to_basis_motion(self._effective(), self.basis, frame_times, self.control)
+        """The motion at `frame_times` [T] as a clip keeps it."""
+        control = self.control
+        if self.config.refine_weights:
+            control = replace(control, weights=refined(control.weights, gaussians.weight_offsets))
+        return to_basis_motion(self._effective(), self.basis, frame_times, control)
 
     def _effective(self) -> Tensor:
         return effective_coefficients(self.coefficients, self.basis)

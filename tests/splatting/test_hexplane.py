@@ -35,7 +35,15 @@ def some_gaussians(count: int = 40) -> GaussianParameters:
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    return GaussianParameters(drawn(count, 3), drawn(count, 4), drawn(count, 3) - 4, drawn(count), drawn(count, 3))
+    return GaussianParameters(
+        means=drawn(count, 3),
+        quats=drawn(count, 4),
+        log_scales=drawn(count, 3) - 4,
+        opacity_logits=drawn(count),
+        color_logits=drawn(count, 3),
+        harmonics=torch.zeros(count, 0, 3),
+        weight_offsets=torch.zeros(count, 4),
+    )
 
 
 def moving_model(loop: bool = True, frames: int = 9) -> HexPlaneMotion:
