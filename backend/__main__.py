@@ -9,7 +9,7 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, PRESETS
+from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS, PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,6 +94,8 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
                         help="0 to 2: how much colors may change with the view (default: 0, not at all)")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES, default=COLOR_SPACES[0],
                         help="in which Gaussians are fitted and blended (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--motion-model", choices=MOTION_MODELS, default=MOTION_MODELS[0],
+                        help="blended rigid movements, or a deformation field (default: %(default)s)")  # fmt: skip
     parser.add_argument("--device", choices=DEVICES, default="auto",
                         help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
     parser.add_argument("--out", type=Path, required=needs_out, metavar="CLIP.npz")
@@ -295,6 +297,7 @@ def generate(options: argparse.Namespace) -> int:
             fps=options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
+            motion_model=options.motion_model,
             result="clip" if options.out else "frames",
         )
     for warning in (clip or frames).provenance["warnings"]:
@@ -346,6 +349,7 @@ def construct(options: argparse.Namespace) -> int:
             fps=options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
+            motion_model=options.motion_model,
             name=options.out.stem,
             run=Run(work, on_progress=show, device=options.device),
         )

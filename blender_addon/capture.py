@@ -308,6 +308,7 @@ def _quality(options: settings.KINESPLAT_PG_scene) -> dict:
         "gaussians": options.gaussians,
         "sh_degree": options.sh_degree,
         "color_space": options.color_space,
+        "motion_model": options.motion_model,
     }
 
 

@@ -16,7 +16,7 @@ from bpy.props import (
 )
 
 from . import splat_object
-from .contract.requests import BOUNDS, COLOR_SPACES, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, PRESETS
+from .contract.requests import BOUNDS, COLOR_SPACES, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, MOTION_MODELS, PRESETS
 
 PRESET_TEXTS = {
     "draft": ("Draft", "A first look, in a fraction of the time"),
@@ -26,6 +26,10 @@ PRESET_TEXTS = {
 COLOR_SPACE_TEXTS = {
     "srgb": ("sRGB", "Blend as image editors do; Scene Linear converts the colors for Blender's view transforms"),
     "linear": ("Linear", "Blend light as renderers do: soft edges come out as Blender itself would render them"),
+}
+MOTION_MODEL_TEXTS = {
+    "bases": ("Rigid Parts", "Small rigid movements, blended. Small files, and limbs keep their length"),
+    "hexplane": ("Deformation Field", "HexPlane field, as in the Diffusion4D paper. Slower; files hold each frame"),
 }
 MAX_CANDIDATES = 4
 
@@ -144,6 +148,11 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         name="Blend In",
         description="Color space in which the Gaussians are fitted and blended",
         items=tuple((space, *COLOR_SPACE_TEXTS[space]) for space in COLOR_SPACES),
+    )
+    motion_model: EnumProperty(
+        name="Motion Model",
+        description="What the motion of the Gaussians is made of",
+        items=tuple((model, *MOTION_MODEL_TEXTS[model]) for model in MOTION_MODELS),
     )
     frames: _bounded(
         "frames",

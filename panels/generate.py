@@ -102,6 +102,7 @@ class KINESPLAT_PT_construction(SidebarPanel, bpy.types.Panel):
         layout.prop(options, "gaussians")
         layout.prop(options, "sh_degree")
         layout.prop(options, "color_space")
+        layout.prop(options, "motion_model")
         if not settings.invents_motion(context):
             layout.prop(options, "seed")
 

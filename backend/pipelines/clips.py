@@ -44,7 +44,7 @@ def construct_clip(
     run: Run,
     changes: dict | None = None,
 ) -> Clip:
-    """The clip of an orbit, as `settings` ask for it (preset, gaussians, seed, sh_degree, color_space), on `run.device`.
+    """The clip of an orbit, as `settings` ask for it (see `requests`), on `run.device`.
 
     `changes` are other values for fields of `ConstructConfig`; requests have none.
 
@@ -53,7 +53,8 @@ def construct_clip(
         JobCancelled: by `run`.
     """
     config = ConstructConfig.for_preset(settings["preset"], settings["gaussians"], settings["seed"])
-    wanted = {name: settings[name] for name in ("sh_degree", "color_space") if name in settings}  # older requests: not
+    names = {"sh_degree": "sh_degree", "color_space": "color_space", "motion_model": "motion"}
+    wanted = {names[name]: settings[name] for name in names if name in settings}  # older requests lack them
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
     clip = construct(moving, static, surface, config, run, engine)

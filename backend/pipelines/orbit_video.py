@@ -51,6 +51,7 @@ def construct_folders(
     fps: float = 24.0,
     sh_degree: int = 0,
     color_space: str = "srgb",
+    motion_model: str = "bases",
     name: str = "Clip",
     run: Run,
 ) -> Clip:
@@ -75,6 +76,7 @@ def construct_folders(
         "fps": fps,
         "sh_degree": sh_degree,
         "color_space": color_space,
+        "motion_model": motion_model,
     }
     clip = clips.construct_clip(observations, still, samples, settings, run)
     run.finish()

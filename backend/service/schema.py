@@ -45,6 +45,7 @@ class SettingsModel(Strict):
     fps: bounded("fps", float)
     sh_degree: bounded("sh_degree", int) = int(contract.BOUNDS["sh_degree"].default)
     color_space: Literal[contract.COLOR_SPACES] = contract.COLOR_SPACES[0]
+    motion_model: Literal[contract.MOTION_MODELS] = contract.MOTION_MODELS[0]
 
 
 class GenerationSettingsModel(SettingsModel):

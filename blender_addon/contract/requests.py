@@ -6,14 +6,15 @@ The bounds below are the only place where limits stand: the panel's properties a
     {"kind": "orbit", "name": "Fox", "pipeline": "orbit",                  # the motion exists: it is constructed
      "settings": {"seed": 0, "preset": "preview", "gaussians": 5000, "fps": 24.0,
                   "sh_degree": 0,                                           # of colors that depend on the view
-                  "color_space": "srgb" | "linear"},                       # in which Gaussians are fitted and blended
+                  "color_space": "srgb" | "linear",                        # in which Gaussians are fitted and blended
+                  "motion_model": "bases" | "hexplane"},                   # what their motion is made of
      "inputs": {"moving":  {"frames": [sha256, ...], "cameras": {...}},   # cameras: orbit.Cameras.to_json()
                 "static":  {"frames": [sha256, ...], "cameras": {...}},   # or null
                 "surface": sha256,                                         # surface samples (.npz), or null
                 "to_object": [[...] * 4]}}                                 # clip space -> object space
 
     {"kind": "object" | "text" | "image", "name": "Fox", "pipeline": "diffusion4d",   # the motion is generated first
-     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space",   # as above
+     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
                   "steps": 24, "frames": 24,
@@ -37,6 +38,7 @@ GENERATION_KINDS = ("object", "text", "image")
 PIPELINES = {"orbit": "orbit", "object": "diffusion4d", "text": "diffusion4d", "image": "diffusion4d"}  # by kind
 PRESETS = ("draft", "preview", "final")
 RESULTS = ("clip", "frames")
+MOTION_MODELS = ("bases", "hexplane")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
@@ -81,6 +83,7 @@ def orbit_request(
     fps: float = 24.0,
     sh_degree: int = 0,
     color_space: str = "srgb",
+    motion_model: str = "bases",
 ) -> dict:
     """A request of kind `orbit`: the moving orbit exists already, so diffusion is skipped.
 
@@ -98,6 +101,7 @@ def orbit_request(
             "fps": fps,
             "sh_degree": sh_degree,
             "color_space": color_space,
+            "motion_model": motion_model,
         },
         "inputs": {"moving": moving, "static": static, "surface": surface, "to_object": to_object},
     }
@@ -123,6 +127,7 @@ def generation_request(
     result: str = "clip",
     sh_degree: int = 0,
     color_space: str = "srgb",
+    motion_model: str = "bases",
 ) -> dict:
     """A request of kind `object`, `text` or `image`: the motion is generated, then constructed.
 
@@ -145,6 +150,7 @@ def generation_request(
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
         sh_degree: of the spherical harmonics; above 0, colors may depend on the view.
         color_space: "srgb" or "linear", in which the Gaussians are fitted and to be blended.
+        motion_model: one of MOTION_MODELS: blended rigid movements, or a deformation field.
     """
     return {
         "kind": kind,
@@ -157,6 +163,7 @@ def generation_request(
             "fps": fps,
             "sh_degree": sh_degree,
             "color_space": color_space,
+            "motion_model": motion_model,
             "prompt": prompt,
             "motion": motion,
             "guidance_motion": guidance_motion,

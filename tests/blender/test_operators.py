@@ -100,7 +100,7 @@ def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
     bpy.ops.kinesplat.generate(wait=True)
     (request,) = bodies
     gaussians = part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["draft"]
-    looks = {"sh_degree": 0, "color_space": "srgb"}
+    looks = {"sh_degree": 0, "color_space": "srgb", "motion_model": "bases"}
     assert request["settings"] == {"seed": 7, "preset": "draft", "gaussians": gaussians, "fps": 24.0 * 7 / 8, **looks}
     assert request["name"] == "Box"
     for kind, last in (("moving", 1.0), ("static", 0.0)):

@@ -138,6 +138,21 @@ def test_a_cancelled_request_leaves_no_clip(submitted, tmp_path: Path) -> None:
     assert not (tmp_path / "job" / "clip.npz").exists()
 
 
+def test_the_model_of_motion_is_the_one_asked_for(submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, blob = submitted
+    request = {**request, "settings": {**request["settings"], "motion_model": "hexplane"}}
+    asked = []
+
+    def construct(*inputs, **_):
+        asked.extend(value for value in inputs if isinstance(value, ConstructConfig))
+        raise JobCancelled
+
+    monkeypatch.setattr(clips, "construct", construct)
+    with pytest.raises(JobCancelled):
+        orbit_video.run_request(request, blob, Run(tmp_path / "job"))
+    assert [config.motion for config in asked] == ["hexplane"]
+
+
 def test_folders_become_a_clip(orbits: Path, tmp_path: Path) -> None:
     clip = orbit_video.construct_folders(
         orbits / "moving",
@@ -152,7 +167,8 @@ def test_folders_become_a_clip(orbits: Path, tmp_path: Path) -> None:
         run=Run(tmp_path),
     )
     assert (clip.name, clip.fps, clip.count) == ("Arm", 12.0, 2000)
-    settings = {"preset": "draft", "gaussians": 2000, "seed": 3, "fps": 12, "sh_degree": 1, "color_space": "linear"}
+    settings = {"preset": "draft", "gaussians": 2000, "seed": 3, "fps": 12, "sh_degree": 1}
+    settings |= {"color_space": "linear", "motion_model": "bases"}
     assert clip.provenance["settings"] == settings
     assert (clip.sh_degree, clip.color_space) == (1, "linear")
     assert (tmp_path / CHECKPOINT_NAME).exists()  # until the caller has written the clip
