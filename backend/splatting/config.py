@@ -55,6 +55,11 @@ class ConstructConfig:
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
     shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
     final_shape_share: float = 0.2  # what is left of those at the end
+    opacity_weight: float = 0.02  # against opacity in stage 1: what shows nothing fades, and can serve elsewhere
+    scale_weight: float = 0.0  # against size in stage 1, relative to 0.01 of the subject
+    densify_times: int = 6  # in stage 1, faded Gaussians move to where they are needed, and new ones come
+    start_share: float = 0.5  # of all Gaussians, what there is before these; all of them after the last
+    langevin: float = 0.0  # size of the noise on faded Gaussians in stage 1
     guide_steps: int = 200  # iterations that follow the guide alone, where there is one, all its times each
     guide_rate: float = 6e-3  # Adam's step in these, clip space
     guide_priors: float = 0.02  # weight of the priors in these

@@ -26,6 +26,7 @@ from torch import Tensor
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.config import ConstructConfig
+from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
@@ -38,13 +39,15 @@ from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 6  # counts changes that make older checkpoints useless
+ALGORITHM = 7  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
 
 MOVING_AGREEMENT = 0.8  # of silhouettes that moved, on what belongs to the subject
 PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
+USUAL_SCALE = 0.01  # of Gaussians, clip space
+DENSIFY_SPAN = 0.1, 0.8  # of stage 1, in which it densifies; what came last has the rest to settle
 GPU_REPORT_STEPS = 10  # a step takes milliseconds there
 
 
@@ -134,10 +137,11 @@ def _start(scene: Scene, reference: Observations, still: bool, surface: SurfaceS
     """Discs on the subject's surface, coloured by the pictures, that do not move."""
     config, chance = scene.config, scene.reference_chance
     rng = np.random.default_rng(config.seed)
+    count = max(round((config.start_share if config.densify_times else 1.0) * config.gaussians), 1)
     if surface is not None:
-        points, normals = spread_samples(surface.points, surface.normals, config.gaussians, rng)
+        points, normals = spread_samples(surface.points, surface.normals, count, rng)
     else:
-        points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, config.gaussians, rng)
+        points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, count, rng)
     colors = sample_colors(points, normals, reference, chance)
     gaussians = discs(points, normals, colors, config.sh_degree).to(scene.device)
     gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
@@ -155,7 +159,11 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         rng = _generator(fit, config)
         fit.set_shape_rates(1.0, harmonics=fit.step >= 0.5 * config.shape_steps)
         pictures = scene.reference[0 if fit.step < 0.3 * config.shape_steps else 1]
-        _descend(_reference_loss(fit, scene, pictures, rng), fit.shape_optimizer)
+        _descend(
+            _reference_loss(fit, scene, pictures, rng) + _shape_prior(gaussians, config),
+            fit.shape_optimizer,
+        )
+        _densify(fit, config, rng)
         _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
     fit.begin_motion(scene, gaussians.means.detach().clone())
@@ -220,6 +228,28 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
 
 
 # Parts of a step
+
+
+def _shape_prior(gaussians: GaussianParameters, config: ConstructConfig) -> Tensor:
+    """The regularizers of Kheradmand et al. 2024 (Eq. 10): against opacity and against size."""
+    sizes = gaussians.scales.mean() / USUAL_SCALE
+    return config.opacity_weight * gaussians.opacities.mean() + config.scale_weight * sizes
+
+
+def _densify(fit: Fit, config: ConstructConfig, rng: np.random.Generator) -> None:
+    """Let the Gaussians of stage 1 go where they are needed, and grow to their number (`densify`)."""
+    if config.langevin:
+        shake(fit.gaussians, config.langevin, rng)
+    done = [_densified(step, config) for step in (fit.step, fit.step + 1)]
+    if done[1] > done[0]:
+        share = config.start_share ** (1 - done[1] / config.densify_times)
+        densify(fit.gaussians, fit.shape_optimizer, round(share * config.gaussians), rng)
+
+
+def _densified(step: int, config: ConstructConfig) -> int:
+    """How many of `densify_times` lie before a step of stage 1."""
+    begin, end = DENSIFY_SPAN
+    return int(config.densify_times * min(max((step / config.shape_steps - begin) / (end - begin), 0.0), 1.0) + 1e-6)
 
 
 def _generator(fit: Fit, config: ConstructConfig) -> np.random.Generator:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import pytest
+
+from backend.progress import UserError
+from backend.splatting.config import ConstructConfig
+from backend.splatting.estimate import demand_memory, estimate
+
+SMALL, LARGE = (24, 128, 128), (96, 256, 256)
+
+
+def test_estimates_are_near_what_was_measured() -> None:
+    """Peak resident size of a process on Linux; CPU seconds of one core at 2.5 GHz."""
+    preview, final = ConstructConfig.for_preset("preview"), ConstructConfig.for_preset("final")
+    for config, views, megabytes in ((preview, SMALL, 587), (final, (24, 256, 256), 744), (final, LARGE, 1126)):
+        assert estimate(config, views, views).memory / 1e6 == pytest.approx(megabytes, rel=0.15)
+    assert estimate(preview, SMALL, SMALL).seconds == pytest.approx(14, rel=0.5)
+
+
+def test_more_of_anything_costs_more() -> None:
+    small = estimate(ConstructConfig.for_preset("preview"), SMALL)
+    for preset, gaussians, views in (("final", None, SMALL), ("preview", 50_000, SMALL), ("preview", None, LARGE)):
+        larger = estimate(ConstructConfig.for_preset(preset, gaussians), views)
+        assert larger.memory >= small.memory
+        assert larger.seconds >= small.seconds
+    assert small.sentence("the CPU").startswith("About 15 s on the CPU, 0.6 GB")
+
+
+def test_too_little_memory_is_refused_with_what_to_lower() -> None:
+    config = ConstructConfig.for_preset("final")
+    needed = estimate(config, LARGE, LARGE)
+    demand_memory(needed, config, available=2e9)
+    with pytest.raises(UserError, match=r"needs about 1\.\d GB") as caught:
+        demand_memory(needed, config, available=1e8)
+    assert caught.value.code == "too_little_memory"
+    assert "fewer Gaussians than 20,000" in caught.value.hint
