@@ -11,6 +11,7 @@ from backend.progress import Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
+from backend.splatting.estimate import demand_memory, estimate
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
@@ -44,8 +45,10 @@ def construct_clip(
     run: Run,
     changes: dict | None = None,
 ) -> Clip:
-    """The clip of an orbit, as `settings` ask for it (see `requests`), on `run.device`.
+    """The clip of an orbit as `settings` ask for it, on `run.device`.
 
+    `settings` are those of a request: preset, gaussians, seed, and, where they are there,
+    sh_degree, color_space and motion_model.
     `changes` are other values for fields of `ConstructConfig`; requests have none.
 
     Raises:
@@ -57,6 +60,10 @@ def construct_clip(
     wanted = {names[name]: settings[name] for name in names if name in settings}  # older requests lack them
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
+    sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
+    needed = estimate(config, *sizes, on_gpu=engine.is_gpu)
+    demand_memory(needed, config)
+    run.say(needed.sentence(engine.name))
     clip = construct(moving, static, surface, config, run, engine)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):

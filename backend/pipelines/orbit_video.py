@@ -7,11 +7,14 @@ from pathlib import Path
 
 from backend.pipelines import clips
 from backend.progress import Run, UserError
+from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGE_SHARES
+from backend.splatting.engine import CPU, expected_engine
+from backend.splatting.estimate import estimate
 from backend.splatting.observations import Observations, read_observations, read_orbit_folder
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import Cameras, read_surface_samples
+from blender_addon.contract.orbit import Cameras, read_orbit_json, read_surface_samples
 
 PIPELINE = "orbit"
 READING = "Reading the orbit"
@@ -82,6 +85,20 @@ def construct_folders(
     run.finish()
     settings["gaussians"] = clip.count
     return replace(described(clip, settings, run), name=name, fps=float(fps))
+
+
+def estimate_folders(moving: Path, static: Path | None, preset: str, gaussians: int | None, device: str) -> str:
+    """What `construct_folders` will cost, in a sentence; looks at the cameras alone.
+
+    Raises:
+        BadFileError: a folder has no usable cameras.
+    """
+    cameras = [folder and read_orbit_json(folder) for folder in (moving, static)]
+    sizes = [views and (len(views.times), views.height, views.width) for views in cameras]
+    engine = expected_engine() if device == "auto" else CPU
+    on_gpu = engine.is_gpu or device == "cuda"
+    needed = estimate(ConstructConfig.for_preset(preset, gaussians), *sizes, on_gpu=on_gpu)
+    return f"{needed.sentence('the GPU' if on_gpu else 'the CPU')}."
 
 
 def described(clip: Clip, settings: dict, run: Run) -> Clip:

@@ -240,6 +240,55 @@ def test_several_views_per_time_are_used(scene: Scene, tmp_path: Path) -> None:
     assert clip.frame_count == 9
 
 
+@pytest.mark.parametrize("frames", [8, 96])
+def test_any_number_of_frames_and_uneven_times(tmp_path: Path, frames: int) -> None:
+    scene = swinging_arm(frames=frames, pixels=32, loop=False, closed=False)
+    times = scene.moving.cameras.times**1.5  # denser at the beginning
+    uneven = with_times(scene.moving, times)
+    config = replace(TINY, shape_steps=10, coarse_steps=20, fine_steps=10, gaussians=200, coarse_pixels=24)
+    clip = construct(uneven, scene.static, scene.surface, config, planned(tmp_path))
+    check_clip(clip)
+    assert clip.frame_count == frames
+    assert mean_psnr(clip, uneven) > mean_psnr(clip, uneven, frozen=True)
+
+
+def test_left_out_pictures_leave_the_number_of_frames(scene: Scene, tmp_path: Path) -> None:
+    images = scene.moving.images.clone()
+    images[4] = 0
+    run = planned(tmp_path)
+    clip = construct(replace(scene.moving, images=images), scene.static, scene.surface, TINY, run)
+    assert clip.frame_count == 9
+    assert "1 of 9 pictures" in run.notes[0]
+
+
+def test_linear_light_fits_as_well_and_is_told(scene: Scene, tmp_path: Path) -> None:
+    config = replace(TINY, shape_steps=60)
+    srgb, linear = (
+        construct(scene.moving, scene.static, scene.surface, replace(config, color_space=space), planned(tmp_path))
+        for space in ("srgb", "linear")
+    )
+    assert linear.color_space == "linear"
+    assert linear.sh.mean() < srgb.sh.mean() - 0.1  # the same grey is a smaller number in linear light
+    # The pictures were blended in sRGB: edges and seams of linear light differ a little.
+    assert mean_psnr(linear, scene.static) > mean_psnr(srgb, scene.static) - 3
+
+
+def test_colors_that_depend_on_the_view_need_harmonics(scene: Scene, tmp_path: Path) -> None:
+    def lit(views: Observations) -> Observations:
+        """Brighter for cameras on the side of +X."""
+        side = torch.from_numpy(views.cameras.camera_to_world[:, 0, 3] / 2).float()[:, None, None, None]
+        return replace(views, images=torch.cat([views.images[..., :3] * (0.7 + 0.3 * side), views.images[..., 3:]], -1))
+
+    found = []
+    for degree in (0, 2):
+        config = replace(TINY, shape_steps=60, sh_degree=degree)
+        clip = construct(lit(scene.moving), lit(scene.static), scene.surface, config, planned(tmp_path))
+        check_clip(clip)
+        assert clip.sh_degree == degree
+        found.append(mean_psnr(clip, lit(scene.static)))
+    assert found[1] > found[0] + 1
+
+
 def test_a_loop_is_told_by_pictures_from_the_same_camera() -> None:
     loop, other = swinging_arm(), swinging_arm(loop=False)
     assert is_loop(loop.moving)

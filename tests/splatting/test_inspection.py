@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bad input of a construction: refused with a sentence, or told of."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backend.progress import Run, UserError
+from backend.splatting.inspection import inspect
+from backend.splatting.observations import Observations
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from tests.splatting.scenes import Scene, swinging_arm
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return swinging_arm()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def with_cameras(views: Observations, **changes) -> Observations:
+    return replace(views, cameras=replace(views.cameras, **changes))
+
+
+def with_images(views: Observations, change) -> Observations:
+    images = views.images.clone()
+    change(images)
+    return replace(views, images=images)
+
+
+def refused(run: Run, code: str, moving, static=None, surface=None) -> str:
+    with pytest.raises(UserError) as caught:
+        inspect(moving, static, surface, run)
+    assert caught.value.code == code
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def test_good_input_raises_no_doubt(scene: Scene, run: Run) -> None:
+    assert inspect(scene.moving, scene.static, scene.surface, run) == (scene.moving, scene.static)
+    assert inspect(scene.moving, None, None, run) == (scene.moving, None)
+    assert run.notes == []
+
+
+def test_empty_pictures_are_left_out_and_told_of(scene: Scene, run: Run) -> None:
+    emptied = with_images(scene.moving, lambda images: images.index_fill_(0, torch.tensor([2, 5]), 0.0))
+    moving, _ = inspect(emptied, scene.static, None, run)
+    assert len(moving.images) == len(moving.cameras.times) == 7
+    assert moving.images.amax(dim=(1, 2, 3)).gt(0).all()
+    (note,) = run.notes
+    assert "2 of 9 pictures of the moving orbit show nothing" in note
+    assert "2, 5" in note
+    nothing = with_images(scene.moving, lambda images: images.zero_())
+    assert "show nothing" in refused(run, "orbit_empty", nothing, scene.static)
+    assert "static" in refused(run, "orbit_empty", scene.moving, with_images(scene.static, lambda i: i.zero_()))
+    only_first = with_images(scene.moving, lambda images: images[1:].zero_())
+    assert "except at one time" in refused(run, "orbit_empty", only_first)
+
+
+def test_one_picture_or_one_time_is_no_motion(scene: Scene, run: Run) -> None:
+    assert "one picture" in refused(run, "orbit_without_time", scene.moving.subset(np.array([0])))
+    assert "same time" in refused(run, "orbit_without_time", scene.static)
+
+
+def test_pictures_without_a_background_are_refused(scene: Scene, run: Run) -> None:
+    refused(run, "orbit_opaque", with_images(scene.moving, lambda images: images[..., 3].fill_(1.0)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(scene: Scene, run: Run, value: float) -> None:
+    def spoil(images: torch.Tensor) -> None:
+        images[3, 10, 10, 1] = value
+
+    assert "picture 3" in refused(run, "orbit_not_finite", with_images(scene.moving, spoil), scene.static)
+    matrices = scene.moving.cameras.camera_to_world.copy()
+    matrices[1, 0, 3] = value
+    refused(run, "orbit_cameras", with_cameras(scene.moving, camera_to_world=matrices), scene.static)
+
+
+def test_cameras_that_do_not_fit_the_pictures_are_refused(scene: Scene, run: Run) -> None:
+    views, cameras = scene.moving, scene.moving.cameras
+    fewer = Observations(views.images[:-1], cameras)
+    assert "8 pictures but 9 cameras" in refused(run, "orbit_cameras", fewer)
+    assert "48 x 48" in refused(run, "orbit_cameras", with_cameras(views, width=96, height=96))
+    mirrored = cameras.camera_to_world @ np.diag([-1.0, 1, 1, 1])
+    assert "mirrors" in refused(run, "orbit_cameras", with_cameras(views, camera_to_world=mirrored))
+    # OpenCV's axes in place of OpenGL's: all cameras look away.
+    opencv = cameras.camera_to_world @ np.diag([1.0, -1, -1, 1])
+    assert "do not look at the subject" in refused(run, "orbit_cameras", with_cameras(views, camera_to_world=opencv))
+
+
+def test_cameras_of_other_pictures_are_noticed(scene: Scene, run: Run) -> None:
+    static, cameras = scene.static, scene.static.cameras
+    turned = with_cameras(static, camera_to_world=np.roll(cameras.camera_to_world, 3, axis=0))
+    inspect(scene.moving, turned, scene.surface, run)
+    assert any("surface points" in note for note in run.notes)
+    shaken = cameras.camera_to_world.copy()
+    shaken[:, 2, 3] += 0.3 * (-1.0) ** np.arange(12)
+    shaken = with_cameras(static, camera_to_world=shaken)
+    assert "do not fit together" in refused(run, "orbit_inconsistent", scene.moving, shaken)
+
+
+def test_a_surface_of_another_scale_is_refused(scene: Scene, run: Run) -> None:
+    for factor in (0.3, 4.0):
+        other = SurfaceSamples((scene.surface.points * factor).astype(np.float32), scene.surface.normals)
+        refused(run, "surface_mismatch", scene.moving, scene.static, other)
+
+
+def test_a_static_orbit_of_another_moment_is_told_of(scene: Scene, run: Run) -> None:
+    later = Observations(scene.truth.images, replace(scene.truth.cameras, times=np.zeros(len(scene.truth.images))))
+    late = later.subset(np.arange(8, 16))  # when the arm is up
+    inspect(scene.moving, late, scene.surface, run)
+    assert any("surface points" in note for note in run.notes)
+    nearer = scene.static.cameras.camera_to_world * np.array([1.0, 1.0, 1.0, 1 / 3])  # the last row is not divided ...
+    nearer[:, 3, 3] = 1.0  # ... so the subject comes out a third as large
+    small = with_cameras(scene.static, camera_to_world=nearer)
+    assert "do not show the same" in refused(run, "static_mismatch", scene.moving, small)
+
+
+def test_a_subject_cut_by_the_edge_is_told_of(scene: Scene, run: Run) -> None:
+    views = scene.moving
+    intrinsics = views.cameras.Ks.copy()
+    intrinsics[:, 0, 2] -= 16
+    cut = Observations(
+        views.images[:, :, 16:].contiguous(),
+        Cameras(views.cameras.camera_to_world, intrinsics, views.cameras.times, 32, 48),
+    )
+    inspect(cut, scene.static, None, run)
+    (note,) = run.notes
+    assert "cut off by the edge" in note
