@@ -7,7 +7,8 @@ priors, and a guide where there is one. Four stages, each from what the former o
 1. *Shape*: canonical Gaussians, those of time 0, from the static orbit.
 2. *Guide*: the motion that scene flow (`guide.SceneFlow`) tells, at all times at once. No pictures; skipped without it.
 3. *Motion, coarse*: small pictures and few Gaussians; the shape is held. Without a guide, times near time 0 come first,
-   and the window of times grows from there, so that each pose starts from a neighbour that is already right.
+   and the window of times grows from there, so that each pose starts from a neighbour that is already right. (The
+   motion "hexplane" moves all Gaussians here, and refines the shape with static pictures beside the moving ones.)
 4. *Fine*: full pictures and all Gaussians, motion and shape together.
 
 The motion is a series in time that is exactly 0 at time 0 (`motion.TimeBasis`); fast terms are held down by the
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
-from backend.splatting.config import ConstructConfig
+from backend.splatting.config import MOST_FRAMES, ConstructConfig
 from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
 from backend.splatting.guide import Guide, SceneFlow, make_guide
+from backend.splatting.hypotheses import MARGIN, hypotheses_for
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
@@ -76,8 +78,8 @@ def construct(
             pictures alone would leave it in the wrong place, and the priors need not be strong.
 
     Returns:
-        A clip with `BasisMotion` in `config.color_space`, one frame per time of `moving`, in clip space. Name, fps,
-        to_object and provenance are left to the caller.
+        A clip in `config.color_space` and in clip space, one frame per time of `moving`, with `BasisMotion`, or
+        `FrameMotion` of a HexPlane. Name, fps, to_object and provenance are left to the caller.
 
     What is doubtful about the inputs is told by `run.note` (see `inspection`).
 
@@ -104,9 +106,9 @@ def construct(
         guide = flow and make_guide(flow, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
             _follow_guide(fit, scene, guide, checkpoint, run)
-        if fit.stage == 2:
+        if fit.stage == 2 and config.motion == "bases":
             _fit_motion(fit, scene, guide, checkpoint, run)
-        if fit.stage == 3:
+        while fit.stage < 4:
             _fit_both(fit, scene, guide, checkpoint, run)
         checkpoint.save(fit.to_arrays())
         return _to_clip(fit, scene)
@@ -166,7 +168,8 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         _densify(fit, config, rng)
         _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
-    fit.begin_motion(scene, gaussians.means.detach().clone())
+    fit.rest_means = gaussians.means.detach().clone()
+    fit.begin_motion(scene)
 
 
 def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
@@ -189,41 +192,54 @@ def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Check
 
 
 def _fit_motion(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
-    """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards."""
+    """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards, for each hypothesis."""
     config, pictures = scene.config, scene.moving[0]
     run.begin(COARSE)
     few, chosen = _few(fit, scene)
-    while fit.step < config.coarse_steps:
-        rng = _generator(fit, config)
-        views = scene.indices(_views_in_window(scene, fit.step, rng))
-        moved = fit.motion.moved(scene.times[views], few, chosen)
-        fit.set_motion_rates(_motion_share(fit, config))
-        loss = pictures.loss(views, moved, few, scene.coverage)
-        loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
-        _descend(loss, fit.motion_optimizer)
-        _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run)
+    hypotheses = hypotheses_for(scene, few)
+    while fit.hypothesis < len(hypotheses):
+        if fit.step == 0 and fit.hypothesis > 0:
+            fit.begin_motion(scene, *hypotheses[fit.hypothesis])
+        while fit.step < config.coarse_steps:
+            rng = _generator(fit, config)
+            views = scene.indices(_views_in_window(scene, fit.step, rng))
+            moved = fit.motion.moved(scene.times[views], few, chosen)
+            fit.set_motion_rates(_motion_share(fit, config))
+            loss = pictures.loss(views, moved, few, scene.coverage)
+            loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
+            _descend(loss, fit.motion_optimizer)
+            _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run, len(hypotheses))
+        fit.end_hypothesis(_misfit(fit, scene, few, chosen), MARGIN)
+    fit.take_best(scene)
     fit.end_stage()
 
 
 def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
-    """Stage 4: motion and shape together, all Gaussians."""
-    config, pictures, gaussians = scene.config, scene.moving[1], fit.gaussians
-    run.begin(FINE)
+    """Motion and shape together, all Gaussians: stage 4, and for a HexPlane stage 3 as well.
+
+    With a HexPlane it is as in Diffusion4D: static and moving pictures in the coarse stage, moving ones alone in the
+    fine one. The paper has no growing window, but without it unseen views lose most of what the motion gains them.
+    """
+    config, gaussians, coarse = scene.config, fit.gaussians, fit.stage == 2
+    pictures, steps = (scene.moving[0], config.coarse_steps) if coarse else (scene.moving[1], config.fine_steps)
+    static_chance = float(coarse) if config.motion == "hexplane" else config.static_chance
+    run.begin(COARSE if coarse else FINE)
     candidates = np.flatnonzero(scene.age > 0) if scene.has_static else np.arange(len(scene.age))
-    while fit.step < config.fine_steps:
+    while fit.step < steps:
         rng = _generator(fit, config)
-        views = scene.indices(_drawn(candidates, config.fine_frames, rng))
+        drawn = _views_in_window(scene, fit.step, rng) if coarse else _drawn(candidates, config.fine_frames, rng)
+        views = scene.indices(drawn)
         moved = fit.motion.moved(scene.times[views], gaussians)
         loss = pictures.loss(views, moved, gaussians, scene.coverage)
         loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
         if config.refine_weights:
             loss = loss + config.weight_prior * gaussians.weight_offsets.square().mean()
-        if scene.has_static and rng.random() < config.static_chance:
+        if scene.has_static and rng.random() < static_chance:
             loss = loss + 0.5 * _reference_loss(fit, scene, scene.reference[1], rng)
         fit.set_motion_rates(_motion_share(fit, config))
         fit.set_shape_rates(config.shape_share * config.final_shape_share ** _progress(fit, config))
         _descend(loss, fit.motion_optimizer, fit.shape_optimizer)
-        _end_step(fit, scene, config.fine_steps, preview_motion, checkpoint, run)
+        _end_step(fit, scene, steps, preview_motion, checkpoint, run)
     fit.end_stage()
 
 
@@ -289,6 +305,16 @@ def _guide_loss(fit: Fit, scene: Scene, guide: Guide | None, rng: np.random.Gene
     return config.guide_weight * config.guide_decay ** _progress(fit, config) * error
 
 
+@torch.no_grad()
+def _misfit(fit: Fit, scene: Scene, few: GaussianParameters, chosen: Tensor) -> float:
+    """How wrong all moving pictures look."""
+    errors = []
+    for views in torch.arange(len(scene.times), device=scene.device).split(MOST_FRAMES):
+        moved = fit.motion.moved(scene.times[views], few, chosen)
+        errors.append(float(scene.moving[0].loss(views, moved, few, scene.coverage)) * len(views))
+    return sum(errors) / len(scene.times)
+
+
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
     """Moving pictures for one step of stage 2: none older than the window, its newest twice as often."""
     config, age = scene.config, scene.age
@@ -316,11 +342,13 @@ def _end_step(
     preview: Callable[[Fit, Scene], np.ndarray],
     checkpoint: Checkpoint,
     run: Run,
+    hypotheses: int = 1,
 ) -> None:
-    """Count a step of a stage with so many `steps`; tell about it, and keep a checkpoint if it is time."""
+    """Count a step of a stage with so many `steps` for each of `hypotheses`; tell of it, and save if it is time."""
     fit.step += 1
     if scene.device.type == "cpu" or fit.step % GPU_REPORT_STEPS == 0 or fit.step == steps:
-        run.report(fit.step, steps, lambda: preview(fit, scene))
+        before = fit.hypothesis * steps if hypotheses > 1 else 0
+        run.report(before + fit.step, hypotheses * steps, lambda: preview(fit, scene))
         if checkpoint.is_due():
             checkpoint.save(fit.to_arrays())
 
@@ -335,7 +363,7 @@ def _motion_share(fit: Fit, config: ConstructConfig) -> float:
     """Of the motion's rates: rises over 30 steps, stays until the window is open, then falls to `final_rate`."""
     open_at = config.window_share * config.coarse_steps / (config.coarse_steps + config.fine_steps)
     falling = max(0.0, _progress(fit, config) - open_at) / (1 - open_at)
-    rising = min(1.0, fit.step / 30) if fit.stage == 2 else 1.0
+    rising = min(1.0, fit.step / 30)  # the optimiser knows nothing yet
     return rising * config.final_rate**falling
 
 
