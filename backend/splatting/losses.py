@@ -18,6 +18,8 @@ def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # 
     """Mean absolute error of colours over white and over black, and of alpha.
 
     Over one background alone, half-transparent Gaussians of its colour would go unnoticed, and show on any other.
+    Black and white together also stand for all others: the error over a background is linear in its colour, so that
+    its absolute value is nowhere larger than at these two ends. Random backgrounds draw from between, and add noise.
     Divided by `coverage`, the share of the picture that the subject fills, so that the priors weigh alike for small
     and for large subjects.
     """
