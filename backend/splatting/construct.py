@@ -161,7 +161,7 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         fit.set_shape_rates(1.0, harmonics=fit.step >= 0.5 * config.shape_steps)
         pictures = scene.reference[0 if fit.step < 0.3 * config.shape_steps else 1]
         _descend(
-            _reference_loss(fit, scene, pictures, rng) + _shape_prior(gaussians, config),
+            _reference_loss(fit, scene, pictures, rng) + _shape_prior(fit, scene, pictures, rng),
             fit.shape_optimizer,
         )
         _densify(fit, config, rng)
@@ -238,10 +238,15 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
 # Parts of a step
 
 
-def _shape_prior(gaussians: GaussianParameters, config: ConstructConfig) -> Tensor:
-    """The regularizers of Kheradmand et al. 2024 (Eq. 10): against opacity and against size."""
+def _shape_prior(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
+    """Against opacity and size, the regularizers of Kheradmand et al. 2024 (Eq. 10), and against rough depth."""
+    config, gaussians = scene.config, fit.gaussians
     sizes = gaussians.scales.mean() / USUAL_SCALE
-    return config.opacity_weight * gaussians.opacities.mean() + config.scale_weight * sizes
+    prior = config.opacity_weight * gaussians.opacities.mean() + config.scale_weight * sizes
+    if config.depth_weight:
+        views = scene.indices(_drawn(np.arange(len(pictures.images)), config.shape_frames, rng))
+        prior = prior + config.depth_weight * pictures.roughness(views, gaussians.at_rest(len(views)), gaussians)
+    return prior
 
 
 def _densify(fit: Fit, config: ConstructConfig, rng: np.random.Generator) -> None:

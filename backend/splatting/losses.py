@@ -10,6 +10,9 @@ from backend.splatting.control_points import ControlPoints
 from backend.splatting.motion import TimeBasis, six_weights
 
 ALPHA_WEIGHT = 0.5
+INSIDE_ALPHA = 0.9  # of pixels that show the subject alone
+DEPTH_STEP = 3.0  # pixels
+EDGE_SHARPNESS = 10.0  # of colours, 0..1
 ROTATION_WEIGHT = 0.3  # of rotations beside translations in the spectral prior
 RIGIDITY_LENGTH = 0.1  # of stretching, relative to the squared mean edge, beside turning
 
@@ -30,7 +33,25 @@ def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # 
     return (colors + ALPHA_WEIGHT * alpha.abs().mean()) / coverage
 
 
-def spectral_prior(effective: Tensor, basis: TimeBasis) -> Tensor:  # [B, 6, J]
+def depth_smoothness(depth: Tensor, target: Tensor, pixel: float) -> Tensor:  # [T, H, W], [T, H, W, 4]
+    """Mean step of the depth from pixel to pixel within the outlines, in pixels, less where the picture has edges.
+
+    `depth` is not multiplied by alpha; `pixel` is how large a pixel is at the subject. Edge-aware as in Godard et al.
+    2017, "Unsupervised Monocular Depth Estimation with Left-Right Consistency", Eq. 3; steps beyond `DEPTH_STEP`
+    pixels, from one surface to another behind it, cost no more than that.
+    """
+    total = depth.new_zeros(())
+    for axis in (1, 2):
+        count = depth.shape[axis] - 1
+        inside = (target[..., 3] > INSIDE_ALPHA).float()
+        inside = inside.narrow(axis, 0, count) * inside.narrow(axis, 1, count)
+        edges = target[..., :3].diff(dim=axis).abs().mean(dim=-1)
+        steps = (depth.diff(dim=axis).abs() / pixel).clamp(max=DEPTH_STEP)
+        total = total + (steps * torch.exp(-EDGE_SHARPNESS * edges) * inside).sum() / inside.sum().clamp(min=1)
+    return total
+
+
+def spectral_prior(effective: Tensor, basis: TimeBasis, free_cycle: bool = True) -> Tensor:  # [B, 6, J]
     """Sum of squared coefficients times (frequency^4 - 1), where that is above 0: what fast terms of the motion cost.
 
     Without it one view per time says so little about the motion that unseen views come out worse than frozen ones.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backend.splatting.config import ConstructConfig
 from backend.splatting.gaussians import GaussianParameters, Moved
-from backend.splatting.losses import image_loss
+from backend.splatting.losses import depth_smoothness, image_loss
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
@@ -41,6 +41,14 @@ class Pictures:
     def loss(self, views: Tensor, moved: Moved, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
         return image_loss(self.render(views, moved, looks), self.images[views], coverage)
+
+    def roughness(self, views: Tensor, moved: Moved, looks: GaussianParameters) -> Tensor:
+        """How rough their depth is there (`losses.depth_smoothness`)."""
+        height, width = self.images.shape[1:3]
+        cameras = self.viewmats[views], self.Ks[views], width, height
+        drawn = render(*moved, looks.opacities, looks.colors.detach(), *cameras, depth=True)
+        depth = drawn[..., 4] / drawn[..., 3].clamp(min=1e-3)
+        return depth_smoothness(depth, self.images[views], pixel_size(self))
 
 
 @dataclass(frozen=True)

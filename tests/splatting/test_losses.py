@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backend.splatting.control_points import make_control_points
-from backend.splatting.losses import image_loss, rigidity, spectral_prior
+from backend.splatting.losses import DEPTH_STEP, depth_smoothness, image_loss, rigidity, spectral_prior
 from backend.splatting.motion import TimeBasis, poses_at
 
 BASIS = TimeBasis(loop=True, harmonics=2)
@@ -89,3 +89,20 @@ def test_gradient_of_rigidity_against_plain_torch(control) -> None:
     (control.edge_weights * (length + turning)).mean().backward()
     error = (poses.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
     assert error < 1e-5
+
+
+def test_depth_is_smooth_on_slopes_steps_cost_less_at_edges_and_outside_nothing() -> None:
+    target = torch.ones(1, 8, 8, 4)
+    target[..., :3] = 0.5
+    slope = torch.arange(8.0).expand(8, 8)[None] * 0.01
+    assert float(depth_smoothness(slope, target, pixel=0.01)) == pytest.approx(1.0, abs=1e-5)
+    step = torch.zeros(1, 8, 8)
+    step[..., 4:] = 1.0
+    plain = float(depth_smoothness(step, target, pixel=0.01))
+    assert plain == pytest.approx(DEPTH_STEP / 7, abs=1e-5)
+    edge = target.clone()
+    edge[..., 4:, :3] = 1.0
+    assert float(depth_smoothness(step, edge, pixel=0.01)) < 0.1 * plain
+    hidden = target.clone()
+    hidden[..., 3] = 0.0
+    assert float(depth_smoothness(step, hidden, pixel=0.01)) == 0.0
