@@ -26,12 +26,13 @@ from torch import Tensor
 
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
-from backend.splatting.config import ConstructConfig
+from backend.splatting.config import MOST_FRAMES, ConstructConfig
 from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
 from backend.splatting.guide import Guide, SceneFlow, make_guide
+from backend.splatting.hypotheses import MARGIN, hypotheses_for
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
@@ -167,7 +168,8 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         _densify(fit, config, rng)
         _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
-    fit.begin_motion(scene, gaussians.means.detach().clone())
+    fit.rest_means = gaussians.means.detach().clone()
+    fit.begin_motion(scene)
 
 
 def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
@@ -190,19 +192,25 @@ def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Check
 
 
 def _fit_motion(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
-    """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards."""
+    """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards, for each hypothesis."""
     config, pictures = scene.config, scene.moving[0]
     run.begin(COARSE)
     few, chosen = _few(fit, scene)
-    while fit.step < config.coarse_steps:
-        rng = _generator(fit, config)
-        views = scene.indices(_views_in_window(scene, fit.step, rng))
-        moved = fit.motion.moved(scene.times[views], few, chosen)
-        fit.set_motion_rates(_motion_share(fit, config))
-        loss = pictures.loss(views, moved, few, scene.coverage)
-        loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
-        _descend(loss, fit.motion_optimizer)
-        _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run)
+    hypotheses = hypotheses_for(scene, few)
+    while fit.hypothesis < len(hypotheses):
+        if fit.step == 0 and fit.hypothesis > 0:
+            fit.begin_motion(scene, *hypotheses[fit.hypothesis])
+        while fit.step < config.coarse_steps:
+            rng = _generator(fit, config)
+            views = scene.indices(_views_in_window(scene, fit.step, rng))
+            moved = fit.motion.moved(scene.times[views], few, chosen)
+            fit.set_motion_rates(_motion_share(fit, config))
+            loss = pictures.loss(views, moved, few, scene.coverage)
+            loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
+            _descend(loss, fit.motion_optimizer)
+            _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run, len(hypotheses))
+        fit.end_hypothesis(_misfit(fit, scene, few, chosen), MARGIN)
+    fit.take_best(scene)
     fit.end_stage()
 
 
@@ -302,6 +310,16 @@ def _guide_loss(fit: Fit, scene: Scene, guide: Guide | None, rng: np.random.Gene
     return config.guide_weight * config.guide_decay ** _progress(fit, config) * error
 
 
+@torch.no_grad()
+def _misfit(fit: Fit, scene: Scene, few: GaussianParameters, chosen: Tensor) -> float:
+    """How wrong all moving pictures look."""
+    errors = []
+    for views in torch.arange(len(scene.times), device=scene.device).split(MOST_FRAMES):
+        moved = fit.motion.moved(scene.times[views], few, chosen)
+        errors.append(float(scene.moving[0].loss(views, moved, few, scene.coverage)) * len(views))
+    return sum(errors) / len(scene.times)
+
+
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
     """Moving pictures for one step of stage 2: none older than the window, its newest twice as often."""
     config, age = scene.config, scene.age
@@ -329,11 +347,13 @@ def _end_step(
     preview: Callable[[Fit, Scene], np.ndarray],
     checkpoint: Checkpoint,
     run: Run,
+    hypotheses: int = 1,
 ) -> None:
-    """Count a step of a stage with so many `steps`; tell about it, and keep a checkpoint if it is time."""
+    """Count a step of a stage with so many `steps` for each of `hypotheses`; tell of it, and save if it is time."""
     fit.step += 1
     if scene.device.type == "cpu" or fit.step % GPU_REPORT_STEPS == 0 or fit.step == steps:
-        run.report(fit.step, steps, lambda: preview(fit, scene))
+        before = fit.hypothesis * steps if hypotheses > 1 else 0
+        run.report(before + fit.step, hypotheses * steps, lambda: preview(fit, scene))
         if checkpoint.is_due():
             checkpoint.save(fit.to_arrays())
 
@@ -348,7 +368,7 @@ def _motion_share(fit: Fit, config: ConstructConfig) -> float:
     """Of the motion's rates: rises over 30 steps, stays until the window is open, then falls to `final_rate`."""
     open_at = config.window_share * config.coarse_steps / (config.coarse_steps + config.fine_steps)
     falling = max(0.0, _progress(fit, config) - open_at) / (1 - open_at)
-    rising = min(1.0, fit.step / 30) if fit.stage == 2 else 1.0
+    rising = min(1.0, fit.step / 30)  # the optimiser knows nothing yet
     return rising * config.final_rate**falling
 
 

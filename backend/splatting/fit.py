@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a fit changes, and how it is kept on disk."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,7 +38,12 @@ class Fit:
     rest_means: Tensor | None = None  # [N, 3] means at the end of stage 1, on which the motion is built
     motion: BasesMotion | HexPlaneMotion | None = None  # after stage 1
     stage: int = 0
-    step: int = 0  # of the stage, how many are done
+    step: int = 0  # of the stage, or in stage 3 of the hypothesis, how many are done
+    kind: str = "free"  # of the motion (`hypotheses`)
+    hypothesis: int = 0  # which one is being tried
+    best_kind: str = ""  # of those before, with what was wrong and the motion that was found
+    best_error: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gaussians.require_grad()
@@ -48,14 +54,28 @@ class Fit:
         self.stage, self.step = self.stage + 1, 0
         self.shape_optimizer = _optimizer(self.gaussians.tensors())
 
-    def begin_motion(self, scene: Scene, rest_means: Tensor) -> None:
-        """From here on the Gaussians move, by a model that is built on `rest_means` [N, 3]."""
-        self.rest_means = rest_means
+    def begin_motion(self, scene: Scene, kind: str = "free", path: Tensor | None = None) -> None:
+        """From here on the Gaussians move, by a model that is built on `rest_means`; see `hypotheses`."""
+        self.kind = kind
         if scene.config.motion == "hexplane":
-            self.motion = HexPlaneMotion(rest_means, len(scene.frame_times), scene.basis.loop, scene.config)
+            self.motion = HexPlaneMotion(self.rest_means, len(scene.frame_times), scene.basis.loop, scene.config)
         else:
-            self.motion = BasesMotion(rest_means, scene.basis, scene.config)
+            jointed = {"jointed": kind != "free", "shift": path}
+            self.motion = BasesMotion(self.rest_means, scene.basis, scene.config, **jointed)
         self.renew_motion_optimizer()
+
+    def end_hypothesis(self, error: float, margin: float) -> None:
+        """The motion explains the pictures up to `error`: keep it if that is better by a share of `margin`."""
+        if error < (1 - margin) * self.best_error:
+            self.best_kind, self.best_error = self.kind, error
+            self.best = {name: tensor.detach().clone() for name, tensor in self.motion.parameters().items()}
+        self.hypothesis, self.step = self.hypothesis + 1, 0
+
+    def take_best(self, scene: Scene) -> None:
+        """Go on with the best of the hypotheses."""
+        self.begin_motion(scene, self.best_kind)
+        self.motion.load(self.best)
+        self.best = {}
 
     def renew_motion_optimizer(self) -> None:
         """Let the motion's optimiser forget what it has learned."""
@@ -82,11 +102,14 @@ class Fit:
         arrays = optimizer_arrays(self.shape_optimizer, "shape")
         if self.motion is not None:
             motion = {f"motion_{name}": tensor for name, tensor in self.motion.parameters().items()}
-            tensors = {**tensors, **motion, "rest_means": self.rest_means}
+            best = {f"best_{name}": tensor for name, tensor in self.best.items()}
+            tensors = {**tensors, **motion, **best, "rest_means": self.rest_means}
             arrays |= optimizer_arrays(self.motion_optimizer, "motion")
         return {
             **{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-            "progress": np.array([self.stage, self.step]),
+            "progress": np.array([self.stage, self.step, self.hypothesis]),
+            "kinds": np.array([self.kind, self.best_kind]),
+            "best_error": np.array(self.best_error),
             "blur": np.array(self.gaussians.blur),
             **arrays,
         }
@@ -94,13 +117,22 @@ class Fit:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], scene: Scene) -> "Fit":
         """What `to_arrays` gave, on the scene's device."""
-        tensors = {name: torch.from_numpy(array).to(scene.device) for name, array in arrays.items() if "." not in name}
-        stage, step = (int(number) for number in arrays["progress"])
+        tensors = {
+            name: torch.from_numpy(array).to(scene.device)
+            for name, array in arrays.items()
+            if "." not in name and array.dtype.kind != "U"
+        }
+        stage, step, hypothesis = (int(number) for number in arrays["progress"])
+        kind, best_kind = (str(kind) for kind in arrays["kinds"])
         parameters = {name: tensors[name] for name in SHAPE_RATES}
         fit = cls(GaussianParameters(**parameters, blur=float(arrays["blur"])), stage=stage, step=step)
+        fit.hypothesis, fit.best_kind, fit.best_error = hypothesis, best_kind, float(arrays["best_error"])
+        fit.best = {name.removeprefix("best_"): tensor for name, tensor in tensors.items() if name.startswith("best_")}
+        fit.best.pop("error", None)
         load_optimizer(fit.shape_optimizer, "shape", arrays)
         if "rest_means" in tensors:
-            fit.begin_motion(scene, tensors["rest_means"])
+            fit.rest_means = tensors["rest_means"]
+            fit.begin_motion(scene, kind)
             fit.motion.load({name: tensors[f"motion_{name}"] for name in fit.motion.parameters()})
             load_optimizer(fit.motion_optimizer, "motion", arrays)
         return fit

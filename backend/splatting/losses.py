@@ -56,10 +56,11 @@ def spectral_prior(effective: Tensor, basis: TimeBasis, free_cycle: bool = True)
 
     Without it one view per time says so little about the motion that unseen views come out worse than frozen ones.
     Terms of up to one cycle are free: movement along the line of sight hardly changes a picture, so that any price on
-    the slow swing itself makes limbs shrink rather than reach into depth.
+    the slow swing itself makes limbs shrink rather than reach into depth. Without `free_cycle` they cost 1, like the
+    others frequency^4; for what only mends a motion that something else explains.
     """
     energy = (effective * six_weights(ROTATION_WEIGHT, effective.device)).square().sum(dim=1)  # [B, J]
-    price = (basis.frequencies_on(effective.device) ** 4 - 1).clamp(min=0)
+    price = (basis.frequencies_on(effective.device) ** 4 - int(free_cycle)).clamp(min=0)
     return (energy * price).sum(dim=1).mean()
 
 

@@ -111,15 +111,25 @@ def effective_coefficients(coefficients: Tensor, basis: TimeBasis) -> Tensor:  #
     return coefficients * six_weights(ROTATION_GAIN, device) / basis.frequencies_on(device)
 
 
-def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 16]
-    """Poses of the control points at `times` [T]; differentiable in `effective` [B, 6, J].
+def offsets_at(effective: Tensor, basis: TimeBasis, times: Tensor) -> Tensor:  # [..., J], [T] -> [T, ...]
+    """Series in time at `times`; differentiable in the coefficients."""
+    return (effective @ basis(times)).movedim(-1, 0)
+
+
+def poses_of(offsets: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 6] -> [T, B, 16]
+    """Poses of control points that are shifted by offsets[..., :3] and turned about themselves by rho offsets[..., 3:].
 
     A pose is a rotation matrix (9, row by row), a translation (3) and the same rotation as quaternion wxyz (4).
+    Differentiable in the offsets.
     """
-    offsets = (effective @ basis(times)).permute(2, 0, 1)
     if offsets.is_cpu:
         return _Poses.apply(offsets, control.points.numpy())
     return motion_torch.poses(offsets, control.points)
+
+
+def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 16]
+    """Poses of the control points at `times` [T]; differentiable in `effective` [B, 6, J]."""
+    return poses_of(offsets_at(effective, basis, times), control)
 
 
 def refined(weights: Tensor, offsets: Tensor) -> Tensor:  # [N, k], [N, k] -> [N, k]
@@ -145,15 +155,14 @@ def blend(
     return motion_torch.blend(poses, means, quats, index.long(), weights)
 
 
-@torch.no_grad()
-def to_basis_motion(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> BasisMotion:
-    """The motion at `times` [T] as a clip keeps it."""
-    poses = poses_at(effective, basis, times, control).cpu().numpy()
+def to_basis_motion(poses: Tensor, control: ControlPoints) -> BasisMotion:  # [T, B, 16]
+    """Poses at the frames as a clip keeps them."""
+    poses = poses.detach().cpu().numpy()
     return BasisMotion(
         basis_quats=np.ascontiguousarray(poses[..., 12:]),
         basis_translations=np.ascontiguousarray(poses[..., 9:12]),
         basis_index=control.index.cpu().numpy(),
-        basis_weights=control.weights.cpu().numpy(),
+        basis_weights=control.weights.detach().cpu().numpy(),
     )
 
 

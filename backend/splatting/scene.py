@@ -15,6 +15,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.render import render
 
 LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
+THIN_AREA = 0.1  # clip space squared
 SAME_CAMERA = 1e-3  # largest difference of the matrices of two cameras that count as one
 
 
@@ -102,7 +103,7 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
         age=age,
         basis=basis,
         frame_times=torch.linspace(0, 1, frames),
-        coverage=min(_coverage(moving), _coverage(reference)),
+        coverage=max(min(_coverage(moving), _coverage(reference)), _thin(moving)),
         has_static=static is not None,
     )
 
@@ -133,6 +134,12 @@ def _trust_in_moving(age: np.ndarray) -> np.ndarray:  # [V] frames -> [V]
     return np.maximum(1 - age / max(age.max(), 1e-9), 0.1)
 
 
+def _thin(views: Observations) -> float:
+    """The share of a picture that a thin subject fills; seen edge-on, less, but then too its motion needs priors."""
+    height, width = views.images.shape[1:3]
+    return THIN_AREA / (pixel_size(views) ** 2 * height * width)
+
+
 def _coverage(views: Observations) -> float:
     return float(views.images[..., 3].mean())
 
@@ -147,7 +154,7 @@ def _at_size(views: Observations, pixels: int) -> Pictures:
     return Pictures(images.permute(0, 2, 3, 1).contiguous(), views.viewmats, views.Ks * scale[:, None])
 
 
-def pixel_size(pictures: Pictures) -> float:
+def pixel_size(pictures: Pictures | Observations) -> float:
     """How large a pixel is at the subject, clip space: the median over the views."""
     distances = torch.linalg.inv(pictures.viewmats)[:, :3, 3].norm(dim=-1)
     return float((distances / pictures.Ks[:, 0, 0]).median())

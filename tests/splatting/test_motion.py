@@ -183,7 +183,7 @@ def test_a_clip_moves_like_the_fit(subject) -> None:
         scales=np.full((60, 3), 0.01, np.float32),
         opacities=np.full(60, 0.5, np.float32),
         sh=np.zeros((60, 1, 3), np.float32),
-        motion=to_basis_motion(effective, BASES[1], times, control),
+        motion=to_basis_motion(poses_at(effective, BASES[1], times, control), control),
     )
     for t in range(5):
         moment = clip.frame(t)
