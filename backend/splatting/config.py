@@ -18,9 +18,9 @@ class HexPlaneConfig:
     width: int = 64  # of the network
     plane_rate: float = 1.6e-2  # Adam's step for the planes; ten times the paper's, in a tenth of its iterations
     network_rate: float = 1.6e-3  # and for the network
-    variation_weight: float = 1e-3  # against differences of neighbours in the planes of space
-    smooth_weight: float = 0.1  # against bends over time
-    transient_weight: float = 1e-3  # against planes of time other than 1
+    variation_weight: float = 1e-2  # against differences of neighbours in the planes of space
+    smooth_weight: float = 1.0  # against bends over time
+    transient_weight: float = 3e-2  # against planes of time other than 1
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,6 @@ class ConstructConfig:
     final_rate: float = 0.1  # of all rates, what is left at the end
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
-    hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
-    joint_rate: float = 0.3  # of the motion's rate, for turns of joints
-    joint_weight: float = 0.01  # of the spectral prior, for turns of joints
-    shift_weight: float = 0.1  # of the spectral prior, for shifts of the whole
     rigidity_length: float = 5.0  # against stretching between control points
     rigidity_turn: float = 0.05  # against different turning of neighbours
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
@@ -81,8 +77,7 @@ class ConstructConfig:
 
     def with_guide(self) -> "ConstructConfig":
         """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
-        slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1]}
-        return replace(self, coarse_steps=self.coarse_steps // 2, **slack)
+        return replace(self, window_share=0.0, coarse_steps=self.coarse_steps // 2, spectral_weight=2.0)
 
     @classmethod
     def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":
