@@ -50,6 +50,10 @@ class ConstructConfig:
     final_rate: float = 0.1  # of all rates, what is left at the end
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
+    hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
+    joint_rate: float = 0.3  # of the motion's rate, for turns of joints
+    joint_weight: float = 0.01  # of the spectral prior, for turns of joints
+    shift_weight: float = 0.1  # of the spectral prior, for shifts of the whole
     rigidity_length: float = 5.0  # against stretching between control points
     rigidity_turn: float = 0.05  # against different turning of neighbours
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
@@ -77,7 +81,8 @@ class ConstructConfig:
 
     def with_guide(self) -> "ConstructConfig":
         """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
-        return replace(self, window_share=0.0, coarse_steps=self.coarse_steps // 2, spectral_weight=2.0)
+        slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1]}
+        return replace(self, coarse_steps=self.coarse_steps // 2, **slack)
 
     @classmethod
     def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":
