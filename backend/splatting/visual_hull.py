@@ -2,6 +2,7 @@
 """Visual hull: the surface of all that no silhouette rules out (Laurentini 1994)."""
 
 import numpy as np
+from scipy import ndimage
 
 from backend.progress import UserError
 from backend.splatting.gaussians import project
@@ -9,7 +10,8 @@ from backend.splatting.observations import Observations
 
 HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
 COARSE_CELLS, FINE_CELLS = 40, 64  # along each side
-INSIDE_ALPHA = 0.4  # of 1, from which a pixel counts as subject
+INSIDE_ALPHA = 0.2  # of 1, from which a pixel counts as subject; more would cut off fins that fill no whole pixel
+SPECK = 0.005  # of all cells of the hull; smaller pieces are leftovers between the outlines
 
 
 def visual_hull(
@@ -34,7 +36,7 @@ def visual_hull(
         cell = (high - low) / COARSE_CELLS
         filled = np.argwhere(occupied)
         low, high = low + (filled.min(axis=0) - 1) * cell, low + (filled.max(axis=0) + 2) * cell
-        occupied = carve(views, view_weights, agreement, low, high, FINE_CELLS)
+        occupied = _without_specks(carve(views, view_weights, agreement, low, high, FINE_CELLS))
     if not occupied.any():
         raise UserError(
             "orbit_inconsistent",
@@ -62,6 +64,14 @@ def carve(
     # A place that few views can see is not ruled out by the others, and would stay for want of evidence.
     enough = seen_weight > 0.5 * view_weights.sum()
     return (enough & (inside_weight >= (agreement - 1e-6) * seen_weight)).reshape(cells, cells, cells)
+
+
+def _without_specks(occupied: np.ndarray) -> np.ndarray:  # [cells, cells, cells] bool
+    pieces, _ = ndimage.label(occupied, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel())
+    keep = sizes >= SPECK * occupied.sum()
+    keep[0] = False
+    return keep[pieces]
 
 
 def _surface(
