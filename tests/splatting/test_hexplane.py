@@ -19,13 +19,12 @@ SMALL = HexPlaneConfig(points=5, scales=(1, 2), channels=3, width=8)
 TINY = ConstructConfig(
     motion="hexplane",
     hexplane=HexPlaneConfig(points=8, channels=4, width=16),
-    gaussians=200,
-    shape_steps=6,
-    coarse_steps=8,
-    fine_steps=6,
-    coarse_pixels=24,
-    fine_pixels=32,
-    coarse_gaussians=100,
+    gaussians=100,
+    shape_steps=4,
+    coarse_steps=6,
+    fine_steps=4,
+    coarse_pixels=16,
+    fine_pixels=24,
 )
 
 
@@ -188,8 +187,9 @@ def test_the_baked_clip_is_the_model_at_its_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clip.frame(5).scales, motion.frame_scales[5])
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = swinging_arm(pixels=32)
+    scene = swinging_arm(pixels=24)
     inputs = scene.moving, scene.static, scene.surface, TINY
     whole = construct(*inputs, planned(tmp_path / "whole"))
     check_clip(whole)
@@ -198,7 +198,7 @@ def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
     calls = iter(range(10**9))
     with pytest.raises(JobCancelled):
-        construct(*inputs, planned(tmp_path / "killed", is_cancelled=lambda: next(calls) >= 11))
+        construct(*inputs, planned(tmp_path / "killed", is_cancelled=lambda: next(calls) >= 8))
     steps: list[Progress] = []
     resumed = construct(*inputs, planned(tmp_path / "killed", on_progress=steps.append))
     assert STAGES[0] not in {step.stage for step in steps}  # it did not begin again
