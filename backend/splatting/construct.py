@@ -26,7 +26,7 @@ from torch import Tensor
 
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
-from backend.splatting.config import MOST_FRAMES, ConstructConfig
+from backend.splatting.config import MANY_VIEWS, MOST_FRAMES, ConstructConfig
 from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
@@ -41,7 +41,7 @@ from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 7  # counts changes that make older checkpoints useless
+ALGORITHM = 8  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
@@ -92,7 +92,11 @@ def construct(
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
-        scene = prepare(moving, static, config.with_guide() if flow else config, frames)
+        if len(moving.images) >= MANY_VIEWS * frames:
+            config = config.with_many_views()
+        elif flow:
+            config = config.with_guide()
+        scene = prepare(moving, static, config, frames)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
         saved = checkpoint.load()

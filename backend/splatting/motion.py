@@ -23,10 +23,10 @@ ROTATION_GAIN = 3.0  # one step of the optimiser turns three times as far (rad) 
 
 @dataclass(frozen=True)
 class TimeBasis:
-    """Functions of time that vanish at time 0, ordered by frequency.
+    """Functions of time that vanish at time 0, ordered by frequency: cosine and sine of whole cycles.
 
-    `loop`: sine and cosine of whole cycles, so that time 1 equals time 0. Otherwise cosines of half cycles, which end
-    anywhere.
+    Without `loop` a drift comes before them, which lets the motion end anywhere; it counts as half a cycle. (Cosines of
+    half cycles instead were 0.1 to 1 dB worse on unseen views.)
     """
 
     loop: bool
@@ -35,9 +35,8 @@ class TimeBasis:
     @property
     def frequencies(self) -> Tensor:  # [J] float32, cycles per clip
         """How fast each function is."""
-        if self.loop:
-            return torch.arange(1, self.harmonics + 1).repeat_interleave(2).float()
-        return torch.arange(1, 2 * self.harmonics + 1).float() / 2
+        cycles = torch.arange(1, self.harmonics + 1).repeat_interleave(2).float()
+        return cycles if self.loop else torch.cat([torch.tensor([0.5]), cycles])
 
     @functools.lru_cache(8)  # noqa: B019 - a few small tensors
     def frequencies_on(self, device: torch.device) -> Tensor:  # [J]
@@ -47,10 +46,11 @@ class TimeBasis:
     def __call__(self, times: Tensor) -> Tensor:  # [T] 0..1 -> [J, T]
         """The functions at `times`."""
         angle = 2 * torch.pi * self.frequencies_on(times.device)[:, None] * times
+        first = 0 if self.loop else 1  # of the cycles
         # Through the sine of half the angle, as cos - 1 would lose digits near time 0.
         values = -2 * torch.sin(angle / 2).square()
-        if self.loop:
-            values[1::2] = torch.sin(angle[1::2])
+        values[first + 1 :: 2] = torch.sin(angle[first + 1 :: 2])
+        values[:first] = 2 * times
         return values
 
 

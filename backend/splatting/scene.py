@@ -14,6 +14,7 @@ from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
 
+LOOP_SHARE = 0.3  # difference of the ends of a loop, as a share of the largest difference from time 0
 LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
 THIN_AREA = 0.1  # clip space squared
 SAME_CAMERA = 1e-3  # largest difference of the matrices of two cameras that count as one
@@ -111,22 +112,34 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
 def is_loop(moving: Observations, static: Observations | None = None) -> bool:
     """Whether the last moment looks like the first one, as far as can be told.
 
-    A picture of the last time is compared with one of time 0 (of either orbit) from the same camera. Where no two
-    cameras coincide the motion counts as one that does not loop.
+    A picture of the last time is compared with one of time 0 (of either orbit) from the same camera. They may differ
+    by a little, or by some of the most that any picture differs from time 0: a cycle whose last step is left out is
+    nearer to a loop than to a motion that ends anywhere. Where no two cameras coincide the motion counts as one that
+    does not loop.
     """
+    first = [views for views in (moving, static) if views is not None and _alike(views, moving)]
     last = int(moving.times.argmax())
-    if moving.times[last] <= 0:
+    ends = _difference(moving, last, first)
+    if moving.times[last] <= 0 or ends is None:
         return False
-    for views in (moving, static):
-        if views is None or views.images.shape != (len(views.images), *moving.images.shape[1:]):
-            continue
-        same = (views.times == 0) & (views.viewmats - moving.viewmats[last]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA)
-        same &= (views.Ks - moving.Ks[last]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA * moving.cameras.width)
-        for first in torch.nonzero(same).flatten():
-            area = float(views.images[first, ..., 3].mean())
-            difference = float((views.images[first] - moving.images[last]).abs().mean())
-            return difference < LOOP_TOLERANCE * area
-    return False
+    difference, area = ends
+    changes = [found[0] for view in range(len(moving.times)) if (found := _difference(moving, view, first))]
+    return difference < max(LOOP_TOLERANCE * area, LOOP_SHARE * max(changes))
+
+
+def _alike(views: Observations, others: Observations) -> bool:
+    return views.images.shape[1:] == others.images.shape[1:]
+
+
+def _difference(moving: Observations, view: int, first: list[Observations]) -> tuple[float, float] | None:
+    """How much a moving picture differs from one of time 0 by the same camera, and the subject's area there."""
+    for views in first:
+        same = (views.times == 0) & (views.viewmats - moving.viewmats[view]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA)
+        same &= (views.Ks - moving.Ks[view]).abs().amax(dim=(1, 2)).lt(SAME_CAMERA * moving.cameras.width)
+        for still in torch.nonzero(same).flatten():
+            area = float(views.images[still, ..., 3].mean())
+            return float((views.images[still] - moving.images[view]).abs().mean()), area
+    return None
 
 
 def _trust_in_moving(age: np.ndarray) -> np.ndarray:  # [V] frames -> [V]
