@@ -40,7 +40,7 @@ def test_spectral_prior_leaves_one_cycle_free_and_punishes_faster_ones() -> None
         costs.append(float(spectral_prior(effective, basis)))
     assert costs == pytest.approx([0, 0.01 * (2**4 - 1), 0.01 * (3**4 - 1)])
     half = TimeBasis(loop=False, harmonics=2)
-    assert spectral_prior(torch.ones(5, 6, 4) * torch.tensor([1.0, 1, 0, 0]), half) == 0  # half a cycle, and one
+    assert spectral_prior(torch.ones(5, 6, 5) * torch.tensor([1.0, 1, 1, 0, 0]), half) == 0  # the drift, and one cycle
 
 
 def test_rigidity_is_zero_for_a_rigid_motion(control) -> None:
