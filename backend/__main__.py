@@ -86,8 +86,8 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
     parser.add_argument("--static", type=Path, metavar="FOLDER", help="the subject from all sides at time 0")
     parser.add_argument("--surface", type=Path, metavar="FILE", help="surface samples at time 0 (.npz)")
     parser.add_argument("--preset", choices=PRESETS, default="preview",
-                        help="draft: about 8 s of one core for 24 x 128 pixels, 2,000 Gaussians; preview (default): "
-                        "15 s, 5,000; final: 55 s for 24 x 256 pixels, 20,000")  # fmt: skip
+                        help="draft: about 10 s of one core for 24 x 128 pixels, 2,000 Gaussians; preview (default): "
+                        "20 s, 5,000; final: 65 s for 24 x 256 pixels, 20,000")  # fmt: skip
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N",
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
@@ -194,11 +194,17 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
     packing.set_defaults(func=pack_run)
     shipping = kinds.add_parser("ship", help="weights that the program loads, from finished runs")
-    shipping.add_argument("--motion", type=Path, required=True, metavar="RUN", help="of kinesplat_small_motion")
-    shipping.add_argument("--decoder", type=Path, required=True, metavar="RUN", help="of kinesplat_small_decoder")
+    shipping.add_argument("--motion", type=Path, metavar="RUN", help="of kinesplat_small_motion")
+    shipping.add_argument("--decoder", type=Path, metavar="RUN", help="of kinesplat_small_decoder")
     shipping.add_argument("--static", type=Path, metavar="RUN",
                           help="of kinesplat_small_static (without it: memory and inflation)")  # fmt: skip
-    shipping.add_argument("--assets", type=Path, required=True, metavar="DIR", help="what the runs were trained on")
+    shipping.add_argument(
+        "--scene-flow",
+        type=Path,
+        metavar="RUN",
+        help="of kinesplat_small_scene_flow: a model of its own, without the others",
+    )
+    shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
     shipping.set_defaults(func=ship_runs)
@@ -473,8 +479,14 @@ def pack_run(options: argparse.Namespace) -> int:
 
 def ship_runs(options: argparse.Namespace) -> int:
     """Make the weights that the program loads."""
-    from backend.training.ship import ship
+    from backend.training.ship import ship, ship_scene_flow
 
+    if options.scene_flow:
+        ship_scene_flow(options.scene_flow, options.out, name=options.name)
+        print(f"{options.out}: {options.name}")
+        return 0
+    if not (options.motion and options.decoder and options.assets):
+        raise UserError("incomplete", "A model needs --motion, --decoder and --assets, or --scene-flow alone.")
     runs = {"motion": options.motion, "decoder": options.decoder, "static": options.static}
     ship({task: run for task, run in runs.items() if run}, options.assets, options.out, name=options.name)
     print(f"{options.out}: {options.name}")

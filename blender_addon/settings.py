@@ -19,8 +19,8 @@ from . import splat_object
 from .contract.requests import BOUNDS, COLOR_SPACES, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, MOTION_MODELS, PRESETS
 
 PRESET_TEXTS = {
-    "draft": ("Draft", "A first look: 2,000 Gaussians, about 8 seconds of one processor core"),
-    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians, about 15 seconds of one core"),
+    "draft": ("Draft", "A first look: 2,000 Gaussians, about 10 seconds of one processor core"),
+    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians, about 20 seconds of one core"),
     "final": ("Final", "As good as it gets: 20,000 Gaussians, about a minute of one core at 256 pixels"),
 }
 COLOR_SPACE_TEXTS = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.models.shipped import WEIGHTS, default_device, load_network, read_card, readable, sizes, write_model
+from backend.models.shipped import CARD, WEIGHTS, default_device, load_network, read_card, readable, sizes, write_model
 from backend.models.small import (
     Block,
     blocks_to_channels,
@@ -149,6 +149,11 @@ def opposite_views(cameras: np.ndarray, candidates: np.ndarray) -> np.ndarray:  
     """
     wanted = cameras[:, :3, 2] * np.array([-1.0, -1.0, 1.0])
     return np.argmax(wanted @ candidates[:, :3, 2].T, axis=1)
+
+
+def available(folder: Path = FOLDER) -> bool:
+    """Whether there are weights of the network; they do not come with every version of the program."""
+    return (folder / CARD).is_file()
 
 
 @cache

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.models import scene_flow
+from backend.pipelines.scene_flow import observe_scene_flow
 from backend.progress import Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
@@ -64,7 +66,8 @@ def construct_clip(
     needed = estimate(config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
-    clip = construct(moving, static, surface, config, run, engine)
+    flow = observe_scene_flow(moving, static) if scene_flow.available() else None
+    clip = construct(moving, static, surface, config, run, engine, flow)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there
@@ -73,7 +76,7 @@ def construct_clip(
             "The construction went astray and gave no usable clip.",
             "Try again with another seed or another preset.",
         )
-    return replace(clip, provenance={"construction": asdict(config), "engine": engine.name})
+    return replace(clip, provenance={"construction": asdict(config), "engine": engine.name, "guided": flow is not None})
 
 
 def finish_clip(request: dict, clip: Clip, run: Run) -> Path:

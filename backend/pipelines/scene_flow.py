@@ -30,7 +30,7 @@ def observe_scene_flow(moving: Observations, static: Observations | None) -> Sce
     if near is None or not _looks_at_middle(poses):
         return None
     far = opposite_views(poses, still)
-    pictures, Ks = _as_trained(moving)  # noqa: N806
+    pictures, _ = _as_trained(moving)
     before, before_Ks = _as_trained(static)  # noqa: N806
     network = load()
     flows, spreads, covers, views, times, intrinsic = [], [], [], [], [], []
