@@ -22,7 +22,7 @@ def test_more_of_anything_costs_more() -> None:
         larger = estimate(ConstructConfig.for_preset(preset, gaussians), views)
         assert larger.memory >= small.memory
         assert larger.seconds >= small.seconds
-    assert small.sentence("the CPU").startswith("About 20 s on the CPU")
+    assert small.sentence("the CPU").startswith("About 25 s on the CPU")
 
 
 def test_too_little_memory_is_refused_with_what_to_lower() -> None:
