@@ -7,10 +7,12 @@ from scipy import ndimage
 from backend.progress import UserError
 from backend.splatting.gaussians import project
 from backend.splatting.observations import Observations
+from backend.splatting.scene import pixel_size
 
 HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
 COARSE_CELLS, FINE_CELLS = 40, 64  # along each side
 INSIDE_ALPHA = 0.2  # of 1, from which a pixel counts as subject; more would cut off fins that fill no whole pixel
+HALF_DIAGONAL = 0.87  # of a cell; a tail may pass beside the centres of the coarse cells, and must not be lost there
 SPECK = 0.005  # of all cells of the hull; smaller pieces are leftovers between the outlines
 
 
@@ -30,7 +32,7 @@ def visual_hull(
         UserError: the silhouettes have no place in common.
     """
     low, high = np.full(3, -HALF_SIZE), np.full(3, HALF_SIZE)
-    occupied = carve(views, view_weights, agreement, low, high, COARSE_CELLS)
+    occupied = carve(views, view_weights, agreement, low, high, COARSE_CELLS, reach=HALF_DIAGONAL)
     if occupied.any():
         # The same again in the box that it fills, one cell wider on all sides.
         cell = (high - low) / COARSE_CELLS
@@ -47,14 +49,26 @@ def visual_hull(
 
 
 def carve(
-    views: Observations, view_weights: np.ndarray, agreement: float, low: np.ndarray, high: np.ndarray, cells: int
+    views: Observations,
+    view_weights: np.ndarray,
+    agreement: float,
+    low: np.ndarray,
+    high: np.ndarray,
+    cells: int,
+    reach: float = 0.0,
 ) -> np.ndarray:  # [cells, cells, cells] bool
-    """Which cells of a grid in the box from `low` [3] to `high` [3] belong to the subject (see `visual_hull`)."""
+    """Which cells of a grid in the box from `low` [3] to `high` [3] belong to the subject (see `visual_hull`).
+
+    A cell does where its centre does, or, with `reach`, what is so many cells beside it in the pictures.
+    """
     centres = [low[axis] + (np.arange(cells) + 0.5) / cells * (high - low)[axis] for axis in range(3)]
     points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
     inside_weight, seen_weight = np.zeros(len(points)), np.zeros(len(points))
     silhouettes = views.images[..., 3].numpy() > INSIDE_ALPHA
     height, width = silhouettes.shape[1:]
+    pixels_per_cell = float(np.mean(high - low)) / cells / pixel_size(views)
+    if radius := round(reach * pixels_per_cell):
+        silhouettes = ndimage.maximum_filter(silhouettes, (1, 2 * radius + 1, 2 * radius + 1))
     for silhouette, viewmat, intrinsics, weight in zip(
         silhouettes, views.cameras.viewmats(), views.cameras.Ks, view_weights, strict=True
     ):
