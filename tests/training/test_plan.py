@@ -12,11 +12,12 @@ from backend.training.batches import micro_batches
 from backend.training.config import CONFIGS, read_config
 from backend.training.interrupts import stop_on_signals
 from backend.training.plan import Plan, learning_rate, make_plan
+from backend.training.train_diffusion4d import TASKS
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.toml")))
 def test_shipped_configurations_are_read(name):
-    assert read_config(name).task in ("motion", "decoder", "static", "published")
+    assert read_config(name).task in TASKS
 
 
 def test_published_configuration_is_the_papers():
