@@ -32,7 +32,8 @@ def visual_hull(
         UserError: the silhouettes have no place in common.
     """
     low, high = np.full(3, -HALF_SIZE), np.full(3, HALF_SIZE)
-    occupied = carve(views, view_weights, agreement, low, high, COARSE_CELLS, reach=HALF_DIAGONAL)
+    reach = HALF_DIAGONAL if agreement == 1 else 0.0  # what moves is wide enough as it is
+    occupied = carve(views, view_weights, agreement, low, high, COARSE_CELLS, reach)
     if occupied.any():
         # The same again in the box that it fills, one cell wider on all sides.
         cell = (high - low) / COARSE_CELLS
