@@ -64,7 +64,8 @@ class ConstructConfig:
     scale_weight: float = 0.0  # against size in stage 1, relative to 0.01 of the subject
     depth_weight: float = 0.0  # against rough depth in stage 1; costs unseen views 0.03 to 0.6 dB at 0.01
     # In stage 1, how often faded Gaussians move to where they are needed, and new ones come. Off, as where they gather
-    # the surface is sampled unevenly, and the motion is found worse: by 0.2 to 2.1 dB on unseen views of four clips in five.
+    # the surface is sampled unevenly, and the motion is found worse: by 0.2 to 2.1 dB on unseen views of four clips
+    # in five.
     densify_times: int = 0
     start_share: float = 0.5  # of all Gaussians, what there is before these; all of them after the last
     langevin: float = 0.0  # size of the noise on faded Gaussians in stage 1
