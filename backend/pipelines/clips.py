@@ -76,7 +76,8 @@ def construct_clip(
             "The construction went astray and gave no usable clip.",
             "Try again with another seed or another preset.",
         )
-    return replace(clip, provenance={"construction": asdict(config), "engine": engine.name, "guided": flow is not None})
+    made = {"construction": asdict(config), "engine": engine.name, "guided": flow is not None}
+    return replace(clip, provenance={**clip.provenance, **made})
 
 
 def finish_clip(request: dict, clip: Clip, run: Run) -> Path:

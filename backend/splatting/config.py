@@ -52,6 +52,8 @@ class ConstructConfig:
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
     hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
+    mirrors: tuple[float, ...] = (0.0, 0.5)  # cycles after which the other side may do the same (`symmetry`)
+    mirror_share: float = 0.1  # of the spectral weight, where a mirror holds and shows each moment from two sides
     joint_rate: float = 0.3  # of the motion's rate, for turns of joints
     joint_weight: float = 0.01  # of the spectral prior, for turns of joints
     shift_weight: float = 0.1  # of the spectral prior, for shifts of the whole
@@ -85,13 +87,18 @@ class ConstructConfig:
 
     def with_guide(self) -> "ConstructConfig":
         """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
-        slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1]}
+        slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1], "mirrors": ()}
         return replace(self, coarse_steps=self.coarse_steps // 2, **slack)
 
     def with_many_views(self) -> "ConstructConfig":
         """The same for several pictures of each time: these tell the motion, and priors would only smooth it."""
         steps = {"coarse_steps": self.coarse_steps * 8 // 5, "fine_steps": self.fine_steps * 2}
-        return replace(self, spectral_weight=0.1, window_share=0.8, hypotheses=self.hypotheses[:1], **steps)
+        alone = {"hypotheses": self.hypotheses[:1], "mirrors": ()}
+        return replace(self, spectral_weight=0.1, window_share=0.8, **alone, **steps)
+
+    def with_mirror(self) -> "ConstructConfig":
+        """The same for a motion of which a mirror tells more."""
+        return replace(self, spectral_weight=self.mirror_share * self.spectral_weight)
 
     @classmethod
     def for_preset(cls, preset: str, gaussians: int | None = None, seed: int = 0) -> "ConstructConfig":

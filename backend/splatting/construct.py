@@ -32,16 +32,17 @@ from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
 from backend.splatting.guide import Guide, SceneFlow, make_guide
-from backend.splatting.hypotheses import MARGIN, hypotheses_for
+from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, pixel_size, prepare
+from backend.splatting.symmetry import Mirror, find_plane
 from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 8  # counts changes that make older checkpoints useless
+ALGORITHM = 9  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
@@ -79,7 +80,8 @@ def construct(
 
     Returns:
         A clip in `config.color_space` and in clip space, one frame per time of `moving`, with `BasisMotion`, or
-        `FrameMotion` of a HexPlane. Name, fps, to_object and provenance are left to the caller.
+        `FrameMotion` of a HexPlane. Its provenance tells which hypothesis of the motion won (`hypotheses`); name, fps,
+        to_object and the rest of the provenance are left to the caller.
 
     What is doubtful about the inputs is told by `run.note` (see `inspection`).
 
@@ -197,23 +199,25 @@ def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Check
 
 def _fit_motion(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
     """Stage 3: the motion of a few large Gaussians; without a guide, from time 0 outwards, for each hypothesis."""
-    config, pictures = scene.config, scene.moving[0]
+    config = scene.config
     run.begin(COARSE)
     few, chosen = _few(fit, scene)
-    hypotheses = hypotheses_for(scene, few)
-    while fit.hypothesis < len(hypotheses):
-        if fit.step == 0 and fit.hypothesis > 0:
-            fit.begin_motion(scene, *hypotheses[fit.hypothesis])
+    kinds, lags = kinds_for(scene, few), lags_for(scene)
+    plane = find_plane(fit.rest_means.cpu().numpy()) if lags else None
+    while hypothesis := next_hypothesis(fit.trials, list(kinds), lags):
+        if fit.step == 0 and fit.trials:
+            fit.begin_motion(scene, hypothesis, kinds[hypothesis.kind])
+        seen = scene if hypothesis.lag is None else scene.and_mirrored(Mirror(plane, hypothesis.lag))
         while fit.step < config.coarse_steps:
             rng = _generator(fit, config)
-            views = scene.indices(_views_in_window(scene, fit.step, rng))
-            moved = fit.motion.moved(scene.times[views], few, chosen)
+            views = scene.indices(_views_in_window(seen, fit.step, rng))
+            moved = fit.motion.moved(seen.times[views], few, chosen)
             fit.set_motion_rates(_motion_share(fit, config))
-            loss = pictures.loss(views, moved, few, scene.coverage)
+            loss = seen.moving[0].loss(views, moved, few, scene.coverage)
             loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
             _descend(loss, fit.motion_optimizer)
-            _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run, len(hypotheses))
-        fit.end_hypothesis(_misfit(fit, scene, few, chosen), MARGIN)
+            _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run, len(kinds) + len(lags))
+        fit.end_trial(_tried(fit, seen, len(scene.times), few, chosen))
     fit.take_best(scene)
     fit.end_stage()
 
@@ -314,14 +318,23 @@ def _guide_loss(fit: Fit, scene: Scene, guide: Guide | None, rng: np.random.Gene
     return config.guide_weight * config.guide_decay ** _progress(fit, config) * error
 
 
-@torch.no_grad()
-def _misfit(fit: Fit, scene: Scene, few: GaussianParameters, chosen: Tensor) -> float:
-    """How wrong all moving pictures look."""
-    errors = []
-    for views in torch.arange(len(scene.times), device=scene.device).split(MOST_FRAMES):
-        moved = fit.motion.moved(scene.times[views], few, chosen)
-        errors.append(float(scene.moving[0].loss(views, moved, few, scene.coverage)) * len(views))
-    return sum(errors) / len(scene.times)
+def _tried(fit: Fit, seen: Scene, given: int, few: GaussianParameters, chosen: Tensor) -> Trial:
+    """How wrong the moving pictures look, of which so many are `given`; as many more are these in the mirror."""
+    mirrored = fit.hypothesis.lag is not None
+    outlines = seen.moving[0].outlines()
+    views = torch.arange((2 if mirrored else 1) * given, device=seen.device)
+
+    @torch.no_grad()
+    def mean(pictures: Pictures, views: Tensor) -> float:
+        errors = []
+        for part in views.split(MOST_FRAMES):
+            moved = fit.motion.moved(seen.times[part], few, chosen)
+            errors.append(float(pictures.loss(part, moved, few, seen.coverage)) * len(part))
+        return sum(errors) / len(views)
+
+    own = mean(outlines, views[:given])
+    other = mean(outlines, views[given:]) if mirrored else 0.0
+    return Trial(fit.hypothesis, mean(seen.moving[0], views), own, other)
 
 
 def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -356,7 +369,7 @@ def _end_step(
     """Count a step of a stage with so many `steps` for each of `hypotheses`; tell of it, and save if it is time."""
     fit.step += 1
     if scene.device.type == "cpu" or fit.step % GPU_REPORT_STEPS == 0 or fit.step == steps:
-        before = fit.hypothesis * steps if hypotheses > 1 else 0
+        before = len(fit.trials) * steps if hypotheses > 1 else 0
         run.report(before + fit.step, hypotheses * steps, lambda: preview(fit, scene))
         if checkpoint.is_due():
             checkpoint.save(fit.to_arrays())
@@ -385,6 +398,7 @@ def _to_clip(fit: Fit, scene: Scene) -> Clip:
         *(array.cpu().numpy().astype(np.float32).copy() for array in arrays),
         motion=fit.motion.to_clip(scene.frame_times, gaussians),
         color_space=scene.config.color_space,
+        provenance={"hypothesis": asdict(fit.hypothesis)},
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a fit changes, and how it is kept on disk."""
 
-import math
-from dataclasses import dataclass, field
+import json
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from backend.splatting.bases import BasesMotion
 from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.hexplane import HexPlaneMotion
+from backend.splatting.hypotheses import Hypothesis, Trial, leader
 from backend.splatting.scene import Scene
 
 # Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
@@ -25,6 +26,7 @@ SHAPE_RATES = {
     "weight_offsets": 2e-2,
 }
 BETAS = (0.9, 0.99)
+DEFAULT = Hypothesis()
 
 
 @dataclass
@@ -39,11 +41,9 @@ class Fit:
     motion: BasesMotion | HexPlaneMotion | None = None  # after stage 1
     stage: int = 0
     step: int = 0  # of the stage, or in stage 3 of the hypothesis, how many are done
-    kind: str = "free"  # of the motion (`hypotheses`)
-    hypothesis: int = 0  # which one is being tried
-    best_kind: str = ""  # of those before, with what was wrong and the motion that was found
-    best_error: float = math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
+    hypothesis: Hypothesis = DEFAULT  # of the motion
+    trials: list[Trial] = field(default_factory=list)  # of other hypotheses before it, in stage 3
+    best: dict[str, Tensor] = field(default_factory=dict)  # the motion that the leader of the trials found
 
     def __post_init__(self) -> None:
         self.gaussians.require_grad()
@@ -54,26 +54,27 @@ class Fit:
         self.stage, self.step = self.stage + 1, 0
         self.shape_optimizer = _optimizer(self.gaussians.tensors())
 
-    def begin_motion(self, scene: Scene, kind: str = "free", path: Tensor | None = None) -> None:
+    def begin_motion(self, scene: Scene, hypothesis: Hypothesis = DEFAULT, path: Tensor | None = None) -> None:
         """From here on the Gaussians move, by a model that is built on `rest_means`; see `hypotheses`."""
-        self.kind = kind
-        if scene.config.motion == "hexplane":
-            self.motion = HexPlaneMotion(self.rest_means, len(scene.frame_times), scene.basis.loop, scene.config)
+        self.hypothesis, config = hypothesis, scene.config
+        if config.motion == "hexplane":
+            self.motion = HexPlaneMotion(self.rest_means, len(scene.frame_times), scene.basis.loop, config)
         else:
-            jointed = {"jointed": kind != "free", "shift": path}
-            self.motion = BasesMotion(self.rest_means, scene.basis, scene.config, **jointed)
+            config = config if hypothesis.lag is None else config.with_mirror()
+            jointed = {"jointed": hypothesis.kind != "free", "shift": path}
+            self.motion = BasesMotion(self.rest_means, scene.basis, config, **jointed)
         self.renew_motion_optimizer()
 
-    def end_hypothesis(self, error: float, margin: float) -> None:
-        """The motion explains the pictures up to `error`: keep it if that is better by a share of `margin`."""
-        if error < (1 - margin) * self.best_error:
-            self.best_kind, self.best_error = self.kind, error
+    def end_trial(self, trial: Trial) -> None:
+        """The motion explains the pictures so well: keep it if none before did better."""
+        self.trials.append(trial)
+        if leader(self.trials) is trial:
             self.best = {name: tensor.detach().clone() for name, tensor in self.motion.parameters().items()}
-        self.hypothesis, self.step = self.hypothesis + 1, 0
+        self.step = 0
 
     def take_best(self, scene: Scene) -> None:
         """Go on with the best of the hypotheses."""
-        self.begin_motion(scene, self.best_kind)
+        self.begin_motion(scene, leader(self.trials).hypothesis)
         self.motion.load(self.best)
         self.best = {}
 
@@ -107,9 +108,8 @@ class Fit:
             arrays |= optimizer_arrays(self.motion_optimizer, "motion")
         return {
             **{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-            "progress": np.array([self.stage, self.step, self.hypothesis]),
-            "kinds": np.array([self.kind, self.best_kind]),
-            "best_error": np.array(self.best_error),
+            "progress": np.array([self.stage, self.step]),
+            "hypotheses": np.array(json.dumps([astuple(self.hypothesis), *(astuple(trial) for trial in self.trials)])),
             "blur": np.array(self.gaussians.blur),
             **arrays,
         }
@@ -122,17 +122,16 @@ class Fit:
             for name, array in arrays.items()
             if "." not in name and array.dtype.kind != "U"
         }
-        stage, step, hypothesis = (int(number) for number in arrays["progress"])
-        kind, best_kind = (str(kind) for kind in arrays["kinds"])
+        stage, step = (int(number) for number in arrays["progress"])
         parameters = {name: tensors[name] for name in SHAPE_RATES}
         fit = cls(GaussianParameters(**parameters, blur=float(arrays["blur"])), stage=stage, step=step)
-        fit.hypothesis, fit.best_kind, fit.best_error = hypothesis, best_kind, float(arrays["best_error"])
+        hypothesis, *trials = json.loads(str(arrays["hypotheses"]))
+        fit.trials = [Trial(Hypothesis(*of), *errors) for of, *errors in trials]
         fit.best = {name.removeprefix("best_"): tensor for name, tensor in tensors.items() if name.startswith("best_")}
-        fit.best.pop("error", None)
         load_optimizer(fit.shape_optimizer, "shape", arrays)
         if "rest_means" in tensors:
             fit.rest_means = tensors["rest_means"]
-            fit.begin_motion(scene, kind)
+            fit.begin_motion(scene, Hypothesis(*hypothesis))
             fit.motion.load({name: tensors[f"motion_{name}"] for name in fit.motion.parameters()})
             load_optimizer(fit.motion_optimizer, "motion", arrays)
         return fit

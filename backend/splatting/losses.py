@@ -17,8 +17,13 @@ ROTATION_WEIGHT = 0.3  # of rotations beside translations in the spectral prior
 RIGIDITY_LENGTH = 0.1  # of stretching, relative to the squared mean edge, beside turning
 
 
-def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # [..., H, W, 4] premultiplied x 2
-    """Mean absolute error of colours over white and over black, and of alpha.
+def image_loss(
+    rendered: Tensor,  # [T, H, W, 4] premultiplied
+    target: Tensor,  # [T, H, W, 4]
+    coverage: float,
+    colored: Tensor | None = None,  # [T] bool
+) -> Tensor:
+    """Mean absolute error of colours over white and over black, and of alpha; not `colored` pictures tell alpha alone.
 
     Over one background alone, half-transparent Gaussians of its colour would go unnoticed, and show on any other.
     Black and white together also stand for all others: the error over a background is linear in its colour, so that
@@ -29,7 +34,8 @@ def image_loss(rendered: Tensor, target: Tensor, coverage: float) -> Tensor:  # 
     error = rendered - target
     over_black, alpha = error[..., :3], error[..., 3:]
     over_white = over_black - alpha  # colour + (1 - alpha) on both sides
-    colors = 0.5 * (over_white.abs().mean() + over_black.abs().mean())
+    colors = over_white.abs() + over_black.abs()
+    colors = 0.5 * (colors if colored is None else colors * colored[:, None, None, None]).mean()
     return (colors + ALPHA_WEIGHT * alpha.abs().mean()) / coverage
 
 

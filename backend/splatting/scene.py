@@ -13,6 +13,7 @@ from backend.splatting.losses import depth_smoothness, image_loss
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
+from backend.splatting.symmetry import Mirror
 
 LOOP_SHARE = 0.3  # difference of the ends of a loop, as a share of the largest difference from time 0
 LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
@@ -27,10 +28,25 @@ class Pictures:
     images: Tensor  # [V, H, W, 4]
     viewmats: Tensor  # [V, 4, 4]
     Ks: Tensor  # [V, 3, 3]
+    colored: Tensor | None = None  # [V] bool: of the others only the outlines count; None where there are no such
 
     def to(self, device: torch.device) -> "Pictures":
         """The same on another device."""
-        return Pictures(self.images.to(device), self.viewmats.to(device), self.Ks.to(device))
+        return replace(self, images=self.images.to(device), viewmats=self.viewmats.to(device), Ks=self.Ks.to(device))
+
+    def outlines(self) -> "Pictures":
+        """The same where nothing but the outlines counts."""
+        return replace(self, colored=torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device))
+
+    def and_mirrored(self, mirror: Mirror, others: "Pictures") -> "Pictures":
+        """These, then the outlines of these and of `others` in the mirror.
+
+        Outlines alone, as light and markings need not be the same on both sides.
+        """
+        own, more = ((pictures.images, pictures.viewmats, pictures.Ks) for pictures in (self, others))
+        shown = mirror.views(*(torch.cat(pair) for pair in zip(own, more, strict=True)))
+        colored = torch.arange(len(self.images) + len(shown[0]), device=self.images.device) < len(self.images)
+        return Pictures(*(torch.cat(pair) for pair in zip(own, shown, strict=True)), colored=colored)
 
     def render(self, views: Tensor | list[int], moved: Moved, looks: GaussianParameters) -> Tensor:
         """Gaussians where they have moved to, opacities and colours those of `looks`, as T of these views see them."""
@@ -42,7 +58,8 @@ class Pictures:
 
     def loss(self, views: Tensor, moved: Moved, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
-        return image_loss(self.render(views, moved, looks), self.images[views], coverage)
+        colored = None if self.colored is None else self.colored[views]
+        return image_loss(self.render(views, moved, looks), self.images[views], coverage, colored)
 
     def roughness(self, views: Tensor, moved: Moved, looks: GaussianParameters) -> Tensor:
         """How rough their depth is there (`losses.depth_smoothness`)."""
@@ -78,6 +95,21 @@ class Scene:
         pairs = {name: tuple(half.to(device) for half in getattr(self, name)) for name in ("moving", "reference")}
         return replace(self, **pairs, times=self.times.to(device), frame_times=self.frame_times.to(device))
 
+    def and_mirrored(self, mirror: Mirror) -> "Scene":
+        """The same with all pictures in the mirror, too, at the times at which the other side is so.
+
+        First come those of the moving pictures, then, where there are any, those of time 0.
+        """
+        moving = []
+        for pictures, reference in zip(self.moving, self.reference, strict=True):
+            still = slice(None) if self.has_static else slice(0)
+            others = Pictures(*(tensor[still] for tensor in (reference.images, reference.viewmats, reference.Ks)))
+            moving.append(pictures.and_mirrored(mirror, others))
+        shown = torch.nn.functional.pad(self.times, (0, len(moving[0].images) - 2 * len(self.times)))
+        times = torch.cat([self.times, mirror.times(shown)])
+        age = ages(times, len(self.frame_times), self.basis.loop)
+        return replace(self, moving=tuple(moving), times=times, age=age)
+
     def indices(self, views: np.ndarray) -> Tensor:  # [T] int64
         """Which views, as an index of tensors on the scene's device; nobody waits for the device."""
         return torch.from_numpy(views).to(self.device, non_blocking=True)
@@ -89,8 +121,7 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
     loop = is_loop(moving, static)
     # No more terms than the frames can tell apart.
     basis = TimeBasis(loop, harmonics=max(1, min(config.harmonics, (frames - 1) // 2)))
-    steps = moving.times * (frames - 1)
-    age = (torch.minimum(steps, frames - 1 - steps) if loop else steps).numpy()
+    age = ages(moving.times, frames, loop)
     chance = np.ones(len(reference.images))
     if static is None:
         chance = _trust_in_moving(age)
@@ -107,6 +138,12 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
         coverage=max(min(_coverage(moving), _coverage(reference)), _thin(moving)),
         has_static=static is not None,
     )
+
+
+def ages(times: Tensor, frames: int, loop: bool) -> np.ndarray:  # [V] 0..1 -> [V] frames
+    """How far from time 0, round the loop if it is one."""
+    steps = times.cpu() * (frames - 1)
+    return (torch.minimum(steps, frames - 1 - steps) if loop else steps).numpy()
 
 
 def is_loop(moving: Observations, static: Observations | None = None) -> bool:

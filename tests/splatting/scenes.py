@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A small moving scene whose truth is known: a speckled body with an arm that swings, drawn by the rasteriser."""
+"""Small moving scenes whose truth is known: a speckled body with arms that swing, drawn by the rasteriser."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from blender_addon.contract.orbit import (
     orbit_camera,
     orbit_cameras,
 )
+
+BLUE, ORANGE = (0.2, 0.4, 0.8), (0.9, 0.5, 0.1)
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,45 @@ def swinging_arm(frames: int = 9, pixels: int = 48, loop: bool = True, closed: b
     rng = np.random.default_rng(5)
     body, body_normals = _ellipsoid(rng, 300, (0.0, 0.0, -0.15), (0.18, 0.14, 0.3))
     arm, arm_normals = _ellipsoid(rng, 150, (0.3, 0.0, 0.1), (0.2, 0.07, 0.07))
-    rest, normals = np.concatenate([body, arm]), np.concatenate([body_normals, arm_normals])
+    normals = np.concatenate([body_normals, arm_normals])
     times = np.arange(frames) / (frames - 1)
     swing = np.radians(55) * (np.sin(np.pi * times) ** 2 if loop else np.sin(0.5 * np.pi * times) ** 2)
     shoulder = np.array([0.12, 0.0, 0.1])
-    means = np.repeat(rest[None], frames, axis=0)
-    for moment, angle in zip(means, swing, strict=True):
+    c, s = np.cos(swing), np.sin(swing)
+    turns = np.stack([c, 0 * s, -s, 0 * s, 0 * s + 1, 0 * s, s, 0 * s, c], axis=1).reshape(-1, 3, 3)  # in x and z
+    means = np.stack([np.concatenate([body, (arm - shoulder) @ turn.T + shoulder]) for turn in turns])
+    colors = np.concatenate([np.full((len(body), 3), BLUE), np.full((len(arm), 3), ORANGE)])
+    return _scene(means, normals, (colors + rng.normal(size=colors.shape) * 0.12).clip(0.02, 0.98), pixels, closed)
+
+
+def two_arms(lag: float, frames: int = 13, pixels: int = 48) -> Scene:
+    """A body with an arm on either side of the plane x = 0; both swing to and fro, the left one `lag` cycles later.
+
+    Their colours differ, and a horn on the back shows where that is.
+    """
+    rng = np.random.default_rng(6)
+    body, body_normals = _ellipsoid(rng, 250, (0.0, 0.0, 0.0), (0.14, 0.1, 0.3))
+    horn, horn_normals = _ellipsoid(rng, 50, (0.0, 0.15, 0.15), (0.04, 0.12, 0.04))
+    arm, arm_normals = _ellipsoid(rng, 150, (0.24, 0.0, -0.05), (0.06, 0.06, 0.24))
+    other_side = np.array([-1.0, 1, 1])
+    normals = np.concatenate([body_normals, horn_normals, arm_normals, arm_normals * other_side])
+    shoulder = np.array([0.24, 0.0, 0.15])
+
+    def swung(time: float) -> np.ndarray:
+        angle = np.radians(40) * np.sin(2 * np.pi * time)
         c, s = np.cos(angle), np.sin(angle)
-        turn = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])  # raises the arm in the plane of x and z
-        moment[len(body) :] = (arm - shoulder) @ turn.T + shoulder
-    colors = np.concatenate([np.full((len(body), 3), [0.2, 0.4, 0.8]), np.full((len(arm), 3), [0.9, 0.5, 0.1])])
-    colors = (colors + rng.normal(size=colors.shape) * 0.12).clip(0.02, 0.98)
+        return (arm - shoulder) @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) + shoulder
+
+    times = np.arange(frames) / (frames - 1)
+    parts = [[body, horn, swung(time), swung(time - lag) * other_side] for time in times]
+    colors = np.repeat([BLUE, BLUE, ORANGE, (0.2, 0.7, 0.3)], [len(part) for part in parts[0]], axis=0)
+    return _scene(np.stack([np.concatenate(moment) for moment in parts]), normals, colors, pixels)
+
+
+def _scene(means: np.ndarray, normals: np.ndarray, colors: np.ndarray, pixels: int, closed: bool = True) -> Scene:
+    """The scene of points at `means` [T, N, 3]; normals and colours [N, 3]."""
+    frames, rest = len(means), means[0]
+    times = np.arange(frames) / (frames - 1)
 
     def picture(cameras: Cameras) -> Observations:
         index = np.round(cameras.times * (frames - 1)).astype(int)
