@@ -21,6 +21,7 @@ from backend.splatting.engine import choose_engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs
 from backend.splatting.guide import Guide
+from backend.splatting.hypotheses import Hypothesis, Trial
 from backend.splatting.render import render_clip
 from backend.splatting.scene import prepare
 from blender_addon.contract.clip import Clip, check_clip
@@ -75,7 +76,7 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
 ) -> None:
     steps = {"shape_steps": 3, "guide_steps": 3, "coarse_steps": 3, "fine_steps": 3}
     # Densification counts on the host, a few times in all.
-    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), densify_times=0)
+    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), mirrors=(), densify_times=0)
     here = prepare(scene.moving, scene.static, config, frames=9)
     points = scene.surface.points[:200]
     fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
@@ -89,7 +90,8 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     fit = Fit(fit.gaussians.to(META), fit.rest_means.to(META), motion)
     fit.motion_optimizer = torch.optim.Adam([{"params": [motion.coefficients], "name": "coefficients"}])
     monkeypatch.setattr(fit, "begin_motion", lambda *arguments: None)
-    monkeypatch.setattr(construct, "_misfit", lambda *arguments: 1.0)  # a number that has to come from the device
+    trial = Trial(Hypothesis(), 1.0, 1.0)  # numbers that have to come from the device
+    monkeypatch.setattr(construct, "_tried", lambda *arguments: trial)
     monkeypatch.setattr(render, "rasterize", drawn_on_meta)
     for name in ("preview_shape", "preview_motion"):
         monkeypatch.setattr(construct, name, lambda fit, scene: np.zeros((2, 2, 3), np.uint8))
