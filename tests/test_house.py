@@ -38,7 +38,7 @@ MAY_IMPORT = {
     ),
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
     "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
-    "backend.guidance": ("torch",),
+    "backend.guidance": ("torch", "diffusers"),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "PIL"),
         *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
