@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The noise schedules of the published networks: VideoMV (text, image), ImageDream and 4DM.
 
-x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = the product of 1 - beta up to t, t = 0..999. The schedulers are diffusers'
-own; what it leaves open is the choice of time steps (`set_timesteps`) and the way from any one to any other of clean
-latents, noise and what a network predicts.
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = the product of 1 - beta up to t, t = 0..999. The schedulers are those of
+diffusers; what they leave open is the choice of time steps (`set_timesteps`) and the way from any one to any other of
+clean latents, noise and what a network predicts.
 """
 
 import torch

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Noise schedules against those of the public code."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -51,7 +53,7 @@ def test_time_steps_of_videomv(run: str) -> None:
 def test_time_steps_stay_in_the_schedule(steps: int) -> None:
     times = set_timesteps(linear_schedule(), steps)
     assert 0 < times[-1] <= times[0] <= 999
-    assert all(later < earlier or earlier == 999 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later < earlier or earlier == 999 for earlier, later in pairwise(times))
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
