@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one loop by which the published networks sample: DDIM, guided, resumable, with 3D-aware refinement as an option.
 
-    steps = set_timesteps(scheduler, 50)
+    scheduler = cosine_schedule()
+    times = set_timesteps(scheduler, 50)
     branches = batched(network, [conditions, negative_conditions])
-    clean = sample(begin(shape, seed), steps, scheduler, branches, partial(guide_plain, scale=6.0), on_step=...)
+    start = State.from_tensors(kept) if kept else begin(shape, seed, device)
+
+    def on_step(state, clean):
+        keep(state.tensors())
+        run.report(state.step, len(times), preview=lambda: picture(clean))
+
+    latents = sample(start, times, scheduler, branches, partial(guide_plain, scale=6.0), on_step=on_step)
 
 A network is any callable (noisy latents [B, ...], timestep [B] int64, **conditions) -> prediction [B, ...].
 """
@@ -22,7 +29,7 @@ Branches = Callable[[Tensor, Tensor], Sequence[Tensor]]  # (noisy latents, times
 REFINED = (0.4, 0.6, 0.8)  # of the way through the steps: 20, 30 and 40 of 50 (VideoMV)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """Where sampling is: enough to go on after a break, to the last bit."""
 
@@ -37,7 +44,7 @@ class State:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> "State":
         """What `tensors` has said."""
-        return cls(tensors["latents"].to(device), int(tensors["step"]), tensors["random"])
+        return cls(tensors["latents"].to(device), int(tensors["step"]), tensors["random"].cpu())
 
 
 @dataclass(frozen=True)
