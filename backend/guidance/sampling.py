@@ -31,7 +31,7 @@ REFINED = (0.4, 0.6, 0.8)  # of the way through the steps: 20, 30 and 40 of 50 (
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where sampling is: enough to go on after a break, to the last bit."""
+    """Where sampling is: enough to go on after a break, to the last bit, if a refinement draws nothing of its own."""
 
     latents: Tensor  # [B, ...] float32, noisy as before step `step`
     step: int  # number of steps done

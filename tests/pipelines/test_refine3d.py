@@ -74,6 +74,30 @@ def test_all_frames_see_the_same_object() -> None:
     assert (centers.amax(0) - centers.amin(0))[0] > 20  # it goes round
 
 
+def test_what_is_encoded_is_drawn_large_and_thinned_out() -> None:
+    """Every frame by its own camera, at twice the resolution, of which each second row and column is kept."""
+    model, encoded = Blob([0.3, 0.1, 0.1]), []
+
+    def encode(pictures: Tensor) -> Tensor:
+        encoded.append(pictures)
+        return shrink(pictures)
+
+    refined = refiner(model, enlarge, encode, CAMERAS, 0.5)(torch.zeros(2, 4, FRAMES, LATENT, LATENT))
+    drawn = look(model(torch.zeros(2)), refiner_poses(CAMERAS), 2 * PIXELS, background=0.5)[..., ::2, ::2]
+    torch.testing.assert_close(encoded[0], drawn.flatten(0, 1))
+    assert (drawn[:, 1:] - drawn[:, :-1]).abs().amax((0, 2, 3, 4)).min() > 0.1  # no two frames alike
+    expected = torch.stack([shrink(pictures) for pictures in drawn])  # [B, T, 4, h, w]
+    torch.testing.assert_close(refined, expected.transpose(1, 2))
+
+
+def test_small_gaussians_are_blurred_to_a_pixel() -> None:
+    """By 0.3 pixel^2, as in the rasteriser that the network was trained with."""
+    splats = Blob([0.0, 0.0, 0.0])(torch.zeros(1))._replace(scales=torch.full((1, 1, 3), 1e-5))
+    dot = look(splats, refiner_poses(CAMERAS)[:1], 33, background=0.0)[0, 0, 0]
+    assert dot.max().item() == pytest.approx(0.95, rel=1e-3)
+    assert dot[16, 17].item() == pytest.approx(0.95 * math.exp(-0.5 / 0.3), rel=1e-3)
+
+
 def test_the_background_is_the_networks() -> None:
     far = Blob([0.9, 0.9, 0.9])(torch.zeros(2))
     for grey in BACKGROUND.values():
