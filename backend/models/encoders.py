@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the published networks look through: Stable Diffusion's VAE and OpenCLIP ViT-H/14 for text and images.
 
-VideoMV, I2VGen-XL, Stable Diffusion 2.1 and ImageDream share these encoders; their files name the tensors in three ways:
-diffusers' and transformers' layout, OpenCLIP's own, and that of latent diffusion (LDM) for the VAE. The networks here are
-those of diffusers and transformers; the other two layouts are renamed when they are loaded. All are plain modules
-without training state, in evaluation mode.
+VideoMV, I2VGen-XL, Stable Diffusion 2.1 and ImageDream share these encoders; their files name the tensors in three
+ways: as diffusers and transformers do, as OpenCLIP does, and for the VAE as latent diffusion (LDM) does. The networks
+here are those of diffusers and transformers; the other two layouts are renamed when they are loaded. All are plain
+modules in evaluation mode, without gradients.
 """
 
 import re
@@ -192,10 +192,8 @@ def load_pretrained(kind: type, weights: Path, part: str, dtype: torch.dtype = t
         UserError: the part is missing or damaged.
     """
     folder = Path(weights) / part
-    hint = (
-        "Fetch I2VGen-XL's weights: python -m backend weights fetch i2vgen-xl. Or name a folder in diffusers' layout "
-    )
-    hint += "(unet, vae, text_encoder, image_encoder) with --weights."
+    hint = "Fetch I2VGen-XL's weights: python -m backend weights fetch i2vgen-xl. Or name a folder in diffusers' "
+    hint += "layout (unet, vae, text_encoder, image_encoder) with --weights."
     if not folder.is_dir():
         raise UserError("no_weights", f"The weights' folder {folder} does not exist.", hint)
     halves, wholes = list(folder.glob("*.fp16.safetensors")), list(folder.glob("*.safetensors"))
