@@ -24,6 +24,7 @@ from backend.progress import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEADS = 16  # of both halves of ViT-H/14; shapes do not tell them
+TEXT_BLOCKS = 24  # of ViT-H/14's text half; Stable Diffusion's copy comes without the last, I2VGen-XL's with it
 RESIZING = ("bilinear", "bicubic")  # of pictures for CLIP: VideoMV and I2VGen-XL; ImageDream
 
 
@@ -157,6 +158,8 @@ def load_encoders(
         (transformers.CLIPVisionModelWithProjection, "image_encoder"),
     )
     vae, text, image = (load_pretrained(kind, weights, part, dtype) for kind, part in kinds)
+    blocks = getattr(text, "text_model", text).encoder.layers
+    del blocks[TEXT_BLOCKS - 1 :]
     return _ready(vae, text, image, device, resizing)
 
 

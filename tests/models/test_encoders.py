@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from backend.models import encoders
+from backend.models import clip_tokens, encoders
 from backend.models.checkpoints import CARD, expected_shapes
 from backend.models.encoders import Encoders, ImageEncoder, TextEncoder
 from backend.progress import UserError
@@ -263,7 +263,7 @@ def test_videomvs_encoders_come_from_two_folders(
     )
 
 
-def test_diffusers_layout_is_loaded(tmp_path: Path, vae: AutoencoderKL) -> None:
+def test_diffusers_layout_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: AutoencoderKL) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     text = CLIPTextModel(CLIPTextConfig(**small, hidden_act="gelu"))
@@ -274,6 +274,13 @@ def test_diffusers_layout_is_loaded(tmp_path: Path, vae: AutoencoderKL) -> None:
         network.save_pretrained(tmp_path / part)
     loaded = encoders.load_encoders(tmp_path)
     found = loaded.text(["a dog runs", "Two dogs"])
+    tokens = clip_tokens.tokens(["a dog runs", "Two dogs"])
+    with torch.no_grad():
+        whole = text(tokens, output_hidden_states=True)
+        torch.testing.assert_close(found, whole.last_hidden_state)
+        monkeypatch.setattr(encoders, "TEXT_BLOCKS", 2)  # as if both blocks were all that ViT-H/14 has
+        shorter = encoders.load_encoders(tmp_path).text.encode(tokens)
+        torch.testing.assert_close(shorter, text.final_layer_norm(whole.hidden_states[-2]))
     assert found.shape == (2, 77, 32)
     assert not torch.allclose(found[0], found[1])
     pictures = torch.rand(3, 3, 28, 28)
