@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from backend.progress import UserError
 
 FOLDER_VARIABLE = "KINESPLAT_WEIGHTS"
+DOWNLOADS = ".downloads"  # within the weights' folder: what is not complete yet
 CARD = "card.json"  # written last: a folder with a card is complete
 INDEX = "model.safetensors.index.json"  # which file of several holds which tensor, as the Hugging Face hub has it
 SINGLE = "model.safetensors"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process that reads a pickled checkpoint and writes its tensors as safetensors: `python -m backend.models.pickle_worker`.
+"""The process that reads a pickled checkpoint and writes its tensors as safetensors.
 
-One question as JSON on stdin, then lines of JSON on stdout: progress, and at the end the answer or an error. Only tensors
-are accepted: torch refuses every other object without making it. And should a hole be found in that, this process can
-by then neither start another one, nor use the network, nor open a file for writing.
+It is run as a module: one question as JSON on stdin, then lines of JSON on stdout, which are progress and at the end the
+answer or an error. Only tensors are accepted: torch refuses every other object without making it. And should a hole be
+found in that, this process can by then neither start another one, nor use the network, nor open a file for writing.
 """
 
 import json
@@ -150,7 +150,7 @@ def own(tensor: Tensor, half: bool) -> Tensor:
 
 
 def lock_up(folder: Path):
-    """From now on: no other processes, no network, no file opened for writing. Returns the one exception to the last."""
+    """From now on: no other processes, no network, no writing of files. Returns what opens the one exception."""
     allowed: set[str] = set()
 
     def hook(event: str, arguments: tuple) -> None:

@@ -83,7 +83,7 @@ def convert(
 ) -> Path:
     """Convert one checkpoint into `folder`/NAME, which appears complete or not at all. Returns it.
 
-    `half`: floating-point tensors in float16. `replace`: instead of weights that are there already. `note`: for the card.
+    `half`: floating-point tensors in float16. `replace`: even weights that are there already. `note`: for the card.
 
     Raises:
         UserError: it holds more than tensors, is damaged, not what the network expects, or there is no space.
@@ -128,20 +128,29 @@ def differing(weights: Weights, folder: Path) -> None:
         )
 
 
-def write_card(folder: Path, weights: Weights, note: dict) -> None:
-    """Note what lies in `folder`, with sizes and digests; from then on it counts as complete."""
+def write_card(folder: Path, weights: Weights, note: dict, digests: dict[str, str] | None = None) -> None:
+    """Note what lies in `folder`, with sizes and digests; from then on it counts as complete.
+
+    `digests`: the sha256 of files by path, as far as they are known already.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != CARD:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != CARD:
+            digest = (digests or {}).get(name) or sha256(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": digest}
     card = {
         "name": weights.name, "licence": weights.licence, "commercial_use": weights.commercial,
         **note, "files": files, "versions": versions(),
     }  # fmt: skip
     with atomic_file(folder / CARD) as file:
         file.write(json.dumps(card, indent=1).encode())
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run_worker(question: dict, run: Run) -> dict:

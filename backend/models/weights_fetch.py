@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Downloading of published weights from the Hugging Face hub; an interrupted download goes on where it stopped.
 
-The hub's own client says where a file is, how large, and its digest. It does not resume across runs (huggingface_hub 2),
-so the bytes are fetched here. They gather in `.downloads` within the weights' folder and become visible only when all are
-there and right. After that nothing needs the network.
+The hub's own client says where a file is, how large, and its digest. Since huggingface_hub 2 it does not resume across
+runs, so the bytes are fetched here. They gather in `.downloads` within the weights' folder and become visible only when
+all are there and right. After that nothing needs the network.
 """
 
 import errno
@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from filelock import FileLock, Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
-from backend.models.checkpoints import CARD
+from backend.models.checkpoints import CARD, DOWNLOADS
 from backend.models.weights_convert import convert, differing, write_card
 from backend.models.weights_registry import File, Source, Weights
 from backend.progress import Run, UserError
 
-DOWNLOADS = ".downloads"
 CHUNK = 1 << 20
 TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
 ATTEMPTS = 5  # without a single new byte
@@ -75,12 +75,35 @@ def fetch(
     target = folder / weights.name
     if (target / CARD).is_file():
         return target
+    if target.exists():
+        message = f"{target} exists, and does not hold the whole of the weights {weights.name}."
+        raise UserError("weights_exist", message, "Remove or rename it, then try again.")
     check_licence(weights, accept_licence)
     if not weights.sources:
         raise by_hand(weights)
-    used, remotes = choose_source(weights, source, endpoint)
     downloads = folder / DOWNLOADS / weights.name
     downloads.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(downloads.with_name(f"{weights.name}.lock"))
+    try:
+        with lock.acquire(timeout=0):
+            return _fetch(weights, folder, downloads, run, source, half, keep_download, endpoint)
+    except Timeout as error:
+        message = f"Another program is fetching the weights {weights.name} just now."
+        raise UserError("weights_busy", message, "Wait for it, or end it and try again.") from error
+
+
+def _fetch(
+    weights: Weights,
+    folder: Path,
+    downloads: Path,
+    run: Run,
+    source: str,
+    half: bool,
+    keep_download: bool,
+    endpoint: str | None,
+) -> Path:
+    """What `fetch` does while nobody else does it."""
+    used, remotes = choose_source(weights, source, endpoint)
     check_space(downloads, remotes, converts=weights.is_pickle)
 
     stages = {f"Downloading {remote.file.name}": remote.bytes for remote in remotes}
@@ -101,10 +124,12 @@ def fetch(
             shutil.rmtree(downloads)
     else:
         differing(weights, downloads)
-        write_card(downloads, weights, note)
-        os.replace(downloads, target)
+        for stray in downloads.rglob("*.part"):  # of a former version of a file
+            stray.unlink()
+        write_card(downloads, weights, note, digests)
+        os.replace(downloads, folder / weights.name)
     run.finish()
-    return target
+    return folder / weights.name
 
 
 def check_licence(weights: Weights, accepted: bool) -> None:
@@ -187,9 +212,10 @@ def check_space(downloads: Path, remotes: list[Remote], *, converts: bool) -> No
     needed = missing + (sum(remote.bytes for remote in remotes) if converts else 0)
     free = shutil.disk_usage(downloads).free
     if free < needed + MARGIN:
+        place = downloads.parent.parent
         raise UserError(
             "disk_full",
-            f"{needed / 1e9:.1f} GB are needed on the disk of {downloads.parent.parent}, and {free / 1e9:.1f} GB are free.",
+            f"{needed / 1e9:.1f} GB are needed on the disk of {place}, and {free / 1e9:.1f} GB are free.",
             "Free some space, or name another folder with --dir or KINESPLAT_WEIGHTS.",
         )
 
@@ -248,12 +274,12 @@ def check_digests(remotes: list[Remote], downloads: Path, run: Run) -> dict[str,
                 digest.update(chunk)
                 done += len(chunk)
                 run.report(done, whole)
-        digests[remote.file.path] = digest.hexdigest()
-        if remote.sha256 and digest.hexdigest() != remote.sha256:
+        found = digests[remote.file.path] = digest.hexdigest()
+        if remote.sha256 and found != remote.sha256:
             (downloads / remote.file.path).unlink()
             raise UserError(
                 "weights_damaged",
-                f"{remote.file.path} has arrived damaged: its sha256 is {digest.hexdigest()} instead of {remote.sha256}.",
+                f"{remote.file.path} has arrived damaged: its sha256 is {found} instead of {remote.sha256}.",
                 "It has been removed. Run the same command again.",
             )
     return digests

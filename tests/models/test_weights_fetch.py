@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save
 
 from backend.models import weights_fetch
@@ -54,10 +55,10 @@ class Answer(BaseHTTPRequestHandler):
         self.server.asked.append(name)
         return (name, self.server.files[name]) if name in self.server.files else None
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.answer(send=False)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.answer(send=True)
 
     def answer(self, send: bool) -> None:
@@ -282,6 +283,29 @@ def test_a_full_disk_is_told_before_and_during(hub: Hub, tmp_path: Path, monkeyp
     hub.ranges.clear()
     get(hub, tmp_path)
     assert int(hub.ranges[0].removeprefix("bytes=").rstrip("-")) >= 100_000
+
+
+def test_what_lies_in_the_way_is_left_alone(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="does not hold the whole"):
+        get(hub, tmp_path)
+    assert (tmp_path / "toy" / "mine.txt").read_text() == "mine"
+
+
+def test_two_programs_do_not_fetch_the_same(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / DOWNLOADS).mkdir()
+    with FileLock(tmp_path / DOWNLOADS / "toy.lock"), pytest.raises(UserError, match="Another program"):
+        get(hub, tmp_path)
+    assert hub.asked == []
+
+
+def test_a_former_versions_beginning_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+    stray = tmp_path / DOWNLOADS / "toy" / "model.safetensors.0123456789ab.part"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"old")
+    made = get(hub, tmp_path)
+    assert not list(made.rglob("*.part"))
 
 
 def test_tensors_of_another_network_never_become_visible(
