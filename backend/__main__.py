@@ -275,11 +275,8 @@ def add_weights(commands: argparse._SubParsersAction) -> None:
 
 def weights_command(options: argparse.Namespace) -> int:
     """One of the verbs of `weights`."""
-    try:
-        from backend import published_weights
-    except ModuleNotFoundError as error:
-        hint = 'Install what published weights need: pip install ".[published]".'
-        raise UserError("no_published", f"The package {error.name} is missing.", hint) from error
+    from backend import published_weights
+
     return getattr(published_weights, options.verb)(options)
 
 

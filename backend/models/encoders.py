@@ -163,25 +163,32 @@ def load_encoders(
     return _ready(vae, text, image, device, resizing)
 
 
-def load_published_encoders(
-    pipeline: str,
-    folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+def load_imagedream_encoders(
+    folder: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Encoders:
-    """The encoders that a published pipeline was trained with, from the weights' folder (see `weights list`).
+    """The copies inside ImageDream's checkpoint, with which 4Diffusion was trained.
 
-    `pipeline`: "videomv" (OpenCLIP and Stable Diffusion's VAE, separate files) or "4diffusion" (the copies inside
-    ImageDream's checkpoint). `folder`: other than the default place of weights.
+    `folder`: of all weights; by default the usual one (see `weights_folder`).
+
+    Raises:
+        UserError: ImageDream's weights are missing, damaged or of another network.
+    """
+    file = locate("imagedream", folder)
+    vae = ldm_vae(read_tensors(file, "vae_model.", dtype), str(file))
+    text, image = open_clip(read_tensors(file, "clip_model.model.", dtype), str(file))
+    return _ready(vae, text, image, device, "bicubic")
+
+
+def load_videomv_encoders(
+    folder: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Encoders:
+    """OpenCLIP and Stable Diffusion's VAE, from their own files, with which VideoMV was trained.
+
+    `folder`: of all weights; by default the usual one (see `weights_folder`).
 
     Raises:
         UserError: weights are missing, damaged or of another network.
     """
-    if pipeline == "4diffusion":
-        file = locate("imagedream", folder)
-        vae = ldm_vae(read_tensors(file, "vae_model.", dtype), str(file))
-        text, image = open_clip(read_tensors(file, "clip_model.model.", dtype), str(file))
-        return _ready(vae, text, image, device, "bicubic")
     file = locate("openclip-vit-h14", folder)
     vae = load_pretrained(AutoencoderKL, locate("sd21-vae", folder), "vae", dtype)
     text, image = open_clip(read_tensors(file, "", dtype), str(file))
@@ -409,12 +416,15 @@ def _ready(vae: nn.Module, text: nn.Module, image: nn.Module, device: torch.devi
 
 
 def _transformers():
+    """The package, where it and what the tokens need are installed."""
     try:
         import transformers
+
+        from backend.models import clip_tokens  # noqa: F401
     except ImportError as error:
         raise UserError(
             "no_transformers",
-            "The published-size networks need the package transformers for their text and image encoders.",
+            f"The package {error.name} is missing, which the published-size networks' encoders need.",
             'Install it: pip install ".[published]".',
         ) from error
     return transformers

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The process that reads a pickled checkpoint and writes its tensors as safetensors.
 
-It is run as a module: one question as JSON on stdin, then lines of JSON on stdout, which are progress and at the end the
+It is run as a module: one question as JSON on stdin, then lines of JSON on stdout, which are progress and at last the
 answer or an error. Only tensors are accepted: torch refuses every other object without making it. And should a hole be
 found in that, this process can by then neither start another one, nor use the network, nor open a file for writing.
 """

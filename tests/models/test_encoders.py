@@ -2,6 +2,7 @@
 """The encoders against the numbers of the public code, and their full-size key lists against the released layouts."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -237,12 +238,12 @@ def test_the_copies_inside_imagedream_are_loaded(
     clip_weights = {f"clip_model.model.{name}": x for name, x in clip_tensors(clip_case).items()}
     unet = {"model.diffusion_model.out.0.bias": torch.zeros(3)}
     write(tmp_path / "imagedream", {**vae_weights, **clip_weights, **unet})
-    loaded = encoders.load_published_encoders("4diffusion", tmp_path)
+    loaded = encoders.load_imagedream_encoders(tmp_path)
     torch.testing.assert_close(loaded.text.encode(clip_case["tokens"]), clip_case["text_features"], **CLOSE)
     pictures = (vae_case["image"] / 2 + 0.5)[None]
     torch.testing.assert_close(loaded.latents(pictures, None)[0], vae_case["mean"] * 0.18215, **CLOSE)
     assert loaded.image.resizing == "bicubic"
-    half = encoders.load_published_encoders("4diffusion", tmp_path, dtype=torch.bfloat16)
+    half = encoders.load_imagedream_encoders(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for part in (half.vae, half.text, half.image) for p in part.parameters()} == {torch.bfloat16}
 
 
@@ -252,11 +253,11 @@ def test_videomvs_encoders_come_from_two_folders(
     monkeypatch.setattr(encoders.open_clip, "__kwdefaults__", {"text_heads": 4, "image_heads": 4})
     write(tmp_path / "openclip-vit-h14", clip_tensors(clip_case))
     with pytest.raises(UserError, match="sd21-vae are not on this computer") as caught:
-        encoders.load_published_encoders("videomv", tmp_path)
+        encoders.load_videomv_encoders(tmp_path)
     assert "weights fetch sd21-vae" in caught.value.hint
     vae.save_pretrained(tmp_path / "sd21-vae" / "vae", variant="fp16")
     (tmp_path / "sd21-vae" / CARD).write_text('{"files": {}}')
-    loaded = encoders.load_published_encoders("videomv", tmp_path)
+    loaded = encoders.load_videomv_encoders(tmp_path)
     assert loaded.image.resizing == "bilinear"
     assert all(
         torch.equal(a, b) for a, b in zip(vae.state_dict().values(), loaded.vae.state_dict().values(), strict=True)
@@ -301,3 +302,10 @@ def test_a_missing_or_damaged_part_is_told(tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
         encoders.load_encoders(tmp_path)
+
+
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="The package transformers is missing") as caught:
+        encoders.load_encoders(tmp_path)
+    assert ".[published]" in caught.value.hint

@@ -33,7 +33,7 @@ def test_entries_say_what_they_must(weights: Weights) -> None:
     # Where the branch may move, the digest must hold the tensors.
     if any(source.revision == "main" for source in weights.sources):
         assert weights.verified
-    assert sum(file.is_pickle for file in weights.files) in (0, len(weights.files))
+    assert len(weights.files) == 1 or not weights.is_pickle, "one pickle is converted into one set"
     assert weights.sources or "not verified" in weights.note
     if weights.keys:
         assert (KEYS / f"{weights.keys}.json.xz").is_file()
