@@ -23,6 +23,7 @@ from torch import Tensor
 from backend.models.checkpoints import INDEX, SINGLE
 
 SHARD_BYTES = 2 << 30  # of one file; bounds what is in memory beside the mapped pickle
+INFLATION = 1.5  # how much larger than their file tensors may be, for those that share memory
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # names under which training programs put the tensors
 FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "os.startfile", "pty.spawn"),
@@ -68,6 +69,10 @@ def convert(file: Path, folder: Path, half: bool, strip: list[str], drop: str) -
     if not tensors:
         raise Refused("weights_damaged", "it holds no tensors", "Look whether this is the right file.")
 
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > INFLATION * file.stat().st_size:  # a few bytes, repeated without end
+        message = f"it claims to hold {claimed / 1e9:.1f} GB, more than itself"
+        raise Refused("weights_damaged", message, "Do not use it.")
     shards = list(sharded(tensors, half))
     whole, done, places = len(tensors), 0, {}
     for number, names in enumerate(shards, 1):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,7 @@ def convert(
         differing(weights, work)
         about = {"converted_from": {"file": file.name, "bytes": file.stat().st_size}, "half": half, **answer}
         write_card(work, weights, {**about, **(note or {})})
+        share(work)
         _swap(work, target)
     except UserError as error:
         raise UserError(error.code, f"{file.name}: {error}", error.hint) from error
@@ -145,6 +147,14 @@ def write_card(folder: Path, weights: Weights, note: dict, digests: dict[str, st
     }  # fmt: skip
     with atomic_file(folder / CARD) as file:
         file.write(json.dumps(card, indent=1).encode())
+
+
+def share(folder: Path) -> None:
+    """Let those read `folder` who may read the folder around it: temporary ones are for their owner alone."""
+    mode = stat.S_IMODE(folder.parent.stat().st_mode)
+    with contextlib.suppress(OSError):  # a disk without owners, such as exFAT
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from backend.models.checkpoints import CARD, DOWNLOADS
-from backend.models.weights_convert import convert, differing, write_card
+from backend.models.weights_convert import convert, differing, share, write_card
 from backend.models.weights_registry import File, Source, Weights
 from backend.progress import Run, UserError
 
@@ -127,6 +127,7 @@ def _fetch(
         for stray in downloads.rglob("*.part"):  # of a former version of a file
             stray.unlink()
         write_card(downloads, weights, note, digests)
+        share(downloads)
         os.replace(downloads, folder / weights.name)
     run.finish()
     return folder / weights.name

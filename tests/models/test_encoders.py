@@ -289,7 +289,9 @@ def test_diffusers_layout_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert loaded.image.tokens(pictures).shape == (3, 5, 32)
     loaded.image.chunk = 1
     torch.testing.assert_close(loaded.image(pictures), torch.cat([loaded.image(one[None]) for one in pictures]))
-    half = encoders.load_encoders(tmp_path, dtype=torch.bfloat16)
+    for network, part in ((vae, "vae"), (text, "text_encoder"), (image, "image_encoder")):
+        network.save_pretrained(tmp_path / "fp16" / part, variant="fp16")  # as I2VGen-XL's half-precision files
+    half = encoders.load_encoders(tmp_path / "fp16", dtype=torch.bfloat16)
     assert half.text.model.dtype == half.image.model.dtype == half.vae.dtype == torch.bfloat16
     assert half.image(pictures).dtype == torch.float32
 

@@ -91,6 +91,10 @@ def test_a_pickle_becomes_safetensors(tmp_path: Path, run: Run, content: dict, o
     assert card["dropped"] == ["betas"]
     assert card["files"]["model.safetensors"]["bytes"] == (made / "model.safetensors").stat().st_size
     assert leftovers(tmp_path / "w") == ["toy"]
+    if os.name == "posix":
+        allowed = (tmp_path / "w").stat().st_mode & 0o777
+        assert made.stat().st_mode & 0o777 == allowed
+        assert (made / "model.safetensors").stat().st_mode & 0o777 == allowed & 0o666
     assert locate("toy", tmp_path / "w") == made
 
 
@@ -237,6 +241,14 @@ def test_a_file_with_just_the_part_is_complete(tmp_path: Path, run: Run) -> None
     with pytest.raises(UserError, match=r"1 missing: a\.bias"):
         convert(weights(part=r"a\..*"), tmp_path / "toy.ckpt", tmp_path / "w", run, replace=True)
     assert read_shapes(tmp_path / "w" / "toy").keys() == {"a.weight", "a.bias"}  # the former ones are still there
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_small_file_cannot_claim_much_memory(tmp_path: Path, run: Run) -> None:
+    torch.save({"a.weight": torch.ones(1).expand(1 << 40)}, tmp_path / "toy.ckpt")
+    with pytest.raises(UserError, match=r"claims to hold 4398\.0 GB"):
+        convert(weights(), tmp_path / "toy.ckpt", tmp_path / "w", run)
+    assert leftovers(tmp_path / "w") == []
 
 
 @pytest.mark.usefixtures("in_process")
