@@ -37,7 +37,10 @@ MAY_IMPORT = {
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
     ),
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
-    "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
+    "backend.models": (
+        *("numpy", "torch", "diffusers", "transformers", "tokenizers", "ftfy", "safetensors"),
+        *("huggingface_hub", "requests", "filelock", "platformdirs", *LEAVES),
+    ),
     "backend.guidance": ("torch", "diffusers"),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "PIL"),
@@ -61,6 +64,7 @@ MAY_IMPORT = {
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
         *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
     ),
+    "backend.published_weights": ("rich", "backend", "blender_addon.contract"),  # the command `weights`
     "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
     "backend.__main__": ("backend", "blender_addon.contract"),
 }

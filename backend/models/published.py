@@ -6,18 +6,16 @@ camera matrices (VideoMV) and motion magnitude (Diffusion4D, section 3.3) on the
 zero, and the static orbit's latents in the place of the repeated first image's.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+from diffusers import DDIMScheduler, I2VGenXLUNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backend.models.encoders import load_pretrained
 from backend.models.motion_magnitude import MagnitudeEmbedding
-from backend.progress import UserError
 
 PREDICTION = "v_prediction"
 FPS = 8.0  # that VideoMV always tells its base
@@ -85,22 +83,6 @@ class PublishedVideoNet(nn.Module):
         return (args[0], args[1] + self._extra, *args[2:]), kwargs  # the middle block takes it by position
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """What the network looks through; none of it is trained."""
-
-    vae: AutoencoderKL
-    text: Callable[[list[str]], Tensor]  # -> [B, L, 1024]
-    image: Callable[[Tensor], Tensor]  # [B, 3, H, W] in 0..1 -> [B, 1024]
-
-    @torch.no_grad()
-    def latents(self, pictures: Tensor, noise: torch.Generator, chunk: int = 8) -> Tensor:
-        """Latents [B, T, 4, H/8, W/8] of pictures [B, T, 3, H, W] in 0..1, drawn from the encoder's distribution."""
-        frames = pictures.flatten(0, 1).to(self.vae.dtype) * 2 - 1
-        parts = [self.vae.encode(part).latent_dist.sample(noise) for part in frames.split(chunk)]
-        return (torch.cat(parts) * self.vae.config.scaling_factor).float().unflatten(0, pictures.shape[:2])
-
-
 def scheduler() -> DDIMScheduler:
     """VideoMV's noise schedule for images: cosine, zero terminal SNR, v-prediction."""
     return DDIMScheduler(
@@ -118,54 +100,4 @@ def load_base(weights: Path) -> I2VGenXLUNet:
     Raises:
         UserError: the folder is missing or damaged.
     """
-    return _load(I2VGenXLUNet, weights, "unet")
-
-
-def load_encoders(weights: Path, device: torch.device) -> Encoders:
-    """VAE, text and image encoders from a folder in diffusers' layout of I2VGen-XL.
-
-    Raises:
-        UserError: a part is missing or damaged, or the package transformers is.
-    """
-    try:
-        from transformers import (
-            CLIPImageProcessor,
-            CLIPTextModel,
-            CLIPTokenizer,
-            CLIPVisionModelWithProjection,
-        )
-    except ImportError as error:
-        raise UserError(
-            "no_transformers",
-            "The published-size network needs the package transformers for its text and image encoders.",
-            'Install it: pip install ".[train]".',
-        ) from error
-    vae = _load(AutoencoderKL, weights, "vae").to(device).requires_grad_(False)
-    text_model = _load(CLIPTextModel, weights, "text_encoder").to(device).requires_grad_(False)
-    image_model = _load(CLIPVisionModelWithProjection, weights, "image_encoder").to(device).requires_grad_(False)
-    tokenizer = _load(CLIPTokenizer, weights, "tokenizer")
-    processor = _load(CLIPImageProcessor, weights, "feature_extractor")
-
-    @torch.no_grad()
-    def text(prompts: list[str]) -> Tensor:
-        tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return text_model(tokens.to(device)).last_hidden_state.float()
-
-    @torch.no_grad()
-    def image(pictures: Tensor) -> Tensor:
-        pixels = processor(images=pictures.cpu(), do_rescale=False, return_tensors="pt").pixel_values
-        return image_model(pixels.to(device)).image_embeds.float()
-
-    return Encoders(vae, text, image)
-
-
-def _load(kind: type, weights: Path, part: str) -> object:
-    folder = Path(weights) / part
-    hint = "Put I2VGen-XL's weights there, in diffusers' layout (unet, vae, text_encoder, tokenizer, image_encoder, "
-    hint += "feature_extractor), and name that folder with --weights."
-    if not folder.is_dir():
-        raise UserError("no_weights", f"The weights' folder {folder} does not exist.", hint)
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError("damaged_weights", f"The weights in {folder} cannot be loaded: {error}", hint) from error
+    return load_pretrained(I2VGenXLUNet, weights, "unet")

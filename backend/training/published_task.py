@@ -9,13 +9,13 @@ from diffusers import I2VGenXLUNet
 from torch import Tensor
 from torch.nn import functional
 
+from backend.models.encoders import load_encoders
 from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
 from backend.models.published import (
     NEGATIVE_PROMPT,
     PREDICTION,
     PublishedVideoNet,
     load_base,
-    load_encoders,
     scheduler,
 )
 from backend.models.text import Vocabulary

@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, I2VGenXLUNet
 
 from backend.models import published
-from backend.models.published import Encoders, PublishedVideoNet
+from backend.models.encoders import Encoders
+from backend.models.published import PublishedVideoNet
 from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training import published_task
