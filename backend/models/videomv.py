@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backend.models.dry_run import Cost, dry_run
 from backend.models.video_blocks import (
     Conv2d,
     GroupNorm,
@@ -209,8 +210,11 @@ class VideoMV(nn.Module):
         """
         behind = torch.arange(1, frames, device=picture.device, dtype=picture.dtype) / max(frames - 1, 1)
         behind = behind[:, None, None, None].expand(len(picture), -1, *picture.shape[2:])
-        hidden = self.local_image_concat[0](torch.cat([picture, behind], 1))
-        hidden = self.local_image_concat[1:](hidden if added is None else hidden + added)
+        first, *others = self.local_image_concat
+        hidden = first(torch.cat([picture, behind], 1))
+        hidden = hidden if added is None else hidden + added
+        for layer in others:
+            hidden = layer(hidden)
         return 2 * self.local_temporal_encoder(hidden)
 
     def join_context(self, text: Tensor, picture: Tensor, image: Tensor | None) -> Tensor:
@@ -226,9 +230,9 @@ class VideoMV(nn.Module):
         embedding [B, F or 1, E]; context [B, L, 1024]; added [B, F, h, w, width]: more beside the first convolution.
         """
         given = (embedding, context)
-        first = self.input_blocks[0]
-        x = first[0](x) if added is None else first[0](x) + added
-        x = self._run(first[1:], x, *given)
+        convolution, transformer = self.input_blocks[0]
+        x = convolution(x) if added is None else convolution(x) + added
+        x = self._run(transformer, x)
         skips = [x]
         for stage in self.input_blocks[1:]:
             x = self._run(stage, x, *given)
@@ -242,6 +246,41 @@ class VideoMV(nn.Module):
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(stage, *given, use_reentrant=False)
         return stage(*given)
+
+
+def describe(
+    config: VideoMVConfig,
+    *,
+    batch: int = 1,
+    frames: int = 24,
+    height: int = 32,
+    width: int = 32,
+    text_tokens: int = 77,
+    dtype: torch.dtype = torch.bfloat16,
+    slice_tokens: int | None = None,
+    training: bool = False,
+    checkpoint_activations: bool = True,
+) -> Cost:
+    """What a network of these sizes costs in memory, from its shapes alone; nothing is computed (see `dry_run`).
+
+    height, width: of the latents; dtype: of weights and activations; slice_tokens: see `slice_transformers`;
+    checkpoint_activations counts in training only. The published size takes about two seconds.
+    """
+    with torch.device("meta"):
+        network = VideoMV(config, checkpoint_activations=checkpoint_activations).to(dtype).train(training)
+        network.slice_transformers(slice_tokens)
+        given = {
+            "x": torch.empty(batch, LATENT_CHANNELS, frames, height, width, dtype=dtype),
+            "t": torch.empty(batch, dtype=torch.int64),
+            "y": torch.empty(batch, text_tokens, config.context_width, dtype=dtype),
+            "camera_data": torch.empty(batch, frames, 16),
+        }
+        if config.image:
+            given["local_image"] = torch.empty(batch, LATENT_CHANNELS, 1, height, width, dtype=dtype)
+            given["image"] = torch.empty(batch, 1, config.context_width, dtype=dtype)
+        stages = ["input_blocks.0.1", *(f"input_blocks.{index}" for index in range(1, len(network.input_blocks)))]
+        stages += ["middle_block", *(f"output_blocks.{index}" for index in range(len(network.output_blocks)))]
+        return dry_run(network, given, stages, training=training)
 
 
 class FrameEncoder(nn.Module):
