@@ -2,8 +2,8 @@
 """Diffusion4D's network: VideoMV, told how much moves and what stands still (NeurIPS 2024, sections 3.3 and 3.4).
 
 Two conditions are added, both beginning at zero, so that with VideoMV's weights it is VideoMV to the bit until it is
-trained: the motion magnitude m on the time embedding, and the static orbit's latents by concatenation. A sample may lack
-either. One that lacks both is VideoMV's own, as 3D-aware guidance wants of its static term (Eq. 3).
+trained: the motion magnitude m on the time embedding, and the static orbit's latents by concatenation. A sample may
+lack either; to one that lacks both, this network is the VideoMV network inside it.
 """
 
 import torch
@@ -44,8 +44,8 @@ class Diffusion4DNet(nn.Module):
 
         latents [B, T, 4, h, w]: noisy, h and w multiples of 8; timestep [B]: 0..999; camera_to_world [B, T, 4, 4]:
         Blender world, OpenGL camera axes, orbits that start at -Y; text [B, L, 1024]: tokens.
-        magnitude [B]: motion magnitude m; static_latents [B, T, 4, h, w]: of the static orbit, seen by the same cameras.
-        Either can be None, or unknown to single samples: magnitude_known, static_known [B] bool.
+        magnitude [B]: motion magnitude m; static_latents [B, T, 4, h, w]: of the static orbit, seen by the same
+        cameras. Either can be None, or unknown for single samples: magnitude_known, static_known [B] bool.
         Image network only: image_latents [B, 4, h, w] of the first view; image [B, 1024]: its CLIP embedding, zeros for
         the unconditional branch.
 

@@ -15,8 +15,8 @@ NAMED = 5  # keys that a message names
 def released_state(released: Mapping) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The network's weights and LGM's, from a released file's contents; without prefixes.
 
-    The weights may lie under "state_dict" or the like, beside step counts, and all their keys may begin with "module." or
-    the like.
+    The weights may lie under "state_dict" or the like, beside step counts, and all their keys may begin with "module."
+    or the like.
     """
     inside = next((released[name] for name in WRAPPERS if isinstance(released.get(name), Mapping)), None)
     if inside is not None:

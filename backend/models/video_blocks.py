@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The blocks that VideoMV's networks are built of: a 2-D block with convolutions over time, and two transformers.
 
-Hidden states are [B, F, h, w, C]: batch, frames, latent pixels, channels last in memory. Convolutions and norms see views
-of them, linear layers and attention need no rearrangement, and only attention over time makes copies. Child modules
-carry the names of the released weights, `temopral_conv` included.
+Hidden states are [B, F, h, w, C]: batch, frames, latent pixels, channels last in memory. Convolutions and norms see
+views of them, linear layers and attention need no rearrangement, and only attention over time makes copies. Child
+modules carry the names of the released weights, `temopral_conv` included.
 """
 
 import torch

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """VideoMV's networks: 24 views of an orbit, denoised together (arXiv 2403.12010; code MIT, alibaba/VideoMV).
 
-A latent U-Net of ModelScope's and I2VGen-XL's lineage that takes each frame's camera matrix on its time embedding. There
-are two: from text to views (TEXT), and from an image to views (IMAGE). Released weights fit key by key, which is why some
-things here look odd and have to stay:
+A latent U-Net of ModelScope's and I2VGen-XL's lineage that takes each frame's camera matrix on its time embedding.
+There are two: from text to views (TEXT), and from an image to views (IMAGE). Released weights fit key by key, which is
+why some things here look odd and have to stay:
 
 - the image's branch is added twice;
 - the second attention over time, where others attend to the text, is self-attention again;
-- the transformer beside the first convolution is heads x head_width = 512 wide inside, all others as wide as their input;
+- the transformer after the first convolution is heads x head_width = 512 wide inside, all others as their input;
 - nothing tells attention over time which frame is which: only the cameras and the convolutions over time do;
 - the frame rate is always embedded in the image network, though it is always 8;
 - the unconditional branch of guidance keeps the cameras, and its text is a negative prompt.
@@ -53,7 +53,7 @@ class VideoMVConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)  # of `width`, at 1, 1/2, 1/4 and 1/8
     blocks: int = 2  # to a level
     attention_levels: int = 3  # the first so many have transformers
-    heads: int = 8  # of the transformer beside the first convolution
+    heads: int = 8  # of the transformer after the first convolution
     head_width: int = 64
     context_width: int = 1024  # of text tokens and of the CLIP image embedding
     dropout: float = 0.1

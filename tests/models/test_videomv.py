@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backend.models.videomv import FPS, IMAGE, TEXT, VideoMV, VideoMVConfig
+from backend.models.videomv import FPS, IMAGE, TEXT, VideoMV, VideoMVConfig, describe
 from tests import golden
 
 SIZES = {"width": 32, "heads": 4, "head_width": 16}
@@ -106,9 +106,7 @@ def test_samples_of_a_batch_do_not_meet():
 
 
 @pytest.mark.parametrize("tokens", [1, 700, 10**9])
-@pytest.mark.parametrize(
-    ("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")]
-)
+@pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 @torch.no_grad()
 def test_slices_change_nothing_but_memory(name, label, tokens):
     net, (given, _) = network(name), case(name, label)
@@ -126,9 +124,7 @@ def test_slices_change_nothing_but_memory(name, label, tokens):
     assert torch.equal(net(**given), whole)
 
 
-@pytest.mark.parametrize(
-    ("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")]
-)
+@pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 def test_recomputed_activations_give_the_same_gradients(name, label):
     given, _ = case(name, label)
     gradients = []
@@ -182,12 +178,11 @@ def test_it_compiles_in_one_graph():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("config", [TEXT, IMAGE], ids=["text", "image"])
 @torch.no_grad()
 def test_published_size_on_a_gpu(config):
     """24 frames of 256 x 256 pixels, in bf16 beside float32, sliced beside whole, within the memory foretold."""
-    from backend.models.videomv import describe
-
     torch.manual_seed(0)
     with torch.device("cuda"):
         net = VideoMV(config).eval()
