@@ -1,88 +1,31 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Diffusion4D at its published size: VideoMV's image network with the static orbit and the motion magnitude.
+"""Diffusion4D at its published size: where its weights come from, and what it looks through.
 
-The base is I2VGen-XL's network, of which VideoMV's is a fine-tuned form, in diffusers' layout. Three things are added:
-camera matrices (VideoMV) and motion magnitude (Diffusion4D, section 3.3) on the time embedding, both beginning at
-zero, and the static orbit's latents in the place of the repeated first image's.
+The network is VideoMV's for images with Diffusion4D's additions (see `diffusion4d`); latent space, text and image
+encoders are I2VGen-XL's.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from backend.models.motion_magnitude import MagnitudeEmbedding
+from backend.models.diffusion4d import Diffusion4DNet
+from backend.models.state_dicts import load_strictly, released_state
 from backend.progress import UserError
 
 PREDICTION = "v_prediction"
-FPS = 8.0  # that VideoMV always tells its base
-NEGATIVE_PROMPT = (  # VideoMV's unconditional branch is this text, not the empty one
-    "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, disconnected limbs, Ugly faces, "
-    "incomplete arms"
+HINT = (
+    "Name a folder with --weights that holds VideoMV's image weights as safetensors in its subfolder videomv, and "
+    "I2VGen-XL's encoders in diffusers' layout (vae, text_encoder, tokenizer, image_encoder, feature_extractor)."
 )
-FRONT_TO_X = ((0.0, -1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))  # our orbits start at -Y, VideoMV's at +X
-
-
-class PublishedVideoNet(nn.Module):
-    """Noisy latents and conditions -> v."""
-
-    def __init__(self, base: I2VGenXLUNet, *, checkpoint_activations: bool = False) -> None:
-        super().__init__()
-        self.base = base
-        width = base.time_embedding.linear_2.out_features
-        self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.zeros_(self.camera[2].weight)
-        nn.init.zeros_(self.camera[2].bias)
-        self.magnitude = MagnitudeEmbedding(width)
-        self.register_buffer("start", torch.tensor(FRONT_TO_X), persistent=False)
-        self._extra: Tensor | None = None  # [B T, width]: added to the time embedding of the forward pass under way
-        for block in (*base.down_blocks, base.mid_block, *base.up_blocks):
-            block.register_forward_pre_hook(self._add_to_time, with_kwargs=True)
-            if checkpoint_activations:  # the base has none of its own
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-    def forward(
-        self,
-        latents: Tensor,
-        static_latents: Tensor,
-        timestep: Tensor,
-        camera_to_world: Tensor,
-        text: Tensor,
-        image: Tensor,
-        magnitude: Tensor,
-        known: Tensor,
-    ) -> Tensor:  # [B, T, 4, h, w]
-        """Predict v.
-
-        latents [B, T, 4, h, w]: noisy; static_latents [B, T, 4, h, w]: of the static orbit, first view first;
-        timestep [B]: 0..999; camera_to_world [B, T, 4, 4]; text [B, L, 1024]; image [B, 1024]: CLIP embedding of the
-        first view; magnitude [B]: motion magnitude m; known [B] bool: False leaves m out.
-        """
-        cameras = (self.start @ camera_to_world.float()).flatten(2)
-        embedded = self.camera(cameras) + (self.magnitude(magnitude) * known[:, None])[:, None]
-        self._extra = embedded.flatten(0, 1)
-        fps = torch.full((len(latents),), FPS, device=latents.device)
-        out = self.base(
-            latents.transpose(1, 2),
-            timestep,
-            fps,
-            static_latents.transpose(1, 2),
-            image_embeddings=image,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-        self._extra = None
-        return out.transpose(1, 2)
-
-    def _add_to_time(self, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if "temb" in kwargs:
-            return args, {**kwargs, "temb": kwargs["temb"] + self._extra}
-        return (args[0], args[1] + self._extra, *args[2:]), kwargs  # the middle block takes it by position
+BASE = "videomv"  # subfolder of the weights
+CAMERAS = "camera_embedding."  # that I2VGen-XL, whose fine-tuned form VideoMV is, lacks
 
 
 @dataclass(frozen=True)
@@ -112,13 +55,29 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def load_base(weights: Path) -> I2VGenXLUNet:
-    """I2VGen-XL's network from a folder in diffusers' layout (with `unet/`).
+def load_base(network: Diffusion4DNet, weights: Path) -> None:
+    """Load VideoMV's weights into the network within, from the safetensors files in `weights`/videomv.
+
+    I2VGen-XL's own weights in their original layout do as well: camera embeddings then begin at zero.
 
     Raises:
-        UserError: the folder is missing or damaged.
+        UserError: files are missing, damaged, or of another network.
     """
-    return _load(I2VGenXLUNet, weights, "unet")
+    folder = Path(weights) / BASE
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError("no_weights", f"There are no VideoMV weights (*.safetensors) in {folder}.", HINT)
+    released: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            released.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise UserError("damaged_weights", f"The weights in {file} cannot be loaded: {error}", HINT) from error
+    state, _ = released_state(released)
+    if not any(key.startswith(CAMERAS) for key in state):
+        own = network.base.state_dict()
+        state |= {key: value for key, value in own.items() if key.startswith(CAMERAS)}
+    load_strictly(network.base, state, f"The weights in {folder}")
 
 
 def load_encoders(weights: Path, device: torch.device) -> Encoders:
@@ -161,11 +120,9 @@ def load_encoders(weights: Path, device: torch.device) -> Encoders:
 
 def _load(kind: type, weights: Path, part: str) -> object:
     folder = Path(weights) / part
-    hint = "Put I2VGen-XL's weights there, in diffusers' layout (unet, vae, text_encoder, tokenizer, image_encoder, "
-    hint += "feature_extractor), and name that folder with --weights."
     if not folder.is_dir():
-        raise UserError("no_weights", f"The weights' folder {folder} does not exist.", hint)
+        raise UserError("no_weights", f"The weights' folder {folder} does not exist.", HINT)
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError("damaged_weights", f"The weights in {folder} cannot be loaded: {error}", hint) from error
+        raise UserError("damaged_weights", f"The weights in {folder} cannot be loaded: {error}", HINT) from error

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training of Diffusion4D as it was published: absolute latents, L = L_ldm + omega L_mr (section 3.3)."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from diffusers import I2VGenXLUNet
 from torch import Tensor
 from torch.nn import functional
 
+from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
-from backend.models.published import (
-    NEGATIVE_PROMPT,
-    PREDICTION,
-    PublishedVideoNet,
-    load_base,
-    load_encoders,
-    scheduler,
-)
+from backend.models.published import HINT, PREDICTION, load_base, load_encoders, scheduler
 from backend.models.text import Vocabulary
+from backend.models.videomv import IMAGE, NEGATIVE_PROMPT
 from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig
@@ -26,22 +21,35 @@ from backend.training.config import TrainConfig
 encoders = cache(load_encoders)
 
 
-def build(config: TrainConfig, vocabulary: Vocabulary) -> PublishedVideoNet:
-    """The network, its base from `config.weights`; or of the sizes in `config.network`, freshly initialised.
+def build(config: TrainConfig, vocabulary: Vocabulary) -> Diffusion4DNet:
+    """The image network on VideoMV's weights in `config.weights`; or of the sizes in `config.network`, from nothing.
 
     Raises:
-        UserError: neither is there.
+        UserError: there are no weights, or there is no such size.
     """
-    if config.network:
-        sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
-        base = I2VGenXLUNet(**sizes)
-    else:
-        base = load_base(weights_folder(config))
-    return PublishedVideoNet(base, checkpoint_activations=config.checkpoint_activations)
+    options = {"checkpoint_activations": config.checkpoint_activations}
+    if not config.network:
+        network = Diffusion4DNet(IMAGE, **options)
+        load_base(network, weights_folder(config))
+        return network
+    try:
+        return Diffusion4DNet(replace(IMAGE, **tuples(config.network)), **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            "bad_config", f"There is no such network: {error}.", "See VideoMVConfig for its sizes."
+        ) from error
+
+
+def tuples(sizes: dict) -> dict:
+    """Sizes as they stand in TOML, for a frozen configuration."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}
 
 
 def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
-    """L_ldm and L_mr on one batch. The unconditional branch has neither text nor image nor magnitude (Eq. 3)."""
+    """L_ldm and L_mr on one batch. The unconditional branch has neither text nor image nor magnitude (Eq. 3).
+
+    It keeps cameras, static orbit and the first view's latents, as VideoMV's keeps its cameras and latents.
+    """
     size, device = len(batch.captions), batch.static.device
     look = encoders(weights_folder(config), device)
     moving, static = on_white(batch.moving), on_white(batch.static)
@@ -49,6 +57,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     magnitude = motion_magnitude(batch.moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
 
     known = (torch.rand(size, generator=noise) >= config.drop_all).to(device)
+    orbit_known = (torch.rand(size, generator=noise) >= config.drop_orbit).to(device)
     texts = [text if kept else NEGATIVE_PROMPT for text, kept in zip(batch.captions, known.tolist(), strict=True)]
     image = look.image(static[:, 0]) * known[:, None]
     schedule = scheduler()
@@ -57,8 +66,18 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     eps = torch.randn(clean.shape, generator=noise).to(device)
     noisy = schedule.add_noise(clean, eps, timestep)
     target = schedule.get_velocity(clean, eps, timestep)
-    given = (batch.camera_to_world, look.text(texts), image, magnitude, known)
-    predicted = network(noisy, still, timestep, *given).float()
+    predicted = network(
+        noisy,
+        timestep,
+        batch.camera_to_world,
+        look.text(texts),
+        magnitude=magnitude,
+        magnitude_known=known,
+        static_latents=still,
+        static_known=orbit_known,
+        image=image,
+        image_latents=still[:, 0],
+    ).float()
 
     denoising = functional.mse_loss(predicted, target)
     found = latent_magnitude(clean_latents(predicted, noisy, alpha_bar, PREDICTION), still)
@@ -85,7 +104,7 @@ def weights_folder(config: TrainConfig) -> Path:
     if not config.weights:
         raise UserError(
             "no_weights",
-            "The published-size network begins from I2VGen-XL's weights, and nobody said where they are.",
-            "Name their folder, in diffusers' layout, with --weights.",
+            "The published-size network begins from VideoMV's weights, and nobody said where they are.",
+            HINT,
         )
     return Path(config.weights)
