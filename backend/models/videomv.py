@@ -86,16 +86,7 @@ class VideoMV(nn.Module):
         inputs = LATENT_CHANNELS
         if config.image:
             inputs += LATENT_CHANNELS
-            self.fps_embedding = two_layers(config.width, embedding, embedding)
-            self.context_embedding = two_layers(config.context_width, embedding, IMAGE_TOKENS * config.context_width)
-            self.local_image_concat = nn.Sequential(
-                *(Conv2d(LATENT_CHANNELS, 16), nn.SiLU(), Conv2d(16, 16), nn.SiLU(), Conv2d(16, LATENT_CHANNELS))
-            )
-            self.local_temporal_encoder = FrameEncoder(LATENT_CHANNELS, heads=2)
-            self.local_image_embedding = nn.Sequential(
-                *(Conv2d(LATENT_CHANNELS, 32), nn.SiLU(), PoolTo32(), Conv2d(32, 64, stride=2), nn.SiLU()),
-                Conv2d(64, config.context_width, stride=2),
-            )
+            self._make_image_branch()
 
         widths = [config.width * multiplier for multiplier in config.multipliers]
         first = TemporalTransformer(config.width, config.heads, config.head_width)
@@ -124,6 +115,16 @@ class VideoMV(nn.Module):
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Stage(*layers))
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zeroed(Conv2d(channels, LATENT_CHANNELS)))
+
+    def _make_image_branch(self) -> None:
+        width, embedding, latents = self.config.context_width, self.config.embedding, LATENT_CHANNELS
+        self.fps_embedding = two_layers(self.config.width, embedding, embedding)
+        self.context_embedding = two_layers(width, embedding, IMAGE_TOKENS * width)
+        layers = [Conv2d(latents, 16), nn.SiLU(), Conv2d(16, 16), nn.SiLU(), Conv2d(16, latents)]
+        self.local_image_concat = nn.Sequential(*layers)
+        self.local_temporal_encoder = FrameEncoder(latents, heads=2)
+        layers = [Conv2d(latents, 32), nn.SiLU(), PoolTo32(), Conv2d(32, 64, stride=2), nn.SiLU()]
+        self.local_image_embedding = nn.Sequential(*layers, Conv2d(64, width, stride=2))
 
     def _layers(self, inputs: int, outputs: int, level: int) -> list[nn.Module]:
         layers = [ResBlock(inputs, outputs, self.config.embedding, self.config.dropout)]
