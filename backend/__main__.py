@@ -188,7 +188,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", type=Path, metavar="DIR",
                         help="run, checkpoint or packed run to train on, by a new --minutes or --steps")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR",
-                        help="I2VGen-XL in diffusers' layout, for the published size")  # fmt: skip
+                        help="VideoMV and I2VGen-XL's encoders, for the published size")  # fmt: skip
     parser.set_defaults(func=train)
     packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
     packing.add_argument("run", type=Path, metavar="RUN")

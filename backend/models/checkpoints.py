@@ -24,6 +24,8 @@ INDEX = "model.safetensors.index.json"  # which file of several holds which tens
 SINGLE = "model.safetensors"
 KEYS = Path(__file__).resolve().parent / "keys"
 SHOWN = 5  # names that a message lists
+WRAPPERS = ("state_dict", "module", "model")  # that training programs put around a network's weights
+LGM = "lgm_big."  # VideoMV's files carry its Gaussian refiner, LGM, too
 
 Shape = tuple[int, ...]
 
@@ -178,6 +180,23 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], what: str, 
             "It is a file of another network or another release. See: python -m backend weights verify",
         )
     network.load_state_dict(tensors, assign=assign)
+
+
+def released_state(released: Mapping) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's weights and LGM's, from a released file's contents; without prefixes.
+
+    The weights may lie under "state_dict" or the like, beside step counts, and all their keys may begin with "module."
+    or the like.
+    """
+    inside = next((released[name] for name in WRAPPERS if isinstance(released.get(name), Mapping)), None)
+    if inside is not None:
+        return released_state(inside)
+    state = {key: value for key, value in released.items() if isinstance(value, Tensor)}
+    prefixes = [f"{name}." for name in WRAPPERS]
+    while prefix := next((one for one in prefixes if state and all(key.startswith(one) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    lgm = {key.removeprefix(LGM): value for key, value in state.items() if key.startswith(LGM)}
+    return {key: value for key, value in state.items() if not key.startswith(LGM)}, lgm
 
 
 def listed(names: Iterable[str]) -> str:

@@ -1,103 +1,66 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Diffusion4D at its published size: VideoMV's image network with the static orbit and the motion magnitude.
+"""Diffusion4D at its published size: networks with the weights that `python -m backend weights` and training make.
 
-The base is I2VGen-XL's network, of which VideoMV's is a fine-tuned form, in diffusers' layout. Three things are added:
-camera matrices (VideoMV) and motion magnitude (Diffusion4D, section 3.3) on the time embedding, both beginning at
-zero, and the static orbit's latents in the place of the repeated first image's.
+The networks are VideoMV's, for images and for texts, and both with Diffusion4D's additions (see `diffusion4d`). All are
+built on the meta device and take their tensors as they are read, so that no number is held twice.
 """
 
-from functools import partial
-from pathlib import Path
+from os import PathLike
 
 import torch
-from diffusers import DDIMScheduler, I2VGenXLUNet
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from backend.models.encoders import load_pretrained
-from backend.models.motion_magnitude import MagnitudeEmbedding
+from backend.models.checkpoints import load_strictly, locate, read_tensors, released_state, weights_folder
+from backend.models.diffusion4d import Diffusion4DNet
+from backend.models.videomv import IMAGE, TEXT, VideoMV, VideoMVConfig
+from backend.progress import UserError
 
-PREDICTION = "v_prediction"
-FPS = 8.0  # that VideoMV always tells its base
-NEGATIVE_PROMPT = (  # VideoMV's unconditional branch is this text, not the empty one
-    "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, disconnected limbs, Ugly faces, "
-    "incomplete arms"
-)
-FRONT_TO_X = ((0.0, -1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))  # our orbits start at -Y, VideoMV's at +X
+BASES = {"text": "videomv-t2v", "image": "videomv-i2v"}  # names of the weights
+CONFIGS = {"text": TEXT, "image": IMAGE}
+TRAINED = "diffusion4d"  # name of the weights that `train ship --published` makes of a run
+Folder = str | PathLike | None  # of all weights; None: the usual one, see `weights_folder`
 
 
-class PublishedVideoNet(nn.Module):
-    """Noisy latents and conditions -> v."""
-
-    def __init__(self, base: I2VGenXLUNet, *, checkpoint_activations: bool = False) -> None:
-        super().__init__()
-        self.base = base
-        width = base.time_embedding.linear_2.out_features
-        self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.zeros_(self.camera[2].weight)
-        nn.init.zeros_(self.camera[2].bias)
-        self.magnitude = MagnitudeEmbedding(width)
-        self.register_buffer("start", torch.tensor(FRONT_TO_X), persistent=False)
-        self._extra: Tensor | None = None  # [B T, width]: added to the time embedding of the forward pass under way
-        for block in (*base.down_blocks, base.mid_block, *base.up_blocks):
-            block.register_forward_pre_hook(self._add_to_time, with_kwargs=True)
-            if checkpoint_activations:  # the base has none of its own
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-    def forward(
-        self,
-        latents: Tensor,
-        static_latents: Tensor,
-        timestep: Tensor,
-        camera_to_world: Tensor,
-        text: Tensor,
-        image: Tensor,
-        magnitude: Tensor,
-        known: Tensor,
-    ) -> Tensor:  # [B, T, 4, h, w]
-        """Predict v.
-
-        latents [B, T, 4, h, w]: noisy; static_latents [B, T, 4, h, w]: of the static orbit, first view first;
-        timestep [B]: 0..999; camera_to_world [B, T, 4, 4]; text [B, L, 1024]; image [B, 1024]: CLIP embedding of the
-        first view; magnitude [B]: motion magnitude m; known [B] bool: False leaves m out.
-        """
-        cameras = (self.start @ camera_to_world.float()).flatten(2)
-        embedded = self.camera(cameras) + (self.magnitude(magnitude) * known[:, None])[:, None]
-        self._extra = embedded.flatten(0, 1)
-        fps = torch.full((len(latents),), FPS, device=latents.device)
-        out = self.base(
-            latents.transpose(1, 2),
-            timestep,
-            fps,
-            static_latents.transpose(1, 2),
-            image_embeddings=image,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-        self._extra = None
-        return out.transpose(1, 2)
-
-    def _add_to_time(self, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if "temb" in kwargs:
-            return args, {**kwargs, "temb": kwargs["temb"] + self._extra}
-        return (args[0], args[1] + self._extra, *args[2:]), kwargs  # the middle block takes it by position
-
-
-def scheduler() -> DDIMScheduler:
-    """VideoMV's noise schedule for images: cosine, zero terminal SNR, v-prediction."""
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        rescale_betas_zero_snr=True,
-        prediction_type=PREDICTION,
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-
-
-def load_base(weights: Path) -> I2VGenXLUNet:
-    """I2VGen-XL's network from a folder in diffusers' layout (with `unet/`).
+def load_base(kind: str, folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> VideoMV:
+    """VideoMV's network for `text` or `image`, on the CPU, in evaluation mode, without gradients.
 
     Raises:
-        UserError: the folder is missing or damaged.
+        UserError: its weights are missing, damaged, or of another network.
     """
-    return load_pretrained(I2VGenXLUNet, weights, "unet")
+    network = empty(VideoMV, CONFIGS[kind], dtype)
+    load_strictly(network, base_tensors(kind, folder, dtype), f"The weights {BASES[kind]}", assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def load_trained(folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> Diffusion4DNet:
+    """Diffusion4D's network, trained on VideoMV's for images; as `load_base` gives it.
+
+    Raises:
+        UserError: there is none, for nobody has published weights; or they are damaged or of another network.
+    """
+    path = weights_folder(folder) / TRAINED
+    if not path.is_dir():
+        raise UserError(
+            "weights_missing",
+            f"The weights {TRAINED} are not on this computer: {path} does not hold them. Nobody has published any.",
+            "Train them (docs/training.md), then: python -m backend train ship --published RUN --out "
+            f"{path}. Motion 0 needs none.",
+        )
+    network = empty(Diffusion4DNet, CONFIGS["image"], dtype)
+    load_strictly(network, read_tensors(path, "", dtype), f"The weights in {path}", assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def empty(network: type, config: VideoMVConfig, dtype: torch.dtype) -> torch.nn.Module:
+    """A network on the meta device."""
+    with torch.device("meta"):
+        return network(config).to(dtype)
+
+
+def base_tensors(kind: str, folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """VideoMV's released weights for `text` or `image`.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    return released_state(read_tensors(locate(BASES[kind], folder), "", dtype))[0]

@@ -31,6 +31,7 @@ class TrainConfig:
     drop_all: float = 0.1  # samples without text and magnitude, for guidance
     drop_text: float = 0.1  # samples without text only
     drop_image: float = 0.5  # static network: samples without the image, those of drop_all among them
+    drop_orbit: float = 0.0  # published network: samples without the static orbit
     static: float = 0.05  # samples that do not move (m = 0)
     reconstruction_weight: float = 0.3  # omega of Eq. 2
     precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has matrix units for it
@@ -42,7 +43,7 @@ class TrainConfig:
     save_minutes: float = 5.0
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
     motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
-    weights: str = ""  # folder of the weights that the published-size network begins from
+    weights: str = ""  # folder of all published weights; empty: the usual one
     families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
 
     def __post_init__(self) -> None:
