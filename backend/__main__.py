@@ -9,7 +9,7 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS, PRESETS
+from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MODELS, MOTION_MODELS, PRESETS, PUBLISHED, SMALL
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
+
+
 def add_generate(commands: argparse._SubParsersAction) -> None:
     """`generate`: from an object, an image, a text or an orbit to a clip."""
     parser = commands.add_parser(
@@ -66,10 +69,22 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         ("--guidance-motion", "guidance_motion", "how closely text and motion are followed (w1 of Eq. 3)"),
         ("--guidance-static", "guidance_static", "how closely the subject's looks are kept (w2 of Eq. 3)"),
     ):
-        motion.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, metavar="X",
-                            help=f"{text}; default {BOUNDS[bound].default:g}")  # fmt: skip
+        default = f"{BOUNDS[bound].default:g}"
+        if bound in PUBLISHED_DEFAULTS:
+            default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
+        motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
                         help="write the frames alone: a contact sheet (OUT.png) or a folder of orbits")  # fmt: skip
+    published = parser.add_argument_group("the published size (docs/published_size.md)")
+    published.add_argument("--model", choices=MODELS, default=SMALL,
+                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, and needs "
+                                "weights and a GPU")  # fmt: skip
+    published.add_argument("--weights", type=Path, metavar="DIR",
+                           help="where its weights are (default: as for `weights`)")  # fmt: skip
+    published.add_argument("--refine", action="store_true",
+                           help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
+    published.add_argument("--dry-run", action="store_true",
+                           help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
     add_construction_options(parser, needs_out=False)
     parser.set_defaults(func=generate, usage_error=parser.error)
 
@@ -179,8 +194,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
                         help="another value for one line of the configuration; may be repeated")  # fmt: skip
-    parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="baked animated models")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+    parser.add_argument("--assets", type=Path, metavar="DIR", help="baked animated models")
+    parser.add_argument("--out", type=Path, metavar="DIR",
                         help="checkpoints, figures, sheets; the same command goes on from there")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=minutes, metavar="M", help="length of the run; the learning rate follows it")
@@ -188,8 +203,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", type=Path, metavar="DIR",
                         help="run, checkpoint or packed run to train on, by a new --minutes or --steps")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR",
-                        help="VideoMV and I2VGen-XL's encoders, for the published size")  # fmt: skip
-    parser.set_defaults(func=train)
+                        help="published weights, for the published size (default: as for `weights`)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true",
+                        help="only tell parameters and memory of each stage of the published size")  # fmt: skip
+    parser.set_defaults(func=train, usage_error=parser.error)
     packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
     packing.add_argument("run", type=Path, metavar="RUN")
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
@@ -205,6 +222,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         metavar="RUN",
         help="of kinesplat_small_scene_flow: a model of its own, without the others",
     )
+    shipping.add_argument("--published", type=Path, metavar="RUN",
+                          help="of diffusion4d_published: weights for `generate --model published`, without the "
+                               "others")  # fmt: skip
     shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -321,6 +341,15 @@ def generate(options: argparse.Namespace) -> int:
         options.usage_error(problem)
     if options.orbit:
         return construct(options)
+    published = options.model == PUBLISHED
+    for name in ("motion", *PUBLISHED_DEFAULTS):
+        if getattr(options, name) is None:
+            default = PUBLISHED_DEFAULTS[name] if published and name in PUBLISHED_DEFAULTS else BOUNDS[name].default
+            setattr(options, name, default)
+    if options.dry_run:
+        from backend.published_dry_run import print_generation
+
+        return print_generation(options)
 
     from backend.data.object_capture import capture_object
     from backend.generate import generate_files, write_generated
@@ -339,6 +368,8 @@ def generate(options: argparse.Namespace) -> int:
             prompt=options.text,
             image=options.image,
             captured=captured,
+            model=options.model,
+            published={"weights": options.weights, "refine": options.refine} if published else {},
             seed=options.seed,
             motion=options.motion,
             steps=options.steps,
@@ -374,7 +405,9 @@ def generate_problem(options: argparse.Namespace) -> str:
         return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
     if not options.orbit and (options.static or options.surface):
         return "--static and --surface go with --orbit"
-    if not (options.out or options.frames_only):
+    if options.model != PUBLISHED and (options.weights or options.refine or options.dry_run):
+        return f"--weights, --refine and --dry-run go with --model {PUBLISHED}"
+    if not (options.out or options.frames_only or options.dry_run):
         return "say where the result goes: --out CLIP.npz or --frames-only OUT"
     return ""
 
@@ -500,6 +533,12 @@ def train(options: argparse.Namespace) -> int:
         hint = 'Install what training needs: pip install ".[train]".'
         raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
     changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
+    if options.dry_run:
+        from backend.published_dry_run import print_training
+
+        return print_training(read_config(options.config, changes))
+    if not (options.assets and options.out):
+        options.usage_error("--assets and --out are needed")
     done = run_training(
         read_config(options.config, changes),
         options.assets,
@@ -523,8 +562,12 @@ def pack_run(options: argparse.Namespace) -> int:
 
 def ship_runs(options: argparse.Namespace) -> int:
     """Make the weights that the program loads."""
-    from backend.training.ship import ship, ship_scene_flow
+    from backend.training.ship import ship, ship_published, ship_scene_flow
 
+    if options.published:
+        ship_published(options.published, options.out)
+        print(f"{options.out}: Diffusion4D of published size")
+        return 0
     if options.scene_flow:
         ship_scene_flow(options.scene_flow, options.out, name=options.name)
         print(f"{options.out}: {options.name}")

@@ -29,10 +29,12 @@ def generate_files(
     prompt: str,
     image: Path | None = None,
     captured: CapturedObject | None = None,
+    published: dict | None = None,
     **settings,
 ) -> tuple[GeneratedFrames, Clip | None]:
     """Do one generation; `settings` are those of `requests.generation_request`.
 
+    published: options of `diffusion4d_published.generate`;
     image: a picture of the subject; captured: the subject itself; neither: text alone. What was generated stays in
     `folder`, so that the same call goes on from there, also with another preset or after `result="frames"`.
 
@@ -62,17 +64,19 @@ def generate_files(
     elif image:
         inputs["image"] = blob(image)
     request = generation_request(kind, name, prompt=prompt, **inputs, **settings)
-    run.folder = folder / _key(request)
+    published = published or {}
+    run.folder = folder / _key(request, published)
     run.folder.mkdir(parents=True, exist_ok=True)
-    result = diffusion4d.run_request(request, files.__getitem__, run)
+    result = diffusion4d.run_request(request, files.__getitem__, run, **published)
     clip = read_clip(result) if request["settings"]["result"] == "clip" else None
     return read_frames(run.folder / diffusion4d.FRAMES_NAME), clip
 
 
-def _key(request: dict) -> str:
+def _key(request: dict, published: dict) -> str:
     """Names all that the frames of a request depend on."""
-    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "steps")
+    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "steps", "model")
     parts = [request["kind"], request["inputs"], {name: request["settings"][name] for name in decides}]
+    parts += [{name: str(value) for name, value in published.items()}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     ),
     "backend.guidance": ("torch", "diffusers"),
     "backend.pipelines": (
-        *("numpy", "torch", "numba", "PIL"),
+        *("numpy", "torch", "numba", "scipy", "PIL"),
         *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
     ),
     "backend.data": (
@@ -65,6 +65,7 @@ MAY_IMPORT = {
         *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
     ),
     "backend.published_weights": ("rich", "backend", "blender_addon.contract"),  # the command `weights`
+    "backend.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),  # of `generate`, `train`
     "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
     "backend.__main__": ("backend", "blender_addon.contract"),
 }

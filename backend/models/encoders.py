@@ -186,10 +186,23 @@ def load_videomv_encoders(
     Raises:
         UserError: weights are missing, damaged or of another network.
     """
-    file = locate("openclip-vit-h14", folder)
+    text, image = load_videomv_clip(folder, dtype)
+    return Encoders(load_videomv_vae(folder, dtype), text, image).to(device)
+
+
+def load_videomv_vae(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE of `load_videomv_encoders` alone."""
     vae = load_pretrained(AutoencoderKL, locate("sd21-vae", folder), "vae", dtype)
+    return vae.eval().requires_grad_(False)
+
+
+def load_videomv_clip(
+    folder: Path | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[TextEncoder, ImageEncoder]:
+    """The text and the image encoder of `load_videomv_encoders` alone."""
+    file = locate("openclip-vit-h14", folder)
     text, image = open_clip(read_tensors(file, "", dtype), str(file))
-    return _ready(vae, text, image, device, "bilinear")
+    return TextEncoder(text), ImageEncoder(image)
 
 
 def load_pretrained(kind: type, weights: Path, part: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -279,6 +292,32 @@ def open_clip(
         _fill_positions(network)
         network.eval().requires_grad_(False)
     return text, image
+
+
+def empty_encoders(dtype: torch.dtype = torch.float32) -> Encoders:
+    """The encoders of published size on the meta device: shapes alone. `dtype`: of CLIP; the VAE is in float32."""
+    transformers = _transformers()
+    levels = 4
+    common = {"intermediate_size": 4096, "num_attention_heads": HEADS, "hidden_act": "gelu"}
+    text = transformers.CLIPTextConfig(hidden_size=1024, num_hidden_layers=TEXT_BLOCKS - 1, **common)
+    image = transformers.CLIPVisionConfig(
+        **{**common, "intermediate_size": 5120}, hidden_size=1280, num_hidden_layers=32, patch_size=14,
+        projection_dim=1024,
+    )  # fmt: skip
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+        )
+        clip = transformers.CLIPTextModel(text), transformers.CLIPVisionModelWithProjection(image)
+    for network in clip:
+        network.to(dtype)
+    for network in (vae, *clip):
+        network.eval().requires_grad_(False)
+    return Encoders(vae, TextEncoder(clip[0]), ImageEncoder(clip[1]))
 
 
 def _fill_positions(network: nn.Module) -> None:

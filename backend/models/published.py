@@ -6,6 +6,7 @@ built on the meta device and take their tensors as they are read, so that no num
 """
 
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,19 +37,29 @@ def load_trained(folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> 
     """Diffusion4D's network, trained on VideoMV's for images; as `load_base` gives it.
 
     Raises:
-        UserError: there is none, for nobody has published weights; or they are damaged or of another network.
+        UserError: it is missing, damaged, or another network.
     """
-    path = weights_folder(folder) / TRAINED
-    if not path.is_dir():
-        raise UserError(
-            "weights_missing",
-            f"The weights {TRAINED} are not on this computer: {path} does not hold them. Nobody has published any.",
-            "Train them (docs/training.md), then: python -m backend train ship --published RUN --out "
-            f"{path}. Motion 0 needs none.",
-        )
+    path = locate_trained(folder)
     network = empty(Diffusion4DNet, CONFIGS["image"], dtype)
     load_strictly(network, read_tensors(path, "", dtype), f"The weights in {path}", assign=True)
     return network.eval().requires_grad_(False)
+
+
+def locate_trained(folder: Folder = None) -> Path:
+    """The folder with the weights of the trained network.
+
+    Raises:
+        UserError: there is none, for nobody has published weights.
+    """
+    path = weights_folder(folder) / TRAINED
+    if not any(path.glob("*.safetensors")):
+        raise UserError(
+            "weights_missing",
+            f"Diffusion4D's trained weights are not on this computer: {path} does not hold them.",
+            f"Nobody has published any. Train them (docs/training.md), then: python -m backend train ship --published "
+            f"RUN --out {path}. Motion 0 needs none.",
+        )
+    return path
 
 
 def empty(network: type, config: VideoMVConfig, dtype: torch.dtype) -> torch.nn.Module:

@@ -57,6 +57,7 @@ class GenerationSettingsModel(SettingsModel):
     guidance_static: bounded("guidance_static", float)
     steps: bounded("steps", int)
     frames: Literal[contract.GENERATED_FRAMES]
+    model: Literal[contract.MODELS] = contract.SMALL
     result: Literal[contract.RESULTS]
 
     @field_validator("prompt")

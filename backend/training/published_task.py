@@ -15,7 +15,7 @@ from backend.models.encoders import load_videomv_encoders
 from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
 from backend.models.published import base_tensors
 from backend.models.text import Vocabulary
-from backend.models.videomv import IMAGE, NEGATIVE_PROMPT
+from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
 from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig
@@ -31,13 +31,20 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> Diffusion4DNet:
     Raises:
         UserError: there are no weights, or there is no such size.
     """
-    options = {"checkpoint_activations": config.checkpoint_activations}
+    network = Diffusion4DNet(sized(config), checkpoint_activations=config.checkpoint_activations)
     if not config.network:
-        network = Diffusion4DNet(IMAGE, **options)
         load_strictly(network.base, base_tensors("image", config.weights or None, torch.float32), "VideoMV's weights")
-        return network
+    return network
+
+
+def sized(config: TrainConfig) -> VideoMVConfig:
+    """Sizes of the image network: the published ones, or those that `config.network` changes.
+
+    Raises:
+        UserError: there is no such size.
+    """
     try:
-        return Diffusion4DNet(replace(IMAGE, **tuples(config.network)), **options)
+        return replace(IMAGE, **tuples(config.network))
     except (TypeError, ValueError) as error:
         raise UserError(
             "bad_config", f"There is no such network: {error}.", "See VideoMVConfig for its sizes."

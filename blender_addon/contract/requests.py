@@ -18,6 +18,7 @@ The bounds below are the only place where limits stand: the panel's properties a
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
                   "steps": 24, "frames": 24,
+                  "model": "kinesplat-small" | "published",                # the latter needs weights and a GPU
                   "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py
      "inputs": {"static":    {"frames": [...], "cameras": {...}},          # kind object; else null
                 "image":     sha256,                                       # PNG or JPEG, kind image; else null
@@ -38,6 +39,7 @@ GENERATION_KINDS = ("object", "text", "image")
 PIPELINES = {"orbit": "orbit", "object": "diffusion4d", "text": "diffusion4d", "image": "diffusion4d"}  # by kind
 PRESETS = ("draft", "preview", "final")
 RESULTS = ("clip", "frames")
+SMALL, PUBLISHED = MODELS = ("kinesplat-small", "published")  # the one that comes along; VideoMV and Diffusion4D
 MOTION_MODELS = ("bases", "hexplane")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -124,6 +126,7 @@ def generation_request(
     guidance_motion: float = BOUNDS["guidance_motion"].default,
     guidance_static: float = BOUNDS["guidance_static"].default,
     steps: int = BOUNDS["steps"].default,
+    model: str = SMALL,
     result: str = "clip",
     sh_degree: int = 0,
     color_space: str = "srgb",
@@ -147,6 +150,7 @@ def generation_request(
         guidance_motion: w1, how closely the conditions are followed.
         guidance_static: w2, how closely the static orbit is kept.
         steps: denoising steps.
+        model: one of MODELS. The published size was set to steps 50, guidance_motion 7 and guidance_static 0.5.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
         sh_degree: of the spherical harmonics; above 0, colors may depend on the view.
         color_space: "srgb" or "linear", in which the Gaussians are fitted and to be blended.
@@ -170,6 +174,7 @@ def generation_request(
             "guidance_static": guidance_static,
             "steps": steps,
             "frames": GENERATED_FRAMES,
+            "model": model,
             "result": result,
         },
         "inputs": {

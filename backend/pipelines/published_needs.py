@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a generation of published size needs on a GPU, stage by stage: found from shapes, before anything is loaded."""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from backend.models.dry_run import Cost, dry_run
+from backend.models.encoders import empty_encoders
+from backend.models.lgm import LGM
+from backend.models.videomv import IMAGE, TEXT, VideoMVConfig, describe
+from backend.pipelines.memory_plan import MemoryPlan, Need, StageNeed
+from backend.pipelines.videomv_orbit import LATENT_PIXEL, PIXELS
+from blender_addon.contract.requests import GENERATED_FRAMES
+
+STAGES = {  # name of a network -> the stage in which it works
+    "text_encoder": "text encoder",
+    "image_encoder": "image encoder",
+    "vae": "pictures from latents",
+    "text": "static orbit from a text",
+    "image": "static orbit from an image, and guidance by it",
+    "moving": "moving orbit",
+    "refiner": "refinement through Gaussians",
+}
+
+
+def need(plan: MemoryPlan, names: tuple[str, ...], dtype: torch.dtype) -> Need:
+    """What the networks called `names` need by a plan. `dtype`: that the large ones compute in."""
+    stages = {name: stage_need(name, plan, dtype) for name in names}
+    if not plan.resident and "refiner" in stages:  # works within steps of the static orbit, and so does the VAE
+        together = [stages["text" if "text" in stages else "image"], stages["vae"], stages["refiner"]]
+        stages["refiner"] = replace(
+            stages["refiner"],
+            weights=sum(stage.weights for stage in together),
+            activations=max(stage.activations for stage in together),
+        )
+    if not plan.resident and {"moving", "image"} <= stages.keys():  # both work in each step of the moving orbit
+        moving, static = stages["moving"], stages.pop("image")
+        stages["moving"] = replace(
+            moving, parameters=moving.parameters + static.parameters, weights=moving.weights + static.weights
+        )
+    return Need(plan, tuple(stages.values()))
+
+
+@cache
+def video_cost(config: VideoMVConfig, plan: MemoryPlan, dtype: torch.dtype) -> Cost:
+    """Of one pass of a video network by a plan."""
+    return describe(
+        config,
+        batch=2 if plan.together else 1,
+        frames=GENERATED_FRAMES,
+        height=PIXELS // LATENT_PIXEL,
+        width=PIXELS // LATENT_PIXEL,
+        dtype=dtype,
+        slice_tokens=plan.slice_tokens,
+    )
+
+
+@cache
+def stage_need(name: str, plan: MemoryPlan, dtype: torch.dtype) -> StageNeed:
+    """What one network needs by a plan."""
+    if name in ("text", "image", "moving"):
+        cost = video_cost(TEXT if name == "text" else IMAGE, plan, dtype)
+        weights = cost.weights
+        if plan.streamed:
+            blocks = [stage.weights for stage in cost.stages]
+            weights += max(blocks) - sum(blocks)
+        return StageNeed(STAGES[name], cost.parameters, weights, cost.peak)
+    network, given = _small(name, plan, dtype)
+    cost = dry_run(network, given, [])
+    return StageNeed(STAGES[name], cost.parameters, cost.weights, cost.peak)
+
+
+def _small(name: str, plan: MemoryPlan, dtype: torch.dtype) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """One of the other networks on the meta device, and its inputs."""
+    with torch.device("meta"):
+        if name == "refiner":
+            return LGM().to(dtype), {"views": torch.empty(1, 4, 9, PIXELS, PIXELS, dtype=dtype)}
+        if name == "vae":
+            side = PIXELS // LATENT_PIXEL
+            return _Decoder(empty_encoders().vae), {"latents": torch.empty(plan.vae_chunk, 4, side, side)}
+        if name == "text_encoder":
+            return empty_encoders(dtype).text.model, {"input_ids": torch.empty(2, 77, dtype=torch.int64)}
+        return empty_encoders(dtype).image.model, {"pixel_values": torch.empty(1, 3, 224, 224, dtype=dtype)}
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents).sample
