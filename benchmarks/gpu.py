@@ -6,7 +6,8 @@
 Weights are random: they cost what trained ones cost. Told are seconds of the whole generation (encoders, denoising,
 decoding, cutting out) and of one step, peak memory beside what was foretold, and the share of the chip's matrix rate,
 which is measured beside it as the product of two large matrices in the same type. The plan "12 GB" is the one that is
-chosen where 12 GB are free, with the process held to that. Without a GPU there is nothing to measure, and it says so.
+chosen where 11 GiB are free, as on a card with 12 GB, with the process held to that. Without a GPU there is nothing to
+measure, and it says so.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from blender_addon.contract.orbit import Orbit, orbit_cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
 
 BRANCHES = 3  # conditional, unconditional, static network
-SMALL_CARD = int(12e9)
+SMALL_CARD = 11 * GIB  # that a card with 12 GB has left
 NAMES = needed(False, False, 3.0, 0.5, False)
 
 

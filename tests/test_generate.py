@@ -47,6 +47,7 @@ def generate(*arguments: object) -> int:
         (("--text", "a ball", "--static", "x", "--out", "x.npz"), "--static"),
         (("--image", "x.png", "--object", "x.glb", "--out", "x.npz"), "not allowed with"),
         (("--text", "a ball", "--motion", "99", "--out", "x.npz"), "must lie between"),
+        (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: tuple, said: str, capsys) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training of the published-size network, shrunk, with random weights. The network itself: tests/models."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
+from backend.__main__ import main
 from backend.guidance.schedules import cosine_schedule
+from backend.models import published
 from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.encoders import Encoders
 from backend.models.text import Vocabulary
@@ -186,3 +189,21 @@ def test_training_begins_from_released_weights(tmp_path, shrunk):
     net = published_task.build(config, Vocabulary(()))
     assert all(torch.equal(value, released[key]) for key, value in net.base.state_dict().items())
     assert not net.static_orbit.weight.any()
+
+
+def test_a_run_becomes_weights_that_generation_loads(tmp_path, shrunk, monkeypatch):
+    monkeypatch.setitem(published.CONFIGS, "image", shrunk)
+    run = tmp_path / "run"
+    (run / "step_00000007").mkdir(parents=True)
+    network = Diffusion4DNet(shrunk)
+    save_file(network.state_dict(), run / "step_00000007" / "ema.safetensors")
+    (run / "step_00000007" / "trainer.json").write_text('{"step": 7}', encoding="utf-8")
+    (run / "config.json").write_text(json.dumps({"task": "published", "network": {}}), encoding="utf-8")
+    with pytest.raises(UserError, match="not on this computer") as caught:
+        published.load_trained(tmp_path / "weights")
+    assert "train ship --published" in caught.value.hint
+    assert main(["train", "ship", "--published", str(run), "--out", str(tmp_path / "weights" / "diffusion4d")]) == 0
+    loaded = published.load_trained(tmp_path / "weights", torch.float32)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float()), name
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
