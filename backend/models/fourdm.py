@@ -122,7 +122,6 @@ class FourDM(nn.Module):
             nn.SiLU(),
             zeroed(nn.Conv2d(channels, config.latent_channels, 3, padding=1)),
         )
-        self.to(memory_format=torch.channels_last)  # on CPU and GPU alike what convolutions are quickest in
 
     def forward(
         self,
@@ -171,7 +170,7 @@ class FourDM(nn.Module):
         if pixels is not None:
             noisy = latents.unflatten(0, (-1, views))[:, :-1]
             latents = torch.cat([noisy, pixels[:, None].to(latents.dtype)], 1).flatten(0, 1)
-        x = self.input_blocks[0](latents.to(kind).contiguous(memory_format=torch.channels_last))
+        x = self.input_blocks[0](latents.to(kind))
         skips = [x]
         for stage in self.input_blocks[1:]:
             x = self.run(stage, x, conditions)

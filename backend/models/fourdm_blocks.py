@@ -2,8 +2,9 @@
 """The parts of 4Diffusion's U-Net: ImageDream's (residual blocks, attention over the views, image prompt) and the
 motion modules (attention over time).
 
-Module names are those of the released state dicts. Feature maps are [B, C, h, w] in channels-last memory, so that
-their tokens [B, h w, C] are a view of the same numbers. The rows are B = b f n in this order: clip, time, view.
+Module names are those of the released state dicts. Feature maps are [B, C, h, w]; the rows are B = b f n in this
+order: clip, time, view. Memory is contiguous rather than channels-last: torch's group norm is inexact on the latter on
+the CPU (1e-3 where a picture is nearly flat, as that of the unconditional pixel view), and copies on CUDA.
 """
 
 import math
@@ -173,7 +174,8 @@ class MotionModule(nn.Module):
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
         """x [B, C, h, w]."""
-        return x + to_picture(self.temporal_transformer(x, conditions.frames, conditions.views), x)
+        moved = self.temporal_transformer(x, conditions.frames, conditions.views)
+        return (x.view(moved.shape) + moved).flatten(0, 2)
 
 
 class TemporalTransformer(nn.Module):
@@ -191,13 +193,11 @@ class TemporalTransformer(nn.Module):
         self.proj_out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, frames: int, views: int) -> Tensor:
-        """x [(b f n), C, h, w] -> tokens [(b f n), h w, C]."""
-        tokens = to_tokens(self.norm(x))
-        places = views * tokens.shape[1]
-        rows = tokens.reshape(-1, frames, places, tokens.shape[2]).transpose(1, 2).flatten(0, 1)  # [(b n h w), f, C]
-        parts = [self.transform(part) for part in rows.split(self.rows_at_once)]
+        """x [(b f n), C, h, w] -> what moves, [b, f, n, C, h, w]."""
+        clips = self.norm(x).unflatten(0, (-1, frames, views)).permute(0, 2, 4, 5, 1, 3)  # [b, n, h, w, f, C]
+        parts = [self.transform(part) for part in clips.flatten(0, 3).split(self.rows_at_once)]
         moved = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return moved.unflatten(0, (-1, places)).transpose(1, 2).reshape(tokens.shape)
+        return moved.view(clips.shape).permute(0, 4, 1, 5, 2, 3)
 
     def transform(self, rows: Tensor) -> Tensor:
         """rows [R, f, C]: one pixel of one view each."""
@@ -319,7 +319,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, h w, C]; no copy of channels-last memory."""
+    """[B, C, h, w] -> [B, h w, C]; no copy."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -55,7 +55,7 @@ def fourdm_from(
         kind = dtype or net.time_embed[0].weight.dtype
         for module in net.motion_modules():
             start_fresh(module.to_empty(device=device).to(kind))
-    return net.to(memory_format=torch.channels_last).eval()
+    return net.eval()
 
 
 def load_imagedream(
