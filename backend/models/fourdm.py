@@ -66,7 +66,7 @@ IMAGEDREAM = PUBLISHED.base
 
 
 class FourDM(nn.Module):
-    """Noisy latents and conditions -> noise (eps-prediction).
+    """Noisy latents and conditions -> noise (eps-prediction). Works in the type of its weights, and answers in it.
 
     `gradient_checkpointing`: in training, keep only each layer's input and compute the rest again on the way back.
     """
@@ -129,7 +129,7 @@ class FourDM(nn.Module):
         timesteps: Tensor,
         text: Tensor,
         *,
-        frames: int,
+        frames: int = 1,
         views: int,
         cameras: Tensor | None = None,
         image: Tensor | None = None,
@@ -139,8 +139,8 @@ class FourDM(nn.Module):
         """Predict the noise of B = b f n latents, in the order clip, time, view.
 
         latents [B, 4, h, w]: noisy, h and w multiples of 8; timesteps [B]: 0..999; text [B, L, 1024];
-        frames f; views n, which counts the pixel view; cameras [B, 16]: see `fourdm_cameras`;
-        image [B, T, 1280]: the image encoder's features, zeros for none;
+        frames f (ImageDream looks at each by itself); views n, which counts the pixel view;
+        cameras [B, 16]: see `fourdm_cameras`; image [B, T, 1280]: the image encoder's features, zeros for none;
         pixels [b f, 4, h, w]: clean latents of the input's frames, which take the place of every last view of n
         ("pixel" mode; what comes out for that view means nothing). `latents` stays as it is.
         image_weight: of the image prompt's tokens.

@@ -7,13 +7,12 @@ whole U-Net.
 """
 
 from collections.abc import Mapping
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from backend.models.fourdm import IMAGEDREAM, PUBLISHED, FourDM, FourDMConfig
-from backend.models.fourdm_blocks import MotionModule, PositionTable
+from backend.models.fourdm_blocks import MotionModule, PositionTable, zeroed
 from backend.progress import UserError
 
 UNET = "model.diffusion_model."
@@ -122,13 +121,13 @@ def assign(
     Raises:
         UserError: names are missing, unknown, or have other sizes; lists the first few.
     """
-    own = net.state_dict()
+    own, known = net.state_dict(), set(wanted)
     missing = [name for name in wanted if name not in state]
-    unknown = [name for name in state if name not in set(wanted)]
+    unknown = [name for name in state if name not in known]
     sizes = [
-        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+        f"{name} {size(state[name])} instead of {size(own[name])}"
         for name in wanted
-        if name in state and state[name].shape != own[name].shape
+        if name in state and size(state[name]) != size(own[name])
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
@@ -154,6 +153,11 @@ def assign(
             if isinstance(tensor, nn.Parameter):
                 value = nn.Parameter(value, requires_grad=tensor.requires_grad)
             setattr(modules[path], leaf, value)
+
+
+def size(value: object) -> str:
+    """Of a tensor, for people."""
+    return str(list(value.shape)) if isinstance(value, Tensor) else "no tensor"
 
 
 def key_map(net: FourDM) -> dict[str, str]:
@@ -189,5 +193,4 @@ def start_fresh(module: MotionModule) -> None:
             part.reset()
         elif hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    for parameter in chain(module.temporal_transformer.proj_out.parameters()):
-        nn.init.zeros_(parameter)
+    zeroed(module.temporal_transformer.proj_out)
