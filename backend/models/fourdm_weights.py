@@ -30,14 +30,14 @@ def fourdm_from(
     motion: Mapping[str, Tensor] | None,
     config: FourDMConfig = PUBLISHED,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> FourDM:
     """4DM from ImageDream's checkpoint and, on top of it, 4Diffusion's.
 
     Without `motion` the motion modules begin fresh: the network is ImageDream's until they are trained. Without
-    `imagedream`, `motion` must hold the whole network. `dtype` None keeps the checkpoints' own; no second copy of
-    the weights is made where neither type nor device change.
+    `imagedream`, `motion` must hold the whole network. Weights whose type and device are right already are taken as
+    they are, not copied.
 
     Raises:
         UserError: names are missing, unknown, or have other sizes.
@@ -51,9 +51,8 @@ def fourdm_from(
     elif imagedream is None:
         raise ValueError("there is no checkpoint to load from")
     elif config.motion:
-        kind = dtype or net.time_embed[0].weight.dtype
         for module in net.motion_modules():
-            start_fresh(module.to_empty(device=device).to(kind))
+            start_fresh(module.to_empty(device=device).to(dtype))
     return net.eval()
 
 
@@ -66,15 +65,14 @@ def load_imagedream(
 ) -> None:
     """Put ImageDream's weights into `net`, with or without motion modules; those are left as they are.
 
-    Takes its checkpoint (what is not `model.diffusion_model.*` is passed over) or the U-Net's names alone.
+    Takes its checkpoint (see `unet_part`; what is not `model.diffusion_model.*` is passed over).
     `dtype`, `device`: of the weights, where `net` is still on the meta device; otherwise they become what `net` has.
 
     Raises:
         UserError: names are missing, unknown, or have other sizes.
     """
-    inside = {name.removeprefix(UNET): value for name, value in checkpoint.items() if name.startswith(UNET)}
     shifted = key_map(net)
-    state = {shifted.get(name, name): value for name, value in (inside or checkpoint).items()}
+    state = {shifted.get(name, name): value for name, value in unet_part(checkpoint).items()}
     wanted = [name for name in net.state_dict() if not is_motion(name)]
     assign(net, state, wanted, "ImageDream's checkpoint", dtype, device)
 
@@ -95,7 +93,7 @@ def load_fourdm(
     Raises:
         UserError: names are missing, unknown, or have other sizes.
     """
-    state = {name.removeprefix(PARALLEL): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
+    state = unet_part(checkpoint)
     whole = whole or any(not is_motion(name) for name in state)
     wanted = [name for name in net.state_dict() if whole or is_motion(name)]
     tables = {
@@ -106,6 +104,13 @@ def load_fourdm(
         _, positions, channels = tables[name]
         state[name] = PositionTable(channels, positions).pe
     assign(net, state, wanted, "4Diffusion's checkpoint", dtype, device)
+
+
+def unet_part(checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The U-Net's tensors under its own names: out of a whole model where it is one, else all there are."""
+    state = {name.removeprefix(PARALLEL): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
+    inside = {name.removeprefix(UNET): value for name, value in state.items() if name.startswith(UNET)}
+    return inside or state
 
 
 def assign(

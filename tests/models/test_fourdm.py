@@ -180,10 +180,19 @@ def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(dtype: torch.dtype, net: FourDM) -> None:
     given, wanted = small_case()
-    out = copy.deepcopy(net).to(dtype)(**given)  # timesteps of 450 are not for bf16: the sinusoid must be float32
+    out = copy.deepcopy(net).to(dtype)(**given)
     assert out.dtype == dtype
     error = (out.float() - wanted).square().mean().sqrt()
     assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
+
+
+def test_time_keeps_its_digits_in_half_precision() -> None:
+    net, seen = FourDM(SMALL.base).to(torch.bfloat16), []
+    net.time_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    late = torch.tensor([997])  # which bf16 cannot tell from 996
+    net(torch.zeros(1, 4, 8, 8), late, torch.zeros(1, 20, 16), views=1)
+    assert torch.equal(seen[0], sinusoid(late, 32).bfloat16())
+    assert not torch.allclose(seen[0], sinusoid(late - 1, 32).bfloat16(), atol=0.3)
 
 
 @pytest.mark.slow

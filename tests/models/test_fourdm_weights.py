@@ -71,6 +71,13 @@ def test_4dm_on_top_of_imagedream(whole: bool) -> None:
     assert not net.training
 
 
+def test_4dm_saved_as_a_whole_model() -> None:
+    weights = tensors("weights")
+    saved = {"betas": torch.zeros(3)} | {f"model.diffusion_model.{name}": value for name, value in weights.items()}
+    net = fourdm_from(None, saved, SMALL)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
+
+
 def test_loading_into_a_network_that_exists() -> None:
     net = FourDM(SMALL).to(torch.bfloat16)
     weights = tensors("weights")
@@ -85,9 +92,15 @@ def test_types_and_copies() -> None:
     assert net.out[2].weight.data_ptr() == weights["out.2.weight"].data_ptr()
     half = fourdm_from(imagedream_checkpoint(), None, SMALL, dtype=torch.float16)
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float16}
-    assert half.out[2].weight.requires_grad
+    mixed = fourdm_from(half_of(imagedream_checkpoint()), {n: w for n, w in weights.items() if is_motion(n)}, SMALL)
+    assert {tensor.dtype for tensor in mixed.state_dict().values()} == {torch.float32}
+    assert mixed.out[2].weight.requires_grad
     with pytest.raises(ValueError, match="no checkpoint"):
         fourdm_from(None, None, SMALL)
+
+
+def half_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in state.items()}
 
 
 def test_position_tables_may_be_left_out() -> None:
