@@ -170,7 +170,7 @@ class FourDM(nn.Module):
         if pixels is not None:
             noisy = latents.unflatten(0, (-1, views))[:, :-1]
             latents = torch.cat([noisy, pixels[:, None].to(latents.dtype)], 1).flatten(0, 1)
-        x = self.input_blocks[0](latents.to(kind))
+        x = self.input_blocks[0](latents.to(kind).contiguous())  # not channels-last: see `fourdm_blocks`
         skips = [x]
         for stage in self.input_blocks[1:]:
             x = self.run(stage, x, conditions)

@@ -3,8 +3,9 @@
 motion modules (attention over time).
 
 Module names are those of the released state dicts. Feature maps are [B, C, h, w]; the rows are B = b f n in this
-order: clip, time, view. Memory is contiguous rather than channels-last: torch's group norm is inexact on the latter on
-the CPU (1e-3 where a picture is nearly flat, as that of the unconditional pixel view), and copies on CUDA.
+order: clip, time, view. Memory is contiguous, not channels-last: on the latter torch's group norm on the CPU is
+inexact (1e-3 where a picture is nearly flat, as the pixel view of the unconditional branch is) and crashes on the way
+back where its input needs no gradient, as in the first motion module on a frozen base; on CUDA it copies.
 """
 
 import math
