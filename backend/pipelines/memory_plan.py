@@ -189,8 +189,9 @@ class Networks:
         if name not in self._loaded:
             self._loaded[name] = self._loaders[name]()
         network = self._loaded[name]
-        if (slicing := getattr(_video_network(network), "slice_transformers", None)) is not None:
-            slicing(self.plan.slice_tokens)
+        for slicing in ("slice_transformers", "slice_motion"):  # VideoMV's networks; 4DM
+            if hasattr(video := _video_network(network), slicing):
+                getattr(video, slicing)(self.plan.slice_tokens)
         if self.device.type == "cpu":
             return network
         if self.plan.streamed and _blocks(network):

@@ -9,6 +9,7 @@ from torch import nn
 
 from backend.models.dry_run import Cost, dry_run
 from backend.models.encoders import empty_encoders
+from backend.models.fourdm_memory import need as fourdm_need
 from backend.models.lgm import LGM
 from backend.models.videomv import IMAGE, TEXT, VideoMVConfig, describe
 from backend.pipelines.memory_plan import MemoryPlan, Need, StageNeed
@@ -22,6 +23,7 @@ STAGES = {  # name of a network -> the stage in which it works
     "text": "static orbit from a text",
     "image": "static orbit from an image, and guidance by it",
     "moving": "moving orbit",
+    "fourdm": "multi-view video",
     "refiner": "refinement through Gaussians",
 }
 
@@ -68,6 +70,19 @@ def stage_need(name: str, plan: MemoryPlan, dtype: torch.dtype) -> StageNeed:
             blocks = [stage.weights for stage in cost.stages]
             weights += max(blocks) - sum(blocks)
         return StageNeed(STAGES[name], cost.parameters, weights, cost.peak)
+    if name == "fourdm":
+        cost = fourdm_need(
+            height=PIXELS // LATENT_PIXEL,
+            width=PIXELS // LATENT_PIXEL,
+            batch=2 if plan.together else 1,
+            dtype=dtype,
+            motion_rows=plan.slice_tokens,
+        )
+        weights = cost.weights
+        if plan.streamed:
+            blocks = [stage.weights for stage in cost.stages if "block" in stage.name]
+            weights += max(blocks) - sum(blocks)
+        return StageNeed(STAGES[name], cost.parameters, weights, cost.activations)
     network, given = _small(name, plan, dtype)
     cost = dry_run(network, given, [])
     return StageNeed(STAGES[name], cost.parameters, cost.weights, cost.peak)

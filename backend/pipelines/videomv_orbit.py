@@ -186,12 +186,17 @@ def _refine(vae: torch.nn.Module, model: torch.nn.Module, poses: Tensor, backgro
     )
 
 
-def on_step(run: Run, name: str, steps: int, show: Callable[[Tensor], np.ndarray]) -> Callable[[State, Tensor], None]:
-    """What keeps the state of a sampling in `run.folder`/`name` and reports it."""
+def on_step(
+    run: Run, name: str, steps: int, show: Callable[[Tensor], np.ndarray], *, before: int = 0, runs: int = 1
+) -> Callable[[State, Tensor], None]:
+    """What keeps the state of a sampling in `run.folder`/`name` and reports it.
+
+    before: steps of earlier ones of `runs` samplings of as many steps.
+    """
 
     def keep(state: State, clean: Tensor) -> None:
         write_arrays(run.folder / name, {key: value.numpy() for key, value in state.tensors().items()})
-        run.report(state.step, steps, preview=lambda: show(clean))
+        run.report(before + state.step, runs * steps, preview=lambda: show(clean))
 
     return keep
 
