@@ -188,9 +188,18 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
-    """`train diffusion4d --config NAME --assets DIR --out DIR`; `train pack` and `train ship` for what comes of it."""
+    """`train diffusion4d|4dm --config NAME --assets DIR --out DIR`; `train pack`, `train ship` for what comes of it."""
     kinds = commands.add_parser("train", help="train the networks").add_subparsers(metavar="WHAT", required=True)
-    parser = kinds.add_parser("diffusion4d", help="the networks that invent motion; see docs/training.md")
+    for what, told in (
+        ("diffusion4d", "the networks that invent motion; see docs/training.md"),
+        ("4dm", "4Diffusion's multi-view video network, on ImageDream"),
+    ):
+        add_training_options(kinds.add_parser(what, help=told), what)
+    add_results_of_training(kinds)
+
+
+def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """What all training has in common."""
     parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
                         help="another value for one line of the configuration; may be repeated")  # fmt: skip
@@ -206,7 +215,11 @@ def add_train(commands: argparse._SubParsersAction) -> None:
                         help="published weights, for the published size (default: as for `weights`)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="only tell parameters and memory of each stage of the published size")  # fmt: skip
-    parser.set_defaults(func=train, usage_error=parser.error)
+    parser.set_defaults(func=train, usage_error=parser.error, what=what)
+
+
+def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
+    """`train pack` and `train ship`."""
     packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
     packing.add_argument("run", type=Path, metavar="RUN")
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
@@ -224,6 +237,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     shipping.add_argument("--published", type=Path, metavar="RUN",
                           help="of diffusion4d_published: weights for `generate --model published`, without the "
+                               "others")  # fmt: skip
+    shipping.add_argument("--4dm", type=Path, metavar="RUN", dest="fourdm",
+                          help="of fourdm_published: motion modules in the place of the released ones, without the "
                                "others")  # fmt: skip
     shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
@@ -527,20 +543,24 @@ def evaluate_construction(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train until the plan is done, or somebody stops it."""
     try:
-        from backend.training.train_diffusion4d import read_config
-        from backend.training.train_diffusion4d import train as run_training
+        from backend.training.config import read_config
+        from backend.training.trainer import train as run_training
     except ModuleNotFoundError as error:
         hint = 'Install what training needs: pip install ".[train]".'
         raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
     changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
+    config = read_config(options.config, changes)
+    if (config.task == "fourdm") != (options.what == "4dm"):
+        hint = f"Run: python -m backend train {'4dm' if config.task == 'fourdm' else 'diffusion4d'} --config ..."
+        raise UserError("bad_config", f"{options.config} trains another network than {options.what}.", hint)
     if options.dry_run:
         from backend.published_dry_run import print_training
 
-        return print_training(read_config(options.config, changes))
+        return print_training(config)
     if not (options.assets and options.out):
         options.usage_error("--assets and --out are needed")
     done = run_training(
-        read_config(options.config, changes),
+        config,
         options.assets,
         options.out,
         minutes=options.minutes,
@@ -562,8 +582,12 @@ def pack_run(options: argparse.Namespace) -> int:
 
 def ship_runs(options: argparse.Namespace) -> int:
     """Make the weights that the program loads."""
-    from backend.training.ship import ship, ship_published, ship_scene_flow
+    from backend.training.ship import ship, ship_fourdm, ship_published, ship_scene_flow
 
+    if options.fourdm:
+        ship_fourdm(options.fourdm, options.out)
+        print(f"{options.out}: motion modules of 4DM")
+        return 0
     if options.published:
         ship_published(options.published, options.out)
         print(f"{options.out}: Diffusion4D of published size")

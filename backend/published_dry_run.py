@@ -7,6 +7,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from backend.data.view_samples import TIMES, VIEWS
+from backend.models import fourdm
 from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.dry_run import Cost, dry_run
 from backend.models.videomv import LATENT_CHANNELS
@@ -15,8 +17,8 @@ from backend.pipelines.memory_plan import GIB, PLANS, free_bytes
 from backend.pipelines.published_needs import need
 from backend.pipelines.videomv_orbit import LATENT_PIXEL
 from backend.progress import UserError
+from backend.training import fourdm_task, published_task
 from backend.training.config import TrainConfig
-from backend.training.published_task import sized
 from blender_addon.contract.requests import GENERATED_FRAMES
 
 
@@ -44,23 +46,28 @@ def print_training(config: TrainConfig) -> int:
     Raises:
         UserError: the configuration is of another size.
     """
-    if config.task != "published":
-        raise UserError("bad_config", "Only the published size has a dry run.", "--config diffusion4d_published")
-    cost = training_cost(config)
+    if config.task not in COSTS:
+        raise UserError(
+            "bad_config",
+            "Only the published sizes have a dry run.",
+            "--config diffusion4d_published or fourdm_published",
+        )
+    cost, frozen = COSTS[config.task](config)
     table = Table("block", "million parameters", "weights, GiB", "peak, GiB", title="Training, forward pass in bf16")
     for stage in cost.stages:
         row = (stage.parameters / 1e6, stage.weights / GIB, stage.peak / GIB)
         table.add_row(stage.name, *(f"{figure:.2f}" for figure in row))
     Console().print(table)
-    for name, size in parts(cost).items():
+    found = parts(cost, frozen)
+    for name, size in found.items():
         print(f"{name:<52}{size / GIB:8.1f} GiB")
-    print(f"{'on each GPU, without the encoders (4 GiB)':<52}{sum(parts(cost).values()) / GIB:8.1f} GiB")
+    print(f"{'on each GPU, without the encoders (4 GiB)':<52}{sum(found.values()) / GIB:8.1f} GiB")
     return 0
 
 
-def training_cost(config: TrainConfig) -> Cost:
-    """Of forward and backward pass, in bf16, by shapes."""
-    sizes, dtype, side = sized(config), torch.bfloat16, config.resolution // LATENT_PIXEL
+def diffusion4d_cost(config: TrainConfig) -> tuple[Cost, int]:
+    """Of forward and backward pass, in bf16, by shapes; and how many parameters are frozen."""
+    sizes, dtype, side = published_task.sized(config), torch.bfloat16, config.resolution // LATENT_PIXEL
     batch, frames = config.batch, GENERATED_FRAMES
     with torch.device("meta"):
         network = Diffusion4DNet(sizes, checkpoint_activations=config.checkpoint_activations).to(dtype).train()
@@ -80,18 +87,41 @@ def training_cost(config: TrainConfig) -> Cost:
     base = network.base
     stages = [f"base.input_blocks.{index}" for index in range(1, len(base.input_blocks))]
     stages += ["base.middle_block", *(f"base.output_blocks.{index}" for index in range(len(base.output_blocks)))]
-    return dry_run(network, given, stages, training=True)
+    return dry_run(network, given, stages, training=True), 0
 
 
-def parts(cost: Cost) -> dict[str, int]:
-    """What lies on each GPU in training, in bytes: weights and all that belongs to them is in float32."""
-    single = 4 * cost.parameters
-    gradients = cost.parameters * 2  # that the bf16 dry run has counted among its peak
-    return {
+def fourdm_cost(config: TrainConfig) -> tuple[Cost, int]:
+    """The same of 4DM."""
+    sizes, side = fourdm_task.sized(config), config.resolution // LATENT_PIXEL
+    cost = fourdm.describe(
+        sizes,
+        batch=config.batch,
+        frames=TIMES,
+        views=VIEWS + 1,
+        height=side,
+        width=side,
+        training=True,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+    with torch.device("meta"):
+        base = fourdm.FourDM(sizes.base)
+    return cost, sum(parameter.numel() for parameter in base.parameters())
+
+
+COSTS = {"published": diffusion4d_cost, "fourdm": fourdm_cost}
+
+
+def parts(cost: Cost, frozen: int) -> dict[str, int]:
+    """What lies on each GPU in training, in bytes: what is trained, and all that belongs to it, is in float32."""
+    trained = cost.parameters - frozen
+    single = 4 * trained
+    gradients = 2 * trained  # that the bf16 dry run has counted among its peak
+    found = {
         "weights": single,
         "gradients": single,
         "Adam's two moments": 2 * single,
         "moving average of the weights": single,
         "bf16 copies of weights (autocast)": single // 2,
-        "activations": max(cost.peak - gradients, cost.kept),
+        "activations": max(cost.peak - gradients, cost.kept, *(stage.peak for stage in cost.stages)),
     }
+    return {"frozen base, bf16": 2 * frozen, **found} if frozen else found

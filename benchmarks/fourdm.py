@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from backend.models import fourdm_blocks
-from backend.models.fourdm import IMAGEDREAM, PUBLISHED, FourDM, FourDMConfig
-from backend.models.fourdm_memory import need
+from backend.models.fourdm import IMAGEDREAM, PUBLISHED, FourDM, FourDMConfig, describe
 from benchmarks.report import Figure, cpu_milliseconds, write_report
 
 SMALL = FourDMConfig(model_channels=32, channel_mult=(1, 1, 2, 2), head_channels=16, context_width=16)
@@ -102,7 +101,7 @@ def memory_rows() -> list[dict]:
     rows = []
     for name, config, frames in (("4DM", PUBLISHED, 8), ("ImageDream", IMAGEDREAM, 1)):
         for dtype in (torch.float32, torch.bfloat16):
-            found = need(config, frames=frames, dtype=dtype)
+            found = describe(config, batch=2, frames=frames, dtype=dtype)
             largest = max(found.stages, key=lambda stage: stage.peak)
             rows.append(
                 {
@@ -110,7 +109,7 @@ def memory_rows() -> list[dict]:
                     "type": str(dtype).removeprefix("torch."),
                     "parameters M": found.parameters / 1e6,
                     "weights": found.weights / 2**30,
-                    "activations": found.activations / 2**30,
+                    "activations": found.peak / 2**30,
                     "most in": largest.name,
                 }
             )

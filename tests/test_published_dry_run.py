@@ -43,6 +43,24 @@ def test_a_training_step_is_told(capsys) -> None:
     assert whole == pytest.approx(sum(size for size in parts.values()) - whole, abs=0.3)
 
 
+@pytest.mark.slow
+def test_a_training_step_of_4dm_is_told(capsys) -> None:
+    arguments = ["train", "4dm", "--config", "fourdm_published", "--dry-run"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    parts = {name.strip(): float(size) for name, size in re.findall(r"^(.+?) +([\d.]+) GiB$", said, re.MULTILINE)}
+    assert parts["frozen base, bf16"] == pytest.approx(941.7e6 * 2 / 2**30, abs=0.06)
+    assert parts["Adam's two moments"] == pytest.approx(2 * 454.3e6 * 4 / 2**30, abs=0.06)
+    assert said.count("output_blocks") == 12
+
+
+def test_each_command_trains_its_own_network(capsys) -> None:
+    assert main(["train", "4dm", "--config", "diffusion4d_published", "--dry-run"]) == 1
+    assert "train diffusion4d --config" in capsys.readouterr().err
+    assert main(["train", "diffusion4d", "--config", "fourdm_published", "--dry-run"]) == 1
+    assert "train 4dm --config" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_another_size_is_refused(capsys) -> None:
     assert main(["train", "diffusion4d", "--config", "kinesplat_small_motion", "--dry-run"]) == 1
     assert "published" in capsys.readouterr().err

@@ -41,14 +41,16 @@ class Cost:
         return self.weights + self.peak
 
 
-def dry_run(network: nn.Module, given: Mapping[str, Tensor], stages: Sequence[str], *, training: bool = False) -> Cost:
+def dry_run(network: nn.Module, given: Mapping[str, object], stages: Sequence[str], *, training: bool = False) -> Cost:
     """Run a network on the meta device and watch its memory.
 
-    given: the forward pass's arguments, on the meta device, not counted; stages: names of the modules to tell of;
-    training: with the backward pass. Attention is taken to be fused: it keeps no scores. What kernels use inside is not
-    seen; measure that.
+    given: the forward pass's arguments, not counted, tensors on the meta device; stages: names of the modules to tell
+    of; training: with the backward pass. Attention is taken to be fused: it keeps no scores. What kernels use inside is
+    not seen; measure that.
     """
-    memory = _Memory(list(given.values()) + list(network.parameters()) + list(network.buffers()))
+    memory = _Memory(
+        [*(value for value in given.values() if isinstance(value, Tensor)), *network.parameters(), *network.buffers()]
+    )
     seen: dict[str, dict[str, int]] = {name: {} for name in stages}
     hooks = []
     for name in stages:

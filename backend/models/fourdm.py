@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from backend.models.dry_run import Cost, dry_run
 from backend.models.fourdm_blocks import (
     GROUPS,
     MOST_ROWS,
@@ -172,21 +172,14 @@ class FourDM(nn.Module):
             latents = torch.cat([noisy, pixels[:, None].to(latents.dtype)], 1).flatten(0, 1)
         x = self.input_blocks[0](latents.to(kind).contiguous())  # not channels-last: see `fourdm_blocks`
         skips = [x]
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
         for stage in self.input_blocks[1:]:
-            x = self.run(stage, x, conditions)
+            x = stage(x, conditions, checkpointed)
             skips.append(x)
-        x = self.run(self.middle_block, x, conditions)
+        x = self.middle_block(x, conditions, checkpointed)
         for stage in self.output_blocks:
-            x = self.run(stage, torch.cat([x, skips.pop()], 1), conditions)
+            x = stage(torch.cat([x, skips.pop()], 1), conditions, checkpointed)
         return self.out(x)
-
-    def run(self, stage: Stage, x: Tensor, conditions: Conditions) -> Tensor:
-        """One stage, layer by layer where activations are not to be kept."""
-        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return stage(x, conditions)
-        for layer in stage:
-            x = checkpoint(layer, x, conditions, use_reentrant=False)
-        return x
 
     def motion_modules(self) -> Iterator[MotionModule]:
         """In the order of the forward pass; none in ImageDream."""
@@ -217,3 +210,45 @@ class FourDM(nn.Module):
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     """[B] -> [B, width] float32: cosines, then sines, wavelengths 2 pi to 20,000 pi."""
     return get_timestep_embedding(timesteps, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+
+def describe(
+    config: FourDMConfig = PUBLISHED,
+    *,
+    batch: int = 1,
+    frames: int = 8,
+    views: int = 5,
+    height: int = 32,
+    width: int = 32,
+    text_tokens: int = 77,
+    image_features: int = 257,
+    dtype: torch.dtype = torch.bfloat16,
+    motion_rows: int | None = None,
+    training: bool = False,
+    checkpoint_activations: bool = True,
+) -> Cost:
+    """What a network of these sizes costs in memory, from its shapes alone; nothing is computed (see `dry_run`).
+
+    batch: clips at once; views: with the pixel view; height, width: of the latents; image_features: of each picture;
+    motion_rows: see `slice_motion`; training: of the motion modules, the base being frozen; checkpoint_activations
+    counts in training only.
+    """
+    rows = batch * frames * views
+    with torch.device("meta"):
+        network = FourDM(config).to(dtype)
+        network.freeze_base()
+        network.slice_motion(motion_rows)
+        network.gradient_checkpointing = checkpoint_activations
+        given = {
+            "latents": torch.empty(rows, config.latent_channels, height, width, dtype=dtype),
+            "timesteps": torch.empty(rows, dtype=torch.int64),
+            "text": torch.empty(rows, text_tokens, config.context_width, dtype=dtype),
+            "cameras": torch.empty(rows, config.camera_width, dtype=dtype),
+            "image": torch.empty(rows, image_features, config.image_width, dtype=dtype),
+            "pixels": torch.empty(batch * frames, config.latent_channels, height, width, dtype=dtype),
+            "frames": frames,
+            "views": views,
+        }
+        stages = ["image_embed", *(f"input_blocks.{index}" for index in range(1, len(network.input_blocks)))]
+        stages += ["middle_block", *(f"output_blocks.{index}" for index in range(len(network.output_blocks)))]
+        return dry_run(network, given, stages, training=training)

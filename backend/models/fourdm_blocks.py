@@ -15,6 +15,7 @@ import torch
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from backend.progress import UserError
 
@@ -37,10 +38,10 @@ class Conditions(NamedTuple):
 class Stage(nn.Sequential):
     """Layers at one resolution, each under the same conditions."""
 
-    def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
-        """x [B, C, h, w]."""
+    def forward(self, x: Tensor, conditions: Conditions, checkpointed: bool = False) -> Tensor:
+        """x [B, C, h, w]. `checkpointed`: keep only each layer's input, and compute the rest again on the way back."""
         for layer in self:
-            x = layer(x, conditions)
+            x = checkpoint(layer, x, conditions, use_reentrant=False) if checkpointed else layer(x, conditions)
         return x
 
 

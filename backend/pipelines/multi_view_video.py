@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from backend.guidance.classifier_free import guide_plain
 from backend.guidance.sampling import Branches, begin, sample
 from backend.guidance.schedules import linear_schedule, set_timesteps
-from backend.models.checkpoints import locate, read_tensors
 from backend.models.encoders import load_imagedream_encoders
 from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import ClipConditions, add_pixel_view, drop_pixel_view, join, lay_out, unconditional
-from backend.models.fourdm_weights import fourdm_from
+from backend.models.fourdm_weights import load_fourdm
 from backend.models.videomv import LATENT_CHANNELS
 from backend.pipelines import videomv_orbit
 from backend.pipelines.matte import cut_out
@@ -178,15 +177,11 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype) -> dict[str, Callabl
     """
     look = cache(lambda: load_imagedream_encoders(folder, "cpu", dtype))
 
-    def network() -> FourDM:
-        base = read_tensors(locate("imagedream", folder), "model.diffusion_model.", dtype)
-        return fourdm_from(base, read_tensors(locate("4dm", folder), "", dtype), dtype=dtype).requires_grad_(False)
-
     return {
         "text_encoder": lambda: look().text,
         "image_encoder": lambda: look().image,
         "vae": lambda: look().vae.float(),
-        "fourdm": network,
+        "fourdm": lambda: load_fourdm(folder, dtype),
     }
 
 

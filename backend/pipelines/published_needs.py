@@ -7,11 +7,11 @@ from functools import cache
 import torch
 from torch import nn
 
+from backend.models import fourdm, videomv
 from backend.models.dry_run import Cost, dry_run
 from backend.models.encoders import empty_encoders
-from backend.models.fourdm_memory import need as fourdm_need
 from backend.models.lgm import LGM
-from backend.models.videomv import IMAGE, TEXT, VideoMVConfig, describe
+from backend.models.videomv import IMAGE, TEXT
 from backend.pipelines.memory_plan import MemoryPlan, Need, StageNeed
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, PIXELS
 from blender_addon.contract.requests import GENERATED_FRAMES
@@ -47,42 +47,26 @@ def need(plan: MemoryPlan, names: tuple[str, ...], dtype: torch.dtype) -> Need:
 
 
 @cache
-def video_cost(config: VideoMVConfig, plan: MemoryPlan, dtype: torch.dtype) -> Cost:
-    """Of one pass of a video network by a plan."""
-    return describe(
-        config,
-        batch=2 if plan.together else 1,
-        frames=GENERATED_FRAMES,
-        height=PIXELS // LATENT_PIXEL,
-        width=PIXELS // LATENT_PIXEL,
-        dtype=dtype,
-        slice_tokens=plan.slice_tokens,
-    )
+def video_cost(name: str, plan: MemoryPlan, dtype: torch.dtype) -> Cost:
+    """Of one pass of a video network by a plan; `moving` is as large as `image`."""
+    side = PIXELS // LATENT_PIXEL
+    given = {"batch": 2 if plan.together else 1, "height": side, "width": side, "dtype": dtype}
+    if name == "fourdm":
+        return fourdm.describe(**given, motion_rows=plan.slice_tokens)
+    config = TEXT if name == "text" else IMAGE
+    return videomv.describe(config, frames=GENERATED_FRAMES, slice_tokens=plan.slice_tokens, **given)
 
 
 @cache
 def stage_need(name: str, plan: MemoryPlan, dtype: torch.dtype) -> StageNeed:
     """What one network needs by a plan."""
-    if name in ("text", "image", "moving"):
-        cost = video_cost(TEXT if name == "text" else IMAGE, plan, dtype)
-        weights = cost.weights
-        if plan.streamed:
-            blocks = [stage.weights for stage in cost.stages]
-            weights += max(blocks) - sum(blocks)
-        return StageNeed(STAGES[name], cost.parameters, weights, cost.peak)
-    if name == "fourdm":
-        cost = fourdm_need(
-            height=PIXELS // LATENT_PIXEL,
-            width=PIXELS // LATENT_PIXEL,
-            batch=2 if plan.together else 1,
-            dtype=dtype,
-            motion_rows=plan.slice_tokens,
-        )
+    if name in ("text", "image", "moving", "fourdm"):
+        cost = video_cost("image" if name == "moving" else name, plan, dtype)
         weights = cost.weights
         if plan.streamed:
             blocks = [stage.weights for stage in cost.stages if "block" in stage.name]
             weights += max(blocks) - sum(blocks)
-        return StageNeed(STAGES[name], cost.parameters, weights, cost.activations)
+        return StageNeed(STAGES[name], cost.parameters, weights, cost.peak)
     network, given = _small(name, plan, dtype)
     cost = dry_run(network, given, [])
     return StageNeed(STAGES[name], cost.parameters, cost.weights, cost.peak)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training of Diffusion4D as it was published: absolute latents, L = L_ldm + omega L_mr (section 3.3)."""
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -16,9 +15,8 @@ from backend.models.motion_magnitude import clean_latents, latent_magnitude, mot
 from backend.models.published import base_tensors
 from backend.models.text import Vocabulary
 from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
-from backend.progress import UserError
 from backend.training.batches import Batch
-from backend.training.config import TrainConfig
+from backend.training.config import TrainConfig, resized
 
 encoders = cache(load_videomv_encoders)
 
@@ -43,17 +41,7 @@ def sized(config: TrainConfig) -> VideoMVConfig:
     Raises:
         UserError: there is no such size.
     """
-    try:
-        return replace(IMAGE, **tuples(config.network))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            "bad_config", f"There is no such network: {error}.", "See VideoMVConfig for its sizes."
-        ) from error
-
-
-def tuples(sizes: dict) -> dict:
-    """Sizes as they stand in TOML, for a frozen configuration."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}
+    return resized(IMAGE, config.network)
 
 
 def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:

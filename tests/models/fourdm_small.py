@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backend.models.fourdm import FourDM, FourDMConfig
-from backend.models.fourdm_weights import fourdm_from, imagedream_from, key_map
+from backend.models.fourdm_weights import fourdm_from, key_map
 from tests import golden
 
 SMALL = FourDMConfig(model_channels=32, channel_mult=(1, 1, 2, 2), head_channels=16, context_width=16)
@@ -35,7 +35,7 @@ def fourdm() -> FourDM:
 
 
 def imagedream() -> FourDM:
-    return imagedream_from(imagedream_checkpoint(), SMALL)
+    return fourdm_from(imagedream_checkpoint(), None, SMALL.base)
 
 
 def inputs(case: dict[str, Tensor], frames: int, views: int) -> dict:

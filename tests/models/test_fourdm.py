@@ -3,12 +3,13 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.models.fourdm import IMAGEDREAM, PUBLISHED, FourDM, sinusoid
+from backend.models.fourdm import IMAGEDREAM, PUBLISHED, FourDM, describe, sinusoid
 from backend.models.fourdm_weights import fourdm_from
 from backend.progress import UserError
 from tests import golden
@@ -249,6 +250,23 @@ def test_published_sizes() -> None:
     assert (len(states["4dm"]), len(states["imagedream"])) == (1361, 773)
     assert millions["4dm"] == pytest.approx(1396.1, abs=0.05)
     assert millions["imagedream"] == pytest.approx(941.7, abs=0.05)
+
+
+def test_what_it_costs_is_told_from_shapes() -> None:
+    few = replace(SMALL, channel_mult=(1, 1), blocks=1, attention_levels=(0,))
+    found = describe(few, height=16, width=16, image_features=9)
+    with torch.device("meta"):
+        net = FourDM(few)
+    assert found.parameters == sum(parameter.numel() for parameter in net.parameters())
+    assert found.weights == 2 * sum(tensor.numel() for tensor in net.state_dict().values())
+    again = partial(describe, few, height=16, width=16, image_features=9)
+    assert again(frames=16).peak == pytest.approx(2 * found.peak, rel=0.01)
+    assert again(dtype=torch.float32).peak == pytest.approx(2 * found.peak, rel=0.01)
+    assert again(motion_rows=100).peak < found.peak
+    kept, checkpointed = (again(training=True, checkpoint_activations=on) for on in (False, True))
+    assert checkpointed.kept < kept.kept / 4
+    stages = {stage.name for stage in checkpointed.stages}
+    assert {"image_embed", "input_blocks.1", "middle_block", "output_blocks.3"} <= stages
 
 
 @pytest.mark.gpu

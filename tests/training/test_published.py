@@ -19,8 +19,8 @@ from backend.models.videomv import IMAGE, NEGATIVE_PROMPT
 from backend.progress import UserError
 from backend.training import published_task
 from backend.training.batches import Batch
-from backend.training.config import read_config
-from backend.training.train_diffusion4d import train
+from backend.training.config import read_config, resized
+from backend.training.trainer import train
 
 SIZES = {
     "width": 32,
@@ -153,7 +153,7 @@ def test_a_mixed_precision_step_reaches_every_parameter(monkeypatch):
 @pytest.fixture
 def shrunk(monkeypatch):
     """The image network, so small that weights for it can be written."""
-    sizes = replace(IMAGE, **published_task.tuples(SIZES))
+    sizes = resized(IMAGE, SIZES)
     monkeypatch.setattr(published_task, "IMAGE", sizes)
     return sizes
 
