@@ -17,7 +17,7 @@ from backend.video.segmentation import find_subject, judge_outline
 
 METHODS = ("auto", "alpha", "model", "background")
 MODEL = "u2net"  # of rembg
-BAND_SHARE = 1 / 150  # of the longer side: half the width of the band in which an outline is soft
+BAND_SHARE = 1 / 130  # of the longer side: half the width of the band in which an outline is soft
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def soft_cut_out(
     """
     image = rgb.astype(np.float32) / 255
     height, width = image.shape[:2]
-    radius = max(2, round(BAND_SHARE * max(height, width)))
+    radius = max(3, round(BAND_SHARE * max(height, width)))
     if alpha is None:
         soft = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
         shape = soft > 0.5

@@ -23,12 +23,14 @@ NOISE = 1.5  # CIELAB units that any background may vary
 SMOOTH_RESIDUAL = 8.0  # CIELAB units; a border that fits a smooth surface so well is a plain or shaded background
 STILL_RESIDUAL = 6.0  # CIELAB units; a border that changes less over time is filmed by a camera that stands still
 DISTANCE = 3.5  # standard deviations from which on a color is not the background's
+FOREIGN = 1.4 * DISTANCE  # a color that the background does not have anywhere
+NORM_MEDIAN = 1.4  # of the length of a normal vector in three dimensions (1.54), and a little reserve
 SMOOTHNESS = 1.2  # weight of the outline's length against the colors
 TINY_HOLE = 0.006  # of the subject's area: spots of the background's color, such as the white of an eye
 PIECE = 0.04  # of the main piece's area that another piece needs to belong to the subject
 MIN_AREA, MAX_AREA = 0.002, 0.9  # of the picture
 MIN_CONTRAST = 5.0  # standard deviations of the background; with less the outline is guesswork
-FLICKER = 1.5  # change of the area from frame to frame that no motion explains well
+FLICKER, LEAP = 1.5, 3.0  # change of the area for one frame, and from one frame to the next, that no motion explains
 
 UNTRUSTED_HINT = (
     "Use a video with transparency, or one of the whole subject before a plain background of another color."
@@ -56,16 +58,23 @@ def find_subject(frames: np.ndarray, tick: Callable[[], None] = lambda: None) ->
     lab = _lab(small)
     border = _border(lab.shape[1:3])
     surface, residual = _surface(lab, border)
-    noise = max(NOISE, 1.4826 * float(np.median(residual[:, border])) / np.sqrt(3) * 1.3)
     is_smooth = np.percentile(residual[:, border], 75) < SMOOTH_RESIDUAL
+    noise = _noise(lab)
     resting = np.median(lab, axis=0)
-    drift = np.linalg.norm(lab - resting, axis=-1)[:, border]
-    is_still = bool(np.percentile(drift, 75) < max(STILL_RESIDUAL, 2.5 * noise))
+    drift = np.linalg.norm(lab - resting, axis=-1)
+    is_still = bool(np.percentile(drift[:, border], 75) < max(STILL_RESIDUAL, 3 * noise))
     tick()
     if is_smooth:
-        distance = residual / (np.sqrt(3) * noise)
+        spread = max(noise, float(np.median(residual[:, border])) / NORM_MEDIAN)
+        distance = residual / (np.sqrt(3) * spread)
     else:
-        distance = _Colors(lab[:, border].reshape(-1, 3), noise).distance(lab)
+        colors = _Colors(lab[:, border].reshape(-1, 3), noise)
+        distance = foreign = colors.distance(lab)
+        if is_still:  # what differs from how the pixel mostly is, where that may be background ...
+            changed = drift / (np.sqrt(3) * max(noise, float(np.median(drift[:, border])) / NORM_MEDIAN))
+            usual = colors.distance(resting)
+            is_change = (usual < DISTANCE) & (foreign > usual - 0.3)  # ... rather than the subject, which now is away
+            distance = np.maximum(distance, np.where(is_change, changed, 0))
     edges = _edge_weights(lab)
     masks = _followed(_cut(_odds(distance), edges, tick))
     tick()
@@ -73,7 +82,10 @@ def find_subject(frames: np.ndarray, tick: Callable[[], None] = lambda: None) ->
         for _ in range(2):
             plate, spread, known = _plate(lab, masks, noise)
             behind = np.linalg.norm(lab - plate, axis=-1) / (np.sqrt(3) * spread)
-            distance = np.where(known, behind, distance)
+            empty = colors.distance(plate)
+            known &= empty < DISTANCE  # else it is a part of the subject that stays in its place
+            behind = np.where(foreign > empty - 0.3, behind, 0)
+            distance = np.where(known, np.maximum(behind, np.where(foreign > FOREIGN, foreign, 0)), distance)
             masks = _followed(_cut(_odds(distance), edges, tick))
     masks = _without_tiny_holes(masks)
     notes = _judged(masks, distance, is_smooth, is_still)
@@ -111,8 +123,9 @@ def judge_outline(masks: np.ndarray) -> list[str]:
         notes.append(f"The subject reaches the {text} border of the video: what lies beyond is missing.")
     if (masks.reshape(len(masks), -1).sum(axis=1) == 0).any():
         notes.append("The subject is not to be seen in some frames: choose a range that shows it throughout.")
-    steps = areas[1:] / np.maximum(areas[:-1], 1e-6)
-    if len(steps) and max(steps.max(), 1 / max(steps.min(), 1e-6)) > FLICKER:
+    sizes = np.log(np.maximum(areas, 1e-6))
+    odd = np.abs(sizes[1:-1] - np.median([sizes[:-2], sizes[1:-1], sizes[2:]], axis=0))
+    if odd.max(initial=0) > np.log(FLICKER) or np.abs(np.diff(sizes)).max(initial=0) > np.log(LEAP):
         notes.append("The subject's outline jumps between frames: look at the cut-out before you trust the result.")
     return notes
 
@@ -127,6 +140,13 @@ def _judged(masks: np.ndarray, distance: np.ndarray, is_smooth: bool, is_still: 
         where = "is not plain" if is_still else "is not plain and moves"
         notes.append(f"The background of the video {where}: parts of it may stick to the subject.")
     return notes
+
+
+def _noise(lab: np.ndarray) -> float:
+    """Standard deviation of the noise of single pixels in CIELAB units (after Immerkaer 1996, with a median)."""
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+    values = [np.median(np.abs(ndimage.convolve(frame[..., k], kernel))) for frame in lab[:8] for k in range(3)]
+    return max(NOISE, 1.4826 * float(np.mean(values)) / 6)
 
 
 # --- the background --------------------------------------------------------------------------------------------------
@@ -163,13 +183,17 @@ class _Colors:
         regular = noise**2 * np.eye(3)
         self.whitening = [np.linalg.cholesky(np.linalg.inv(np.cov(group.T) + regular)) for group in groups]
 
+        # The spread within a group is no bell curve: what most of the border keeps to decides what is far.
+        self.unit = 1.0
+        self.unit = max(1.0, 1.6 * float(np.percentile(self.distance(samples), 95)) / DISTANCE)
+
     def distance(self, lab: np.ndarray) -> np.ndarray:  # [...]
-        """Standard deviations to the nearest of the colors."""
+        """Standard deviations to the nearest of the colors; DISTANCE is beyond nearly all of the border."""
         nearest = np.full(lab.shape[:-1], np.inf, np.float32)
         for center, whitening in zip(self.centers, self.whitening, strict=True):
             away = np.linalg.norm((lab - center) @ whitening, axis=-1) / np.sqrt(3)
             nearest = np.minimum(nearest, away.astype(np.float32))
-        return nearest
+        return nearest / self.unit
 
 
 def _plate(lab: np.ndarray, masks: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
