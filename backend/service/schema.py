@@ -69,6 +69,7 @@ class GenerationSettingsModel(SettingsModel):
     frames: Literal[contract.GENERATED_FRAMES]
     result: Literal[contract.RESULTS]
 
+
 class VideoSettingsModel(SettingsModel):
     """`settings` of a request of kind `video`."""
 

@@ -13,6 +13,7 @@ leaves `frames.npy` ([T, H, W, 4] uint8, straight alpha, sRGB) and, last, `answe
 import contextlib
 import json
 import os
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -145,6 +146,10 @@ def _kind_of(path: Path, limits: VideoLimits) -> str:
     if kind is None:
         raise RefusedError("bad_video", "The file is no video of a kind that can be read.",
                            "Choose an MP4, MOV, WebM or GIF file, or PNG or JPEG pictures.")  # fmt: skip
+    if kind == "gif" and len(head) >= 10:  # FFmpeg decodes while it opens a file, and would take the memory first
+        width, height = struct.unpack("<HH", head[6:10])
+        if width * height > limits.pixels:
+            raise _too_large(width, height)
     return kind
 
 
@@ -201,8 +206,7 @@ def _check_header(container, stream, limits: VideoLimits) -> None:
     """What the file claims of itself; what it then really holds is counted as well."""
     context = stream.codec_context
     if context.width * context.height > limits.pixels:
-        raise RefusedError("video_too_large", f"The video's pictures are too large: {context.width} x {context.height}.",
-                           "Convert it to a smaller one, such as MP4 with 1080 lines.")  # fmt: skip
+        raise _too_large(context.width, context.height)
     if min(context.width, context.height) < 1:
         raise _damaged("its header gives its pictures no size")
     seconds = [float(stream.duration * stream.time_base)] if stream.duration else []
@@ -278,8 +282,7 @@ def _decoded(
             if stamp not in left or frame.is_corrupt:
                 continue
             if frame.width * frame.height > question.limits.pixels:  # whatever the header said
-                raise RefusedError("video_too_large", f"The video's pictures are too large: {frame.width} x {frame.height}.",
-                                   "Convert it to a smaller one.")  # fmt: skip
+                raise _too_large(frame.width, frame.height)
             picture = picture_of(frame, _pixel_aspect(stream), question.longest, notes)
             if shape not in (None, picture.shape):
                 raise RefusedError("bad_video", "The video changes its picture size on the way.",
@@ -383,8 +386,7 @@ def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> 
         try:
             with Image.open(path, formats=[kinds[index].upper()]) as image:
                 if image.width * image.height > question.limits.pixels:
-                    raise RefusedError("video_too_large", f"Picture {index + 1} is too large: {image.width} x {image.height}.",
-                                       "Make the pictures smaller.")  # fmt: skip
+                    raise _too_large(image.width, image.height)
                 upright = ImageOps.exif_transpose(image)
                 picture = _srgb(upright).resize(fitted(*upright.size, question.longest), Image.Resampling.BOX)
         except FileNotFoundError as error:
@@ -462,6 +464,11 @@ def _damaged(what: str) -> RefusedError:
     return RefusedError(
         "bad_video", f"The video is damaged or incomplete: {what}.", "Export it again, or choose another one."
     )
+
+
+def _too_large(width: int, height: int) -> RefusedError:
+    return RefusedError("video_too_large", f"The pictures of the video are too large: {width} x {height} pixels.",
+                        "Convert it to a smaller one, such as MP4 with 1080 lines.")  # fmt: skip
 
 
 def _too_long(limits: VideoLimits) -> RefusedError:

@@ -102,7 +102,11 @@ def test_too_few_frames_repeat_and_that_is_said(tmp_path, run):
 
 @pytest.mark.parametrize(
     ("name", "codec", "pixels"),
-    [("film.webm", "libvpx-vp9", "yuva420p"), ("film8.webm", "libvpx", "yuva420p"), ("film.mov", "prores_ks", "yuva444p10le")],
+    [
+        ("film.webm", "libvpx-vp9", "yuva420p"),
+        ("film8.webm", "libvpx", "yuva420p"),
+        ("film.mov", "prores_ks", "yuva444p10le"),
+    ],
 )
 def test_transparency_is_kept(name, codec, pixels, tmp_path, run):
     video = read_video(write_video(tmp_path / name, codec, pixels, alpha=True), 8, run)
@@ -266,14 +270,14 @@ def test_more_frames_than_allowed_whatever_the_header_says(tmp_path, run):
     assert refused(film, run, limits=replace(LIMITS, seconds=0.5)).code == "video_too_long"
 
 
-@pytest.mark.parametrize(("side", "code"), [(20_000, "video_too_large"), (65_535, "bad_video")])
-def test_a_gif_that_claims_a_huge_canvas(side, code, tmp_path, run):
+@pytest.mark.parametrize("side", [20_000, 65_535])
+def test_a_gif_that_claims_a_huge_canvas(side, tmp_path, run):
     film = write_video(tmp_path / "bomb.gif", "gif", "rgb8", count=4)
     data = bytearray(film.read_bytes())
     data[6:10] = struct.pack("<HH", side, side)
     film.write_bytes(data)
     start = time.monotonic()
-    assert refused(film, run).code == code
+    assert refused(film, run).code == "video_too_large"
     assert time.monotonic() - start < 5
 
 
