@@ -3,10 +3,10 @@
 
     python -m benchmarks.matting [--sheet FILE.png] [--out FILE.json]
 
-The fox of the tests walks and turns (12 of its views, enlarged threefold) across backgrounds of growing difficulty. IoU is that of
-the outlines at alpha 1/2, the error of alpha is the mean over the picture and over the band where it is neither 0 nor
-1, that of the color is over the true subject (premultiplied, 0..255). "warned" is whether the program said something
-about what it could not be sure of.
+The fox of the tests walks and turns (12 of its views, enlarged threefold) across backgrounds of growing difficulty. IoU
+is that of the outlines at alpha 1/2, the error of alpha is the mean over the picture and over the band where it is
+neither 0 nor 1, that of the color is over the true subject (premultiplied, 0..255). "warned" is whether the program
+said something about what it could not be sure of.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PLAIN = ("white", "gray", "gradient", "gradient, noise")
 
 
 def fox(count: int = FRAMES, side: int = SIDE, step: float = 0.3) -> np.ndarray:  # [T, side, side, 4] float32
-    """The fox cut out (premultiplied), turning by 15 degrees a frame, and walking `step` of the picture from left to right."""
+    """The fox cut out (premultiplied), turning by 15 degrees a frame and walking `step` of the picture to the right."""
     pictures = []
     for t in range(count):
         with Image.open(FOX / f"frame_{t:03d}.png") as image:
@@ -124,11 +124,14 @@ def main(arguments: list[str] | None = None) -> int:
         save_sheet(options.sheet, truth, backgrounds(), {name: found for name, (_, found) in measured.items()})
     rows = [row for row, _ in measured.values()]
     plain = [row for row in rows if row["background"] in PLAIN]
+    worst_iou = min(row["IoU"] or 0 for row in plain)
+    worst_alpha = max(row["alpha MAE, band"] or 1 for row in plain)
+    silent = sum((row["IoU"] or 1) < 0.9 and row["warned"] == "no" for row in rows)
     figures = [
-        Figure("least IoU before plain backgrounds", min(row["IoU"] or 0 for row in plain), "", at_least=0.95),
-        Figure("greatest alpha error in the band there", max(row["alpha MAE, band"] or 1 for row in plain), "", at_most=0.15),
-        Figure("unreliable and not said", sum((row["IoU"] or 1) < 0.9 and row["warned"] == "no" for row in rows), "", at_most=0),
-    ]  # fmt: skip
+        Figure("least IoU before plain backgrounds", worst_iou, "", at_least=0.95),
+        Figure("greatest alpha error in the band there", worst_alpha, "", at_most=0.06),
+        Figure("IoU below 0.9 and nothing said", silent, "cases", at_most=0),
+    ]
     write_report(f"Cutting out without a model, {FRAMES} frames of {SIDE} pixels", rows, figures, options.out)
     return 0 if all(figure.met for figure in figures) else 1
 

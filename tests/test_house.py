@@ -39,9 +39,17 @@ MAY_IMPORT = {
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
     "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
     "backend.guidance": ("torch",),
+    "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
+    "backend.video.decoder": (
+        "numpy",
+        "PIL",
+        "av",
+        "backend.video",
+        *LEAVES,
+    ),  # a process of its own; nobody else decodes
     "backend.pipelines": (
         *("numpy", "torch", "numba", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.video", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),

@@ -20,7 +20,7 @@ def is_srgb(transfer: int, primaries: int) -> bool:
 
 
 def to_srgb(color: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """[..., 3] float 0..1 as coded in the file -> the same shape, sRGB-coded 0..1. HDR above a white page is cut off."""
+    """[..., 3] float 0..1 as coded in the file -> sRGB-coded 0..1. What is brighter than a white page is cut off."""
     light = decode(np.asarray(color, np.float32), transfer)
     if primaries in TO_BT709:
         light = light @ TO_BT709[primaries].T.astype(np.float32)

@@ -177,9 +177,7 @@ def decode_video(path: Path, kind: str, question: Question) -> Frames:
         notes: list[str] = []
         try:
             stamps, keys = _packet_times(container, stream, question.limits, notes)
-            chosen, first = choose(
-                np.array([stamp * stream.time_base for stamp in stamps], np.float64), question, notes
-            )
+            chosen = choose(np.array([stamp * stream.time_base for stamp in stamps], np.float64), question, notes)
             wanted = sorted({stamps[index] for index in chosen})
             key = max((stamp for stamp in keys if stamp <= wanted[0]), default=stamps[0])
             decoded = dict(_decoded(container, stream, key, wanted, question, notes))
@@ -239,11 +237,10 @@ def _packet_times(container, stream, limits: VideoLimits, notes: list[str]) -> t
             stamps.append(stamp)
             if packet.is_keyframe:
                 keys.append(stamp)
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError):
         if not stamps:
             raise
         notes.append(f"The video file is damaged: it can be read up to {_seconds(stamps, stream):.1f} s.")
-        del error
     if not stamps:
         raise _damaged("it holds no pictures")
     stamps, keys = sorted(set(stamps)), sorted(set(keys))
@@ -378,7 +375,7 @@ def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> 
     if len(files) > question.limits.frames:
         raise _too_long(question.limits)
     notes: list[str] = []
-    chosen, _ = choose(np.arange(len(files)) / question.fps, question, notes)
+    chosen = choose(np.arange(len(files)) / question.fps, question, notes)
     Image.MAX_IMAGE_PIXELS = None  # the check below comes before any pixel is decoded, and is an error at once
     decoded: dict[int, np.ndarray] = {}
     for index in sorted(set(chosen.tolist())):
@@ -400,8 +397,15 @@ def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> 
             raise RefusedError("bad_video", f"Picture {index + 1} has another size than the first one.",
                                "Choose pictures of one size.")  # fmt: skip
     height, width = next(iter(decoded.values())).shape[:2]
-    facts = {"type": "pictures", "codec": "+".join(sorted(set(kinds))), "pixel_format": "", "width": width, "height": height,
-             "frames": len(files), "seconds": (len(files) - 1) / question.fps}  # fmt: skip
+    facts = {
+        "type": "pictures",
+        "codec": "+".join(sorted(set(kinds))),
+        "pixel_format": "",
+        "width": width,
+        "height": height,
+        "frames": len(files),
+        "seconds": (len(files) - 1) / question.fps,
+    }
     return Frames([decoded[index] for index in chosen], [index / question.fps for index in chosen], facts, notes)
 
 
@@ -430,8 +434,8 @@ def _srgb(image):
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def choose(times: np.ndarray, question: Question, notes: list[str]) -> tuple[np.ndarray, int]:
-    """Which frames to take of those at `times` [N] seconds, rising; and the first of the range.
+def choose(times: np.ndarray, question: Question, notes: list[str]) -> np.ndarray:  # [count] int64
+    """Which frames to take of those at `times` [N] seconds, rising.
 
     Raises:
         RefusedError: fewer than two lie in the range.
@@ -441,14 +445,18 @@ def choose(times: np.ndarray, question: Question, notes: list[str]) -> tuple[np.
     slack = 1e-6
     inside = np.flatnonzero((positions >= question.start - slack) & (positions <= end + slack))
     if len(inside) < 2:
-        whole = f"{times[-1] - times[0]:.2f} s, {len(times)} {'frame' if len(times) == 1 else 'frames'}"
-        raise RefusedError("too_few_frames", f"The chosen range holds {'one frame' if len(inside) else 'no frames'}: "
-                           f"there is no motion (the whole video: {whole}).", "Choose a longer range or another video.")  # fmt: skip
+        found = "one frame" if len(inside) else "no frames"
+        raise RefusedError(
+            "too_few_frames",
+            f"The chosen range holds {found}, and so no motion; the video has {len(times)} in "
+            f"{times[-1] - times[0]:.2f} s.",
+            "Choose a longer range or another video.",
+        )
     if len(inside) < question.count:
         _note(
             notes, f"The range holds only {len(inside)} different frames, and {question.count} are needed: some repeat."
         )
-    return inside[evenly_spaced(times[inside], question.count)], int(inside[0])
+    return inside[evenly_spaced(times[inside], question.count)]
 
 
 def _seconds(stamps: list[int], stream) -> float:
@@ -472,8 +480,8 @@ def _too_large(width: int, height: int) -> RefusedError:
 
 
 def _too_long(limits: VideoLimits) -> RefusedError:
-    return RefusedError("video_too_long", f"The video is too long: {limits.seconds / 60:.0f} minutes and {limits.frames:,} "
-                        "frames are allowed.", "Cut out the part that you need.")  # fmt: skip
+    allowed = f"{limits.seconds / 60:.0f} minutes and {limits.frames:,} frames are allowed"
+    return RefusedError("video_too_long", f"The video is too long: {allowed}.", "Cut out the part that you need.")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from blender_addon.contract.orbit import Orbit
+
 MAX_FILL = 0.9  # of the frame, as in 4Diffusion's own example video; its cameras would crop a subject of side 1
 SHRINKING = 2.5  # a subject whose path is so many times its own size becomes small
 
@@ -14,8 +16,8 @@ SHRINKING = 2.5  # a subject whose path is so many times its own size becomes sm
 class Framing:
     """The camera that a network expects: it looks at the middle of a subject whose longest side is 1."""
 
-    distance: float = 2.0
-    fov: float = 39.6  # degrees
+    distance: float
+    fov: float  # degrees
     size: int = 256  # pixels
 
     @property
@@ -24,7 +26,7 @@ class Framing:
         return min(1 / (2 * self.distance * np.tan(np.radians(self.fov) / 2)), MAX_FILL)
 
 
-DIFFUSION4D = Framing()
+DIFFUSION4D = Framing(Orbit.distance, Orbit.fov)
 FOURDIFFUSION = Framing(1.1, 45.0)  # 4Diffusion's demo.py
 
 
@@ -55,8 +57,10 @@ def crop_of(masks: np.ndarray, width: int, height: int, framing: Framing) -> tup
     notes = []
     own = [max(_extent(mask, width, height)) for mask in masks if mask.any()]
     if longest > SHRINKING * np.median(own):
-        notes.append(f"The subject travels {longest / np.median(own):.1f} times its own size, so that it is small in the "
-                     "frames. A shorter range shows more of it.")  # fmt: skip
+        times = longest / np.median(own)
+        notes.append(
+            f"The subject's path is {times:.1f} times its size, so that it is small: a shorter range shows more."
+        )
     if longest < 0.75 * framing.fill * framing.size:
         notes.append(f"The subject is only {longest:.0f} pixels large in the video, and is enlarged for the networks.")
     return crop, notes
@@ -76,9 +80,9 @@ def resampled(picture: np.ndarray, crop: Crop, size: int) -> np.ndarray:
         for k in range(4)
     ]
     out = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    out[..., 3] = out[..., 3].clip(0, 1)  # bicubic weights overshoot
-    out[..., :3] = out[..., :3].clip(0, out[..., 3:])
-    return out
+    alpha = out[..., 3:].clip(0, 1)  # bicubic weights overshoot; the color itself is to stay
+    color = out[..., :3] * alpha / np.maximum(out[..., 3:], 1e-6)
+    return np.concatenate([color.clip(0, alpha), alpha], axis=-1)
 
 
 def _extent(mask: np.ndarray, width: int, height: int) -> tuple[float, float]:

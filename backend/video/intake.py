@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from backend.progress import Run
 from backend.video.framing import FOURDIFFUSION, Crop, Framing, crop_of, resampled
 from backend.video.matting import matte
-from backend.video.reading import Span, read_video
+from backend.video.reading import WHOLE, Span, read_video
 
 READING, CUTTING, FRAMING = "Reading the video", "Cutting out the subject", "Framing the subject"
 STAGE_SHARES = {READING: 0.3, CUTTING: 0.5, FRAMING: 0.2}  # for `Run.plan`
@@ -38,7 +38,7 @@ def take_in(
     run: Run,
     *,
     count: int = 8,
-    span: Span = Span(),  # noqa: B008 - frozen
+    span: Span = WHOLE,
     fps: float = 24.0,
     framing: Framing = FOURDIFFUSION,
     method: str = "auto",

@@ -33,6 +33,9 @@ class Span:
     unit: str = "seconds"  # since the first frame; or "frames", from 0 on
 
 
+WHOLE = Span()
+
+
 @dataclass(frozen=True)
 class DecodedVideo:
     """Frames of a video, upright, with square pixels."""
@@ -70,7 +73,7 @@ def read_video(
     count: int,
     run: Run,
     *,
-    span: Span = Span(),  # noqa: B008 - frozen
+    span: Span = WHOLE,
     fps: float = 24.0,
     longest: int = 1024,
     limits: VideoLimits = LIMITS,
@@ -96,15 +99,24 @@ def read_video(
     """
     if not 2 <= count <= MAX_VIDEO_FRAMES:
         raise ValueError(f"2 to {MAX_VIDEO_FRAMES} frames can be taken from a video")
-    if isinstance(source, Path):
-        files = picture_files(source) if source.is_dir() else [source]
-    else:
-        files = list(source)
+    files = [source] if isinstance(source, Path) else list(source)
+    if files and files[0].is_dir():
+        files = picture_files(files[0])
     with tempfile.TemporaryDirectory(prefix="kinesplat-video-") as folder:
         question = Question(
-            [str(path.absolute()) for path in files], folder, count, span.start, span.end, span.unit, fps, longest, limits,
-            memory, seconds, seconds + 10,
-        )  # fmt: skip
+            files=[str(path.absolute()) for path in files],
+            folder=folder,
+            count=count,
+            start=span.start,
+            end=span.end,
+            unit=span.unit,
+            fps=fps,
+            longest=longest,
+            limits=limits,
+            memory=memory,
+            cpu_seconds=seconds + 1,
+            wall_seconds=seconds + 10,
+        )
         _run_decoder(question, Path(folder), run, seconds)
         try:
             answer = json.loads((Path(folder) / ANSWER_NAME).read_text("utf-8"))

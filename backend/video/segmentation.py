@@ -3,10 +3,11 @@
 
 The background is learned where the subject is least: along the pictures' border (a smooth surface of color, or a few
 colors), and then, where the camera stands still, at each pixel while the subject is elsewhere. What differs from it is
-the subject, made smooth by the convex form of a minimal cut (Chan, Esedoglu and Nikolova 2006; solved by Chambolle and
-Pock 2011), and followed from frame to frame as one piece. It is no matting network, and says where it cannot be trusted.
+the subject, made smooth by the convex form of a minimal cut (Chan, Esedoglu and Nikolova 2006; solved as by Chambolle
+and Pock 2011), and followed from frame to frame as one piece. It is no matting network, and says what it is unsure of.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,9 +58,9 @@ def find_subject(frames: np.ndarray, tick: Callable[[], None] = lambda: None) ->
     small = np.stack([_small(frame[..., :3]) for frame in frames])
     lab = _lab(small)
     border = _border(lab.shape[1:3])
-    surface, residual = _surface(lab, border)
-    is_smooth = np.percentile(residual[:, border], 75) < SMOOTH_RESIDUAL
+    residual = _surface_residual(lab, border)
     noise = _noise(lab)
+    is_smooth = bool(np.percentile(residual[:, border], 75) < max(SMOOTH_RESIDUAL, 2.5 * noise))
     resting = np.median(lab, axis=0)
     drift = np.linalg.norm(lab - resting, axis=-1)
     is_still = bool(np.percentile(drift[:, border], 75) < max(STILL_RESIDUAL, 3 * noise))
@@ -90,12 +91,8 @@ def find_subject(frames: np.ndarray, tick: Callable[[], None] = lambda: None) ->
     masks = _without_tiny_holes(masks)
     notes = _judged(masks, distance, is_smooth, is_still)
     method = "background surface" if is_smooth else "background plate" if is_still else "background colors"
-    gray_noise = (
-        max(float(np.median(np.abs(np.diff(small[:, border].astype(np.float32), axis=0)))), 1.0)
-        if len(small) > 1
-        else 1.0
-    )
-    return Segmentation(masks, is_still, gray_noise, method, notes)
+    flicker = np.abs(np.diff(small[:, border].astype(np.float32), axis=0))
+    return Segmentation(masks, is_still, max(float(np.median(flicker)), 1.0), method, notes)
 
 
 def judge_outline(masks: np.ndarray) -> list[str]:
@@ -115,8 +112,8 @@ def judge_outline(masks: np.ndarray) -> list[str]:
     }
     touched = [name for name, share in sides.items() if (share > 0.02).mean() > 0.25]
     if np.median(areas) > MAX_AREA or len(touched) == 4:
-        raise UserError("no_subject", "The subject of the video reaches the border on all sides, so that it cannot be told "
-                        "from the background.", UNTRUSTED_HINT)  # fmt: skip
+        sentence = "The subject of the video reaches the border on all sides: it cannot be told from the background."
+        raise UserError("no_subject", sentence, UNTRUSTED_HINT)
     notes = []
     if touched:
         text = " and ".join(touched)
@@ -152,8 +149,8 @@ def _noise(lab: np.ndarray) -> float:
 # --- the background --------------------------------------------------------------------------------------------------
 
 
-def _surface(lab: np.ndarray, border: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A quadratic surface of color through the border [h, w, 3], and the distance of all pixels from it [T, h, w].
+def _surface_residual(lab: np.ndarray, border: np.ndarray) -> np.ndarray:  # [T, h, w]
+    """How far the color of each pixel is from a quadratic surface of color through the border.
 
     Least squares, repeated without what lies far off: the subject may touch the border.
     """
@@ -167,7 +164,7 @@ def _surface(lab: np.ndarray, border: np.ndarray) -> tuple[np.ndarray, np.ndarra
         off = np.linalg.norm(samples - basis[border] @ solution, axis=-1)
         used = off <= max(2.5 * float(np.median(off)), 2.0)
     surface = (basis @ solution).astype(np.float32)
-    return surface, np.linalg.norm(lab - surface, axis=-1)
+    return np.linalg.norm(lab - surface, axis=-1)
 
 
 class _Colors:
@@ -202,13 +199,10 @@ def _plate(lab: np.ndarray, masks: np.ndarray, noise: float) -> tuple[np.ndarray
     count = free.sum(axis=0)
     known = count >= min(len(masks), max(2, len(masks) // 6))
     hidden = np.where(free[..., None], lab, np.nan)
-    with np.errstate(all="ignore"):
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # pixels that are never free
-            plate = np.nanmedian(hidden, axis=0)
-            spread = 1.4826 * np.nanmedian(np.linalg.norm(hidden - plate, axis=-1), axis=0) / np.sqrt(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # pixels that are never free
+        plate = np.nanmedian(hidden, axis=0)
+        spread = 1.4826 * np.nanmedian(np.linalg.norm(hidden - plate, axis=-1), axis=0) / np.sqrt(3)
     plate, spread = np.nan_to_num(plate), np.maximum(np.nan_to_num(spread), noise)
     return plate.astype(np.float32), spread.astype(np.float32), known
 
@@ -234,7 +228,10 @@ def _edge_weights(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cut(odds: np.ndarray, edges: tuple[np.ndarray, np.ndarray], tick: Callable[[], None]) -> np.ndarray:
-    """[T, h, w] bool: the u in [0, 1] that minimises sum(edges |grad u| - odds u), cut at 1/2 (which keeps it minimal)."""
+    """[T, h, w] bool: the u in [0, 1] that minimises the sum of edges_x |du/dx| + edges_y |du/dy| - odds u.
+
+    It is cut at 1/2, which keeps it minimal: the same as a graph cut with four neighbours.
+    """
     out = np.zeros(odds.shape, bool)
     for t in range(len(odds)):  # frame by frame: that stays in the cache
         u = (odds[t] > 0).astype(np.float32)
@@ -292,9 +289,8 @@ def _subject_of(mask: np.ndarray, former: np.ndarray | None) -> np.ndarray:
         score = areas * np.exp(-away / size)
     main = int(score.argmax())
     near = ndimage.binary_dilation(labels == main + 1, iterations=max(2, round(0.06 * np.sqrt(areas[main]))))
-    belongs = [
-        n for n in numbers if n == main + 1 or (areas[n - 1] > PIECE * areas[main] and (near & (labels == n)).any())
-    ]
+    close = np.unique(labels[near])
+    belongs = [n for n in close if n and (n == main + 1 or areas[n - 1] > PIECE * areas[main])]
     return np.isin(labels, belongs)
 
 

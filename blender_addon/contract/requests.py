@@ -26,7 +26,8 @@ The bounds below are the only place where limits stand: the panel's properties a
                 "to_object": [[...] * 4]}}
 
     {"kind": "video", "name": "Fox", "pipeline": "4diffusion",           # not in KINDS: its pipeline is yet to come
-     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model", "prompt",   # as above
+     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
+                  "prompt": "a fox runs",
                   "frames": 8,                                            # taken evenly from the range
                   "cutout": "auto" | "alpha" | "model" | "background"},   # how the subject is told from its background
      "inputs": {"video":    sha256,                                       # MP4, MOV, WebM, MKV or GIF; or null

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Videos as both sides understand them: what kind of file it is by its bytes, its limits, and which frames are taken."""
+"""Videos as both sides understand them: what a file is by its bytes, its limits, and which frames are taken."""
 
 from dataclasses import dataclass
 

@@ -44,7 +44,7 @@ def write_video(
     rate: int = 24, size: tuple[int, int] = SIZE, frame=picture, alpha: bool = False, prepare=None, options=None,
     matrix=None,
 ) -> Path:  # fmt: skip
-    """Encode `count` frames; `stamps` are their times in 1/`rate` s, `prepare(stream, frame)` changes what is encoded."""
+    """Encode `count` frames at `stamps` (1/`rate` s); `prepare(stream, source, out)` gives what is encoded."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
