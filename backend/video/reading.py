@@ -100,7 +100,9 @@ def read_video(
     if not 2 <= count <= MAX_VIDEO_FRAMES:
         raise ValueError(f"2 to {MAX_VIDEO_FRAMES} frames can be taken from a video")
     files = [source] if isinstance(source, Path) else list(source)
-    if files and files[0].is_dir():
+    if not files:
+        raise UserError("bad_video", "There are no pictures.", "Choose a video or pictures.")
+    if files[0].is_dir():
         files = picture_files(files[0])
     with tempfile.TemporaryDirectory(prefix="kinesplat-video-") as folder:
         question = Question(

@@ -42,7 +42,7 @@ def square_left(frame: np.ndarray, size: tuple[int, int] = SIZE) -> int:
 def write_video(
     path: Path, codec: str = "libx264", pixels: str = "yuv420p", count: int = 24, *, stamps: list[int] | None = None,
     rate: int = 24, size: tuple[int, int] = SIZE, frame=picture, alpha: bool = False, prepare=None, options=None,
-    matrix=None,
+    matrix=None, codec_options=None,
 ) -> Path:  # fmt: skip
     """Encode `count` frames at `stamps` (1/`rate` s); `prepare(stream, source, out)` gives what is encoded."""
     with av.open(str(path), "w", options=options or {}) as container:
@@ -53,6 +53,7 @@ def write_video(
             stream.options = {"crf": "10", "preset": "veryfast"}
         if codec == "libvpx":
             stream.options = {"auto-alt-ref": "0", "crf": "10", "b": "2M"}  # alpha needs the former
+        stream.options = {**stream.options, **(codec_options or {})}
         for index in range(count):
             source = av.VideoFrame.from_ndarray(frame(index, size, alpha), format="rgba")
             out = source.reformat(format=pixels, dst_colorspace=matrix)

@@ -85,12 +85,20 @@ def test_frames_are_chosen_by_their_times(tmp_path, run):
     assert shown(video) == [0, 8, 13, 15, 17, 19, 21, 23]
 
 
-def test_a_range_in_seconds_and_in_frames(tmp_path, run):
-    film = write_video(tmp_path / "film.mp4", count=40)
+@pytest.mark.parametrize("kind", ["mp4", "webm", "mkv"])
+def test_a_range_in_seconds_and_in_frames(kind, tmp_path, run):
+    name, codec, pixels = KINDS[kind]
+    film = write_video(tmp_path / name, codec, pixels, count=40)
     seconds = read_video(film, 8, run, span=Span(0.5, 1.0))
     frames = read_video(film, 8, run, span=Span(12, 24, "frames"))
     assert shown(seconds) == shown(frames) == [12, 14, 15, 17, 19, 21, 22, 24]
     assert np.array_equal(seconds.frames, frames.frames)
+
+
+def test_a_range_of_a_gif_and_one_behind_key_frames(tmp_path, run):
+    assert shown(read_video(write_gif(tmp_path / "film.gif"), 4, run, span=Span(8, 20, "frames"))) == [8, 12, 16, 20]
+    film = write_video(tmp_path / "film.mp4", count=42, codec_options={"g": "6", "bf": "2"})
+    assert shown(read_video(film, 4, run, span=Span(25, 40, "frames"))) == [25, 30, 35, 40]
 
 
 def test_too_few_frames_repeat_and_that_is_said(tmp_path, run):
@@ -162,6 +170,39 @@ def test_the_matrix_and_range_that_the_file_names(matrix, full_range, tmp_path, 
     video = read_video(write_video(tmp_path / "film.mp4", prepare=prepare), 2, run)
     assert np.abs(video.frames[0, 2, 2, :3].astype(int) - GROUND).max() <= 4
     assert np.abs(video.frames[0, 32, 18, :3].astype(int) - SQUARE).max() <= 4
+
+
+@pytest.mark.parametrize(("transfer", "code"), [(16, 0.58), (18, 0.75)], ids=["PQ", "HLG"])
+def test_hdr_white_is_white(transfer, code, tmp_path, run):
+    def frame(index, size, alpha):
+        ramp = np.zeros((size[1], size[0], 4), np.uint8)
+        ramp[..., :3], ramp[..., 3] = round(255 * code * (0.6 if index else 1.0)), 255
+        return ramp
+
+    def prepare(stream, source, out):
+        context = stream.codec_context
+        if not context.is_open:
+            context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, 9, transfer, 1
+        out.colorspace, out.color_range = 9, 1
+        return out
+
+    video = read_video(write_video(tmp_path / "film.mp4", count=2, frame=frame, prepare=prepare), 2, run)
+    assert video.frames[0, 20, 20, :3] == pytest.approx(255, abs=4)
+    assert 60 < video.frames[1, 20, 20, 0] < 200
+    assert np.ptp(video.frames[1, 20, 20, :3].astype(int)) <= 3
+    assert any("HDR" in note for note in video.notes)
+
+
+def test_a_gif_that_is_cut_out(tmp_path, run):
+    frames = []
+    for index in range(8):
+        indexed = Image.fromarray((picture(index, alpha=True)[..., 3] > 0).astype(np.uint8))
+        indexed.putpalette([0, 0, 0, *SQUARE])
+        frames.append(indexed)
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50, transparency=0, disposal=2)
+    video = read_video(tmp_path / "a.gif", 8, run)
+    assert video.has_alpha
+    assert [int(np.flatnonzero(frame[32, :, 3])[0]) for frame in video.frames] == [8 + 2 * index for index in range(8)]
 
 
 def test_large_frames_come_out_smaller(tmp_path, run):
@@ -346,6 +387,10 @@ def test_files_that_are_gone(tmp_path, run):
     assert refused(files, run, count=4).code == "video_missing"
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty", run).code == "bad_video"
+
+
+def test_no_pictures_at_all(run):
+    assert refused([], run).code == "bad_video"
 
 
 def test_pictures_of_different_sizes(tmp_path, run):
