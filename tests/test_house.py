@@ -42,9 +42,17 @@ MAY_IMPORT = {
         *("huggingface_hub", "requests", "filelock", "platformdirs", *LEAVES),
     ),
     "backend.guidance": ("torch", "diffusers"),
+    "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
+    "backend.video.decoder": (
+        "numpy",
+        "PIL",
+        "av",
+        "backend.video",
+        *LEAVES,
+    ),  # a process of its own; nobody else decodes
     "backend.pipelines": (
         *("numpy", "torch", "numba", "scipy", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.video", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),
