@@ -9,7 +9,16 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MODELS, MOTION_MODELS, PRESETS, PUBLISHED, SMALL
+from blender_addon.contract.requests import (
+    BOUNDS,
+    COLOR_SPACES,
+    CUTOUTS,
+    MODELS,
+    MOTION_MODELS,
+    PRESETS,
+    PUBLISHED,
+    SMALL,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+VIDEO_STEPS = 100  # 4Diffusion
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
 
@@ -53,7 +63,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     """`generate`: from an object, an image, a text or an orbit to a clip."""
     parser = commands.add_parser(
         "generate",
-        help="make a clip of an object, an image, a text or an orbit",
+        help="make a clip of an object, an image, a text, a video or an orbit",
         description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
     parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
@@ -62,6 +72,9 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
     subject.add_argument("--orbit", type=Path, metavar="FOLDER",
                          help="a moving orbit that exists already: nothing is invented")  # fmt: skip
+    subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
+                         help="a film of it from the front, or its pictures: four views are made of it by 4DM; with "
+                              "--model published")  # fmt: skip
     motion = parser.add_argument_group("the invented motion")
     for name, bound, text in (
         ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
@@ -72,6 +85,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         default = f"{BOUNDS[bound].default:g}"
         if bound in PUBLISHED_DEFAULTS:
             default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
+        if bound == "steps":
+            default += f", of a video {VIDEO_STEPS}"
         motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
                         help="write the frames alone: a contact sheet (OUT.png) or a folder of orbits")  # fmt: skip
@@ -85,6 +100,13 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
                            help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
     published.add_argument("--dry-run", action="store_true",
                            help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
+    video = parser.add_argument_group("the video")
+    video.add_argument("--start", type=float, metavar="S", help="seconds from its first frame (default: 0)")
+    video.add_argument("--end", type=float, metavar="S", help="the same of the last frame to be used")
+    video.add_argument("--frames", type=bounded("video_frames"), metavar="N",
+                       help="how many are taken, evenly; by 8 at a time (default: 8)")  # fmt: skip
+    video.add_argument("--cutout", choices=CUTOUTS, help="how it is told from its background (default: auto)")
+    video.add_argument("--demo-order", action="store_true", help=argparse.SUPPRESS)  # 4Diffusion's demo's mistake
     add_construction_options(parser, needs_out=False)
     parser.set_defaults(func=generate, usage_error=parser.error)
 
@@ -107,7 +129,7 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N",
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
-    parser.add_argument("--fps", type=bounded("fps"), default=BOUNDS["fps"].default)
+    parser.add_argument("--fps", type=bounded("fps"), help="default: 24; of a video, as it plays")
     parser.add_argument("--sh-degree", type=bounded("sh_degree"), default=0, metavar="D",
                         help="0 to 2: how much colors may change with the view (default: 0, not at all)")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES, default=COLOR_SPACES[0],
@@ -357,6 +379,8 @@ def generate(options: argparse.Namespace) -> int:
         options.usage_error(problem)
     if options.orbit:
         return construct(options)
+    if options.video:
+        return generate_from_video(options)
     published = options.model == PUBLISHED
     for name in ("motion", *PUBLISHED_DEFAULTS):
         if getattr(options, name) is None:
@@ -393,7 +417,7 @@ def generate(options: argparse.Namespace) -> int:
             guidance_static=options.guidance_static,
             preset=options.preset,
             gaussians=options.gaussians,
-            fps=options.fps,
+            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
             motion_model=options.motion_model,
@@ -413,10 +437,65 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def generate_from_video(options: argparse.Namespace) -> int:
+    """Four views of a video, and their clip, with progress bars; a second run resumes an interrupted one."""
+    import shutil
+    from dataclasses import replace
+
+    from backend.console import progress_bar
+    from backend.generate import generate_views, write_views
+    from backend.progress import Run
+    from backend.video.reading import Span
+    from blender_addon.contract.clip import write_clip
+
+    if options.dry_run:
+        from backend.published_dry_run import print_generation
+
+        return print_generation(options)
+    out = options.out or options.frames_only
+    work = options.work or out.with_suffix(".work")
+    names = ("preset", "gaussians", "seed", "sh_degree", "color_space", "motion_model")
+    with progress_bar() as show:
+        views, clip = generate_views(
+            work,
+            Run(work, on_progress=show, device=options.device),
+            options.video,
+            prompt=options.text,
+            construct={name: getattr(options, name) for name in names} if options.out else None,
+            frames=options.frames or int(BOUNDS["video_frames"].default),
+            span=Span(options.start or 0.0, options.end),
+            cutout=options.cutout or CUTOUTS[0],
+            seed=options.seed,
+            steps=options.steps or VIDEO_STEPS,
+            compat=options.demo_order,
+            weights=options.weights,
+        )
+    for warning in (clip or views).provenance["warnings"]:
+        print(warning, file=sys.stderr)
+    if options.frames_only:
+        write_views(views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
+        print(f"{options.frames_only}: {len(views.cameras)} views of {len(views.video)} frames")
+    if clip is not None:
+        fps = min(max(views.fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum) if options.fps is None else options.fps
+        clip = replace(clip, name=options.out.stem, fps=float(fps))
+        write_clip(options.out, clip)
+        print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.work is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
 def generate_problem(options: argparse.Namespace) -> str:
     """What does not go together in the options of `generate`; empty where all does."""
-    if not (options.text.strip() or options.object or options.image or options.orbit):
-        return "name a subject: --text, --object, --image or --orbit"
+    if not (options.text.strip() or options.object or options.image or options.orbit or options.video):
+        return "name a subject: --text, --object, --image, --video or --orbit"
+    invented = (options.motion, options.guidance_motion, options.guidance_static)
+    if options.video and (options.model != PUBLISHED or options.refine or any(one is not None for one in invented)):
+        return f"--video goes with --model {PUBLISHED}, and without --refine, --motion and --guidance-..."
+    if not options.video and (options.frames or options.cutout or options.demo_order):
+        return "--frames and --cutout go with --video"
+    if not options.video and not (options.start is None and options.end is None):
+        return "--start and --end go with --video"
     if options.orbit and (options.text or options.frames_only):
         return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
     if not options.orbit and (options.static or options.surface):
@@ -449,7 +528,7 @@ def construct(options: argparse.Namespace) -> int:
             preset=options.preset,
             gaussians=options.gaussians,
             seed=options.seed,
-            fps=options.fps,
+            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
             motion_model=options.motion_model,

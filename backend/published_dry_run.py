@@ -14,6 +14,7 @@ from backend.models.dry_run import Cost, dry_run
 from backend.models.videomv import LATENT_CHANNELS
 from backend.pipelines.diffusion4d_published import needed
 from backend.pipelines.memory_plan import GIB, PLANS, free_bytes
+from backend.pipelines.multi_view_video import SOURCES
 from backend.pipelines.published_needs import need
 from backend.pipelines.videomv_orbit import LATENT_PIXEL
 from backend.progress import UserError
@@ -24,7 +25,10 @@ from blender_addon.contract.requests import GENERATED_FRAMES
 
 def print_generation(options: argparse.Namespace) -> int:
     """What a generation would need on the GPU, by each memory plan."""
-    names = needed(not options.object, bool(options.image), options.motion, options.guidance_static, options.refine)
+    if options.video:
+        names = tuple(SOURCES)
+    else:
+        names = needed(not options.object, bool(options.image), options.motion, options.guidance_static, options.refine)
     needs = [need(plan, names, torch.bfloat16) for plan in PLANS]
     for found in needs:
         table = Table("stage", "million parameters", "weights, GiB", "activations, GiB", title=found.plan.name)

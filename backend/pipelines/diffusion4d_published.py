@@ -8,7 +8,7 @@ Networks come from `python -m backend weights`; nobody has published the trained
 needs none: it is the static orbit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,23 +26,13 @@ from backend.models.checkpoints import load_strictly, locate, read_tensors
 from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT, VideoMV
-from backend.models.weights_registry import find
 from backend.pipelines import videomv_orbit
 from backend.pipelines.diffusion4d import FRAMED_SHARE, MOVING, STILL, as_tensor, framed, measured_magnitude
 from backend.pipelines.matte import cut_out
-from backend.pipelines.memory_plan import (
-    ON_CPU,
-    PLANS,
-    MemoryPlan,
-    Networks,
-    choose,
-    computing_type,
-    free_bytes,
-    with_ladder,
-)
-from backend.pipelines.published_needs import need
+from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
+from backend.pipelines.published_needs import demand_weights, licences, plans
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, STYLES, decode, encode, encode_texts, encode_view
-from backend.progress import Run, UserError
+from backend.progress import Run
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.frames import GeneratedFrames
 from blender_addon.contract.orbit import Cameras
@@ -77,7 +67,9 @@ def generate(
     dtype = computing_type(device)
     names = needed(static is None, image is not None, settings["motion"], settings["guidance_static"], refine)
     if loaders is None:
-        demand_weights(names, weights)
+        demand_weights([SOURCES[name] for name in names if name in SOURCES], weights)
+        if "moving" in names:
+            published.locate_trained(weights)
     made = loaders(dtype) if loaders else weight_loaders(weights, dtype, device)
     networks = Networks(made, device, run.check)
 
@@ -86,30 +78,10 @@ def generate(
         return _generate(static, cameras, image, settings, networks, dtype, refine, run)
 
     frames = with_ladder(plans(device, names, dtype, run), work, run)
-    told = {"models": models(names), "memory_plan": networks.plan.name, "warnings": list(run.notes)}
+    models = licences([SOURCES[name] for name in names if name in SOURCES])
+    models += [{"name": published.TRAINED, "licence": "not published"}] if "moving" in names else []
+    told = {"models": models, "memory_plan": networks.plan.name, "warnings": list(run.notes)}
     return replace(frames, provenance=told)
-
-
-def plans(device: torch.device, names: tuple[str, ...], dtype: torch.dtype, run: Run) -> Sequence[MemoryPlan]:
-    """The fastest plan by which the networks called `names` fit, and those after it.
-
-    Raises:
-        UserError: none fits.
-    """
-    if device.type == "cpu":
-        run.note("The published size ran on the CPU, where it takes hours.")
-        return (ON_CPU,)
-    free = free_bytes(device)
-    first, found = choose(PLANS, lambda plan: need(plan, names, dtype), free)
-    run.say(found.sentence(free))
-    return PLANS[first:]
-
-
-def models(names: tuple[str, ...]) -> list[dict]:
-    """The weights behind networks, for the provenance of what they make."""
-    sources = dict.fromkeys(SOURCES[name] for name in names if name in SOURCES)
-    told = [{"name": source, "licence": find(source).licence} for source in sources]
-    return told + ([{"name": published.TRAINED, "licence": "not published"}] if "moving" in names else [])
 
 
 def _generate(
@@ -287,28 +259,6 @@ SOURCES = {  # name of a network -> the weights that it comes from
 }
 
 
-def demand_weights(names: tuple[str, ...], folder: Path | None) -> None:
-    """All weights, before anything begins.
-
-    Raises:
-        UserError: some are not here; says how to get all of them.
-    """
-    missing = []
-    for source in dict.fromkeys(SOURCES[name] for name in names if name in SOURCES):
-        try:
-            locate(source, folder)
-        except UserError:
-            missing.append(source)
-    if missing:
-        raise UserError(
-            "weights_missing",
-            f"The published size needs weights that are not on this computer: {', '.join(missing)}.",
-            f"Get them: python -m backend weights fetch {' '.join(missing)} (docs/published_size.md).",
-        )
-    if "moving" in names:
-        published.locate_trained(folder)
-
-
 def weight_loaders(folder: Path | None, dtype: torch.dtype, device: torch.device) -> Loaders:
     """How each network is loaded to main memory, from the folder of all weights."""
     clip = cache(lambda: encoders.load_videomv_clip(folder, dtype))
@@ -370,19 +320,6 @@ def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> tuple[np.nda
     made = (torch.cat([color, alpha], 1).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
     return made, replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels)
-
-
-def chosen_device(run: Run) -> torch.device:
-    """What a run's networks work on.
-
-    Raises:
-        UserError: it wants a GPU, and there is none.
-    """
-    if run.device != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    if run.device == "cuda":
-        raise UserError("no_gpu", "There is no GPU that torch can use.", "See: python -m backend doctor")
-    return torch.device("cpu")
 
 
 def _flag(value: bool, device: torch.device) -> Tensor:

@@ -132,6 +132,19 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
+def chosen_device(run: Run) -> torch.device:
+    """What a run's networks work on.
+
+    Raises:
+        UserError: it wants a GPU, and there is none.
+    """
+    if run.device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if run.device == "cuda":
+        raise UserError("no_gpu", "There is no GPU that torch can use.", "See: python -m backend doctor")
+    return torch.device("cpu")
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of the GPU that this process can still get."""
     free, _ = torch.cuda.mem_get_info(device)

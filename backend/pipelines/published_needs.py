@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a generation of published size needs on a GPU, stage by stage: found from shapes, before anything is loaded."""
+"""What a generation of published size needs: weights, and, by shapes and before anything is loaded, a GPU's memory."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from backend.models import fourdm, videomv
+from backend.models.checkpoints import locate
 from backend.models.dry_run import Cost, dry_run
 from backend.models.encoders import empty_encoders
 from backend.models.lgm import LGM
 from backend.models.videomv import IMAGE, TEXT
-from backend.pipelines.memory_plan import MemoryPlan, Need, StageNeed
+from backend.models.weights_registry import find
+from backend.pipelines.memory_plan import ON_CPU, PLANS, MemoryPlan, Need, StageNeed, choose, free_bytes
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, PIXELS
+from backend.progress import Run, UserError
 from blender_addon.contract.requests import GENERATED_FRAMES
 
 STAGES = {  # name of a network -> the stage in which it works
@@ -26,6 +31,48 @@ STAGES = {  # name of a network -> the stage in which it works
     "fourdm": "multi-view video",
     "refiner": "refinement through Gaussians",
 }
+
+
+def plans(device: torch.device, names: tuple[str, ...], dtype: torch.dtype, run: Run) -> Sequence[MemoryPlan]:
+    """The fastest plan by which the networks called `names` fit, and those after it.
+
+    Raises:
+        UserError: none fits.
+    """
+    if device.type == "cpu":
+        run.note("The published size ran on the CPU, where it takes hours.")
+        return (ON_CPU,)
+    free = free_bytes(device)
+    first, found = choose(PLANS, lambda plan: need(plan, names, dtype), free)
+    run.say(found.sentence(free))
+    return PLANS[first:]
+
+
+def demand_weights(sources: Iterable[str], folder: Path | None) -> None:
+    """All weights, before anything begins. `sources`: their names; `folder`: of all weights.
+
+    Raises:
+        UserError: some are not here; says how to get all of them.
+    """
+    missing = []
+    for source in dict.fromkeys(sources):
+        try:
+            locate(source, folder)
+        except UserError:
+            missing.append(source)
+    if missing:
+        by_hand = [name for name in missing if not find(name).sources]
+        hint = f"Get them: python -m backend weights fetch {' '.join(missing)} (docs/published_size.md)."
+        raise UserError(
+            "weights_missing",
+            f"The published size needs weights that are not on this computer: {', '.join(missing)}.",
+            hint if not by_hand else f"{hint} By hand (docs/weights.md): {', '.join(by_hand)}.",
+        )
+
+
+def licences(sources: Iterable[str]) -> list[dict]:
+    """Weights and their licences, for the provenance of what they make."""
+    return [{"name": source, "licence": find(source).licence} for source in dict.fromkeys(sources)]
 
 
 def need(plan: MemoryPlan, names: tuple[str, ...], dtype: torch.dtype) -> Need:
