@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENTS = ROOT / ".venv"
-EXTRAS = ("blender", "train", "test")
+EXTRAS = ("blender", "train", "published", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 STAMP = "ready"
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS, PRESETS
+from blender_addon.contract.requests import (
+    BOUNDS,
+    COLOR_SPACES,
+    CUTOUTS,
+    MODELS,
+    MOTION_MODELS,
+    PRESETS,
+    PUBLISHED,
+    SMALL,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_evaluate(commands)
     add_train(commands)
     add_render_dataset(commands)
+    add_weights(commands)
     commands.add_parser("warm-up", help="the end of set-up: compile the splatting kernels").set_defaults(func=warm_up)
 
     options = parser.parse_args(arguments)
@@ -45,11 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+VIDEO_STEPS = 100  # 4Diffusion
+PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
+
+
 def add_generate(commands: argparse._SubParsersAction) -> None:
     """`generate`: from an object, an image, a text or an orbit to a clip."""
     parser = commands.add_parser(
         "generate",
-        help="make a clip of an object, an image, a text or an orbit",
+        help="make a clip of an object, an image, a text, a video or an orbit",
         description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
     parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
@@ -58,6 +72,9 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
     subject.add_argument("--orbit", type=Path, metavar="FOLDER",
                          help="a moving orbit that exists already: nothing is invented")  # fmt: skip
+    subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
+                         help="a film of it from the front, or its pictures: four views are made of it by 4DM; with "
+                              "--model published")  # fmt: skip
     motion = parser.add_argument_group("the invented motion")
     for name, bound, text in (
         ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
@@ -65,10 +82,31 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         ("--guidance-motion", "guidance_motion", "how closely text and motion are followed (w1 of Eq. 3)"),
         ("--guidance-static", "guidance_static", "how closely the subject's looks are kept (w2 of Eq. 3)"),
     ):
-        motion.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, metavar="X",
-                            help=f"{text}; default {BOUNDS[bound].default:g}")  # fmt: skip
+        default = f"{BOUNDS[bound].default:g}"
+        if bound in PUBLISHED_DEFAULTS:
+            default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
+        if bound == "steps":
+            default += f", of a video {VIDEO_STEPS}"
+        motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
                         help="write the frames alone: a contact sheet (OUT.png) or a folder of orbits")  # fmt: skip
+    published = parser.add_argument_group("the published size (docs/published_size.md)")
+    published.add_argument("--model", choices=MODELS, default=SMALL,
+                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, and needs "
+                                "weights and a GPU")  # fmt: skip
+    published.add_argument("--weights", type=Path, metavar="DIR",
+                           help="where its weights are (default: as for `weights`)")  # fmt: skip
+    published.add_argument("--refine", action="store_true",
+                           help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
+    published.add_argument("--dry-run", action="store_true",
+                           help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
+    video = parser.add_argument_group("the video")
+    video.add_argument("--start", type=float, metavar="S", help="seconds from its first frame (default: 0)")
+    video.add_argument("--end", type=float, metavar="S", help="the same of the last frame to be used")
+    video.add_argument("--frames", type=bounded("video_frames"), metavar="N",
+                       help="how many are taken, evenly; by 8 at a time (default: 8)")  # fmt: skip
+    video.add_argument("--cutout", choices=CUTOUTS, help="how it is told from its background (default: auto)")
+    video.add_argument("--demo-order", action="store_true", help=argparse.SUPPRESS)  # 4Diffusion's demo's mistake
     add_construction_options(parser, needs_out=False)
     parser.set_defaults(func=generate, usage_error=parser.error)
 
@@ -91,7 +129,7 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N",
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
-    parser.add_argument("--fps", type=bounded("fps"), default=BOUNDS["fps"].default)
+    parser.add_argument("--fps", type=bounded("fps"), help="default: 24; of a video, as it plays")
     parser.add_argument("--sh-degree", type=bounded("sh_degree"), default=0, metavar="D",
                         help="0 to 2: how much colors may change with the view (default: 0, not at all)")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES, default=COLOR_SPACES[0],
@@ -172,14 +210,23 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
-    """`train diffusion4d --config NAME --assets DIR --out DIR`; `train pack` and `train ship` for what comes of it."""
+    """`train diffusion4d|4dm --config NAME --assets DIR --out DIR`; `train pack`, `train ship` for what comes of it."""
     kinds = commands.add_parser("train", help="train the networks").add_subparsers(metavar="WHAT", required=True)
-    parser = kinds.add_parser("diffusion4d", help="the networks that invent motion; see docs/training.md")
+    for what, told in (
+        ("diffusion4d", "the networks that invent motion; see docs/training.md"),
+        ("4dm", "4Diffusion's multi-view video network, on ImageDream"),
+    ):
+        add_training_options(kinds.add_parser(what, help=told), what)
+    add_results_of_training(kinds)
+
+
+def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """What all training has in common."""
     parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
                         help="another value for one line of the configuration; may be repeated")  # fmt: skip
-    parser.add_argument("--assets", type=Path, required=True, metavar="DIR", help="baked animated models")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+    parser.add_argument("--assets", type=Path, metavar="DIR", help="baked animated models")
+    parser.add_argument("--out", type=Path, metavar="DIR",
                         help="checkpoints, figures, sheets; the same command goes on from there")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=minutes, metavar="M", help="length of the run; the learning rate follows it")
@@ -187,8 +234,14 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", type=Path, metavar="DIR",
                         help="run, checkpoint or packed run to train on, by a new --minutes or --steps")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR",
-                        help="I2VGen-XL in diffusers' layout, for the published size")  # fmt: skip
-    parser.set_defaults(func=train)
+                        help="published weights, for the published size (default: as for `weights`)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true",
+                        help="only tell parameters and memory of each stage of the published size")  # fmt: skip
+    parser.set_defaults(func=train, usage_error=parser.error, what=what)
+
+
+def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
+    """`train pack` and `train ship`."""
     packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
     packing.add_argument("run", type=Path, metavar="RUN")
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
@@ -204,6 +257,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         metavar="RUN",
         help="of kinesplat_small_scene_flow: a model of its own, without the others",
     )
+    shipping.add_argument("--published", type=Path, metavar="RUN",
+                          help="of diffusion4d_published: weights for `generate --model published`, without the "
+                               "others")  # fmt: skip
+    shipping.add_argument("--4dm", type=Path, metavar="RUN", dest="fourdm",
+                          help="of fourdm_published: motion modules in the place of the released ones, without the "
+                               "others")  # fmt: skip
     shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -234,6 +293,49 @@ def add_render_dataset(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--least-magnitude", type=float, metavar="M", help="drop clips that move less (0.05)")
     parser.add_argument("--most-magnitude", type=float, metavar="M", help="drop clips that move more (40)")
     parser.set_defaults(func=render_dataset, renderer="fast")
+
+
+def add_weights(commands: argparse._SubParsersAction) -> None:
+    """`weights list|fetch|verify|convert`: networks that other people have published."""
+    verbs = commands.add_parser("weights", help="published weights: list, fetch, verify, convert").add_subparsers(
+        metavar="VERB", required=True
+    )
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--dir", type=Path, metavar="DIR",
+                       help="where weights are kept (default: KINESPLAT_WEIGHTS, else the user's data)")  # fmt: skip
+    halves = argparse.ArgumentParser(add_help=False)
+    halves.add_argument("--half", action="store_true", help="converted weights in 16 bit: half the space")
+
+    parser = verbs.add_parser("list", parents=[place], help="what there is, its licence, and what is here")
+    parser.add_argument("--details", action="store_true", help="sources, digests and notes, too")
+    parser.set_defaults(func=weights_command, verb="list_weights")
+
+    parser = verbs.add_parser(
+        "fetch", parents=[place, halves], help="download from the Hugging Face hub; again, to go on"
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("--accept-licence", action="store_true",
+                        help="you accept a licence that forbids commercial use, or may forbid it")  # fmt: skip
+    parser.add_argument("--source", default="", metavar="REPOSITORY", help="this one of several (default: the first)")
+    parser.add_argument("--keep-download", action="store_true", help="keep what was converted, too")
+    parser.set_defaults(func=weights_command, verb="fetch_weights")
+
+    parser = verbs.add_parser("verify", parents=[place], help="sizes, digests, names and shapes of tensors")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="(default: all that are here)")
+    parser.set_defaults(func=weights_command, verb="verify_weights")
+
+    parser = verbs.add_parser("convert", parents=[place, halves], help="a checkpoint, or a zip of them, from this disk")
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--name", default="", metavar="NAME", help="of the weights (default: by the file's name)")
+    parser.add_argument("--replace", action="store_true", help="even if they are here already")
+    parser.set_defaults(func=weights_command, verb="convert_weights")
+
+
+def weights_command(options: argparse.Namespace) -> int:
+    """One of the verbs of `weights`."""
+    from backend import published_weights
+
+    return getattr(published_weights, options.verb)(options)
 
 
 def minutes(text: str) -> float:
@@ -277,6 +379,17 @@ def generate(options: argparse.Namespace) -> int:
         options.usage_error(problem)
     if options.orbit:
         return construct(options)
+    if options.video:
+        return generate_from_video(options)
+    published = options.model == PUBLISHED
+    for name in ("motion", *PUBLISHED_DEFAULTS):
+        if getattr(options, name) is None:
+            default = PUBLISHED_DEFAULTS[name] if published and name in PUBLISHED_DEFAULTS else BOUNDS[name].default
+            setattr(options, name, default)
+    if options.dry_run:
+        from backend.published_dry_run import print_generation
+
+        return print_generation(options)
 
     from backend.data.object_capture import capture_object
     from backend.generate import generate_files, write_generated
@@ -295,6 +408,8 @@ def generate(options: argparse.Namespace) -> int:
             prompt=options.text,
             image=options.image,
             captured=captured,
+            model=options.model,
+            published={"weights": options.weights, "refine": options.refine} if published else {},
             seed=options.seed,
             motion=options.motion,
             steps=options.steps,
@@ -302,7 +417,7 @@ def generate(options: argparse.Namespace) -> int:
             guidance_static=options.guidance_static,
             preset=options.preset,
             gaussians=options.gaussians,
-            fps=options.fps,
+            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
             motion_model=options.motion_model,
@@ -322,15 +437,72 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def generate_from_video(options: argparse.Namespace) -> int:
+    """Four views of a video, and their clip, with progress bars; a second run resumes an interrupted one."""
+    import shutil
+    from dataclasses import replace
+
+    from backend.console import progress_bar
+    from backend.generate import generate_views, write_views
+    from backend.progress import Run
+    from backend.video.reading import Span
+    from blender_addon.contract.clip import write_clip
+
+    if options.dry_run:
+        from backend.published_dry_run import print_generation
+
+        return print_generation(options)
+    out = options.out or options.frames_only
+    work = options.work or out.with_suffix(".work")
+    names = ("preset", "gaussians", "seed", "sh_degree", "color_space", "motion_model")
+    with progress_bar() as show:
+        views, clip = generate_views(
+            work,
+            Run(work, on_progress=show, device=options.device),
+            options.video,
+            prompt=options.text,
+            construct={name: getattr(options, name) for name in names} if options.out else None,
+            frames=options.frames or int(BOUNDS["video_frames"].default),
+            span=Span(options.start or 0.0, options.end),
+            cutout=options.cutout or CUTOUTS[0],
+            seed=options.seed,
+            steps=options.steps or VIDEO_STEPS,
+            compat=options.demo_order,
+            weights=options.weights,
+        )
+    for warning in (clip or views).provenance["warnings"]:
+        print(warning, file=sys.stderr)
+    if options.frames_only:
+        write_views(views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
+        print(f"{options.frames_only}: {len(views.cameras)} views of {len(views.video)} frames")
+    if clip is not None:
+        fps = min(max(views.fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum) if options.fps is None else options.fps
+        clip = replace(clip, name=options.out.stem, fps=float(fps))
+        write_clip(options.out, clip)
+        print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.work is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
 def generate_problem(options: argparse.Namespace) -> str:
     """What does not go together in the options of `generate`; empty where all does."""
-    if not (options.text.strip() or options.object or options.image or options.orbit):
-        return "name a subject: --text, --object, --image or --orbit"
+    if not (options.text.strip() or options.object or options.image or options.orbit or options.video):
+        return "name a subject: --text, --object, --image, --video or --orbit"
+    invented = (options.motion, options.guidance_motion, options.guidance_static)
+    if options.video and (options.model != PUBLISHED or options.refine or any(one is not None for one in invented)):
+        return f"--video goes with --model {PUBLISHED}, and without --refine, --motion and --guidance-..."
+    if not options.video and (options.frames or options.cutout or options.demo_order):
+        return "--frames and --cutout go with --video"
+    if not options.video and not (options.start is None and options.end is None):
+        return "--start and --end go with --video"
     if options.orbit and (options.text or options.frames_only):
         return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
     if not options.orbit and (options.static or options.surface):
         return "--static and --surface go with --orbit"
-    if not (options.out or options.frames_only):
+    if options.model != PUBLISHED and (options.weights or options.refine or options.dry_run):
+        return f"--weights, --refine and --dry-run go with --model {PUBLISHED}"
+    if not (options.out or options.frames_only or options.dry_run):
         return "say where the result goes: --out CLIP.npz or --frames-only OUT"
     return ""
 
@@ -356,7 +528,7 @@ def construct(options: argparse.Namespace) -> int:
             preset=options.preset,
             gaussians=options.gaussians,
             seed=options.seed,
-            fps=options.fps,
+            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
             sh_degree=options.sh_degree,
             color_space=options.color_space,
             motion_model=options.motion_model,
@@ -450,14 +622,24 @@ def evaluate_construction(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train until the plan is done, or somebody stops it."""
     try:
-        from backend.training.train_diffusion4d import read_config
-        from backend.training.train_diffusion4d import train as run_training
+        from backend.training.config import read_config
+        from backend.training.trainer import train as run_training
     except ModuleNotFoundError as error:
         hint = 'Install what training needs: pip install ".[train]".'
         raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
     changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
+    config = read_config(options.config, changes)
+    if (config.task == "fourdm") != (options.what == "4dm"):
+        hint = f"Run: python -m backend train {'4dm' if config.task == 'fourdm' else 'diffusion4d'} --config ..."
+        raise UserError("bad_config", f"{options.config} trains another network than {options.what}.", hint)
+    if options.dry_run:
+        from backend.published_dry_run import print_training
+
+        return print_training(config)
+    if not (options.assets and options.out):
+        options.usage_error("--assets and --out are needed")
     done = run_training(
-        read_config(options.config, changes),
+        config,
         options.assets,
         options.out,
         minutes=options.minutes,
@@ -479,8 +661,16 @@ def pack_run(options: argparse.Namespace) -> int:
 
 def ship_runs(options: argparse.Namespace) -> int:
     """Make the weights that the program loads."""
-    from backend.training.ship import ship, ship_scene_flow
+    from backend.training.ship import ship, ship_fourdm, ship_published, ship_scene_flow
 
+    if options.fourdm:
+        ship_fourdm(options.fourdm, options.out)
+        print(f"{options.out}: motion modules of 4DM")
+        return 0
+    if options.published:
+        ship_published(options.published, options.out)
+        print(f"{options.out}: Diffusion4D of published size")
+        return 0
     if options.scene_flow:
         ship_scene_flow(options.scene_flow, options.out, name=options.name)
         print(f"{options.out}: {options.name}")

@@ -11,11 +11,13 @@ from PIL import Image
 
 from backend.data.object_capture import CapturedObject
 from backend.evaluation.sheets import SheetRow, on_white, sheet
-from backend.pipelines import diffusion4d
+from backend.pipelines import diffusion4d, multi_view_video
+from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
+from backend.splatting.construct import STAGE_SHARES as CONSTRUCT_SHARES
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
-from blender_addon.contract.orbit import frame_name, read_orbit_json, write_orbit_json
+from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json, write_orbit_json
 from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request
 
 HALVES = ("moving", "static")
@@ -29,10 +31,12 @@ def generate_files(
     prompt: str,
     image: Path | None = None,
     captured: CapturedObject | None = None,
+    published: dict | None = None,
     **settings,
 ) -> tuple[GeneratedFrames, Clip | None]:
     """Do one generation; `settings` are those of `requests.generation_request`.
 
+    published: options of `diffusion4d_published.generate`;
     image: a picture of the subject; captured: the subject itself; neither: text alone. What was generated stays in
     `folder`, so that the same call goes on from there, also with another preset or after `result="frames"`.
 
@@ -62,17 +66,46 @@ def generate_files(
     elif image:
         inputs["image"] = blob(image)
     request = generation_request(kind, name, prompt=prompt, **inputs, **settings)
-    run.folder = folder / _key(request)
+    published = published or {}
+    run.folder = folder / _key(request, published)
     run.folder.mkdir(parents=True, exist_ok=True)
-    result = diffusion4d.run_request(request, files.__getitem__, run)
+    result = diffusion4d.run_request(request, files.__getitem__, run, **published)
     clip = read_clip(result) if request["settings"]["result"] == "clip" else None
     return read_frames(run.folder / diffusion4d.FRAMES_NAME), clip
 
 
-def _key(request: dict) -> str:
+def generate_views(
+    folder: Path, run: Run, source: Path, *, prompt: str = "", construct: dict | None = None, **options
+) -> tuple[MultiViewVideo, Clip | None]:
+    """Four views of a video, and their clip where `construct` has its settings (see `clips.construct_clip`).
+
+    options: of `multi_view_video.views_of_video`. What was made stays in `folder`, so that the same call goes on.
+
+    Raises:
+        UserError: the video cannot be used, or weights are missing.
+        JobCancelled: by `run`.
+    """
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    facts = [[str(file), *((stat := file.stat()).st_size, stat.st_mtime_ns)] for file in files if file.is_file()]
+    run.folder = folder / _digest([facts, prompt, {name: str(value) for name, value in options.items()}])
+    run.folder.mkdir(parents=True, exist_ok=True)
+    shares = {name: 0.3 * share for name, share in CONSTRUCT_SHARES.items()} if construct else {}
+    run.plan({**multi_view_video.STAGE_SHARES, **shares})
+    views = multi_view_video.views_of_video(source, " ".join(prompt.split()), run, **options)
+    clip = multi_view_video.clip_of_views(views, construct, run) if construct else None
+    run.finish()
+    return views, clip
+
+
+def _key(request: dict, published: dict) -> str:
     """Names all that the frames of a request depend on."""
-    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "steps")
+    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "steps", "model")
     parts = [request["kind"], request["inputs"], {name: request["settings"][name] for name in decides}]
+    parts += [{name: str(value) for name, value in published.items()}]
+    return _digest(parts)
+
+
+def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -85,9 +118,29 @@ def write_generated(frames: GeneratedFrames, out: Path) -> None:
         sheet(f"{title}, seed {frames.seed}", rows).save(out)
         return
     for half in HALVES:
-        folder = out / half
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for index, picture in enumerate(getattr(frames, half)):
-            Image.fromarray(picture).save(folder / frame_name(index))
-        write_orbit_json(folder, frames.cameras if half == "moving" else frames.static_cameras())
+        write_orbit(out / half, getattr(frames, half), frames.cameras if half == "moving" else frames.static_cameras())
+
+
+def write_views(views: MultiViewVideo, out: Path, title: str) -> None:
+    """Video and views as a contact sheet where `out` is a .png, else as orbit folders `out`/view_0 ... and `out`/views.
+
+    The latter holds all views together, as `construct --orbit` takes them; alpha is the mask.
+    """
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rows = [SheetRow("video", on_white(views.video))]
+        rows += [SheetRow(f"view {90 * index}", on_white(one)) for index, one in enumerate(views.pictures)]
+        sheet(title, rows).save(out)
+        return
+    for index, (pictures, cameras) in enumerate(zip(views.pictures, views.cameras, strict=True)):
+        write_orbit(out / f"view_{index}", pictures, cameras)
+    write_orbit(out / "views", *views.together())
+
+
+def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
+    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; what was there goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / frame_name(index))
+    write_orbit_json(folder, cameras)

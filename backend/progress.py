@@ -96,8 +96,7 @@ class Run:
         Raises:
             JobCancelled: somebody wants the run to end.
         """
-        if self._is_cancelled():
-            raise JobCancelled
+        self.check()
         before = 0.0
         for name, share in self._shares.items():
             if name == self._stage:
@@ -112,14 +111,22 @@ class Run:
             self._last_preview = time.monotonic()
         self._on_progress(Progress(self._stage, step, total, self._fraction, self._seconds_left(now), picture))
 
-    def say(self, text: str) -> None:
-        """Tell in a few words about something that no stage is planned for, such as compiling.
+    def check(self) -> None:
+        """Look whether to go on; for work within a step that takes long.
 
         Raises:
             JobCancelled: somebody wants the run to end.
         """
         if self._is_cancelled():
             raise JobCancelled
+
+    def say(self, text: str) -> None:
+        """Tell in a few words about something that no stage is planned for, such as compiling.
+
+        Raises:
+            JobCancelled: somebody wants the run to end.
+        """
+        self.check()
         self._on_progress(Progress(text, 0, 1, self._fraction, None))
 
     def note(self, sentence: str) -> None:

@@ -12,12 +12,13 @@ from backend.__main__ import main
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
-from backend.pipelines import diffusion4d
+from backend.pipelines import diffusion4d, multi_view_video
+from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import read_orbit_json, read_surface_samples
+from blender_addon.contract.orbit import Cameras, Orbit, intrinsics, read_orbit_json, read_surface_samples
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
 
 DOG = Path(__file__).parent.parent / "examples" / "dog.glb"
@@ -47,6 +48,11 @@ def generate(*arguments: object) -> int:
         (("--text", "a ball", "--static", "x", "--out", "x.npz"), "--static"),
         (("--image", "x.png", "--object", "x.glb", "--out", "x.npz"), "not allowed with"),
         (("--text", "a ball", "--motion", "99", "--out", "x.npz"), "must lie between"),
+        (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
+        (("--video", "x.mp4", "--out", "x.npz"), "--model published"),
+        (("--video", "x.mp4", "--model", "published", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
+        (("--text", "a ball", "--frames", "8", "--out", "x.npz"), "go with --video"),
+        (("--text", "a ball", "--start", "0", "--out", "x.npz"), "go with --video"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: tuple, said: str, capsys) -> None:
@@ -150,3 +156,68 @@ def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pyte
     broken.write_bytes(b"glTF nonsense")
     with pytest.raises(UserError, match="broken"):
         capture_object(broken, tmp_path / "broken", Run(tmp_path))
+
+
+@pytest.fixture
+def views_of_a_ball(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """4DM in place of which a ball brightens; its arguments."""
+    told: list[dict] = []
+
+    def views_of_video(source: Path, prompt: str, run: Run, **options) -> MultiViewVideo:
+        told.append({"source": source, "prompt": prompt, **options})
+        size, times = 32, np.linspace(0, 1, options["frames"])
+        still, _ = ball_orbit(size)
+        pictures = np.stack([np.repeat(still[index][None], len(times), 0) for index in (0, 6, 12, 18)])
+        pictures[..., :3] = pictures[..., :3] * (0.5 + 0.5 * times[:, None, None, None])
+        orbit = Orbit(4, closed=False)
+        matrices = np.repeat(intrinsics(orbit.fov, size, size)[None], len(times), 0)
+        cameras = tuple(
+            Cameras(np.repeat(pose[None], len(times), 0), matrices, times, size, size)
+            for pose in orbit.camera_to_world()
+        )
+        return MultiViewVideo(pictures, cameras, 12.5, pictures[0], {"warnings": [], "video": {"file": "film"}})
+
+    monkeypatch.setattr(multi_view_video, "views_of_video", views_of_video)
+    return told
+
+
+def test_views_of_a_video(tmp_path: Path, views_of_a_ball: list[dict], capsys) -> None:
+    film, folder = tmp_path / "film.mp4", tmp_path / "views"
+    film.write_bytes(b"film")
+    options = ("--video", film, "--model", "published", "--text", "a  ball", "--start", 0.5, "--cutout", "model")
+    assert generate(*options, "--demo-order", "--weights", tmp_path, "--frames-only", folder) == 0
+    told = views_of_a_ball[0]
+    assert (told["source"], told["prompt"], told["steps"], told["frames"]) == (film, "a ball", 4, 8)
+    assert (told["span"].start, told["span"].end, told["cutout"], told["compat"]) == (0.5, None, "model", True)
+    assert told["weights"] == tmp_path
+    front = read_orbit_folder(folder / "view_0")
+    assert front.times.tolist() == pytest.approx(np.linspace(0, 1, 8).tolist())
+    assert float(front.images[..., 3].min()) == 0  # the mask
+    together = read_orbit_folder(folder / "views")
+    assert together.images.shape == (32, 32, 32, 4)
+    assert together.times[:8].tolist() == together.times[8:16].tolist()
+    assert "4 views of 8 frames" in capsys.readouterr().out
+
+    sheet = tmp_path / "sheet.png"
+    arguments = ["generate", "--video", str(film), "--model", "published", "--frames-only", str(sheet)]
+    assert main(arguments) == 0
+    assert views_of_a_ball[1]["steps"] == 100
+    with Image.open(sheet) as picture:
+        assert picture.height > 5 * 128
+
+
+@pytest.mark.slow
+def test_a_clip_of_a_video(tmp_path: Path, views_of_a_ball: list[dict]) -> None:
+    film, out = tmp_path / "film.mp4", tmp_path / "ball.npz"
+    film.write_bytes(b"film")
+    options = ("--video", film, "--model", "published", "--preset", "draft", "--gaussians", 500, "--device", "cpu")
+    assert generate(*options, "--out", out) == 0
+    clip = read_clip(out)
+    assert clip.frame_count == 8
+    assert clip.fps == 12.5  # as the video plays
+    assert clip.name == "ball"
+    assert clip.provenance["pipeline"] == multi_view_video.PIPELINE
+    assert clip.provenance["video"] == {"file": "film"}
+    assert not (tmp_path / "ball.work").exists()
+    assert generate(*options, "--fps", 30, "--out", out) == 0
+    assert read_clip(out).fps == 30

@@ -37,11 +37,22 @@ MAY_IMPORT = {
         *("backend.pipelines", "backend.splatting", "backend.models", "backend.data", *LEAVES),
     ),
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
-    "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
-    "backend.guidance": ("torch",),
+    "backend.models": (
+        *("numpy", "torch", "diffusers", "transformers", "tokenizers", "ftfy", "safetensors"),
+        *("huggingface_hub", "requests", "filelock", "platformdirs", *LEAVES),
+    ),
+    "backend.guidance": ("torch", "diffusers"),
+    "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
+    "backend.video.decoder": (
+        "numpy",
+        "PIL",
+        "av",
+        "backend.video",
+        *LEAVES,
+    ),  # a process of its own; nobody else decodes
     "backend.pipelines": (
-        *("numpy", "torch", "numba", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+        *("numpy", "torch", "numba", "scipy", "PIL"),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.video", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),
@@ -61,6 +72,8 @@ MAY_IMPORT = {
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
         *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
     ),
+    "backend.published_weights": ("rich", "backend", "blender_addon.contract"),  # the command `weights`
+    "backend.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),  # of `generate`, `train`
     "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
     "backend.__main__": ("backend", "blender_addon.contract"),
 }

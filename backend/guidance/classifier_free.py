@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""3D-aware classifier-free guidance (Diffusion4D, Eq. 3)."""
+"""Classifier-free guidance: plain (two branches) and 3D-aware (Diffusion4D, Eq. 3; three)."""
 
 from torch import Tensor
 
@@ -11,3 +11,12 @@ def guide(conditional: Tensor, unconditional: Tensor, static: Tensor, w1: float,
     not move. Any one shape. The factors add up to 1, so noise, v and clean-latent predictions can all be guided.
     """
     return conditional + w1 * (conditional - unconditional) + w2 * (conditional - static)
+
+
+def guide_plain(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """u + scale (c - u), which is Eq. 3 with w1 = scale - 1 and w2 = 0. Any one shape.
+
+    VideoMV has scale 9.0 for texts and 6.0 for images, and tells the unconditional branch its negative prompt; 4DM has
+    5.0.
+    """
+    return unconditional + scale * (conditional - unconditional)

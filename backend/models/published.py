@@ -1,171 +1,77 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Diffusion4D at its published size: VideoMV's image network with the static orbit and the motion magnitude.
+"""Diffusion4D at its published size: networks with the weights that `python -m backend weights` and training make.
 
-The base is I2VGen-XL's network, of which VideoMV's is a fine-tuned form, in diffusers' layout. Three things are added:
-camera matrices (VideoMV) and motion magnitude (Diffusion4D, section 3.3) on the time embedding, both beginning at
-zero, and the static orbit's latents in the place of the repeated first image's.
+The networks are VideoMV's, for images and for texts, and both with Diffusion4D's additions (see `diffusion4d`). All are
+built on the meta device and take their tensors as they are read, so that no number is held twice.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from os import PathLike
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from backend.models.motion_magnitude import MagnitudeEmbedding
+from backend.models.checkpoints import load_strictly, locate, read_tensors, released_state, weights_folder
+from backend.models.diffusion4d import Diffusion4DNet
+from backend.models.videomv import IMAGE, TEXT, VideoMV, VideoMVConfig
 from backend.progress import UserError
 
-PREDICTION = "v_prediction"
-FPS = 8.0  # that VideoMV always tells its base
-NEGATIVE_PROMPT = (  # VideoMV's unconditional branch is this text, not the empty one
-    "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, disconnected limbs, Ugly faces, "
-    "incomplete arms"
-)
-FRONT_TO_X = ((0.0, -1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))  # our orbits start at -Y, VideoMV's at +X
+BASES = {"text": "videomv-t2v", "image": "videomv-i2v"}  # names of the weights
+CONFIGS = {"text": TEXT, "image": IMAGE}
+TRAINED = "diffusion4d"  # name of the weights that `train ship --published` makes of a run
+Folder = str | PathLike | None  # of all weights; None: the usual one, see `weights_folder`
 
 
-class PublishedVideoNet(nn.Module):
-    """Noisy latents and conditions -> v."""
-
-    def __init__(self, base: I2VGenXLUNet, *, checkpoint_activations: bool = False) -> None:
-        super().__init__()
-        self.base = base
-        width = base.time_embedding.linear_2.out_features
-        self.camera = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.zeros_(self.camera[2].weight)
-        nn.init.zeros_(self.camera[2].bias)
-        self.magnitude = MagnitudeEmbedding(width)
-        self.register_buffer("start", torch.tensor(FRONT_TO_X), persistent=False)
-        self._extra: Tensor | None = None  # [B T, width]: added to the time embedding of the forward pass under way
-        for block in (*base.down_blocks, base.mid_block, *base.up_blocks):
-            block.register_forward_pre_hook(self._add_to_time, with_kwargs=True)
-            if checkpoint_activations:  # the base has none of its own
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-    def forward(
-        self,
-        latents: Tensor,
-        static_latents: Tensor,
-        timestep: Tensor,
-        camera_to_world: Tensor,
-        text: Tensor,
-        image: Tensor,
-        magnitude: Tensor,
-        known: Tensor,
-    ) -> Tensor:  # [B, T, 4, h, w]
-        """Predict v.
-
-        latents [B, T, 4, h, w]: noisy; static_latents [B, T, 4, h, w]: of the static orbit, first view first;
-        timestep [B]: 0..999; camera_to_world [B, T, 4, 4]; text [B, L, 1024]; image [B, 1024]: CLIP embedding of the
-        first view; magnitude [B]: motion magnitude m; known [B] bool: False leaves m out.
-        """
-        cameras = (self.start @ camera_to_world.float()).flatten(2)
-        embedded = self.camera(cameras) + (self.magnitude(magnitude) * known[:, None])[:, None]
-        self._extra = embedded.flatten(0, 1)
-        fps = torch.full((len(latents),), FPS, device=latents.device)
-        out = self.base(
-            latents.transpose(1, 2),
-            timestep,
-            fps,
-            static_latents.transpose(1, 2),
-            image_embeddings=image,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-        self._extra = None
-        return out.transpose(1, 2)
-
-    def _add_to_time(self, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if "temb" in kwargs:
-            return args, {**kwargs, "temb": kwargs["temb"] + self._extra}
-        return (args[0], args[1] + self._extra, *args[2:]), kwargs  # the middle block takes it by position
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """What the network looks through; none of it is trained."""
-
-    vae: AutoencoderKL
-    text: Callable[[list[str]], Tensor]  # -> [B, L, 1024]
-    image: Callable[[Tensor], Tensor]  # [B, 3, H, W] in 0..1 -> [B, 1024]
-
-    @torch.no_grad()
-    def latents(self, pictures: Tensor, noise: torch.Generator, chunk: int = 8) -> Tensor:
-        """Latents [B, T, 4, H/8, W/8] of pictures [B, T, 3, H, W] in 0..1, drawn from the encoder's distribution."""
-        frames = pictures.flatten(0, 1).to(self.vae.dtype) * 2 - 1
-        parts = [self.vae.encode(part).latent_dist.sample(noise) for part in frames.split(chunk)]
-        return (torch.cat(parts) * self.vae.config.scaling_factor).float().unflatten(0, pictures.shape[:2])
-
-
-def scheduler() -> DDIMScheduler:
-    """VideoMV's noise schedule for images: cosine, zero terminal SNR, v-prediction."""
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        rescale_betas_zero_snr=True,
-        prediction_type=PREDICTION,
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-
-
-def load_base(weights: Path) -> I2VGenXLUNet:
-    """I2VGen-XL's network from a folder in diffusers' layout (with `unet/`).
+def load_base(kind: str, folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> VideoMV:
+    """VideoMV's network for `text` or `image`, on the CPU, in evaluation mode, without gradients.
 
     Raises:
-        UserError: the folder is missing or damaged.
+        UserError: its weights are missing, damaged, or of another network.
     """
-    return _load(I2VGenXLUNet, weights, "unet")
+    network = empty(VideoMV, CONFIGS[kind], dtype)
+    load_strictly(network, base_tensors(kind, folder, dtype), f"The weights {BASES[kind]}", assign=True)
+    return network.eval().requires_grad_(False)
 
 
-def load_encoders(weights: Path, device: torch.device) -> Encoders:
-    """VAE, text and image encoders from a folder in diffusers' layout of I2VGen-XL.
+def load_trained(folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> Diffusion4DNet:
+    """Diffusion4D's network, trained on VideoMV's for images; as `load_base` gives it.
 
     Raises:
-        UserError: a part is missing or damaged, or the package transformers is.
+        UserError: it is missing, damaged, or another network.
     """
-    try:
-        from transformers import (
-            CLIPImageProcessor,
-            CLIPTextModel,
-            CLIPTokenizer,
-            CLIPVisionModelWithProjection,
-        )
-    except ImportError as error:
+    path = locate_trained(folder)
+    network = empty(Diffusion4DNet, CONFIGS["image"], dtype)
+    load_strictly(network, read_tensors(path, "", dtype), f"The weights in {path}", assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def locate_trained(folder: Folder = None) -> Path:
+    """The folder with the weights of the trained network.
+
+    Raises:
+        UserError: there is none, for nobody has published weights.
+    """
+    path = weights_folder(folder) / TRAINED
+    if not any(path.glob("*.safetensors")):
         raise UserError(
-            "no_transformers",
-            "The published-size network needs the package transformers for its text and image encoders.",
-            'Install it: pip install ".[train]".',
-        ) from error
-    vae = _load(AutoencoderKL, weights, "vae").to(device).requires_grad_(False)
-    text_model = _load(CLIPTextModel, weights, "text_encoder").to(device).requires_grad_(False)
-    image_model = _load(CLIPVisionModelWithProjection, weights, "image_encoder").to(device).requires_grad_(False)
-    tokenizer = _load(CLIPTokenizer, weights, "tokenizer")
-    processor = _load(CLIPImageProcessor, weights, "feature_extractor")
-
-    @torch.no_grad()
-    def text(prompts: list[str]) -> Tensor:
-        tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return text_model(tokens.to(device)).last_hidden_state.float()
-
-    @torch.no_grad()
-    def image(pictures: Tensor) -> Tensor:
-        pixels = processor(images=pictures.cpu(), do_rescale=False, return_tensors="pt").pixel_values
-        return image_model(pixels.to(device)).image_embeds.float()
-
-    return Encoders(vae, text, image)
+            "weights_missing",
+            f"Diffusion4D's trained weights are not on this computer: {path} does not hold them.",
+            f"Nobody has published any. Train them (docs/training.md), then: python -m backend train ship --published "
+            f"RUN --out {path}. Motion 0 needs none.",
+        )
+    return path
 
 
-def _load(kind: type, weights: Path, part: str) -> object:
-    folder = Path(weights) / part
-    hint = "Put I2VGen-XL's weights there, in diffusers' layout (unet, vae, text_encoder, tokenizer, image_encoder, "
-    hint += "feature_extractor), and name that folder with --weights."
-    if not folder.is_dir():
-        raise UserError("no_weights", f"The weights' folder {folder} does not exist.", hint)
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError("damaged_weights", f"The weights in {folder} cannot be loaded: {error}", hint) from error
+def empty(network: type, config: VideoMVConfig, dtype: torch.dtype) -> torch.nn.Module:
+    """A network on the meta device."""
+    with torch.device("meta"):
+        return network(config).to(dtype)
+
+
+def base_tensors(kind: str, folder: Folder = None, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """VideoMV's released weights for `text` or `image`.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    return released_state(read_tensors(locate(BASES[kind], folder), "", dtype))[0]

@@ -31,6 +31,7 @@ from backend.splatting.observations import Observations, read_observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras, read_surface_samples
+from blender_addon.contract.requests import PUBLISHED
 
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
@@ -43,11 +44,12 @@ PREVIEW_PIXELS = 48
 LEAST_COVERAGE = 0.004  # of the picture
 
 
-def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
+def run_request(request: dict, blob: Callable[[str], Path], run: Run, **published: object) -> Path:
     """Do a request of kind `object`, `text` or `image` (see `blender_addon.contract.requests`), already checked.
 
-    `blob` gives the file of a sha256. Returns the path of the generated frames or of the clip, in `run.folder`. Frames
-    that were generated stay there until then, so that a retry does not generate them again.
+    `blob` gives the file of a sha256; `published`: options of `diffusion4d_published.generate`. Returns the path of the
+    generated frames or of the clip, in `run.folder`. Frames that were generated stay there until then, so that a retry
+    does not generate them again.
 
     Raises:
         UserError: the inputs cannot be used, or the model cannot be loaded.
@@ -67,7 +69,12 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
     if building:
         clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     if frames is None:
-        frames = generate(static, cameras, image, settings, run)
+        if settings.get("model") == PUBLISHED:  # imports much that the small model does not need
+            from backend.pipelines import diffusion4d_published
+
+            frames = diffusion4d_published.generate(static, cameras, image, settings, run, **published)
+        else:
+            frames = generate(static, cameras, image, settings, run)
         write_frames(run.folder / FRAMES_NAME, frames)
     if not building:
         run.finish()
@@ -361,8 +368,10 @@ def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
     return (rows * 255).round().byte().cpu().numpy()
 
 
-def framed(image: np.ndarray) -> np.ndarray:  # [S, S, 4] uint8
+def framed(image: np.ndarray, share: float | None = None) -> np.ndarray:  # [S, S, 4] uint8
     """A subject [H, W, 4] with straight alpha, cut out and set as orbits show theirs: in the middle, with a margin.
+
+    share: of the picture's side that it takes; FRAMED_SHARE if None.
 
     Raises:
         UserError: there is nothing to see, or no background to tell the subject from.
@@ -373,7 +382,7 @@ def framed(image: np.ndarray) -> np.ndarray:  # [S, S, 4] uint8
     if len(rows) < 16:
         raise UserError("empty_image", "The image shows nothing.", "Choose an image of one subject, cut out.")
     cut = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    side = int(np.ceil(max(cut.shape[:2]) / FRAMED_SHARE))
+    side = int(np.ceil(max(cut.shape[:2]) / (share or FRAMED_SHARE)))
     square = np.zeros((side, side, 4), np.uint8)
     top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
     square[top : top + cut.shape[0], left : left + cut.shape[1]] = cut

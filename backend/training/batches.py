@@ -71,7 +71,17 @@ class FlowBatch(AnyBatch):
     times: Tensor  # [B, T]
 
 
-PICTURES = ("moving", "static", "flow", "first", "near", "far", "near_flow", "far_flow")  # their channels come last
+@dataclass(frozen=True)
+class ViewBatch(AnyBatch):
+    """What `data.view_samples.ViewSample` tells."""
+
+    video: Tensor  # [B, T, 4, H, W] premultiplied RGBA
+    views: Tensor  # [B, T, N, 4, H, W]
+    camera_to_world: Tensor  # [B, N, 4, 4] of the views
+
+
+# Their channels come last.
+PICTURES = ("moving", "static", "flow", "first", "near", "far", "near_flow", "far_flow", "video", "views")
 
 
 def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Iterator[range]:
@@ -107,9 +117,8 @@ def make_batch(
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     for name in set(PICTURES) & set(tensors):
         tensors[name] = tensors[name].movedim(-1, -3)
-    kind = next(
-        kind for kind in (Batch, StillBatch, FlowBatch) if {field.name for field in fields(kind)} >= set(tensors)
-    )
+    kinds = (Batch, StillBatch, FlowBatch, ViewBatch)
+    kind = next(kind for kind in kinds if {field.name for field in fields(kind)} >= set(tensors))
     return kind(number, vocabulary.batch(captions), tuple(captions), **tensors)
 
 

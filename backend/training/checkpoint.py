@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checkpoints of training: whole or not there at all, and everything that a run needs to go on as if never stopped.
 
-A checkpoint is a folder `step_N` with model, EMA and optimizer as safetensors and `trainer.json`. A *packed* run is
+A checkpoint is a folder `step_N` with model, EMA and optimizer as safetensors and `trainer.json`; a base that is frozen
+is not in it. A *packed* run is
 smaller and made for moving: float16 weights and EMA in several files. It has no optimizer, which starts anew.
 """
 
@@ -53,8 +54,9 @@ def save_checkpoint(
         shutil.rmtree(left)
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True)
-    _save(part / WEIGHTS, network.state_dict())
-    _save(part / EMA, ema.state_dict())
+    left_out = frozen(network)
+    for name, one in ((WEIGHTS, network), (EMA, ema)):
+        _save(part / name, {key: tensor for key, tensor in one.state_dict().items() if key not in left_out})
     _save(part / OPTIMIZER, _optimizer_tensors(network, optimizer))
     _write_state(part, state)
     os.replace(part, folder)
@@ -62,6 +64,11 @@ def save_checkpoint(
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return folder
+
+
+def frozen(network: nn.Module) -> set[str]:
+    """Names of what is not trained, which checkpoints leave out: it comes from where the base came from."""
+    return {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -88,9 +95,10 @@ def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimi
         moments = load_file(checkpoint / OPTIMIZER) if (checkpoint / OPTIMIZER).exists() else {}
     except (OSError, SafetensorError) as error:
         raise _damaged(checkpoint, error) from error
+    base = {name: tensor for name, tensor in network.state_dict().items() if name in frozen(network)}
     try:
-        network.load_state_dict(weights)
-        ema.load_state_dict(averaged)
+        network.load_state_dict({**base, **weights})
+        ema.load_state_dict({**base, **averaged})
     except RuntimeError as error:
         raise UserError(
             "other_network",
@@ -175,6 +183,7 @@ def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return {
         f"{key}.{name}": tensor
         for name, parameter in network.named_parameters()
+        if parameter.requires_grad
         for key, tensor in optimizer.state[parameter].items()
     }
 

@@ -3,11 +3,13 @@
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from backend.progress import UserError
 
+Sizes = TypeVar("Sizes")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -15,7 +17,7 @@ CONFIGS = Path(__file__).parent / "configs"
 class TrainConfig:
     """A training run; `configs/` has examples with explanations."""
 
-    task: str  # a key of TASKS in train_diffusion4d
+    task: str  # a key of TASKS in trainer
     network: dict = field(default_factory=dict)  # sizes; empty: those of the weights that it begins from
     resolution: int = 64  # of the pictures
     seed: int = 0
@@ -28,9 +30,10 @@ class TrainConfig:
     ema: float = 0.998
     warmup: int = 100  # steps
     decay: float = 0.25  # last share of the plan in which the learning rate falls to zero; 0: it stays constant
-    drop_all: float = 0.1  # samples without text and magnitude, for guidance
+    drop_all: float = 0.1  # samples without text and magnitude (4DM: image and cameras), for guidance
     drop_text: float = 0.1  # samples without text only
     drop_image: float = 0.5  # static network: samples without the image, those of drop_all among them
+    drop_orbit: float = 0.0  # published network: samples without the static orbit
     static: float = 0.05  # samples that do not move (m = 0)
     reconstruction_weight: float = 0.3  # omega of Eq. 2
     precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has matrix units for it
@@ -42,7 +45,7 @@ class TrainConfig:
     save_minutes: float = 5.0
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
     motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
-    weights: str = ""  # folder of the weights that the published-size network begins from
+    weights: str = ""  # folder of all published weights; empty: the usual one
     families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
 
     def __post_init__(self) -> None:
@@ -86,6 +89,20 @@ def read_config(source: Path | str, changes: Sequence[str] = ()) -> TrainConfig:
         if getattr(config, name) < 1:
             raise UserError("bad_config", f"{name} must be 1 or more.")
     return config
+
+
+def resized(sizes: Sizes, changes: dict) -> Sizes:
+    """The sizes of a network, a dataclass, with those that a configuration changes.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    try:
+        return replace(sizes, **changes)
+    except (TypeError, ValueError) as error:
+        hint = f"See {type(sizes).__name__} for its sizes."
+        raise UserError("bad_config", f"There is no such network: {error}.", hint) from error
 
 
 def parse_change(change: str) -> dict:

@@ -2,66 +2,84 @@
 """Training of Diffusion4D as it was published: absolute latents, L = L_ldm + omega L_mr (section 3.3)."""
 
 from functools import cache
-from pathlib import Path
 
 import torch
-from diffusers import I2VGenXLUNet
 from torch import Tensor
 from torch.nn import functional
 
+from backend.guidance.schedules import V, add_noise, cosine_schedule, velocity
+from backend.models.checkpoints import load_strictly
+from backend.models.diffusion4d import Diffusion4DNet
+from backend.models.encoders import load_videomv_encoders
 from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
-from backend.models.published import (
-    NEGATIVE_PROMPT,
-    PREDICTION,
-    PublishedVideoNet,
-    load_base,
-    load_encoders,
-    scheduler,
-)
+from backend.models.published import base_tensors
 from backend.models.text import Vocabulary
-from backend.progress import UserError
+from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
 from backend.training.batches import Batch
-from backend.training.config import TrainConfig
+from backend.training.config import TrainConfig, resized
 
-encoders = cache(load_encoders)
+encoders = cache(load_videomv_encoders)
 
 
-def build(config: TrainConfig, vocabulary: Vocabulary) -> PublishedVideoNet:
-    """The network, its base from `config.weights`; or of the sizes in `config.network`, freshly initialised.
+def build(config: TrainConfig, vocabulary: Vocabulary) -> Diffusion4DNet:
+    """The image network on VideoMV's weights; or of the sizes in `config.network`, from nothing.
+
+    Weights come from the folder `config.weights`, by default the usual one.
 
     Raises:
-        UserError: neither is there.
+        UserError: there are no weights, or there is no such size.
     """
-    if config.network:
-        sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
-        base = I2VGenXLUNet(**sizes)
-    else:
-        base = load_base(weights_folder(config))
-    return PublishedVideoNet(base, checkpoint_activations=config.checkpoint_activations)
+    network = Diffusion4DNet(sized(config), checkpoint_activations=config.checkpoint_activations)
+    if not config.network:
+        load_strictly(network.base, base_tensors("image", config.weights or None, torch.float32), "VideoMV's weights")
+    return network
+
+
+def sized(config: TrainConfig) -> VideoMVConfig:
+    """Sizes of the image network: the published ones, or those that `config.network` changes.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    return resized(IMAGE, config.network)
 
 
 def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
-    """L_ldm and L_mr on one batch. The unconditional branch has neither text nor image nor magnitude (Eq. 3)."""
+    """L_ldm and L_mr on one batch. The unconditional branch has neither text nor image nor magnitude (Eq. 3).
+
+    It keeps cameras, static orbit and the first view's latents, as VideoMV's keeps its cameras and latents.
+    """
     size, device = len(batch.captions), batch.static.device
-    look = encoders(weights_folder(config), device)
+    look = encoders(config.weights or None, device)
     moving, static = on_white(batch.moving), on_white(batch.static)
     clean, still = look.latents(moving, noise), look.latents(static, noise)
     magnitude = motion_magnitude(batch.moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
 
     known = (torch.rand(size, generator=noise) >= config.drop_all).to(device)
+    orbit_known = (torch.rand(size, generator=noise) >= config.drop_orbit).to(device)
     texts = [text if kept else NEGATIVE_PROMPT for text, kept in zip(batch.captions, known.tolist(), strict=True)]
     image = look.image(static[:, 0]) * known[:, None]
-    schedule = scheduler()
+    schedule = cosine_schedule()
     timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise).to(device)
     alpha_bar = schedule.alphas_cumprod.to(device)[timestep]
     eps = torch.randn(clean.shape, generator=noise).to(device)
-    noisy = schedule.add_noise(clean, eps, timestep)
-    target = schedule.get_velocity(clean, eps, timestep)
-    given = (batch.camera_to_world, look.text(texts), image, magnitude, known)
-    predicted = network(noisy, still, timestep, *given).float()
+    noisy = add_noise(schedule, clean, eps, timestep)
+    target = velocity(schedule, clean, eps, timestep)
+    predicted = network(
+        noisy,
+        timestep,
+        batch.camera_to_world,
+        look.text(texts),
+        magnitude=magnitude,
+        magnitude_known=known,
+        static_latents=still,
+        static_known=orbit_known,
+        image=image,
+        image_latents=still[:, 0],
+    ).float()
 
     denoising = functional.mse_loss(predicted, target)
-    found = latent_magnitude(clean_latents(predicted, noisy, alpha_bar, PREDICTION), still)
+    found = latent_magnitude(clean_latents(predicted, noisy, alpha_bar, V), still)
     # The loss weights by the square of what it is given: here alpha_bar itself is wanted.
     reconstruction = reconstruction_loss(found, latent_magnitude(clean, still), alpha_bar.sqrt()).mean()
     return {
@@ -74,18 +92,3 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
 def on_white(pictures: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B, T, 3, H, W]
     """The background that VideoMV's image network was trained on."""
     return pictures[:, :, :3] + 1 - pictures[:, :, 3:]
-
-
-def weights_folder(config: TrainConfig) -> Path:
-    """Where the weights lie that training begins from.
-
-    Raises:
-        UserError: nobody said.
-    """
-    if not config.weights:
-        raise UserError(
-            "no_weights",
-            "The published-size network begins from I2VGen-XL's weights, and nobody said where they are.",
-            "Name their folder, in diffusers' layout, with --weights.",
-        )
-    return Path(config.weights)

@@ -6,19 +6,24 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save
 from torch.nn import Module
 
 from backend.data.captions import subject
 from backend.data.samples import View, pose_clip
 from backend.data.stills import StillStream, colored_volume
-from backend.models import kinesplat_small, scene_flow
+from backend.models import fourdm_weights, kinesplat_small, scene_flow
+from backend.models.checkpoints import SINGLE
 from backend.models.first_guess import Memory, remember
 from backend.models.text import Vocabulary
+from backend.models.weights_convert import write_card
+from backend.models.weights_registry import find
 from backend.progress import UserError
 from backend.training import decoder_task, motion_task, scene_flow_task, static_task
-from backend.training.checkpoint import checkpoints
+from backend.training.checkpoint import checkpoints, read_state
 from backend.training.config import TrainConfig
+from blender_addon.contract.arrays import atomic_file
 
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
 TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "scene_flow": scene_flow_task}
@@ -56,6 +61,43 @@ def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0"
     """
     network, _, _, trained = finished("scene_flow", run)
     scene_flow.save(out, network, {"name": name, "licence": licence, "trained": trained})
+
+
+def ship_published(run: Path, out: Path) -> None:
+    """Write the averaged network of a run of published size to the folder `out`, in bf16.
+
+    Raises:
+        UserError: the run has no checkpoint, or is of another task.
+    """
+    _ship_half(run, out, "published")
+
+
+def ship_fourdm(run: Path, out: Path) -> None:
+    """Write the averaged motion modules of a run of 4DM to the folder `out`, in bf16, in place of the released ones.
+
+    Raises:
+        UserError: the run has no checkpoint, or is of another task.
+    """
+    steps = _ship_half(run, out, "fourdm", base=fourdm_weights.BASE)
+    write_card(
+        out, find(fourdm_weights.MOTION), {"source": f"trained here, {steps} steps", "base": fourdm_weights.BASE}
+    )
+
+
+def _ship_half(run: Path, out: Path, task: str, **told: str) -> int:
+    """Write the averaged network of the newest checkpoint in bf16. Returns its steps."""
+    found = checkpoints(run)
+    if not found:
+        raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
+    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if about["task"] != task:
+        raise UserError("runs_differ", f"{run} trained the task {about['task']}, not {task}.")
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(found[-1] / "ema.safetensors").items()}
+    steps = read_state(found[-1])["step"]
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out / SINGLE) as file:
+        file.write(save(tensors, {"steps": str(steps), "network": json.dumps(about["network"]), **told}))
+    return steps
 
 
 def finished(task: str, run: Path) -> tuple[Module, TrainConfig, Vocabulary, dict]:

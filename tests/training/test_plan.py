@@ -12,7 +12,7 @@ from backend.training.batches import micro_batches
 from backend.training.config import CONFIGS, read_config
 from backend.training.interrupts import stop_on_signals
 from backend.training.plan import Plan, learning_rate, make_plan
-from backend.training.train_diffusion4d import TASKS
+from backend.training.trainer import TASKS
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.toml")))

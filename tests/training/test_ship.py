@@ -9,7 +9,7 @@ import torch
 from backend.models import kinesplat_small
 from backend.progress import UserError
 from backend.training.ship import ship
-from backend.training.train_diffusion4d import train
+from backend.training.trainer import train
 
 NETWORKS = {
     "motion": {},

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from backend.progress import UserError
 from backend.training import checkpoint, motion_task
-from backend.training.train_diffusion4d import train
+from backend.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER)
@@ -102,7 +102,7 @@ def test_two_processes_do_what_one_does_with_two_micro_batches(tiny, assets, tmp
     script = tmp_path / "worker.py"
     script.write_text(
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from backend.training.config import read_config; from backend.training.train_diffusion4d import train\n"
+        "from backend.training.config import read_config; from backend.training.trainer import train\n"
         "train(read_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), steps=2)\n"
     )
     config = tmp_path / "tiny.toml"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Training of the networks of Diffusion4D, on baked assets that are drawn while it trains.
+"""Training of the networks of Diffusion4D and 4DM, on baked assets that are drawn while it trains.
 
+Where a network stands on a base that is frozen, only what is trained is averaged and kept in checkpoints.
 Samples, noise and dropout are functions of (seed, number of the sample) alone, and a checkpoint holds everything else:
 a resumed run is the uninterrupted run, bit for bit on the CPU. Several GPUs: `accelerate launch -m backend train ...`.
 """
@@ -19,12 +20,21 @@ from torch import nn
 from backend.data.flow_samples import FlowStream
 from backend.data.samples import SampleStream
 from backend.data.stills import StillStream
+from backend.data.view_samples import ViewStream
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
-from backend.training import decoder_task, motion_task, motion_validation, published_task, scene_flow_task, static_task
+from backend.training import (
+    decoder_task,
+    fourdm_task,
+    motion_task,
+    motion_validation,
+    published_task,
+    scene_flow_task,
+    static_task,
+)
 from backend.training.batches import Batch, draw, draw_now, micro_batches
 from backend.training.checkpoint import load_checkpoint, newest_checkpoint, read_state, save_checkpoint
-from backend.training.config import TrainConfig, read_config  # noqa: F401 - read_config belongs to train
+from backend.training.config import TrainConfig
 from backend.training.interrupts import stop_on_signals
 from backend.training.logbook import Logbook, Meter, progress_line
 from backend.training.plan import Plan, learning_rate, make_plan
@@ -36,8 +46,10 @@ TASKS = {
     "static": static_task,
     "scene_flow": scene_flow_task,
     "published": published_task,
+    "fourdm": fourdm_task,
 }
-STREAMS = {"static": StillStream, "scene_flow": FlowStream}  # of samples; `SampleStream` for the others
+CONTIGUOUS = ("fourdm",)  # tasks whose networks must not have channels-last memory
+STREAMS = {"static": StillStream, "scene_flow": FlowStream, "fourdm": ViewStream}  # others: `SampleStream`
 VALIDATIONS = {"motion": motion_validation}  # validate(network, unseen, seen, seed)
 FAR = 1 << 40  # a sample that no training reaches
 
@@ -83,8 +95,9 @@ def train(
 
     # 3. Network, its moving average, optimizer.
     torch.manual_seed(config.seed)
-    plain = channels_last(task.build(config, vocabulary)).to(accelerator.device)
-    ema = copy.deepcopy(plain).requires_grad_(False)
+    plain = task.build(config, vocabulary)
+    plain = (plain if config.task in CONTIGUOUS else channels_last(plain)).to(accelerator.device)
+    ema = average_of(plain)
     network = torch.compile(plain) if config.compile else plain
     network, wrapped = accelerator.prepare(network, make_optimizer(config, plain))
     if begin:
@@ -93,12 +106,13 @@ def train(
     # 4. Records.
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({**asdict(config), "vocabulary": vocabulary.words}, indent=1)
+        base = {"base": task.BASE} if hasattr(task, "BASE") else {}  # the weights of a frozen one
+        record = json.dumps({**asdict(config), **base, "vocabulary": vocabulary.words}, indent=1)
         (out / "config.json").write_text(record, encoding="utf-8")
     accelerator.wait_for_everyone()
     per_step = config.batch * config.accumulate * accelerator.num_processes
-    parameters = sum(parameter.numel() for parameter in plain.parameters()) / 1e6
-    say(f"{config.task}: {parameters:.1f} M parameters, {accelerator.mixed_precision} precision, ", end="")
+    parameters = sum(parameter.numel() for parameter in trained_parameters(plain)) / 1e6
+    say(f"{config.task}: {parameters:.1f} M parameters to train, {accelerator.mixed_precision} precision, ", end="")
     say(f"{per_step} samples a step on {accelerator.num_processes} x {accelerator.device.type}, from step {step:,}")
 
     # 5. Train.
@@ -230,10 +244,24 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network
 
 
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """All but those of a frozen base."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """AdamW."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained = trained_parameters(network)
     return torch.optim.AdamW(trained, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def average_of(network: nn.Module) -> nn.Module:
+    """The beginning of the moving average: a copy which shares the frozen base."""
+    shared = {id(parameter): parameter for parameter in network.parameters() if not parameter.requires_grad}
+    ema = copy.deepcopy(network, shared)
+    for parameter in ema.parameters():
+        parameter.requires_grad_(False)
+    return ema
 
 
 def generator(config: TrainConfig, batch: Batch) -> torch.Generator:
@@ -251,5 +279,7 @@ def agreed(accelerator: Accelerator, share: float, stop: bool) -> tuple[float, b
 
 @torch.no_grad()
 def update_average(ema: nn.Module, network: nn.Module, rate: float) -> None:
-    """ema = rate * ema + (1 - rate) * network."""
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - rate)
+    """ema = rate * ema + (1 - rate) * network, for what is trained."""
+    pairs = zip(ema.parameters(), network.parameters(), strict=True)
+    averaged, trained = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+    torch._foreach_lerp_(averaged, trained, 1 - rate)

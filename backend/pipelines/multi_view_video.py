@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""4DM: from a monocular video to videos of four views, 8 frames at a time (4Diffusion, section 3.2), and to a clip.
+
+video -> frames of one subject, cut out and framed (`backend.video`) -> image tokens and latents of each
+-> DDIM with plain guidance over all times and views of a run together -> pictures on white
+-> cut out, with cameras and times -> construction, if it is wanted
+
+Longer videos are done in runs of 8 frames that begin from the same noise; they drift a little from run to run, as the
+paper shows.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backend.guidance.classifier_free import guide_plain
+from backend.guidance.sampling import Branches, begin, sample
+from backend.guidance.schedules import linear_schedule, set_timesteps
+from backend.models import fourdm_weights
+from backend.models.encoders import load_imagedream_encoders
+from backend.models.fourdm import FourDM
+from backend.models.fourdm_cameras import from_orbit
+from backend.models.fourdm_inputs import ClipConditions, add_pixel_view, drop_pixel_view, join, lay_out, unconditional
+from backend.models.videomv import LATENT_CHANNELS
+from backend.pipelines import clips, videomv_orbit
+from backend.pipelines.diffusion4d import observations
+from backend.pipelines.matte import cut_out
+from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
+from backend.pipelines.published_needs import demand_weights, licences, plans
+from backend.pipelines.videomv_orbit import LATENT_PIXEL, decode, encode, encode_texts, kept_state, preview
+from backend.progress import Run
+from backend.video import intake as video_intake
+from backend.video.framing import FOURDIFFUSION
+from backend.video.intake import take_in
+from backend.video.reading import WHOLE, Span
+from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
+from blender_addon.contract.clip import Clip
+from blender_addon.contract.orbit import Cameras, Orbit, intrinsics
+
+PIPELINE = "4diffusion, views alone"  # its SDS does not follow
+GENERATING = "Making four views of the video"
+STAGE_SHARES = {**{name: 0.1 * share for name, share in video_intake.STAGE_SHARES.items()}, GENERATING: 0.9}
+VIEWS_NAME = "views.npz"
+Loaders = Mapping[str, Callable[[], nn.Module]]
+
+VIEWS = 4
+RUN_FRAMES = 8  # that the network was trained with
+STEPS, GUIDANCE = 100, 5.0
+DISTANCE, FOV = 1.1, 45.0  # of the cameras with which 4Diffusion looks at what comes out; the network hears directions
+NEGATIVE_PROMPT = (  # of ImageDream and all that is built on it
+    "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, poor lighting, "
+    "dull, and unclear."
+)
+
+
+@dataclass(frozen=True)
+class MultiViewVideo:
+    """F times, each seen by VIEWS cameras that stand still, a quarter of a turn apart; the first one in front."""
+
+    pictures: np.ndarray  # [VIEWS, F, H, W, 4] uint8, straight alpha
+    cameras: tuple[Cameras, ...]  # of each view: F cameras with their times
+    fps: float = 24.0  # at which the times follow each other as in the video
+    video: np.ndarray | None = None  # [F, H, W, 4] uint8, straight alpha: what it was made of
+    provenance: dict = field(default_factory=dict)
+
+    def together(self) -> tuple[np.ndarray, Cameras]:
+        """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
+        first = self.cameras[0]
+        poses, matrices, times = (
+            np.concatenate([getattr(view, name) for view in self.cameras])
+            for name in ("camera_to_world", "Ks", "times")
+        )
+        return self.pictures.reshape(-1, *self.pictures.shape[2:]), Cameras(
+            poses, matrices, times, first.width, first.height
+        )
+
+
+def views_of_video(
+    source: Path,
+    prompt: str,
+    run: Run,
+    *,
+    frames: int = RUN_FRAMES,
+    span: Span = WHOLE,
+    cutout: str = "auto",
+    seed: int = 0,
+    steps: int = STEPS,
+    compat: bool = False,
+    weights: Path | None = None,
+    loaders: Callable[[torch.dtype], Loaders] | None = None,
+) -> MultiViewVideo:
+    """Four views of a video file or a folder of pictures; stages are those of STAGE_SHARES, planned by the caller.
+
+    Args:
+        source: what is filmed from the front.
+        prompt: what is seen.
+        run: its folder keeps what is done, also the result.
+        frames: how many are taken, evenly over `span`.
+        span: the part of the video.
+        cutout: how the subject is told from its background, one of `matting.METHODS`.
+        seed, steps, compat: see `generate_views`.
+        weights: folder of all published weights, by default the usual one.
+        loaders: of networks, in the place of those from `weights`.
+
+    Raises:
+        UserError: weights are missing, the GPU is too small, or the video cannot be used.
+        JobCancelled: by `run`.
+    """
+    if (kept := _kept(run.folder / VIEWS_NAME)) is not None:
+        for sentence in kept.provenance["warnings"]:
+            run.note(sentence)
+        return kept
+    device = chosen_device(run)
+    dtype = computing_type(device)
+    if loaders is None:
+        demand_weights(SOURCES.values(), weights)
+    made = loaders(dtype) if loaders else weight_loaders(weights, dtype)
+    intake = take_in(
+        source, run, count=frames, span=span, framing=replace(FOURDIFFUSION, size=videomv_orbit.PIXELS), method=cutout
+    )
+    video = torch.from_numpy(intake.on_background()).movedim(-1, 1)
+    networks = Networks(made, device, run.check)
+
+    def work(plan: MemoryPlan) -> MultiViewVideo:
+        networks.follow(plan)
+        options = {"seed": seed, "steps": steps, "compat": compat, "dtype": dtype, "run": run}
+        return generate_views(video, shares_of(intake.times), prompt, networks, **options)
+
+    run.begin(GENERATING)
+    views = with_ladder(plans(device, tuple(SOURCES), dtype, run), work, run)
+    told = {
+        "models": licences(SOURCES.values()),
+        "memory_plan": networks.plan.name,
+        "video": intake.done,
+        "warnings": list(run.notes),
+    }
+    views = replace(views, fps=intake.fps, video=straight(intake.frames), provenance=told)
+    _keep(run.folder / VIEWS_NAME, views)
+    return views
+
+
+def clip_of_views(views: MultiViewVideo, settings: dict, run: Run) -> Clip:
+    """The clip of four views; `settings` as of `clips.construct_clip`, stages those of `construct.STAGE_SHARES`.
+
+    There is no SDS here: what no view shows is filled by construction alone.
+
+    Raises:
+        UserError: the views show nothing, or the fit went astray.
+        JobCancelled: by `run`.
+    """
+    clip = clips.construct_clip(observations(*views.together()), None, None, settings, run)
+    provenance = {**views.provenance, **clips.provenance(PIPELINE, settings, run), **clip.provenance}
+    return replace(clip, provenance=provenance)
+
+
+@torch.no_grad()
+def generate_views(
+    video: Tensor,
+    times: np.ndarray,
+    prompt: str,
+    networks: Networks,
+    *,
+    elevation: float = 0.0,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    compat: bool = False,
+    dtype: torch.dtype = torch.float32,
+    run: Run,
+) -> MultiViewVideo:
+    """Four views of what a video shows.
+
+    Args:
+        video: [F, 3, PIXELS, PIXELS] 0..1 on white, F at least 2.
+        times: [F], 0..1.
+        prompt: what is seen.
+        networks: text_encoder, image_encoder (ImageDream's), vae, fourdm.
+        elevation: of the cameras, degrees.
+        seed: of the noise.
+        steps: denoising steps of each run.
+        guidance: scale of plain guidance.
+        compat: pair rows and image tokens as the public demo does, which gives most pictures the tokens of a wrong
+            frame; to compare with it.
+        dtype: that the network computes in.
+        run: told after each step of the current stage; its folder keeps the last step of each run of 8 frames.
+
+    Raises:
+        JobCancelled: by `run`.
+    """
+    orbit = Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
+    poses = torch.from_numpy(orbit.camera_to_world()).float().to(networks.device)
+    texts = encode_texts([prompt, NEGATIVE_PROMPT], networks)
+    windows = runs_of(len(video))
+    made: list[np.ndarray] = []
+    for index, window in enumerate(windows):
+        # 1. Conditions.
+        frames = video[window]
+        with networks.using("image_encoder") as [encoder]:
+            tokens = encoder.tokens(frames).to(networks.device)
+        given = lay_out(texts[0], from_orbit(poses), tokens, encode(frames, networks), demo_order=compat)
+        clips = (given, unconditional(given, texts[1]))
+
+        # 2. Denoise all times and views together.
+        schedule = linear_schedule()
+        timesteps = set_timesteps(schedule, steps)
+        side = videomv_orbit.PIXELS // LATENT_PIXEL
+        shape = (len(frames) * VIEWS, LATENT_CHANNELS, side, side)
+        name = f"views_{index}.npz"
+        with networks.using("fourdm") as [network]:
+            latents = sample(
+                kept_state(run.folder / name, networks.device) or begin(shape, seed, networks.device),
+                timesteps,
+                schedule,
+                branches_of(network, clips, together=networks.plan.together),
+                partial(guide_plain, scale=guidance),
+                dtype=dtype,
+                on_step=videomv_orbit.on_step(
+                    run, name, len(timesteps), preview, before=index * len(timesteps), runs=len(windows)
+                ),
+            )
+
+        # 3. Pictures. A window that overlaps the one before gives only what is new.
+        new = slice(sum(len(views) for views in made) - window.start, None)
+        pictures = decode(latents, networks)  # rows: time, then view
+        made.append(pictures.reshape(len(frames), VIEWS, *pictures.shape[1:])[new])
+    pictures = np.concatenate(made)
+    cut, unplain = cut_out(pictures.reshape(-1, *pictures.shape[2:]))
+    if unplain > 0.25:
+        run.note("The model painted more than a plain background: parts of it may have become part of the subject.")
+    cut = cut.reshape(*pictures.shape[:2], *cut.shape[1:]).swapaxes(0, 1)
+    return MultiViewVideo(cut, tuple(_still_camera(pose, times) for pose in orbit.camera_to_world()))
+
+
+def runs_of(frames: int) -> list[slice]:
+    """The frames of each run: 8, one run after another; the last reaches back so that it has 8, too."""
+    starts = range(0, max(frames, 1), RUN_FRAMES)
+    return [slice(max(min(start, frames - RUN_FRAMES), 0), min(start + RUN_FRAMES, frames)) for start in starts]
+
+
+def branches_of(network: FourDM, clips: Sequence[ClipConditions], *, together: bool) -> Branches:
+    """Predictions with and without conditions; latents [(f VIEWS), 4, h, w], without rows for the pixel view."""
+
+    def predict(latents: Tensor, timestep: Tensor, given: ClipConditions) -> Tensor:
+        rows = add_pixel_view(latents, VIEWS)
+        out = network(
+            rows,
+            timestep[:1].expand(len(rows)),
+            given.text,
+            cameras=given.cameras,
+            image=given.image,
+            pixels=given.pixels,
+            frames=given.frames,
+            views=given.views,
+        )
+        return drop_pixel_view(out, given.views)
+
+    if together:
+        both = join(*clips)
+        return lambda latents, timestep: predict(latents.repeat(len(clips), 1, 1, 1), timestep, both).chunk(len(clips))
+    return lambda latents, timestep: [predict(latents, timestep, clip) for clip in clips]
+
+
+SOURCES = {  # name of a network -> the weights that it comes from, beside the base of `fourdm`
+    "text_encoder": fourdm_weights.BASE,
+    "image_encoder": fourdm_weights.BASE,
+    "vae": fourdm_weights.BASE,
+    "fourdm": fourdm_weights.MOTION,
+}
+
+
+def weight_loaders(folder: Path | None, dtype: torch.dtype) -> Loaders:
+    """How each network is loaded to main memory: encoders and base out of ImageDream's file, motion out of 4DM's.
+
+    Raises (when one is loaded):
+        UserError: weights are missing, damaged or of another network.
+    """
+    look = cache(lambda: load_imagedream_encoders(folder, "cpu", dtype))
+
+    return {
+        "text_encoder": lambda: look().text,
+        "image_encoder": lambda: look().image,
+        "vae": lambda: look().vae.float(),
+        "fourdm": lambda: fourdm_weights.load_fourdm(folder, dtype),
+    }
+
+
+def _still_camera(pose: np.ndarray, times: np.ndarray) -> Cameras:
+    pixels, count = videomv_orbit.PIXELS, len(times)
+    matrices = np.repeat(intrinsics(FOV, pixels, pixels)[None], count, 0)
+    return Cameras(np.repeat(pose[None], count, 0), matrices, np.asarray(times, np.float64), pixels, pixels)
+
+
+def shares_of(times: np.ndarray) -> np.ndarray:
+    """Seconds -> shares 0..1 of their whole span; even steps where a still picture repeats."""
+    span = times[-1] - times[0]
+    return (times - times[0]) / span if span > 0 else np.linspace(0, 1, len(times))
+
+
+def straight(premultiplied: np.ndarray) -> np.ndarray:
+    """[..., 4] float 0..1, color multiplied by alpha -> uint8, straight alpha."""
+    alpha = premultiplied[..., 3:]
+    color = premultiplied[..., :3] / np.maximum(alpha, 1e-6)
+    return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)
+
+
+def _keep(path: Path, views: MultiViewVideo) -> None:
+    meta = {"cameras": [one.to_json() for one in views.cameras], "fps": views.fps, "provenance": views.provenance}
+    text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
+    write_arrays(path, {"meta": text, "pictures": views.pictures, "video": views.video})
+
+
+def _kept(path: Path) -> MultiViewVideo | None:
+    """What a former attempt has finished."""
+    try:
+        arrays = read_arrays(path)
+        meta = json.loads(arrays["meta"].tobytes())
+        cameras = tuple(Cameras.from_json(one) for one in meta["cameras"])
+    except (FileNotFoundError, BadFileError, KeyError, ValueError):
+        return None
+    return MultiViewVideo(arrays["pictures"], cameras, meta["fps"], arrays["video"], meta["provenance"])
