@@ -39,9 +39,10 @@ MAY_IMPORT = {
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
     "backend.models": ("numpy", "torch", "diffusers", "transformers", "safetensors", *LEAVES),
     "backend.guidance": ("torch", "diffusers"),
+    "backend.nerf": ("numpy", "torch", "numba", *LEAVES),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.nerf", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),

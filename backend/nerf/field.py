@@ -8,6 +8,7 @@ The blob, 10 (1 - |x| / 0.5), makes the field begin as a soft ball (Magic3D, Lin
 -radius..radius of the frame that cameras are given in: ours, Z up. Times are 0..1.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Mlp(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int = 64, hidden: int = 1, bias: bool = False) -> None:
         super().__init__()
         sizes = [inputs, *[width] * hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(sizes))
 
     def forward(self, values: Tensor) -> Tensor:  # [P, inputs] -> [P, outputs]
         """Products with the samples as columns, which is how grids give and want them."""

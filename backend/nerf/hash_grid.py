@@ -27,8 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from backend.nerf.kernels import KERNELS, PRIMES
+from backend.nerf import kernels
+from backend.nerf.kernels import PRIMES
 
+DIMENSIONS = (3, 4)  # that grids may have
 FEATURES = 2  # numbers per corner
 START = 1e-4  # of the numbers
 CHUNK = 16_384  # samples of one task of a thread
@@ -67,7 +69,7 @@ def levels_of(config: HashGridConfig, dimensions: int) -> list[Level]:
     Raises:
         ValueError: a size that the formulas do not allow for.
     """
-    if dimensions not in KERNELS:
+    if dimensions not in DIMENSIONS:
         raise ValueError(f"hash grids have 3 or 4 dimensions, not {dimensions}")
     if config.levels < 1 or not 3 <= config.log2_table <= 24 or config.base < 4 or config.growth < 1:
         raise ValueError(f"no such grid: {config}")
@@ -87,7 +89,7 @@ def levels_of(config: HashGridConfig, dimensions: int) -> list[Level]:
 class HashGrid(nn.Module):
     """A grid over [0, 1]^dimensions."""
 
-    def __init__(self, dimensions: int, config: HashGridConfig = HashGridConfig()) -> None:  # noqa: B008 - frozen
+    def __init__(self, dimensions: int, config: HashGridConfig = HashGridConfig()) -> None:
         super().__init__()
         self.levels = levels_of(config, dimensions)
         self.dimensions, self.use_kernels = dimensions, True
@@ -124,7 +126,7 @@ class HashGrid(nn.Module):
 
     @cached_property
     def _work(self) -> "_Work":
-        return _Work(self.dimensions, self.levels)
+        return _Work(self.levels)
 
 
 def look_up(positions: Tensor, table: Tensor, levels: list[Level]) -> Tensor:  # [P, D], [E, 2] -> [P, 2 L]
@@ -152,18 +154,17 @@ def look_up(positions: Tensor, table: Tensor, levels: list[Level]) -> Tensor:  #
 
 def warm_up() -> None:
     """Compile the kernels for this computer, or load them from Numba's cache."""
-    for dimensions in KERNELS:
+    for dimensions in DIMENSIONS:
         grid = HashGrid(dimensions, HashGridConfig(levels=2, log2_table=8, base=4, growth=4.0))
         positions = torch.rand(1, dimensions, requires_grad=True)
-        (slope,) = torch.autograd.grad(grid(positions).sum(), positions, create_graph=True)
+        (slope,) = torch.autograd.grad(grid(positions).square().sum(), positions, create_graph=True)
         slope.sum().backward()
 
 
 class _Work:
     """The kernels of a grid with their work shared out over threads, the same results for any number of these."""
 
-    def __init__(self, dimensions: int, levels: list[Level]) -> None:
-        self.kernels = KERNELS[dimensions]
+    def __init__(self, levels: list[Level]) -> None:
         self.levels = [(FEATURES * row, level.arguments) for row, level in enumerate(levels)]
 
     def by_level_and_chunk(self, kernel, samples: int, inputs: tuple, *more: np.ndarray) -> None:
@@ -214,7 +215,7 @@ class _LookUp(torch.autograd.Function):
         ctx.work = work
         features = torch.empty(FEATURES * len(work.levels), len(positions))
         inputs = _array(positions), _array(table)
-        work.by_level_and_chunk(work.kernels.look_up, len(positions), inputs, features.numpy())
+        work.by_level_and_chunk(kernels.look_up, len(positions), inputs, features.numpy())
         return features.t()  # lies in memory as matrix products of few channels and many samples want it
 
     @staticmethod
@@ -234,14 +235,14 @@ class _Pull(torch.autograd.Function):
         ctx.work = work
         slopes = torch.zeros(positions.shape)
         inputs = _array(positions), _array(table)
-        work.by_chunk(work.kernels.pull, len(positions), inputs, _array(gradient.t()), slopes.numpy())
+        work.by_chunk(kernels.pull, len(positions), inputs, _array(gradient.t()), slopes.numpy())
         return slopes
 
     @staticmethod
     @once_differentiable
     def backward(ctx, tangent: Tensor):
         positions, table, gradient = ctx.saved_tensors
-        work, kernels, samples = ctx.work, ctx.work.kernels, len(positions)
+        work, samples = ctx.work, len(positions)
         inputs, rows, along = (_array(positions), _array(table)), _array(gradient.t()), _array(tangent)
         by_positions = by_table = by_gradient = None
         if ctx.needs_input_grad[0]:
@@ -265,7 +266,7 @@ class _Push(torch.autograd.Function):
         ctx.save_for_backward(positions, gradient)
         ctx.work = work
         sums = torch.zeros(table.shape)
-        work.by_level(work.kernels.push, len(positions), (_array(positions),), _array(gradient.t()), sums.numpy())
+        work.by_level(kernels.push, len(positions), (_array(positions),), _array(gradient.t()), sums.numpy())
         return sums
 
     @staticmethod

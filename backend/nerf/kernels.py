@@ -11,8 +11,6 @@ entry, number of entries and whether they are hashed; the samples `first` to `la
 features in arrays [2 L, P], number `row` and the next. What they compute says `hash_grid`.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 from numba import njit
 
@@ -159,131 +157,127 @@ def _spread_slopes(grad, at, x, y, z, vx, vy, vz, rest, rest_slope, g0, g1):
     _add(grad, at[7], upper * w11 + above * s11, g0, g1)
 
 
-def _kernels(dimensions: int) -> SimpleNamespace:
-    """The kernels for 3 or 4 dimensions."""
-    in_time = dimensions == 4
+@njit(forceinline=True, **_OPTIONS)
+def _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries):
+    x, fx = _cell(positions[p, 0], scale, resolution)
+    y, fy = _cell(positions[p, 1], scale, resolution)
+    z, fz = _cell(positions[p, 2], scale, resolution)
+    t, ft = _U(0), _F(0)
+    if in_time:
+        t, ft = _cell(positions[p, 3], scale, resolution)
+    early = _entries(hashed, x, y, z, t * strides[2], strides, start, entries)
+    late = early
+    if in_time:
+        late = _entries(hashed, x, y, z, (t + _ONE) * strides[2], strides, start, entries)
+    return early, late, fx, fy, fz, ft
 
-    @njit(forceinline=True, **_OPTIONS)
-    def locate(hashed, positions, p, strides, scale, resolution, start, entries):
-        x, fx = _cell(positions[p, 0], scale, resolution)
-        y, fy = _cell(positions[p, 1], scale, resolution)
-        z, fz = _cell(positions[p, 2], scale, resolution)
-        t, ft = _U(0), _F(0)
-        if in_time:
-            t, ft = _cell(positions[p, 3], scale, resolution)
-        early = _entries(hashed, x, y, z, t * strides[2], strides, start, entries)
-        late = early
-        if in_time:
-            late = _entries(hashed, x, y, z, (t + _ONE) * strides[2], strides, start, entries)
-        return early, late, fx, fy, fz, ft
 
-    @njit(forceinline=True, **_OPTIONS)
-    def look_up_all(hashed, positions, table, scale, resolution, start, entries, first, last, row, out):
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            a = _reduced(_feature(table, early, 0), x, y, z)[0]
-            b = _reduced(_feature(table, early, 1), x, y, z)[0]
+@njit(forceinline=True, **_OPTIONS)
+def _look_up(hashed, positions, table, scale, resolution, start, entries, first, last, row, out):
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        a = _reduced(_feature(table, early, 0), x, y, z)[0]
+        b = _reduced(_feature(table, early, 1), x, y, z)[0]
+        if in_time:
+            a = _mix(a, _reduced(_feature(table, late, 0), x, y, z)[0], t)
+            b = _mix(b, _reduced(_feature(table, late, 1), x, y, z)[0], t)
+        out[row, p] = a
+        out[row + 1, p] = b
+
+
+@njit(**_OPTIONS)
+def look_up(positions, table, scale, resolution, start, entries, hashed, first, last, row, out):
+    """The features: out[row], out[row + 1]."""
+    if hashed:
+        _look_up(True, positions, table, scale, resolution, start, entries, first, last, row, out)
+    else:
+        _look_up(False, positions, table, scale, resolution, start, entries, first, last, row, out)
+
+
+@njit(**_OPTIONS)
+def look_up_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, tangent, out):
+    """How fast the features change as positions move by `tangent` [P, D]."""
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        for f in range(2):
+            r = _reduced(_feature(table, early, f), x, y, z)
+            slope = r[1] * tangent[p, 0] + r[2] * tangent[p, 1] + r[3] * tangent[p, 2]
             if in_time:
-                a = _mix(a, _reduced(_feature(table, late, 0), x, y, z)[0], t)
-                b = _mix(b, _reduced(_feature(table, late, 1), x, y, z)[0], t)
-            out[row, p] = a
-            out[row + 1, p] = b
+                s = _reduced(_feature(table, late, f), x, y, z)
+                slope = _mix(slope, s[1] * tangent[p, 0] + s[2] * tangent[p, 1] + s[3] * tangent[p, 2], t)
+                slope += (s[0] - r[0]) * tangent[p, 3]
+            out[row + f, p] = scale * slope
 
-    @njit(**_OPTIONS)
-    def look_up(positions, table, scale, resolution, start, entries, hashed, first, last, row, out):
-        """The features: out[row], out[row + 1]."""
-        if hashed:
-            look_up_all(True, positions, table, scale, resolution, start, entries, first, last, row, out)
+
+@njit(**_OPTIONS)
+def pull(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
+    """Add to `out` [P, D] the gradient by the positions of sum(features * gradient)."""
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        g0, g1 = scale * gradient[row, p], scale * gradient[row + 1, p]
+        r = _reduced(_weighed(table, early, g0, g1), x, y, z)
+        if in_time:
+            s = _reduced(_weighed(table, late, g0, g1), x, y, z)
+            out[p, 0] += _mix(r[1], s[1], t)
+            out[p, 1] += _mix(r[2], s[2], t)
+            out[p, 2] += _mix(r[3], s[3], t)
+            out[p, 3] += s[0] - r[0]
         else:
-            look_up_all(False, positions, table, scale, resolution, start, entries, first, last, row, out)
-
-    @njit(**_OPTIONS)
-    def look_up_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, tangent, out):
-        """How fast the features change as positions move by `tangent` [P, D]."""
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            for f in range(2):
-                r = _reduced(_feature(table, early, f), x, y, z)
-                slope = r[1] * tangent[p, 0] + r[2] * tangent[p, 1] + r[3] * tangent[p, 2]
-                if in_time:
-                    s = _reduced(_feature(table, late, f), x, y, z)
-                    slope = _mix(slope, s[1] * tangent[p, 0] + s[2] * tangent[p, 1] + s[3] * tangent[p, 2], t)
-                    slope += (s[0] - r[0]) * tangent[p, 3]
-                out[row + f, p] = scale * slope
-
-    @njit(**_OPTIONS)
-    def pull(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
-        """Add to `out` [P, D] the gradient by the positions of sum(features * gradient)."""
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            g0, g1 = scale * gradient[row, p], scale * gradient[row + 1, p]
-            r = _reduced(_weighed(table, early, g0, g1), x, y, z)
-            if in_time:
-                s = _reduced(_weighed(table, late, g0, g1), x, y, z)
-                out[p, 0] += _mix(r[1], s[1], t)
-                out[p, 1] += _mix(r[2], s[2], t)
-                out[p, 2] += _mix(r[3], s[3], t)
-                out[p, 3] += s[0] - r[0]
-            else:
-                out[p, 0] += r[1]
-                out[p, 1] += r[2]
-                out[p, 2] += r[3]
-
-    @njit(**_OPTIONS)
-    def pull_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
-        """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            square = scale * scale
-            g0, g1 = square * gradient[row, p], square * gradient[row + 1, p]
-            vx, vy, vz = tangent[p, 0], tangent[p, 1], tangent[p, 2]
-            r = _reduced(_weighed(table, early, g0, g1), x, y, z)
-            xy, xz, yz = r[4], r[5], r[6]
-            if in_time:
-                s = _reduced(_weighed(table, late, g0, g1), x, y, z)
-                xy, xz, yz = _mix(xy, s[4], t), _mix(xz, s[5], t), _mix(yz, s[6], t)
-                tx, ty, tz, vt = s[1] - r[1], s[2] - r[2], s[3] - r[3], tangent[p, 3]
-                out[p, 0] += tx * vt
-                out[p, 1] += ty * vt
-                out[p, 2] += tz * vt
-                out[p, 3] += tx * vx + ty * vy + tz * vz
-            out[p, 0] += xy * vy + xz * vz
-            out[p, 1] += xy * vx + yz * vz
-            out[p, 2] += xz * vx + yz * vy
-
-    @njit(**_OPTIONS)
-    def push(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
-        """Add to `out` [E, 2] the gradient by the table of sum(features * gradient)."""
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            g0, g1 = gradient[row, p], gradient[row + 1, p]
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            _spread(out, early, x, y, z, _F(1) - t, g0, g1)
-            if in_time:
-                _spread(out, late, x, y, z, t, g0, g1)
-
-    @njit(**_OPTIONS)
-    def push_slope(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
-        """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
-        strides = _strides(hashed, resolution)
-        for p in range(first, last):
-            g0, g1 = scale * gradient[row, p], scale * gradient[row + 1, p]
-            vx, vy, vz = tangent[p, 0], tangent[p, 1], tangent[p, 2]
-            early, late, x, y, z, t = locate(hashed, positions, p, strides, scale, resolution, start, entries)
-            if in_time:
-                vt = tangent[p, 3]
-                _spread_slopes(out, early, x, y, z, vx, vy, vz, _F(1) - t, -vt, g0, g1)
-                _spread_slopes(out, late, x, y, z, vx, vy, vz, t, vt, g0, g1)
-            else:
-                _spread_slopes(out, early, x, y, z, vx, vy, vz, _F(1), _F(0), g0, g1)
-
-    return SimpleNamespace(
-        look_up=look_up, look_up_slope=look_up_slope, pull=pull, pull_slope=pull_slope, push=push, push_slope=push_slope
-    )
+            out[p, 0] += r[1]
+            out[p, 1] += r[2]
+            out[p, 2] += r[3]
 
 
-KERNELS = {dimensions: _kernels(dimensions) for dimensions in (3, 4)}
+@njit(**_OPTIONS)
+def pull_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
+    """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        square = scale * scale
+        g0, g1 = square * gradient[row, p], square * gradient[row + 1, p]
+        vx, vy, vz = tangent[p, 0], tangent[p, 1], tangent[p, 2]
+        r = _reduced(_weighed(table, early, g0, g1), x, y, z)
+        xy, xz, yz = r[4], r[5], r[6]
+        if in_time:
+            s = _reduced(_weighed(table, late, g0, g1), x, y, z)
+            xy, xz, yz = _mix(xy, s[4], t), _mix(xz, s[5], t), _mix(yz, s[6], t)
+            tx, ty, tz, vt = s[1] - r[1], s[2] - r[2], s[3] - r[3], tangent[p, 3]
+            out[p, 0] += tx * vt
+            out[p, 1] += ty * vt
+            out[p, 2] += tz * vt
+            out[p, 3] += tx * vx + ty * vy + tz * vz
+        out[p, 0] += xy * vy + xz * vz
+        out[p, 1] += xy * vx + yz * vz
+        out[p, 2] += xz * vx + yz * vy
+
+
+@njit(**_OPTIONS)
+def push(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
+    """Add to `out` [E, 2] the gradient by the table of sum(features * gradient)."""
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        g0, g1 = gradient[row, p], gradient[row + 1, p]
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        _spread(out, early, x, y, z, _F(1) - t, g0, g1)
+        if in_time:
+            _spread(out, late, x, y, z, t, g0, g1)
+
+
+@njit(**_OPTIONS)
+def push_slope(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
+    """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
+    in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
+    for p in range(first, last):
+        g0, g1 = scale * gradient[row, p], scale * gradient[row + 1, p]
+        vx, vy, vz = tangent[p, 0], tangent[p, 1], tangent[p, 2]
+        early, late, x, y, z, t = _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries)
+        if in_time:
+            vt = tangent[p, 3]
+            _spread_slopes(out, early, x, y, z, vx, vy, vz, _F(1) - t, -vt, g0, g1)
+            _spread_slopes(out, late, x, y, z, vx, vy, vz, t, vt, g0, g1)
+        else:
+            _spread_slopes(out, early, x, y, z, vx, vy, vz, _F(1), _F(0), g0, g1)

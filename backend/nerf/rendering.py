@@ -21,6 +21,7 @@ from blender_addon.contract.orbit import Cameras
 
 LEAST_LIGHT = 1e-4  # that must still come through for a sample to count
 CHUNK = 4_096  # rays that are rendered at once
+BLOCK = 16  # samples of each ray that are looked at before it is asked whether light comes through
 
 
 class Rays(NamedTuple):
@@ -30,8 +31,8 @@ class Rays(NamedTuple):
     directions: Tensor  # [R, 3] unit length
     times: Tensor  # [R] 0..1
 
-    def __getitem__(self, chosen) -> "Rays":
-        """Some of them, by index, mask or slice; unpacking still gives the three tensors."""
+    def at(self, chosen: Tensor | slice) -> "Rays":
+        """Some of them, by index or mask."""
         return Rays(*(tensor[chosen] for tensor in self))
 
     def to(self, device: torch.device | str) -> "Rays":
@@ -80,7 +81,7 @@ def render(
     field: Field,
     occupancy: Occupancy | None,
     rays: Rays,
-    quality: Quality = Quality(),  # noqa: B008 - frozen
+    quality: Quality = Quality(),
     *,
     with_normals: bool = False,
     jitter: bool = False,
@@ -105,11 +106,13 @@ def render(
     sums = []
     for first in range(0, max(count, 1), quality.chunk):
         part = slice(first, first + quality.chunk)
-        packed = sample(field, occupancy, rays[part], shift[part], quality)
+        packed = sample(field, occupancy, rays.at(part), shift[part], quality)
         again = torch.is_grad_enabled() and count > quality.chunk
-        arguments = (field, rays[part], *packed, step_length(field.radius, quality.samples), with_normals)
+        arguments = (field, rays.at(part), *packed, step_length(field.radius, quality.samples), with_normals)
         sums.append(checkpoint(_sums, *arguments, use_reentrant=False) if again else _sums(*arguments))
-    colors, opacity, depth, normals, away = torch.cat(sums).split([3, 1, 1, 3, 1] if with_normals else [3, 1, 1, 0, 0], 1)
+    colors, opacity, depth, normals, away = torch.cat(sums).split(
+        [3, 1, 1, 3, 1] if with_normals else [3, 1, 1, 0, 0], 1
+    )
     extra = (normals, away[:, 0]) if with_normals else (None, None)
     return Rendered(colors, opacity[:, 0], depth[:, 0], *extra)
 
@@ -127,10 +130,21 @@ def sample(
     least = quality.least_alpha if occupancy is None else min(quality.least_alpha, float(occupancy.threshold))
     if not least or not len(ray):
         return ray, distance
-    origins, directions, times = rays[ray]
-    depths = field.densities(origins + distance[:, None] * directions, times) * step
-    light = torch.exp(-_before(depths, ray))
-    counts = (depths > -np.log1p(-least)) & (light > LEAST_LIGHT)
+    least_depth, darkness = -np.log1p(-least), -np.log(LEAST_LIGHT)
+    rank = _rank(ray)
+    passed = torch.zeros_like(rays.times)  # optical depth in front of a block, for each ray
+    kept = []
+    for first in range(0, int(rank.max()) + 1, BLOCK):  # a few samples of all rays, then what is behind them, if lit
+        block = ((rank >= first) & (rank < first + BLOCK) & (passed[ray] < darkness)).nonzero()[:, 0]
+        if not len(block):
+            break  # samples of higher rank lie behind
+        of_ray = ray[block]
+        origins, directions, times = rays.at(of_ray)
+        depths = field.densities(origins + distance[block, None] * directions, times) * step
+        lit = passed[of_ray] + _before(depths, of_ray) < darkness
+        kept.append(block[(depths > least_depth) & lit])
+        passed.index_add_(0, of_ray, depths)
+    counts = torch.cat(kept).sort().values
     return ray[counts], distance[counts]
 
 
@@ -148,21 +162,25 @@ def march(
     distance, ray = distance[ray, number], hits[ray]
     if occupancy is None:
         return ray, distance
-    origins, directions, _ = rays[ray]
+    origins, directions, _ = rays.at(ray)
     within = occupancy.contains(origins + distance[:, None] * directions)
     return ray[within], distance[within]
 
 
 def first_hits(
-    field: Field, occupancy: Occupancy | None, rays: Rays, quality: Quality = Quality(), level: float = 0.5  # noqa: B008
+    field: Field,
+    occupancy: Occupancy | None,
+    rays: Rays,
+    quality: Quality = Quality(),
+    level: float = 0.5,
 ) -> Tensor:  # [R]
     """How far away the share `level` of the light has been stopped; infinite where it never is. No gradient."""
     found = []
     step = step_length(field.radius, quality.samples)
     for first in range(0, len(rays.origins), quality.chunk):
-        part = rays[first : first + quality.chunk]
+        part = rays.at(slice(first, first + quality.chunk))
         ray, distance = sample(field, occupancy, part, torch.full_like(part.times, 0.5), quality)
-        origins, directions, times = part[ray]
+        origins, directions, times = part.at(ray)
         with torch.no_grad():
             depths = field.densities(origins + distance[:, None] * directions, times) * step
         before, limit = _before(depths, ray), -np.log1p(-level)
@@ -176,7 +194,7 @@ def first_hits(
 
 def _sums(field: Field, rays: Rays, ray: Tensor, distance: Tensor, step: float, with_normals: bool) -> Tensor:
     """Colour, opacity, depth, normals and how far they face away of each ray [R, 5 or 9] over its samples."""
-    origins, directions, times = rays[ray]
+    origins, directions, times = rays.at(ray)
     values = field(origins + distance[:, None] * directions, times, with_normals)
     depths = values.densities * step
     weights = torch.exp(-_before(depths, ray)) * -torch.expm1(-depths)
@@ -195,6 +213,15 @@ def _before(depths: Tensor, ray: Tensor) -> Tensor:  # [P], [P] -> [P]
     if not len(ray):
         return depths
     before = depths.double().cumsum(dim=0) - depths
+    return (before - before[_first(ray)]).to(depths.dtype)
+
+
+def _rank(ray: Tensor) -> Tensor:  # [P] -> [P]
+    """Which sample of its ray each is, from 0."""
+    return torch.arange(len(ray), device=ray.device) - _first(ray)
+
+
+def _first(ray: Tensor) -> Tensor:  # [P] -> [P]
+    """Index of the first sample of each sample's ray."""
     starts = torch.cat([ray.new_ones(1, dtype=torch.bool), ray[1:] != ray[:-1]])
-    own_start = starts.nonzero()[:, 0][starts.cumsum(dim=0) - 1]
-    return (before - before[own_start]).to(depths.dtype)
+    return starts.nonzero()[:, 0][starts.cumsum(dim=0) - 1]
