@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from backend.nerf.field import Field
 from backend.nerf.occupancy import LEAST_ALPHA, SAMPLES_PER_RAY, Occupancy, step_length
@@ -103,16 +103,18 @@ def render(
     count = len(rays.origins)
     shift = torch.rand(count, generator=generator) if jitter else torch.full((count,), 0.5)
     shift = shift.to(rays.origins.device)
-    sums = []
+    step = step_length(field.radius, quality.samples)
+    chunks = []
     for first in range(0, max(count, 1), quality.chunk):
         part = slice(first, first + quality.chunk)
         packed = sample(field, occupancy, rays.at(part), shift[part], quality)
-        again = torch.is_grad_enabled() and count > quality.chunk
-        arguments = (field, rays.at(part), *packed, step_length(field.radius, quality.samples), with_normals)
-        sums.append(checkpoint(_sums, *arguments, use_reentrant=False) if again else _sums(*arguments))
-    colors, opacity, depth, normals, away = torch.cat(sums).split(
-        [3, 1, 1, 3, 1] if with_normals else [3, 1, 1, 0, 0], 1
-    )
+        chunks.append((field, rays.at(part), *packed, step, with_normals))
+    parameters = [parameter for parameter in field.parameters() if parameter.requires_grad]
+    if len(chunks) == 1 or not parameters:
+        sums = torch.cat([_sums(*chunk) for chunk in chunks])
+    else:
+        sums = _InChunks.apply(chunks, *parameters)
+    colors, opacity, depth, normals, away = sums.split([3, 1, 1, 3, 1] if with_normals else [3, 1, 1, 0, 0], 1)
     extra = (normals, away[:, 0]) if with_normals else (None, None)
     return Rendered(colors, opacity[:, 0], depth[:, 0], *extra)
 
@@ -206,6 +208,37 @@ def _sums(field: Field, rays: Rays, ray: Tensor, distance: Tensor, step: float, 
         away = (values.normals * directions).sum(dim=-1).clamp(min=0).square()
         sums = torch.cat([sums, (weights.detach() * away)[:, None]], dim=-1)
     return sums.new_zeros(len(rays.origins), sums.shape[1]).index_add(0, ray, sums)
+
+
+class _InChunks(torch.autograd.Function):
+    """`_sums` of one chunk after the other, of which none keeps a graph: the gradient computes them again.
+
+    torch.utils.checkpoint would do so, but computes all again for each derivative within, of which normals have some.
+    """
+
+    @staticmethod
+    def forward(ctx, chunks: list[tuple], *parameters: Tensor) -> Tensor:
+        ctx.chunks = chunks
+        ctx.save_for_backward(*parameters)  # so that a field that was changed in between is noticed
+        return torch.cat([_sums(*chunk) for chunk in chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        parameters = ctx.saved_tensors
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        first = 0
+        for chunk in ctx.chunks:
+            last = first + len(chunk[1].origins)
+            with torch.enable_grad():
+                sums = _sums(*chunk)
+            if sums.requires_grad:
+                parts = torch.autograd.grad(sums, parameters, gradient[first:last], allow_unused=True)
+                for whole, part in zip(total, parts, strict=True):
+                    if part is not None:
+                        whole += part
+            first = last
+        return None, *total
 
 
 def _before(depths: Tensor, ray: Tensor) -> Tensor:  # [P], [P] -> [P]

@@ -11,7 +11,7 @@ from torch import Tensor
 from backend.nerf.field import Field, SpaceTimeHash
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.occupancy import SAMPLES_PER_RAY, Occupancy, step_length
-from backend.nerf.rendering import Quality, Rays, Rendered, march, rays_of, render
+from backend.nerf.rendering import Quality, Rays, Rendered, march, rays_of, render, sample
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from tests.nerf.scenes import COLOR, RADIUS, Ball
 
@@ -161,7 +161,7 @@ def test_leaving_out_the_empty_changes_nothing_visible() -> None:
 
 
 def test_empty_rays_cost_nothing() -> None:
-    field = Ball()
+    field = Ball().requires_grad_(False)
     occupancy = occupancy_of(field)
     rays = rays_of(cameras(64))
     field.looked_at = 0
@@ -172,12 +172,28 @@ def test_empty_rays_cost_nothing() -> None:
     assert float(nothing.opacity.max()) == float(nothing.colors.max()) == 0
 
 
-def test_chunks_bound_the_memory_and_change_nothing() -> None:
+def test_what_is_hidden_is_left_out() -> None:
+    """Of an opaque ball the first sample of each ray that hits it counts; of a thin one all within."""
+    rays, counts = rays_of(cameras(24)), {}
+    for density in (2_000.0, 2.0):
+        ray, distance = sample(Ball(density), None, rays, torch.full_like(rays.times, 0.5), Quality())
+        counts[density] = torch.bincount(ray)
+        assert bool((ray.diff() >= 0).all())
+        assert bool((distance.diff()[ray.diff() == 0] > 0).all())
+    assert int(counts[2_000.0].max()) == 1
+    assert torch.equal(counts[2_000.0] > 0, counts[2.0] > 0)
+    assert int(counts[2.0].max()) == pytest.approx(2 * RADIUS / step_length(1.0), abs=2)
+
+
+@pytest.mark.parametrize(("use_kernels", "pixels", "chunk"), [(True, 10, 16), (False, 3, 2)])
+def test_chunks_bound_the_memory_and_change_nothing(use_kernels: bool, pixels: int, chunk: int) -> None:
     """Also with normals, whose gradient is a second derivative, and with a random shift of the samples."""
     field = rough_field()
-    occupancy, rays = occupancy_of(field), rays_of(cameras(10))
+    for grid in (field.encoding.space, field.encoding.space_time):
+        grid.use_kernels = use_kernels
+    occupancy, rays = occupancy_of(field), rays_of(cameras(pixels))
     results = []
-    for chunk in (len(rays.origins), 64):
+    for size in (len(rays.origins), chunk):
         held: list[Tensor] = []
 
         def note(tensor: Tensor, held: list[Tensor] = held) -> Tensor:
@@ -187,7 +203,7 @@ def test_chunks_bound_the_memory_and_change_nothing() -> None:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             generator = torch.Generator().manual_seed(5)
             rendered = render(
-                field, occupancy, rays, Quality(chunk=chunk), with_normals=True, jitter=True, generator=generator
+                field, occupancy, rays, Quality(chunk=size), with_normals=True, jitter=True, generator=generator
             )
         kept = sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in held}.values())
         loss = rendered.over(0.5).square().sum() + rendered.facing_away.sum() + rendered.normals.square().sum()
