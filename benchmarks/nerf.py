@@ -34,7 +34,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "tests" / "data" / "assets"
 ASSET = "quaternius_platformer_game_pack/bouncer"
 TIMES, SIDES, PIXELS = 8, 8, 128
 ELEVATIONS = (0.0, 30.0)
-CAMERA = {"distance": 2.0, "fov": 39.6, "pixels": PIXELS}
+CAMERA = {"distance": 2.7, "fov": 39.6, "pixels": PIXELS}
 RAYS = 2_048  # per step
 NETWORK_RATE = 1e-2  # ten times 4Diffusion's: some hundred steps instead of 35,000
 QUALITY = Quality(samples=192)

@@ -116,10 +116,11 @@ class HashGrid(nn.Module):
         if self._kernels_fit(positions):
             slopes = _Pull.apply(positions.clamp(0, 1), self.table, gradient, self._work)
             return slopes * ((positions >= 0) & (positions <= 1))
+        wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             positions = positions.detach().requires_grad_()
             features = self(positions)
-            return torch.autograd.grad((features * gradient).sum(), positions, create_graph=True)[0]
+            return torch.autograd.grad((features * gradient).sum(), positions, create_graph=wanted)[0]
 
     def _kernels_fit(self, positions: Tensor) -> bool:
         return self.use_kernels and positions.is_cpu and positions.dtype == self.table.dtype == torch.float32

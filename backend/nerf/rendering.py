@@ -186,11 +186,10 @@ def first_hits(
         with torch.no_grad():
             depths = field.densities(origins + distance[:, None] * directions, times) * step
         before, limit = _before(depths, ray), -np.log1p(-level)
-        # The surface lies within a step: where the light falls to the limit, the density being even in it.
-        reached = before + depths >= limit
+        # Within a step the density is even; the light falls to the level somewhere in one step of each ray.
+        reached = (before < limit) & (before + depths >= limit)
         at = distance + ((limit - before) / depths - 0.5) * step
-        nearest = torch.full_like(part.times, torch.inf)
-        found.append(nearest.scatter_reduce(0, ray[reached], at[reached], "amin"))
+        found.append(torch.full_like(part.times, torch.inf).index_copy(0, ray[reached], at[reached]))
     return torch.cat(found)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Surface points and pictures for construction, of a field in closed form; and a fit of a tiny scene."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from backend.nerf.field import BETAS, EPSILON, Field, SpaceTimeHash
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.occupancy import Occupancy, step_length
-from backend.nerf.rendering import Quality, rays_of, render
+from backend.nerf.rendering import Quality, Rays, first_hits, rays_of, render
 from backend.nerf.to_surface import camera_grid, pictures, surface
 from backend.progress import UserError
 from backend.splatting.observations import Observations
@@ -27,6 +29,18 @@ def test_surface_points_lie_evenly_on_the_ball_of_time_0() -> None:
     assert octants.min() > 0.8 * 3_000 / 8
     again = surface(Ball(2_000.0), None, 3_000, quality=Quality(samples=128))
     np.testing.assert_array_equal(again.points, found.points)
+
+
+def test_a_soft_surface_lies_where_half_of_the_light_is_gone() -> None:
+    """Within the ball after ln 2 / density."""
+    ray = Rays(
+        torch.tensor([[-2.0, 0, 0], [-2.0, 0.9, 0]]), torch.tensor([[1.0, 0, 0]]).repeat(2, 1), torch.full((2,), 0.5)
+    )
+    for density in (5.0, 20.0, 500.0):
+        distance = first_hits(Ball(density), None, ray)
+        assert float(distance[0]) == pytest.approx(2 - RADIUS + math.log(2) / density, abs=0.6 * step_length(1.0))
+        assert float(distance[1]) == math.inf
+    assert float(first_hits(Ball(0.5), None, ray)[0]) == math.inf  # lets more than half through
 
 
 def test_an_empty_field_is_told_to_people() -> None:
