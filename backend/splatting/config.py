@@ -92,7 +92,7 @@ class ConstructConfig:
 
     def with_many_views(self) -> "ConstructConfig":
         """The same for several pictures of each time: these tell the motion, and priors would only smooth it."""
-        steps = {"coarse_steps": self.coarse_steps * 8 // 5, "fine_steps": self.fine_steps * 2}
+        steps = {"coarse_steps": self.coarse_steps * 8 // 5, "fine_steps": self.fine_steps * 2, "fine_frames": 4}
         alone = {"hypotheses": self.hypotheses[:1], "mirrors": ()}
         return replace(self, spectral_weight=0.1, window_share=0.8, **alone, **steps)
 

@@ -7,7 +7,8 @@ priors, and a guide where there is one. Four stages, each from what the former o
 1. *Shape*: canonical Gaussians, those of time 0, from the static orbit.
 2. *Guide*: the motion that scene flow (`guide.SceneFlow`) tells, at all times at once. No pictures; skipped without it.
 3. *Motion, coarse*: small pictures and few Gaussians; the shape is held. Without a guide, times near time 0 come first,
-   and the window of times grows from there, so that each pose starts from a neighbour that is already right. (The
+   and the window of times grows from there, so that each pose starts from a neighbour that is already right. Several
+   hypotheses are tried; where both sides move alike, pictures in the mirror show the other one (`symmetry`). (The
    motion "hexplane" moves all Gaussians here, and refines the shape with static pictures beside the moving ones.)
 4. *Fine*: full pictures and all Gaussians, motion and shape together.
 
