@@ -268,6 +268,7 @@ def test_published_sizes() -> None:
     assert millions["imagedream"] == pytest.approx(941.7, abs=0.05)
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_told_from_shapes() -> None:
     few = replace(SMALL, channel_mult=(1, 1), blocks=1, attention_levels=(0,))
     found = describe(few, height=16, width=16, image_features=9)

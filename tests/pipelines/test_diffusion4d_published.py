@@ -206,7 +206,9 @@ def test_orbits_of_another_size_are_resized() -> None:
 # --- stopped, and gone on --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calls", [3, 40, 95])
+@pytest.mark.parametrize(
+    "calls", [pytest.param(3, marks=pytest.mark.slow), 40, pytest.param(95, marks=pytest.mark.slow)]
+)
 def test_cancelled_within_a_step_and_resumed_exactly(make, tmp_path: Path, calls: int) -> None:
     """A shrunk network has 6 blocks, a step of the still subject runs it twice, one of the moving runs it 3 times."""
     whole = make("text")
@@ -273,6 +275,7 @@ def test_out_of_memory_goes_down_the_ladder_from_the_last_step(
     np.testing.assert_allclose(found, expected, atol=0.05)  # by other kernels, and guidance makes much of it
 
 
+@pytest.mark.slow
 def test_out_of_memory_to_the_end_is_told(make, networks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion4d_published, "plans", lambda *_: PLANS)
 
@@ -290,7 +293,9 @@ def test_out_of_memory_to_the_end_is_told(make, networks, monkeypatch: pytest.Mo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+@pytest.mark.parametrize(
+    "plan", [*(pytest.param(plan, marks=pytest.mark.slow) for plan in PLANS[:3]), PLANS[3]], ids=lambda plan: plan.name
+)
 def test_each_plan_gives_the_same(make, networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan) -> None:
     runs = [Run(folder(tmp_path / name)) for name in ("plain", "planned")]
     make("text", runs[0], steps=2)
