@@ -123,6 +123,7 @@ def test_only_motion_modules_train() -> None:
     assert all(parameter.grad is None for name, parameter in net.named_parameters() if "temporal" not in name)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_with_checkpointing() -> None:
     net = fourdm()
     given = first_clip(small_case("patched_f2n4_b2_local_16x16")[0])
@@ -194,7 +195,7 @@ def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
     assert torch.equal(net(**given), replaced)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_near(dtype: torch.dtype, net: FourDM) -> None:
     given, wanted = small_case()
     out = copy.deepcopy(net).to(dtype)(**given)

@@ -105,7 +105,9 @@ def test_samples_of_a_batch_do_not_meet():
     torch.testing.assert_close(net(**given)[1:], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tokens", [1, 700, 10**9])
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(1, marks=pytest.mark.slow), 700, pytest.param(10**9, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 @torch.no_grad()
 def test_slices_change_nothing_but_memory(name, label, tokens):
@@ -124,6 +126,7 @@ def test_slices_change_nothing_but_memory(name, label, tokens):
     assert torch.equal(net(**given), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 def test_recomputed_activations_give_the_same_gradients(name, label):
     given, _ = case(name, label)

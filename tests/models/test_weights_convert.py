@@ -72,7 +72,7 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("content", "options"),
     [
-        pytest.param({"state_dict": STORED, "epoch": 3, "note": "text"}, {}, id="wrapped"),
+        pytest.param({"state_dict": STORED, "epoch": 3, "note": "text"}, {}, id="wrapped", marks=pytest.mark.slow),
         pytest.param(STORED, {}, id="plain"),
         pytest.param(
             {"state_dict": STORED}, {"_use_new_zipfile_serialization": False}, id="format of torch before 1.6"

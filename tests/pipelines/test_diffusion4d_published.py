@@ -293,9 +293,8 @@ def test_out_of_memory_to_the_end_is_told(make, networks, monkeypatch: pytest.Mo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "plan", [*(pytest.param(plan, marks=pytest.mark.slow) for plan in PLANS[:3]), PLANS[3]], ids=lambda plan: plan.name
-)
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+@pytest.mark.slow
 def test_each_plan_gives_the_same(make, networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan) -> None:
     runs = [Run(folder(tmp_path / name)) for name in ("plain", "planned")]
     make("text", runs[0], steps=2)

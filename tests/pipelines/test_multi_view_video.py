@@ -146,7 +146,7 @@ def test_seeds_guidance_and_plans(loaded, tmp_path: Path) -> None:
     np.testing.assert_array_equal(made("again"), first)
     assert np.abs(made("seed", seed=1) - first).max() > 0.1
     assert np.abs(made("guidance", guidance=1.0) - first).max() > 1e-3
-    for number, plan in enumerate(PLANS):
+    for number, plan in enumerate(PLANS[::2]):
         np.testing.assert_allclose(made(f"plan{number}", plan=plan), first, atol=1e-2)
 
 
@@ -238,6 +238,7 @@ def test_a_video_becomes_four_views(of_film, loaded, tmp_path: Path) -> None:
     assert again.cameras[2].camera_to_world.tolist() == found.cameras[2].camera_to_world.tolist()
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_down_the_ladder(of_film, loaded, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(multi_view_video, "plans", lambda *_: PLANS)
     calls: list[int] = []
