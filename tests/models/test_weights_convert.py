@@ -75,7 +75,10 @@ def leftovers(folder: Path) -> list[str]:
         pytest.param({"state_dict": STORED, "epoch": 3, "note": "text"}, {}, id="wrapped", marks=pytest.mark.slow),
         pytest.param(STORED, {}, id="plain"),
         pytest.param(
-            {"state_dict": STORED}, {"_use_new_zipfile_serialization": False}, id="format of torch before 1.6"
+            {"state_dict": STORED},
+            {"_use_new_zipfile_serialization": False},
+            id="format of torch before 1.6",
+            marks=pytest.mark.slow,
         ),
     ],
 )
