@@ -139,27 +139,6 @@ class Encoders:
         return self
 
 
-def load_encoders(
-    weights: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, resizing: str = "bilinear"
-) -> Encoders:
-    """VAE, text and image encoders from a folder in diffusers' layout of I2VGen-XL: `vae`, `text_encoder`,
-    `image_encoder`. No network, no tokenizer files: the vocabulary comes with the program.
-
-    Raises:
-        UserError: a part is missing or damaged, or the package transformers is.
-    """
-    transformers = _transformers()
-    kinds = (
-        (AutoencoderKL, "vae"),
-        (transformers.CLIPTextModel, "text_encoder"),
-        (transformers.CLIPVisionModelWithProjection, "image_encoder"),
-    )
-    vae, text, image = (load_pretrained(kind, weights, part, dtype) for kind, part in kinds)
-    blocks = getattr(text, "text_model", text).encoder.layers
-    del blocks[TEXT_BLOCKS - 1 :]
-    return _ready(vae, text, image, device, resizing)
-
-
 def load_imagedream_encoders(
     folder: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Encoders:
@@ -212,8 +191,7 @@ def load_pretrained(kind: type, weights: Path, part: str, dtype: torch.dtype = t
         UserError: the part is missing or damaged.
     """
     folder = Path(weights) / part
-    hint = "Fetch I2VGen-XL's weights: python -m backend weights fetch i2vgen-xl. Or name a folder in diffusers' "
-    hint += "layout (unet, vae, text_encoder, image_encoder) with --weights."
+    hint = f"Remove {weights} and fetch it again: python -m backend weights fetch {Path(weights).name}"
     if not folder.is_dir():
         raise UserError("no_weights", f"The weights' folder {folder} does not exist.", hint)
     halves, wholes = list(folder.glob("*.fp16.safetensors")), list(folder.glob("*.safetensors"))

@@ -114,22 +114,26 @@ def stage_need(name: str, plan: MemoryPlan, dtype: torch.dtype) -> StageNeed:
             blocks = [stage.weights for stage in cost.stages if "block" in stage.name]
             weights += max(blocks) - sum(blocks)
         return StageNeed(STAGES[name], cost.parameters, weights, cost.peak)
-    network, given = _small(name, plan, dtype)
-    cost = dry_run(network, given, [])
+    cost = _small_cost(name, plan.vae_chunk if name == "vae" else 1, dtype)
     return StageNeed(STAGES[name], cost.parameters, cost.weights, cost.peak)
 
 
-def _small(name: str, plan: MemoryPlan, dtype: torch.dtype) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """One of the other networks on the meta device, and its inputs."""
+@cache
+def _small_cost(name: str, chunk: int, dtype: torch.dtype) -> Cost:
+    """Of one pass of one of the other networks; `chunk`: pictures that the VAE takes at once."""
     with torch.device("meta"):
         if name == "refiner":
-            return LGM().to(dtype), {"views": torch.empty(1, 4, 9, PIXELS, PIXELS, dtype=dtype)}
+            return dry_run(LGM().to(dtype), {"views": torch.empty(1, 4, 9, PIXELS, PIXELS, dtype=dtype)}, [])
+        encoders = _encoders(dtype)
         if name == "vae":
             side = PIXELS // LATENT_PIXEL
-            return _Decoder(empty_encoders().vae), {"latents": torch.empty(plan.vae_chunk, 4, side, side)}
+            return dry_run(_Decoder(encoders.vae), {"latents": torch.empty(chunk, 4, side, side)}, [])
         if name == "text_encoder":
-            return empty_encoders(dtype).text.model, {"input_ids": torch.empty(2, 77, dtype=torch.int64)}
-        return empty_encoders(dtype).image.model, {"pixel_values": torch.empty(1, 3, 224, 224, dtype=dtype)}
+            return dry_run(encoders.text.model, {"input_ids": torch.empty(2, 77, dtype=torch.int64)}, [])
+        return dry_run(encoders.image.model, {"pixel_values": torch.empty(1, 3, 224, 224, dtype=dtype)}, [])
+
+
+_encoders = cache(empty_encoders)
 
 
 class _Decoder(nn.Module):

@@ -45,6 +45,7 @@ class TrainConfig:
     save_minutes: float = 5.0
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
     motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
+    base: str = ""  # published network: weights to begin from, videomv-i2v (also if empty) or i2vgen-xl
     weights: str = ""  # folder of all published weights; empty: the usual one
     families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
 

@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.guidance.schedules import V, add_noise, cosine_schedule, velocity
+from backend.models import i2vgen
 from backend.models.checkpoints import load_strictly
 from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.encoders import load_videomv_encoders
 from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
-from backend.models.published import base_tensors
+from backend.models.published import BASES, base_tensors
 from backend.models.text import Vocabulary
 from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
+from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig, resized
 
@@ -31,8 +33,23 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> Diffusion4DNet:
     """
     network = Diffusion4DNet(sized(config), checkpoint_activations=config.checkpoint_activations)
     if not config.network:
-        load_strictly(network.base, base_tensors("image", config.weights or None, torch.float32), "VideoMV's weights")
+        load_strictly(network.base, beginning(config), f"The weights {config.base or BASES['image']}")
     return network
+
+
+def beginning(config: TrainConfig) -> dict[str, Tensor]:
+    """What the image network begins from: VideoMV's released weights, or I2VGen-XL's, on which those were trained.
+
+    Raises:
+        UserError: they are missing or damaged, or nothing is known of such weights.
+    """
+    folder = config.weights or None
+    if config.base in ("", BASES["image"]):
+        return base_tensors("image", folder, torch.float32)
+    if config.base == i2vgen.NAME:
+        return i2vgen.i2vgen_tensors(folder, config=sized(config))
+    hint = f"It is {BASES['image']} or {i2vgen.NAME}."
+    raise UserError("bad_config", f"base = {config.base!r} is unknown.", hint)
 
 
 def sized(config: TrainConfig) -> VideoMVConfig:

@@ -91,6 +91,7 @@ def test_a_sample_without_the_conditions_is_videomvs(name):
     assert torch.equal(net(**given), expected)
 
 
+@pytest.mark.slow
 @both
 @torch.no_grad()
 def test_each_condition_is_heard_alone(name):
@@ -125,6 +126,7 @@ def test_static_views_go_to_their_frames(name):
         assert change.argmax() == 2
 
 
+@pytest.mark.slow
 @both
 def test_what_is_added_learns_from_the_first_step(name):
     net, given = network(name, checkpoint_activations=True), inputs(name)

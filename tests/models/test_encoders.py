@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from backend.models import clip_tokens, encoders
+from backend.models import encoders
 from backend.models.checkpoints import CARD, expected_shapes
 from backend.models.encoders import Encoders, ImageEncoder, TextEncoder
 from backend.progress import UserError
@@ -264,50 +264,35 @@ def test_videomvs_encoders_come_from_two_folders(
     )
 
 
-def test_diffusers_layout_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: AutoencoderKL) -> None:
+def test_pictures_are_encoded_by_parts_and_words_told_apart() -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    text = CLIPTextModel(CLIPTextConfig(**small, hidden_act="gelu"))
-    image = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(**small, projection_dim=16, image_size=28, patch_size=14, hidden_act="gelu")
-    )
-    for network, part in ((vae, "vae"), (text, "text_encoder"), (image, "image_encoder")):
-        network.save_pretrained(tmp_path / part)
-    loaded = encoders.load_encoders(tmp_path)
-    found = loaded.text(["a dog runs", "Two dogs"])
-    tokens = clip_tokens.tokens(["a dog runs", "Two dogs"])
-    with torch.no_grad():
-        whole = text(tokens, output_hidden_states=True)
-        torch.testing.assert_close(found, whole.last_hidden_state)
-        monkeypatch.setattr(encoders, "TEXT_BLOCKS", 2)  # as if both blocks were all that ViT-H/14 has
-        shorter = encoders.load_encoders(tmp_path).text.encode(tokens)
-        torch.testing.assert_close(shorter, text.final_layer_norm(whole.hidden_states[-2]))
+    text = encoders.TextEncoder(CLIPTextModel(CLIPTextConfig(**small, hidden_act="gelu")))
+    found = text(["a dog runs", "Two dogs"])
     assert found.shape == (2, 77, 32)
     assert not torch.allclose(found[0], found[1])
+    config = CLIPVisionConfig(**small, projection_dim=16, image_size=28, patch_size=14, hidden_act="gelu")
+    image = encoders.ImageEncoder(CLIPVisionModelWithProjection(config).bfloat16())
     pictures = torch.rand(3, 3, 28, 28)
-    assert loaded.image(pictures).shape == (3, 16)
-    assert loaded.image.tokens(pictures).shape == (3, 5, 32)
-    loaded.image.chunk = 1
-    torch.testing.assert_close(loaded.image(pictures), torch.cat([loaded.image(one[None]) for one in pictures]))
-    for network, part in ((vae, "vae"), (text, "text_encoder"), (image, "image_encoder")):
-        network.save_pretrained(tmp_path / "fp16" / part, variant="fp16")  # as I2VGen-XL's half-precision files
-    half = encoders.load_encoders(tmp_path / "fp16", dtype=torch.bfloat16)
-    assert half.text.model.dtype == half.image.model.dtype == half.vae.dtype == torch.bfloat16
-    assert half.image(pictures).dtype == torch.float32
+    assert image(pictures).shape == (3, 16)
+    assert image(pictures).dtype == torch.float32
+    assert image.tokens(pictures).shape == (3, 5, 32)
+    image.chunk = 1
+    torch.testing.assert_close(image(pictures), torch.cat([image(one[None]) for one in pictures]))
 
 
 def test_a_missing_or_damaged_part_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist") as caught:
-        encoders.load_encoders(tmp_path)
-    assert "weights fetch i2vgen-xl" in caught.value.hint
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text("{}")
+        encoders.load_pretrained(AutoencoderKL, tmp_path / "sd21-vae", "vae")
+    assert "weights fetch sd21-vae" in caught.value.hint
+    (tmp_path / "sd21-vae" / "vae").mkdir(parents=True)
+    (tmp_path / "sd21-vae" / "vae" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
-        encoders.load_encoders(tmp_path)
+        encoders.load_pretrained(AutoencoderKL, tmp_path / "sd21-vae", "vae")
 
 
-def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="The package transformers is missing") as caught:
-        encoders.load_encoders(tmp_path)
+        encoders.open_clip({})
     assert ".[published]" in caught.value.hint

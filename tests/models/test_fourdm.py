@@ -59,14 +59,21 @@ def test_embeddings(net: FourDM) -> None:
     torch.testing.assert_close(net.camera_embed(wanted["camera"]), wanted["camera_embed"], **NEAR)
 
 
-def test_the_resampler_takes_all_tokens_of_the_encoder(net: FourDM) -> None:
-    wanted = tensors("image_embed_257tokens")
-    torch.testing.assert_close(net.image_embed(wanted["x"]), wanted["output"], **NEAR)
-
-
 def small_case(name: str = "patched_f4n3_16x16") -> tuple[dict, Tensor]:
     case = tensors(f"case_{name}")
     return inputs(case, CASES[name]["frames"], CASES[name]["views"]), case["output"]
+
+
+def test_height_and_width_are_alike(net: FourDM) -> None:
+    """A picture that lies on its side, seen by kernels that do so, too, gives an answer that does."""
+    given, _ = small_case("patched_f1n5_16x16")
+    given = {**given, "latents": torch.randn(5, 4, 16, 24), "pixels": torch.randn(1, 4, 16, 24)}
+    aside = copy.deepcopy(net)
+    for parameter in aside.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.mT.contiguous()
+    turned = {name: value.mT if name in ("latents", "pixels") else value for name, value in given.items()}
+    torch.testing.assert_close(aside(**turned), net(**given).mT, **NEAR)
 
 
 def test_no_cameras_add_nothing_to_the_time(net: FourDM) -> None:
@@ -116,6 +123,7 @@ def test_only_motion_modules_train() -> None:
     assert all(parameter.grad is None for name, parameter in net.named_parameters() if "temporal" not in name)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_with_checkpointing() -> None:
     net = fourdm()
     given = first_clip(small_case("patched_f2n4_b2_local_16x16")[0])
@@ -165,6 +173,15 @@ def first_clip(given: dict) -> dict:
     return {key: value[:rows] if isinstance(value, Tensor) else value for key, value in given.items()}
 
 
+def test_each_clip_has_its_own_noise_level(net: FourDM) -> None:
+    given, wanted = small_case("patched_f2n4_b2_local_16x16")
+    times = given["timesteps"].clone()
+    times[:8] = 900
+    out = net(**{**given, "timesteps": times})
+    torch.testing.assert_close(out[8:], wanted[8:], **NEAR)
+    assert ((out[:8] - wanted[:8]).abs().flatten(1).amax(1) > 1e-2).all()
+
+
 def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
     given, _ = small_case()  # 4 times x (2 views and the pixel view)
     given["latents"] = given["latents"].clone()
@@ -178,7 +195,7 @@ def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
     assert torch.equal(net(**given), replaced)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_near(dtype: torch.dtype, net: FourDM) -> None:
     given, wanted = small_case()
     out = copy.deepcopy(net).to(dtype)(**given)
@@ -252,6 +269,7 @@ def test_published_sizes() -> None:
     assert millions["imagedream"] == pytest.approx(941.7, abs=0.05)
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_told_from_shapes() -> None:
     few = replace(SMALL, channel_mult=(1, 1), blocks=1, attention_levels=(0,))
     found = describe(few, height=16, width=16, image_features=9)

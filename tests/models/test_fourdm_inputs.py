@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Rows of a clip: as the public code's SDS lays them out, and as its demo does."""
 
+import pytest
 import torch
 
 from backend.models.fourdm_cameras import condition, ring
@@ -36,6 +37,7 @@ def test_latents_make_room_for_the_pixel_view() -> None:
     assert torch.equal(drop_pixel_view(rows, VIEWS + 1), wanted["latents"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_unconditional_clip_through_the_network() -> None:
     """Its pixel view is flat: group norms divide by next to nothing there, and must still be exact."""

@@ -70,6 +70,7 @@ def test_4dm_saved_as_a_whole_model() -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_types_and_copies() -> None:
     weights = tensors("weights")
     net = fourdm_from(None, weights, SMALL)

@@ -18,7 +18,6 @@ CONFIGS = {
 }
 CASES = [
     ("unet_small", "t2v_f1_b1_16x16"),
-    ("unet_small", "t2v_f24_b1_16x16"),
     ("unet_small", "t2v_f5_b1_16x24_nocam"),
     ("unet_small", "t2v_f6_b2_16x16"),
     ("unet_i2v_small", "i2v_f6_b1_16x16"),
@@ -106,7 +105,9 @@ def test_samples_of_a_batch_do_not_meet():
     torch.testing.assert_close(net(**given)[1:], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tokens", [1, 700, 10**9])
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(1, marks=pytest.mark.slow), 700, pytest.param(10**9, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 @torch.no_grad()
 def test_slices_change_nothing_but_memory(name, label, tokens):
@@ -125,6 +126,7 @@ def test_slices_change_nothing_but_memory(name, label, tokens):
     assert torch.equal(net(**given), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "label"), [("unet_small", "t2v_f6_b2_16x16"), ("unet_i2v_small", "i2v_f6_b1_16x16")])
 def test_recomputed_activations_give_the_same_gradients(name, label):
     given, _ = case(name, label)
@@ -173,9 +175,14 @@ def test_group_norm_survives_large_half_precision_values():
 @pytest.mark.slow
 @torch.no_grad()
 def test_it_compiles_in_one_graph():
-    net, (given, stored) = network("unet_i2v_small"), case("unet_i2v_small", "i2v_f6_b1_16x16")
-    out = torch.compile(net, fullgraph=True, backend="aot_eager")(**given)
-    torch.testing.assert_close(out, stored["output"], atol=TOLERANCE, rtol=0)
+    torch.manual_seed(0)
+    net = VideoMV(VideoMVConfig(image=True, multipliers=(1, 2), blocks=1, attention_levels=1, **SIZES)).eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    given, _ = case("unet_i2v_small", "i2v_f6_b1_16x16")
+    out = torch.compile(net, fullgraph=True, backend="eager")(**given)
+    torch.testing.assert_close(out, net(**given), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.gpu

@@ -72,10 +72,13 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("content", "options"),
     [
-        pytest.param({"state_dict": STORED, "epoch": 3, "note": "text"}, {}, id="wrapped"),
+        pytest.param({"state_dict": STORED, "epoch": 3, "note": "text"}, {}, id="wrapped", marks=pytest.mark.slow),
         pytest.param(STORED, {}, id="plain"),
         pytest.param(
-            {"state_dict": STORED}, {"_use_new_zipfile_serialization": False}, id="format of torch before 1.6"
+            {"state_dict": STORED},
+            {"_use_new_zipfile_serialization": False},
+            id="format of torch before 1.6",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -156,6 +159,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, run: Run
     assert proof.exists()
 
 
+@pytest.mark.slow
 def test_a_bare_pickle_is_refused(tmp_path: Path, run: Run) -> None:
     proof = tmp_path / "proof"
     (tmp_path / "toy.ckpt").write_bytes(pickle.dumps(Runs(proof)))
@@ -209,6 +213,7 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, cut: int, new_format: bool)
     assert caught.value.args[0] == "weights_damaged"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_leaves_nothing(tmp_path: Path, run: Run) -> None:
     torch.save(STORED, tmp_path / "toy.ckpt")
     (tmp_path / "toy.ckpt").write_bytes((tmp_path / "toy.ckpt").read_bytes()[:-30])
@@ -263,6 +268,7 @@ def test_weights_are_replaced_only_when_asked(tmp_path: Path, run: Run) -> None:
     assert leftovers(tmp_path / "w") == ["toy"]
 
 
+@pytest.mark.slow
 def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
     torch.save(STORED, tmp_path / "toy.ckpt")
     asked = iter([False, False])

@@ -317,6 +317,7 @@ def test_tensors_of_another_network_never_become_visible(
     assert not (tmp_path / "toy").exists()
 
 
+@pytest.mark.slow
 def test_pickles_are_converted_and_removed(hub: Hub, tmp_path: Path) -> None:
     torch.save({"state_dict": TENSORS}, tmp_path / "x")
     hub.files["us/toy/deep/toy.ckpt"] = (tmp_path / "x").read_bytes()

@@ -14,6 +14,7 @@ from torch import nn
 from backend.pipelines import diffusion4d, diffusion4d_published, memory_plan, videomv_orbit
 from backend.pipelines.diffusion4d_published import generate, needed, resized, static_branch
 from backend.pipelines.memory_plan import PLANS, Networks
+from backend.pipelines.published_needs import need
 from backend.pipelines.videomv_orbit import static_cameras
 from backend.progress import JobCancelled, Progress, Run, UserError
 from blender_addon.contract.arrays import read_arrays
@@ -103,11 +104,11 @@ def test_cameras_are_those_that_videomv_was_made_for() -> None:
 
 @pytest.mark.slow
 def test_everything_asked_for_counts(make) -> None:
-    first = make(steps=2).moving
-    assert (make(steps=2).moving == first).all()
+    first = make(steps=1).moving
+    assert (make(steps=1).moving == first).all()
     changes = ({"seed": 1}, {"prompt": "a cat"}, {"motion": 15.0}, {"guidance_motion": 3.0}, {"guidance_static": 2.0})
     for change in changes:
-        assert (make(**change, steps=2).moving != first).any(), change
+        assert (make(**change, steps=1).moving != first).any(), change
     still = {"motion": 0.0, "steps": 2}
     static = make("text", **still).static
     assert (make("text", **still, seed=1).static != static).any()
@@ -205,7 +206,9 @@ def test_orbits_of_another_size_are_resized() -> None:
 # --- stopped, and gone on --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calls", [3, 40, 95])
+@pytest.mark.parametrize(
+    "calls", [pytest.param(3, marks=pytest.mark.slow), 40, pytest.param(95, marks=pytest.mark.slow)]
+)
 def test_cancelled_within_a_step_and_resumed_exactly(make, tmp_path: Path, calls: int) -> None:
     """A shrunk network has 6 blocks, a step of the still subject runs it twice, one of the moving runs it 3 times."""
     whole = make("text")
@@ -272,6 +275,7 @@ def test_out_of_memory_goes_down_the_ladder_from_the_last_step(
     np.testing.assert_allclose(found, expected, atol=0.05)  # by other kernels, and guidance makes much of it
 
 
+@pytest.mark.slow
 def test_out_of_memory_to_the_end_is_told(make, networks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion4d_published, "plans", lambda *_: PLANS)
 
@@ -290,6 +294,7 @@ def test_out_of_memory_to_the_end_is_told(make, networks, monkeypatch: pytest.Mo
 
 @torch.no_grad()
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+@pytest.mark.slow
 def test_each_plan_gives_the_same(make, networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan) -> None:
     runs = [Run(folder(tmp_path / name)) for name in ("plain", "planned")]
     make("text", runs[0], steps=2)
@@ -342,7 +347,7 @@ def test_a_streamed_network_is_on_the_device_block_by_block() -> None:
 @pytest.mark.slow
 def test_the_plan_follows_the_free_memory() -> None:
     names = needed(True, True, 3.0, 0.5, True)
-    need_of = lambda plan: diffusion4d_published.need(plan, names, torch.bfloat16)  # noqa: E731
+    need_of = lambda plan: need(plan, names, torch.bfloat16)  # noqa: E731
     needs = [need_of(plan).device_bytes for plan in PLANS]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] < 24e9  # a card with 24 GB

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """4DM's pipeline with a shrunk network of noise: pairing of frames and tokens, runs, cameras, what is resumed."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import ring
 from backend.pipelines import multi_view_video, videomv_orbit
 from backend.pipelines.memory_plan import PLANS, Networks
 from backend.pipelines.multi_view_video import MultiViewVideo, generate_views, runs_of, shares_of
 from backend.pipelines.published_needs import stage_need
 from backend.progress import JobCancelled, Progress, Run, UserError
-from tests.models.fourdm_small import SMALL, fourdm
+from tests.models.fourdm_small import SMALL
 from tests.pipelines import published_tiny
 from tests.video.films import write_video
 
 CPU = torch.device("cpu")
+SIZES = replace(SMALL, channel_mult=(1, 1), blocks=1, attention_levels=(0,))
 
 
 class Letters(nn.Module):
@@ -34,10 +37,20 @@ class Tokens(nn.Module):
         return pictures.mean((1, 2, 3))[:, None, None].expand(-1, 3, SMALL.image_width)
 
 
+def network() -> FourDM:
+    """Of noise, with what begins at zero set to something."""
+    torch.manual_seed(0)
+    made = FourDM(SIZES).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return made
+
+
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, nn.Module]:
     vae = published_tiny.networks()["vae"]
-    return {"text_encoder": Letters(), "image_encoder": Tokens(), "vae": vae, "fourdm": fourdm().requires_grad_(False)}
+    return {"text_encoder": Letters(), "image_encoder": Tokens(), "vae": vae, "fourdm": network()}
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +146,7 @@ def test_seeds_guidance_and_plans(loaded, tmp_path: Path) -> None:
     np.testing.assert_array_equal(made("again"), first)
     assert np.abs(made("seed", seed=1) - first).max() > 0.1
     assert np.abs(made("guidance", guidance=1.0) - first).max() > 1e-3
-    for number, plan in enumerate(PLANS):
+    for number, plan in enumerate(PLANS[::2]):
         np.testing.assert_allclose(made(f"plan{number}", plan=plan), first, atol=1e-2)
 
 
@@ -225,6 +238,7 @@ def test_a_video_becomes_four_views(of_film, loaded, tmp_path: Path) -> None:
     assert again.cameras[2].camera_to_world.tolist() == found.cameras[2].camera_to_world.tolist()
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_down_the_ladder(of_film, loaded, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(multi_view_video, "plans", lambda *_: PLANS)
     calls: list[int] = []

@@ -21,6 +21,7 @@ from backend.training import published_task
 from backend.training.batches import Batch
 from backend.training.config import read_config, resized
 from backend.training.trainer import train
+from tests.models.i2vgen_small import small_i2vgen
 
 SIZES = {
     "width": 32,
@@ -189,6 +190,27 @@ def test_training_begins_from_released_weights(tmp_path, shrunk):
     net = published_task.build(config, Vocabulary(()))
     assert all(torch.equal(value, released[key]) for key, value in net.base.state_dict().items())
     assert not net.static_orbit.weight.any()
+
+
+def test_training_begins_from_i2vgen_xl(tmp_path, shrunk, monkeypatch):
+    sizes = replace(shrunk, heads=8)  # as diffusers has it, whatever the width
+    monkeypatch.setattr(published_task, "IMAGE", sizes)
+    config = replace(read_config("diffusion4d_published", ["base=i2vgen-xl"]), weights=str(tmp_path))
+    with pytest.raises(UserError, match="i2vgen-xl are not on this computer"):
+        published_task.build(config, Vocabulary(()))
+    torch.manual_seed(0)
+    (tmp_path / "i2vgen-xl" / "unet").mkdir(parents=True)
+    released = small_i2vgen(sizes).state_dict()
+    save_file(
+        {name: tensor.half() for name, tensor in released.items()}, tmp_path / "i2vgen-xl" / "unet" / "x.safetensors"
+    )
+    (tmp_path / "i2vgen-xl" / "card.json").write_text('{"files": {}}', encoding="utf-8")
+    net = published_task.build(config, Vocabulary(()))
+    wanted = released["down_blocks.0.resnets.0.conv1.weight"].half().float()
+    assert torch.equal(net.base.input_blocks[1][0].in_layers[2].weight, wanted)
+    assert not net.base.camera_embedding[-1].weight.any()
+    with pytest.raises(UserError, match="base = 'sdxl' is unknown"):
+        published_task.build(replace(config, base="sdxl"), Vocabulary(()))
 
 
 def test_a_run_becomes_weights_that_generation_loads(tmp_path, shrunk, monkeypatch):
