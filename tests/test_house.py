@@ -42,9 +42,10 @@ MAY_IMPORT = {
         *("huggingface_hub", "requests", "filelock", "platformdirs", *LEAVES),
     ),
     "backend.guidance": ("torch", "diffusers"),
+    "backend.nerf": ("numpy", "torch", "numba", *LEAVES),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "scipy", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", *LEAVES),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.nerf", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),
