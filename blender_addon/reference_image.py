@@ -22,8 +22,8 @@ def image_problem(image: bpy.types.Image | None) -> str:
     return ""
 
 
-def write_image(name: str, path: Path) -> None:
-    """Write what the image of this full name shows now to `path`, at most LARGEST pixels a side.
+def write_image(name: str, path: Path, largest: int = LARGEST) -> None:
+    """Write what the image of this full name shows now to `path`, at most `largest` pixels a side.
 
     Raises:
         CaptureError: it is not there any more, or holds no pixels.
@@ -46,7 +46,7 @@ def write_image(name: str, path: Path) -> None:
         alpha = np.ones_like(color[..., :1])
     if not image.is_float and image.alpha_mode == "STRAIGHT":
         color = color * alpha
-    small = shrunk(np.concatenate([color, alpha], axis=2), LARGEST)
+    small = shrunk(np.concatenate([color, alpha], axis=2), largest)
     alpha = small[..., 3:].clip(0, 1)
     color = np.divide(small[..., :3], alpha, out=np.zeros_like(small[..., :3]), where=alpha > 1e-4)
     if image.is_float:  # linear light

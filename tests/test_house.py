@@ -43,9 +43,17 @@ MAY_IMPORT = {
     ),
     "backend.guidance": ("torch", "diffusers"),
     "backend.nerf": ("numpy", "torch", "numba", *LEAVES),
+    "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
+    "backend.video.decoder": (
+        "numpy",
+        "PIL",
+        "av",
+        "backend.video",
+        *LEAVES,
+    ),  # a process of its own; nobody else decodes
     "backend.pipelines": (
         *("numpy", "torch", "numba", "scipy", "PIL"),
-        *("backend.models", "backend.guidance", "backend.splatting", "backend.nerf", *LEAVES),
+        *("backend.models", "backend.guidance", "backend.splatting", "backend.nerf", "backend.video", *LEAVES),
     ),
     "backend.data": (
         *("numpy", "numba", "torch", "PIL"),

@@ -36,6 +36,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def printable_prompt(prompt: str) -> str:
+    """A prompt is logged and goes to the text encoder."""
+    if not is_printable(prompt):
+        raise ValueError("the prompt must be printable text on one line")
+    return prompt
+
+
+Prompt = Annotated[str, Field(max_length=contract.MAX_PROMPT_LENGTH), AfterValidator(printable_prompt)]
+
+
 class SettingsModel(Strict):
     """`settings` of a request."""
 
@@ -51,7 +61,7 @@ class SettingsModel(Strict):
 class GenerationSettingsModel(SettingsModel):
     """`settings` of a request whose motion is generated."""
 
-    prompt: Annotated[str, Field(max_length=contract.MAX_PROMPT_LENGTH)]
+    prompt: Prompt
     motion: bounded("motion", float)
     guidance_motion: bounded("guidance_motion", float)
     guidance_static: bounded("guidance_static", float)
@@ -60,13 +70,13 @@ class GenerationSettingsModel(SettingsModel):
     model: Literal[contract.MODELS] = contract.SMALL
     result: Literal[contract.RESULTS]
 
-    @field_validator("prompt")
-    @classmethod
-    def readable(cls, prompt: str) -> str:
-        """It is logged and goes to the text encoder."""
-        if not is_printable(prompt):
-            raise ValueError("the prompt must be printable text on one line")
-        return prompt
+
+class VideoSettingsModel(SettingsModel):
+    """`settings` of a request of kind `video`."""
+
+    prompt: Prompt
+    frames: bounded("video_frames", int)
+    cutout: Literal[contract.CUTOUTS]
 
 
 class CamerasModel(Strict):
@@ -153,6 +163,28 @@ class GenerationInputsModel(Strict):
         return static
 
 
+class VideoInputsModel(Strict):
+    """`inputs` of a request of kind `video`. What the blobs really hold is seen when they are decoded."""
+
+    video: Sha256 | None
+    pictures: Annotated[list[Sha256], Field(min_length=2, max_length=contract.VIDEO_LIMITS.pictures)] | None
+    pictures_fps: bounded("fps", float) | None
+    start: bounded("video_seconds", float)
+    end: bounded("video_seconds", float) | None
+    to_object: Annotated[Matrix4, AfterValidator(invertible)]
+
+    @model_validator(mode="after")
+    def check(self) -> "VideoInputsModel":
+        """A file or pictures, and a range that is one."""
+        if (self.video is None) == (self.pictures is None):
+            raise ValueError("a request of kind video needs either inputs.video or inputs.pictures")
+        if (self.pictures is None) != (self.pictures_fps is None):
+            raise ValueError("inputs.pictures and inputs.pictures_fps belong together")
+        if self.end is not None and self.end <= self.start:
+            raise ValueError("inputs.end must be after inputs.start")
+        return self
+
+
 def printable_name(name: str) -> str:
     """A job's name is shown, logged and put into a file name."""
     if not name.strip() or not is_printable(name):
@@ -198,6 +230,19 @@ class GenerationRequestModel(Strict):
         if inputs.generated is not None and self.settings.result != "clip":
             raise ValueError("frames that exist already can only become a clip")
         return self
+
+
+class VideoRequestModel(Strict):
+    """A request that starts from a video: see `blender_addon/contract/requests.py`.
+
+    It joins `RequestModel` together with the pipeline that does it; until then the API refuses the kind.
+    """
+
+    kind: Literal["video"]
+    name: Name
+    pipeline: Literal[contract.VIDEO_PIPELINE]
+    settings: VideoSettingsModel
+    inputs: VideoInputsModel
 
 
 RequestModel = Annotated[OrbitRequestModel | GenerationRequestModel, Field(discriminator="kind")]

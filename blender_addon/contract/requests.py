@@ -25,6 +25,17 @@ The bounds below are the only place where limits stand: the panel's properties a
                 "surface":   sha256,                                       # or null
                 "generated": sha256,           # frames of an earlier job: they are constructed, none generated; or null
                 "to_object": [[...] * 4]}}
+
+    {"kind": "video", "name": "Fox", "pipeline": "4diffusion",           # not in KINDS: its pipeline is yet to come
+     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
+                  "prompt": "a fox runs",
+                  "frames": 8,                                            # taken evenly from the range
+                  "cutout": "auto" | "alpha" | "model" | "background"},   # how the subject is told from its background
+     "inputs": {"video":    sha256,                                       # MP4, MOV, WebM, MKV or GIF; or null
+                "pictures": [sha256, ...],                                # instead: an image sequence; else null
+                "pictures_fps": 24.0,                                     # of `pictures`; else null
+                "start": 0.0, "end": 2.5,                                 # seconds from the first frame on; end or null
+                "to_object": [[...] * 4]}}
 """
 
 import hashlib
@@ -32,11 +43,14 @@ import os
 from dataclasses import dataclass
 
 from .clip import COLOR_SPACES as COLOR_SPACES
+from .video import LIMITS as VIDEO_LIMITS
 
 API_VERSION = 1
 KINDS = ("orbit", "object", "text", "image")  # what this version can do; video comes with its pipeline
 GENERATION_KINDS = ("object", "text", "image")
 PIPELINES = {"orbit": "orbit", "object": "diffusion4d", "text": "diffusion4d", "image": "diffusion4d"}  # by kind
+VIDEO_PIPELINE = "4diffusion"
+CUTOUTS = ("auto", "alpha", "model", "background")
 PRESETS = ("draft", "preview", "final")
 RESULTS = ("clip", "frames")
 SMALL, PUBLISHED = MODELS = ("kinesplat-small", "published")  # the one that comes along; VideoMV and Diffusion4D
@@ -65,6 +79,8 @@ BOUNDS = {
     "guidance_motion": Bound(1.0, 0.0, 10.0),
     "guidance_static": Bound(0.25, 0.0, 2.0),
     "steps": Bound(24, 4, 100),
+    "video_frames": Bound(8, 8, VIDEO_LIMITS.pictures),
+    "video_seconds": Bound(0.0, 0.0, VIDEO_LIMITS.seconds),  # where the range of a video begins and ends
 }
 GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
 MAX_NAME_LENGTH = 200
@@ -187,6 +203,68 @@ def generation_request(
     }
 
 
+def video_request(
+    name: str,
+    to_object: list[list[float]],
+    *,
+    video: str | None = None,
+    pictures: list[str] | None = None,
+    pictures_fps: float | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    frames: int = int(BOUNDS["video_frames"].default),
+    cutout: str = "auto",
+    prompt: str = "",
+    preset: str = "preview",
+    gaussians: int | None = None,
+    seed: int = 0,
+    fps: float = 24.0,
+    sh_degree: int = 0,
+    color_space: str = "srgb",
+    motion_model: str = "bases",
+) -> dict:
+    """A request of kind `video`: what a camera has seen from one side becomes a clip that is seen from all.
+
+    Args:
+        name: of the job and of its clip.
+        to_object: 4x4, clip space -> object space.
+        video: sha256 of a video file; or
+        pictures: sha256 of the pictures of an image sequence, in order, which follow each other at
+        pictures_fps: frames per second.
+        start: of the range, in seconds from the first frame on.
+        end: of the range; None: the last frame.
+        frames: how many are taken, evenly over the range.
+        cutout: one of CUTOUTS: how the subject is told from its background.
+        prompt: what the subject is and does.
+        preset, gaussians, seed, fps, sh_degree, color_space, motion_model: as in `generation_request`.
+    """
+    return {
+        "kind": "video",
+        "name": name[:MAX_NAME_LENGTH],
+        "pipeline": VIDEO_PIPELINE,
+        "settings": {
+            "seed": seed,
+            "preset": preset,
+            "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
+            "fps": fps,
+            "sh_degree": sh_degree,
+            "color_space": color_space,
+            "motion_model": motion_model,
+            "prompt": prompt,
+            "frames": frames,
+            "cutout": cutout,
+        },
+        "inputs": {
+            "video": video,
+            "pictures": pictures,
+            "pictures_fps": pictures_fps,
+            "start": start,
+            "end": end,
+            "to_object": to_object,
+        },
+    }
+
+
 def build_request(request: dict, generated: str) -> dict:
     """The request that constructs the clip from frames which `request`, one for frames, has ended with.
 
@@ -207,9 +285,10 @@ def request_result(request: dict) -> str:
 def request_blobs(request: dict) -> list[str]:
     """The sha256 of every blob that a request names, each once, in order."""
     inputs = request["inputs"]
-    orbits = [inputs.get("moving"), inputs["static"]]
+    orbits = [inputs.get("moving"), inputs.get("static")]
     names = [sha256 for orbit in orbits if orbit for sha256 in orbit["frames"]]
-    names += [inputs[name] for name in ("image", "surface", "generated") if inputs.get(name)]
+    names += inputs.get("pictures") or []
+    names += [inputs[name] for name in ("image", "surface", "generated", "video") if inputs.get(name)]
     return list(dict.fromkeys(names))
 
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from backend.service.schema import RequestModel, SubmitModel
+from backend.service.schema import RequestModel, SubmitModel, VideoRequestModel
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 from blender_addon.contract.requests import (
     BOUNDS,
     GAUSSIANS_BY_PRESET,
     GENERATED_FRAMES,
     GENERATION_KINDS,
+    KINDS,
     MAX_NAME_LENGTH,
     MAX_PROMPT_LENGTH,
     PRESETS,
@@ -25,6 +26,7 @@ from blender_addon.contract.requests import (
     generation_request,
     request_blobs,
     request_result,
+    video_request,
 )
 from tests.service.running import request_of
 
@@ -213,6 +215,55 @@ def test_the_answer_names_the_field_of_a_generation_request(api):
     body = {"request": generation("text", motion=16)}
     problem = api.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "key"}).json()
     assert problem["errors"][0]["field"] == "request.settings.motion"
+
+
+# --- requests that start from a video: checked, and not yet accepted -------------------------------------------------
+
+VIDEO = TypeAdapter(VideoRequestModel)
+PICTURES = {"pictures": FRAMES, "pictures_fps": 12.0}
+
+
+@pytest.mark.parametrize("inputs", [{"video": "a" * 64}, PICTURES], ids=["file", "pictures"])
+def test_video_requests_are_understood_unchanged(inputs):
+    request = video_request("Fox", np.eye(4).tolist(), start=0.5, end=2.5, frames=16, **inputs)
+    assert VIDEO.validate_python(json.loads(json.dumps(request))).model_dump() == request
+    assert request_blobs(request) == inputs.get("pictures", ["a" * 64])
+    assert request_result(request) == "clip"
+
+
+def test_video_requests_wait_for_their_pipeline(api):
+    assert "video" not in KINDS
+    request = video_request("Fox", np.eye(4).tolist(), video="a" * 64)
+    with pytest.raises(ValidationError, match="video"):
+        REQUEST.validate_python(request)
+    answer = api.http.post("/v1/jobs", json={"request": request}, headers={"Idempotency-Key": "key"})
+    assert answer.status_code == 422
+
+
+WRONG_VIDEO = {
+    "neither": ({"video": None}, "either inputs.video or inputs.pictures"),
+    "both": (PICTURES, "either inputs.video or inputs.pictures"),
+    "pictures without a rate": ({"video": None, "pictures": FRAMES}, "belong together"),
+    "a rate without pictures": ({"pictures_fps": 24.0}, "belong together"),
+    "one picture": ({"video": None, "pictures": FRAMES[:1], "pictures_fps": 24.0}, "at least 2"),
+    "many pictures": ({"video": None, "pictures": FRAMES * 9, "pictures_fps": 24.0}, "at most 64"),
+    "seven frames": ({"frames": 7}, "greater than or equal to 8"),
+    "many frames": ({"frames": 65}, "less than or equal to 64"),
+    "an empty range": ({"start": 1.0, "end": 1.0}, "after inputs.start"),
+    "a negative start": ({"start": -0.1}, "greater than or equal to 0"),
+    "an endless start": ({"start": float("nan")}, "finite number"),
+    "an hour": ({"end": 3600.0}, "less than or equal to 600"),
+    "a name for a file": ({"video": "film.mp4"}, "match pattern"),
+    "another cut-out": ({"cutout": "magic"}, "'auto'"),
+    "a prompt on two lines": ({"prompt": "a\nb"}, "printable"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VIDEO)
+def test_video_requests_that_are_refused(case):
+    options, said = WRONG_VIDEO[case]
+    with pytest.raises(ValidationError, match=said):
+        VIDEO.validate_python(video_request("Fox", np.eye(4).tolist(), **{"video": "a" * 64, **options}))
 
 
 json_values = st.recursive(
