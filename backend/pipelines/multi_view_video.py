@@ -51,6 +51,12 @@ class MultiViewVideo:
     pictures: np.ndarray  # [VIEWS, F, H, W, 4] uint8, straight alpha
     cameras: tuple[Cameras, ...]  # of each view: F cameras with their times
 
+    @classmethod
+    def standing(cls, pictures: np.ndarray, times: np.ndarray, elevation: float) -> "MultiViewVideo":
+        """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees."""
+        poses = _orbit(elevation).camera_to_world()
+        return cls(pictures, tuple(_still_camera(pose, times) for pose in poses))
+
     def together(self) -> tuple[np.ndarray, Cameras]:
         """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
         first = self.cameras[0]
@@ -97,8 +103,7 @@ def generate_views(
     Raises:
         JobCancelled: by `run`.
     """
-    orbit = Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
-    poses = torch.from_numpy(orbit.camera_to_world()).float().to(networks.device)
+    poses = torch.from_numpy(_orbit(elevation).camera_to_world()).float().to(networks.device)
     texts = encode_texts([prompt, NEGATIVE_PROMPT], networks)
     windows = runs_of(len(video))
     made: list[np.ndarray] = []
@@ -138,7 +143,7 @@ def generate_views(
     if unplain > 0.25:
         run.note("The model painted more than a plain background: parts of it may have become part of the subject.")
     cut = cut.reshape(*pictures.shape[:2], *cut.shape[1:]).swapaxes(0, 1)
-    return MultiViewVideo(cut, tuple(_still_camera(pose, times) for pose in orbit.camera_to_world()))
+    return MultiViewVideo.standing(cut, times, elevation)
 
 
 def runs_of(frames: int) -> list[slice]:
@@ -188,6 +193,10 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype) -> dict[str, Callabl
         "vae": lambda: look().vae.float(),
         "fourdm": network,
     }
+
+
+def _orbit(elevation: float) -> Orbit:
+    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
 
 
 def _still_camera(pose: np.ndarray, times: np.ndarray) -> Cameras:
