@@ -18,10 +18,11 @@ from torch import Tensor
 
 from backend.guidance import sds
 from backend.guidance.schedules import linear_schedule
-from backend.nerf import hash_grid, losses, to_surface
-from backend.nerf.field import SMALL
+from backend.nerf import losses, to_surface
+from backend.nerf.field import PUBLISHED, SMALL
+from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.rendering import Quality
-from backend.pipelines import clips, videomv_orbit
+from backend.pipelines import clips
 from backend.pipelines.diffusion4d import observations
 from backend.pipelines.fourdiffusion_draws import Draw, draw
 from backend.pipelines.fourdiffusion_guidance import FourDMGuidance, Guidance, conditions_of
@@ -68,8 +69,8 @@ class Settings:
     rescale: float = sds.RESCALE
     sds_weight: float = 1.0  # 0: an ablation
     anchor_weight: float = 1.0  # 0: an ablation
-    grid: hash_grid.HashGridConfig = hash_grid.HashGridConfig()
-    quality: Quality = Quality()
+    grid: HashGridConfig = PUBLISHED
+    quality: Quality = Quality()  # noqa: RUF009 - frozen
     grid_pixels: int = 192  # of the renders that a clip is constructed from
     construction: str = "final"  # preset
     gaussians: int | None = None  # None: as many as the preset has
@@ -397,12 +398,3 @@ def _preview(pictures: Tensor) -> np.ndarray:  # [2 H, V H, 3] uint8
     shown = on_white(torch.stack([pictures[:VIEWS], pictures[-VIEWS:]])).clamp(0, 1)
     rows = shown.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
     return (rows * 255).round().byte().cpu().numpy()
-
-
-def white_video(frames: np.ndarray) -> Tensor:  # [F, S, S, 4] premultiplied -> [F, 3, PIXELS, PIXELS]
-    """Frames of `backend.video.take_in` as the networks take them."""
-    pictures = on_white(torch.from_numpy(frames)).movedim(-1, 1)
-    size = (videomv_orbit.PIXELS,) * 2
-    if pictures.shape[-2:] == size:
-        return pictures
-    return torch.nn.functional.interpolate(pictures, size, mode="bilinear", antialias=True).clamp(0, 1)
