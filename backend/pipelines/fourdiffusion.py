@@ -301,7 +301,6 @@ def on_white(pictures: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
     return pictures[..., :3] + 1 - pictures[..., 3:]
 
 
-@torch.no_grad()
 def clip_of_field(subject: FieldSubject, frames: int, settings: Settings, run: Run) -> Clip:
     """A clip of a field that has been fitted; ours.
 

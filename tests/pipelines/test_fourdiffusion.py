@@ -230,19 +230,18 @@ def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_oracle_pulls_the_field_to_the_truth(tmp_path: Path) -> None:
-    settings = replace(TINY, iterations=60, pixels=(16, 16, 16))
-    subject = subject_of("nerf", settings)
-    before = unseen_psnr(truth(), looked_at(subject), 16)
-    curves = fit(subject, Oracle(truth()), anchor_of(truth(), 16), settings, planned(tmp_path / "with"))
-    after = unseen_psnr(truth(), looked_at(subject), 16)
-    assert after > before + 5  # dB
-    alone = subject_of("nerf", settings)
-    without = replace(settings, sds_weight=0.0)
-    fit(alone, None, anchor_of(truth(), 16), without, planned(tmp_path / "without"))
-    assert after > unseen_psnr(truth(), looked_at(alone), 16) + 2  # the anchor shows one side alone
-    ends = curves.values[-10:].mean(0) / curves.values[10:20].mean(0)
-    assert ends[curves.names.index("sds")] < 0.7
-    assert ends[curves.names.index("anchor")] < 0.7
+    """From a soft ball at 9.9 dB; measured 20.5 dB, 15.0 without distillation."""
+    settings = replace(TINY, iterations=100)
+    anchor, oracle, found = anchor_of(truth(), 16), Oracle(truth()), {}
+    before = unseen_psnr(truth(), looked_at(subject_of("nerf", settings)), 16)
+    for weight in (1.0, 0.0):
+        subject = subject_of("nerf", settings)
+        run = planned(tmp_path / str(weight))
+        curves = fit(subject, oracle if weight else None, anchor, replace(settings, sds_weight=weight), run)
+        found[weight] = unseen_psnr(truth(), looked_at(subject), 16)
+        assert curves.values[-10:, 1].mean() < 0.4 * curves.values[:10, 1].mean()  # both follow the anchor video
+    assert found[1.0] > before + 8  # dB
+    assert found[1.0] > found[0.0] + 4  # the anchor shows one side alone
 
 
 # Switches, resuming, cancelling
