@@ -195,7 +195,7 @@ def generate(
     if settings.representation == "gaussians":
         subject = GaussianSubject(_clip_of_views(views, settings, run), clips.engine_of(run).device)
     else:
-        subject = FieldSubject(settings.grid, settings.quality, settings.seed, networks.device)
+        subject = FieldSubject(settings.grid, settings.quality, settings.seed, networks.device, run.check)
 
     # 3. Score distillation, anchor loss, priors.
     anchor = Anchor.of(views)
@@ -205,7 +205,7 @@ def generate(
         curves = fit(subject, None, anchor, settings, run, **rest)
     else:
         with networks.using("vae", "fourdm") as [vae, network]:
-            guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, dtype)
+            guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, dtype, run.check)
             curves = fit(subject, guidance, anchor, settings, run, **rest)
     networks.forget("vae", "fourdm")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """4DM as a judge of renders: its VAE with a gradient, its predictions for the frames and cameras of an iteration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,7 +70,10 @@ class FourDMGuidance:
         plan: MemoryPlan,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        on_part: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_part` is called before each few pictures are encoded, also for their gradient; may cancel by raising."""
+        self._on_part = on_part
         self._vae, self._network = vae.requires_grad_(False), network.requires_grad_(False)
         self._conditions, self._plan, self._device, self.dtype = conditions, plan, device, dtype
 
@@ -91,6 +95,7 @@ class FourDMGuidance:
         return branches_of(self._network, (given, unconditional(given, known.text[1])), together=self._plan.together)
 
     def _encoded(self, pictures: Tensor, side: int) -> Tensor:
+        self._on_part()
         vae = self._vae
         if pictures.shape[-1] != side:
             pictures = functional.interpolate(pictures, (side, side), mode="bilinear")

@@ -4,6 +4,7 @@
 Both are rendered with a gradient, have priors by name, are kept in a checkpoint, and can become a clip.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -52,10 +53,19 @@ class FieldSubject:
 
     PRIORS = ("orientation", "sparsity", "opaqueness")
 
-    def __init__(self, config: HashGridConfig, quality: Quality, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: HashGridConfig,
+        quality: Quality,
+        seed: int,
+        device: torch.device | str = "cpu",
+        on_chunk: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_chunk` is called before each chunk of rays, also for its gradient, and may cancel by raising."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.field = Field(SpaceTimeHash(config)).to(device)
+        self.field.register_forward_pre_hook(lambda *_: on_chunk())
         self.occupancy, self.quality = Occupancy().to(device), quality
         self.optimizer = torch.optim.AdamW(self.field.parameter_groups(), betas=BETAS, eps=EPSILON)
         self._device = device

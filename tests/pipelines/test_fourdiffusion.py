@@ -219,7 +219,10 @@ def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
     before = unseen_psnr(truth(), looked_at(subject))
     curves = fit(subject, Oracle(truth()), anchor_of(truth()), settings, run)
     after = unseen_psnr(truth(), looked_at(subject))
-    assert after > before + 2.5  # dB
+    assert after > before + 2.5  # dB; measured 3.6, without distillation 1.2
+    alone, without = subject_of("gaussians", TINY), replace(settings, sds_weight=0.0)
+    fit(alone, None, anchor_of(truth()), without, planned(tmp_path / "without"))
+    assert after > unseen_psnr(truth(), looked_at(alone)) + 1.5
     assert unseen_psnr(truth(), partial(render_clip, subject.to_clip())) == pytest.approx(after, abs=0.05)
     assert curves.names == ("sds", "anchor", "rigidity", "smoothness", "sparsity", "opaqueness")
     assert np.isfinite(curves.values).all()
@@ -306,6 +309,23 @@ def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, mon
     oracle.asked.clear()
     fit(subject_of(kind, settings, frames), oracle, anchor, settings, planned(tmp_path / "stopped"), key="b")
     assert len(oracle.asked) == 6  # what belongs to other inputs is not taken up
+
+
+@pytest.mark.parametrize("last", [3, 8])  # 5 chunks and one with normals, then 5 again
+def test_cancelled_within_a_step(last: int) -> None:
+    """In a chunk of rays, and while the gradient is computed."""
+    calls = iter(range(1000))
+
+    def check() -> None:
+        if next(calls) == last:
+            raise JobCancelled
+
+    subject = FieldSubject(TINY.grid, replace(TINY.quality, chunk=1_000), 0, on_chunk=check)
+    before = subject.field.density_network.layers[0].weight.detach().clone()
+    with pytest.raises(JobCancelled):
+        step(subject, Oracle(truth()), anchor_of(truth(), 12), replace(TINY, iterations=70), 0)
+    assert next(calls) == last + 1
+    assert torch.equal(subject.field.density_network.layers[0].weight, before)
 
 
 def test_what_goes_astray_is_told_and_not_kept(tmp_path: Path) -> None:
@@ -401,6 +421,10 @@ def test_encoding_in_parts_is_encoding_with_a_gradient(networks: Networks) -> No
     whole.square().sum().backward()
     torch.testing.assert_close(latents, whole, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pictures.grad, direct.grad, atol=1e-5, rtol=1e-3)
+    calls = []
+    guidance._on_part = lambda: calls.append(1)
+    guidance.encode(pictures).sum().backward()
+    assert len(calls) == 2 * 3  # parts of three, and again for the gradient
     assert guidance.encode(torch.rand(2, 3, 24, 24)).shape == (2, 4, 8, 8)  # smaller renders are enlarged
     assert not any(parameter.requires_grad for parameter in vae.parameters())
 
