@@ -39,7 +39,7 @@ from blender_addon.contract.orbit import Cameras, SurfaceSamples
 from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
 
 PIPELINE = "4diffusion"
-VIEWING, FITTING, RENDERING = "Inventing the other views", "Fitting the field", "Looking at the field"
+VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
 VIEWS_NAME, FIT_NAME = "views.npz", "fit.npz"
 ALGORITHM = 1  # counts changes that make older checkpoints useless
 REPRESENTATIONS = ("nerf", "gaussians")
@@ -199,7 +199,8 @@ def generate(
 
     # 3. Score distillation, anchor loss, priors.
     anchor = Anchor.of(views)
-    key = state_key({"algorithm": ALGORITHM, "prompt": prompt, **asdict(settings)}, video, views.pictures)
+    asked = {"algorithm": ALGORITHM, "prompt": prompt, "lpips": lpips is not None, **asdict(settings)}
+    key = state_key(asked, video, views.pictures)
     rest = {"lpips": lpips, "key": key}
     if conditions is None:
         curves = fit(subject, None, anchor, settings, run, **rest)
@@ -329,7 +330,7 @@ def _distillation(
     if not settings.sds_weight:
         return pictures.new_zeros(())
     latents = guidance.encode(on_white(pictures).movedim(-1, 1))
-    return settings.sds_weight * sds.distillation_loss(
+    loss = sds.distillation_loss(
         latents,
         torch.randn(latents.shape, generator=generator).to(latents.device),
         looked.timestep,
@@ -339,6 +340,7 @@ def _distillation(
         settings.rescale,
         guidance.dtype,
     )
+    return settings.sds_weight * loss.to(pictures.device)  # Gaussians may be drawn on the CPU beside a GPU
 
 
 def _kept_views(

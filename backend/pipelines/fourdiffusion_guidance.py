@@ -99,5 +99,5 @@ class FourDMGuidance:
         vae = self._vae
         if pictures.shape[-1] != side:
             pictures = functional.interpolate(pictures, (side, side), mode="bilinear")
-        latents = vae.encode(pictures.to(vae.dtype) * 2 - 1).latent_dist.mean.float()
+        latents = vae.encode(pictures.to(self._device, vae.dtype) * 2 - 1).latent_dist.mean.float()
         return latents * vae.config.scaling_factor
