@@ -12,7 +12,7 @@ from backend.progress import Progress as RunProgress
 
 @contextlib.contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[RunProgress], None]]:
-    """One bar for a whole run: stage, per cent, time left. Yields what a `Run` takes as `on_progress`."""
+    """One bar for a whole run: stage, per cent, time left, how it goes. Yields what a `Run` takes as `on_progress`."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -24,6 +24,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[RunProgre
 
         def show(progress: RunProgress) -> None:
             left = "" if progress.seconds_left is None else f"{time_text(progress.seconds_left)} left"
+            left = "  ".join(part for part in (left, progress.detail) if part)
             bar.update(task, description=progress.stage, completed=progress.fraction, left=left)
 
         yield show

@@ -41,6 +41,7 @@ class Progress:
     fraction: float  # 0..1, never falls
     seconds_left: float | None  # None until it can be told
     preview: np.ndarray | None = None  # [H, W, 3] uint8 sRGB
+    detail: str = ""  # how the stage goes, such as its losses
 
 
 class Run:
@@ -88,10 +89,10 @@ class Run:
         self._end_stage()
         self._on_progress(Progress("Done", 1, 1, 1.0, 0.0))
 
-    def report(self, step: int, total: int, preview: Callable[[], np.ndarray] | None = None) -> None:
+    def report(self, step: int, total: int, preview: Callable[[], np.ndarray] | None = None, detail: str = "") -> None:
         """Tell that `step` of `total` of this stage is done; called often, so it must stay cheap.
 
-        `preview` is called at most once a second.
+        `preview` is called at most once a second. `detail`: how it goes, in a few words or numbers.
 
         Raises:
             JobCancelled: somebody wants the run to end.
@@ -109,7 +110,7 @@ class Run:
         if preview is not None and now - self._last_preview >= PREVIEW_INTERVAL:
             picture = preview()
             self._last_preview = time.monotonic()
-        self._on_progress(Progress(self._stage, step, total, self._fraction, self._seconds_left(now), picture))
+        self._on_progress(Progress(self._stage, step, total, self._fraction, self._seconds_left(now), picture, detail))
 
     def check(self) -> None:
         """Look whether to go on; for work within a step that takes long.

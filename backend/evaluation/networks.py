@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.models.lpips import load_lpips, load_script
 from backend.progress import UserError
 
 
@@ -33,8 +34,7 @@ def load_networks(lpips: Path | None = None, i3d: Path | None = None, clip: Path
     """The networks whose weights are given.
 
     Args:
-        lpips: TorchScript of VGG16 with `resize_images` and `return_lpips` arguments (StyleGAN2's `vgg16.pt`), whose
-            squared distance is LPIPS (Zhang et al. 2018).
+        lpips: of LPIPS, see `load_lpips`.
         i3d: TorchScript of I3D with `rescale`, `resize`, `return_features` (StyleGAN-V's `i3d_torchscript.pt`).
         clip: folder of a CLIP model as the package transformers reads it (ViT-B/32 in the field's protocol).
 
@@ -42,30 +42,10 @@ def load_networks(lpips: Path | None = None, i3d: Path | None = None, clip: Path
         UserError: a file cannot be used, or transformers is not installed.
     """
     return Networks(
-        lpips=None if lpips is None else _lpips(_script(lpips)),
-        i3d=None if i3d is None else _i3d(_script(i3d)),
+        lpips=None if lpips is None else torch.no_grad()(load_lpips(lpips)),
+        i3d=None if i3d is None else _i3d(load_script(i3d)),
         clip=None if clip is None else _clip(clip),
     )
-
-
-def _script(path: Path) -> torch.jit.ScriptModule:
-    try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(
-            "bad_metric_weights", f"{path} cannot be loaded as TorchScript.", "Give another file or leave it out."
-        ) from error
-
-
-def _lpips(network: torch.jit.ScriptModule) -> Callable[[Tensor, Tensor], Tensor]:
-    def features(pictures: Tensor) -> Tensor:
-        return network(pictures.permute(0, 3, 1, 2) * 255, resize_images=False, return_lpips=True)
-
-    @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return (features(a) - features(b)).square().sum(dim=1)
-
-    return distance
 
 
 def _i3d(network: torch.jit.ScriptModule) -> Callable[[Tensor], np.ndarray]:

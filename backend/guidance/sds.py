@@ -2,9 +2,8 @@
 """4D-aware score distillation (4Diffusion, Eq. 10): how far renders are from what the video network makes of them.
 
     low, high = timestep_bounds(iteration)
-    timestep = int(torch.randint(low, high + 1, ())); noisy = add_noise(scheduler, latents, noise, timestep)
-    target = reconstruction(conditional, unconditional, noisy, timestep, scheduler)
-    reconstruction_loss(latents, target).backward()
+    timestep = int(torch.randint(low, high + 1, ()))
+    distillation_loss(latents, noise, timestep, branches, scheduler).backward()
 
 The B latents are those of one group: all times and views of one object (8 x 4), with the same time step.
 """
@@ -14,7 +13,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from backend.guidance.classifier_free import guide_plain
-from backend.guidance.schedules import TRAIN_STEPS, clean_of, factors, noise_of
+from backend.guidance.sampling import Branches
+from backend.guidance.schedules import TRAIN_STEPS, add_noise, clean_of, factors, noise_of
 
 GUIDANCE = 5.0  # scale of classifier-free guidance
 RESCALE = 0.2  # how much of the contrast that guidance has added is taken back
@@ -32,6 +32,29 @@ def timestep_bounds(iteration: int, iterations: int = ANNEALED) -> tuple[int, in
     progress = min(max(iteration / iterations, 0.0), 1.0)
     low, high = (int(TRAIN_STEPS * (START + (end - START) * progress) + 1e-6) for end in FINAL)
     return low, high
+
+
+def distillation_loss(
+    latents: Tensor,
+    noise: Tensor,
+    timestep: int,
+    branches: Branches,
+    scheduler: DDIMScheduler,
+    guidance: float = GUIDANCE,
+    rescale: float = RESCALE,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """How far latents [B, 4, h, w] of renders are from what the network sees in them under noise; a gradient in these.
+
+    branches: conditional and unconditional prediction, in this order; the network gets no gradient.
+    dtype: in which it is given the noisy latents.
+    """
+    with torch.no_grad():
+        noisy = add_noise(scheduler, latents, noise, timestep)
+        rows = torch.full((len(noisy),), timestep, device=noisy.device)
+        conditional, unconditional = (part.float() for part in branches(noisy.to(dtype), rows))
+        target = reconstruction(conditional, unconditional, noisy, timestep, scheduler, guidance, rescale)
+    return reconstruction_loss(latents, target)
 
 
 @torch.no_grad()

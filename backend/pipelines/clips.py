@@ -46,12 +46,15 @@ def construct_clip(
     settings: dict,
     run: Run,
     changes: dict | None = None,
+    *,
+    guided: bool = True,
 ) -> Clip:
     """The clip of an orbit as `settings` ask for it, on `run.device`.
 
     `settings` are those of a request: preset, gaussians, seed, and, where they are there,
     sh_degree, color_space and motion_model.
-    `changes` are other values for fields of `ConstructConfig`; requests have none.
+    `changes` are other values for fields of `ConstructConfig`; requests have none. `guided`: whether scene flow guides
+    the motion, where there is its network; several views of each time need none.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
@@ -66,7 +69,7 @@ def construct_clip(
     needed = estimate(config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
-    flow = observe_scene_flow(moving, static) if scene_flow.available() else None
+    flow = observe_scene_flow(moving, static) if guided and scene_flow.available() else None
     clip = construct(moving, static, surface, config, run, engine, flow)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):

@@ -69,6 +69,12 @@ class MultiViewVideo:
     video: np.ndarray | None = None  # [F, H, W, 4] uint8, straight alpha: what it was made of
     provenance: dict = field(default_factory=dict)
 
+    @classmethod
+    def standing(cls, pictures: np.ndarray, times: np.ndarray, elevation: float) -> "MultiViewVideo":
+        """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees."""
+        poses = _orbit(elevation).camera_to_world()
+        return cls(pictures, tuple(_still_camera(pose, times) for pose in poses))
+
     def together(self) -> tuple[np.ndarray, Cameras]:
         """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
         first = self.cameras[0]
@@ -193,8 +199,7 @@ def generate_views(
     Raises:
         JobCancelled: by `run`.
     """
-    orbit = Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
-    poses = torch.from_numpy(orbit.camera_to_world()).float().to(networks.device)
+    poses = torch.from_numpy(_orbit(elevation).camera_to_world()).float().to(networks.device)
     texts = encode_texts([prompt, NEGATIVE_PROMPT], networks)
     windows = runs_of(len(video))
     made: list[np.ndarray] = []
@@ -234,7 +239,7 @@ def generate_views(
     if unplain > 0.25:
         run.note("The model painted more than a plain background: parts of it may have become part of the subject.")
     cut = cut.reshape(*pictures.shape[:2], *cut.shape[1:]).swapaxes(0, 1)
-    return MultiViewVideo(cut, tuple(_still_camera(pose, times) for pose in orbit.camera_to_world()))
+    return MultiViewVideo.standing(cut, times, elevation)
 
 
 def runs_of(frames: int) -> list[slice]:
@@ -288,6 +293,10 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype) -> Loaders:
         "vae": lambda: look().vae.float(),
         "fourdm": lambda: fourdm_weights.load_fourdm(folder, dtype),
     }
+
+
+def _orbit(elevation: float) -> Orbit:
+    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
 
 
 def _still_camera(pose: np.ndarray, times: np.ndarray) -> Cameras:

@@ -13,6 +13,7 @@ from torch import Tensor
 from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays
 
 INTERVAL = 5.0  # seconds between two checkpoints
+MOST_TIME = 0.05  # share of the time that large ones may take
 
 
 class Checkpoint:
@@ -25,6 +26,7 @@ class Checkpoint:
         self._path = path
         self._key = np.frombuffer(key.encode(), np.uint8)
         self._last = time.monotonic()
+        self._interval = INTERVAL
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The state that an earlier attempt left, or None where there is none that can be used."""
@@ -38,13 +40,15 @@ class Checkpoint:
 
     def is_due(self) -> bool:
         """Whether the last one is old enough."""
-        return time.monotonic() - self._last >= INTERVAL
+        return time.monotonic() - self._last >= self._interval
 
     def save(self, state: dict[str, np.ndarray]) -> None:
         """Put `state` in the place of the former one, in one step."""
+        begun = time.monotonic()
         with atomic_file(self._path) as file:
             np.savez(file, key=self._key, **state)
         self._last = time.monotonic()
+        self._interval = max(INTERVAL, (self._last - begun) / MOST_TIME)
 
     def remove(self) -> None:
         """The fit is done and its result is safe."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from backend.evaluation.networks import load_networks
+from backend.models.lpips import load_lpips
 from backend.progress import UserError
 
 
@@ -42,6 +43,14 @@ def test_lpips_is_the_squared_distance_of_features(tmp_path: Path) -> None:
     b[1, ..., 0] = 0.9
     assert networks.lpips(a, b).tolist() == pytest.approx([0, 0.16], abs=1e-6)
     assert set(networks.missing()) == {"fvd", "clip_f, clip_o"}
+
+
+def test_lpips_for_losses_has_a_gradient(tmp_path: Path) -> None:
+    distance = load_lpips(saved(Perceptual(), tmp_path / "vgg16.pt"))
+    seen = torch.rand(2, 8, 8, 3, requires_grad=True)
+    distance(seen, torch.zeros(2, 8, 8, 3)).sum().backward()
+    assert seen.grad.abs().max() > 0
+    assert not load_networks(lpips=tmp_path / "vgg16.pt").lpips(seen, seen + 0.1).requires_grad
 
 
 def test_i3d_gets_videos_in_its_own_order(tmp_path: Path) -> None:

@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""4Diffusion's fit: what an iteration looks at, gradients, a network that knows the truth, resuming, cancelling."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backend.guidance import sds
+from backend.guidance.schedules import linear_schedule
+from backend.nerf.hash_grid import HashGridConfig
+from backend.nerf.losses import WITHOUT_LPIPS
+from backend.nerf.rendering import Quality
+from backend.pipelines import fourdiffusion, videomv_orbit
+from backend.pipelines.fourdiffusion import FITTING, PRESETS, Settings, fit, generate, step
+from backend.pipelines.fourdiffusion_draws import draw
+from backend.pipelines.fourdiffusion_guidance import Conditions, FourDMGuidance
+from backend.pipelines.fourdiffusion_subjects import FieldSubject, GaussianSubject
+from backend.pipelines.memory_plan import PLANS, Networks
+from backend.pipelines.multi_view_video import RUN_FRAMES, VIEWS
+from backend.progress import JobCancelled, Progress, Run, UserError
+from backend.splatting.render import render_clip
+from blender_addon.contract.clip import check_clip
+from tests import golden
+from tests.models.fourdm_small import SMALL as SMALL_NETWORK
+from tests.models.fourdm_small import fourdm
+from tests.pipelines import published_tiny
+from tests.pipelines.fourdiffusion_truth import (
+    Oracle,
+    anchor_of,
+    frozen_and_faded,
+    truth,
+    unseen_psnr,
+    views_of,
+)
+
+TINY = Settings(
+    pixels=(12, 16, 16),
+    grid=HashGridConfig(levels=5, log2_table=11, base=4, growth=1.5),
+    quality=Quality(samples=48, chunk=1 << 16),
+)
+
+
+def planned(folder: Path, **options) -> Run:
+    folder.mkdir(exist_ok=True)
+    run = Run(folder, **options)
+    run.plan({FITTING: 1})
+    return run
+
+
+def subject_of(kind: str, settings: Settings, frames: int = 8) -> FieldSubject | GaussianSubject:
+    if kind == "nerf":
+        return FieldSubject(settings.grid, settings.quality, settings.seed)
+    return GaussianSubject(frozen_and_faded(truth(frames)))
+
+
+def looked_at(subject: FieldSubject | GaussianSubject):
+    """How `unseen_psnr` looks at it."""
+
+    @torch.no_grad()
+    def look(cameras) -> Tensor:
+        subject.begin(0, torch.Generator().manual_seed(0))
+        return subject.render(cameras, torch.Generator().manual_seed(0))
+
+    return look
+
+
+# What an iteration looks at
+
+
+@pytest.mark.parametrize("frames", [8, 13, 64])
+def test_draws_are_those_of_the_paper(frames: int) -> None:
+    seen, elevations, turns = set(), [], []
+    for iteration in range(300):
+        looked = draw(iteration, frames, 24, annealed=100, seed=0)
+        assert len(looked.frames) == RUN_FRAMES
+        assert (np.diff(looked.frames) == 1).all()  # contiguous
+        assert looked.frames[0] >= 0
+        assert looked.frames[-1] < frames
+        assert 0 <= looked.anchor < frames
+        seen |= set(looked.frames.tolist())
+        low, high = sds.timestep_bounds(iteration, 100)
+        assert low <= looked.timestep <= high
+        cameras = looked.cameras
+        cameras.check()
+        np.testing.assert_allclose(cameras.times, np.repeat(looked.frames / (frames - 1), VIEWS))
+        places = cameras.camera_to_world[:, :3, 3].reshape(RUN_FRAMES, VIEWS, 3)
+        assert np.ptp(places, axis=0).max() == 0  # the same views at all times
+        np.testing.assert_allclose(np.linalg.norm(places[0], axis=-1), 1.1)
+        azimuths = np.degrees(np.unwrap(np.arctan2(places[0, :, 1], places[0, :, 0])))
+        np.testing.assert_allclose(np.diff(azimuths), 90)
+        elevations.append(np.degrees(np.arcsin(places[0, 0, 2] / 1.1)))
+        turns.append(azimuths[0] % 90)
+        one = looked.detailed_cameras()
+        assert (one.times == looked.frames[looked.detailed] / (frames - 1)).all()
+        assert len(one.times) == VIEWS
+    assert seen == set(range(frames))
+    assert min(elevations) >= 0
+    assert max(elevations) <= 5
+    assert max(elevations) - min(elevations) > 4.5
+    assert max(turns) - min(turns) > 80
+
+
+def test_draws_follow_from_seed_and_iteration_alone() -> None:
+    first, again = (draw(7, 13, 24, 100, seed=1) for _ in range(2))
+    assert first.seed == again.seed
+    np.testing.assert_array_equal(first.cameras.camera_to_world, again.cameras.camera_to_world)
+    assert draw(8, 13, 24, 100, seed=1).seed != first.seed
+    assert draw(7, 13, 24, 100, seed=2).seed != first.seed
+
+
+def test_schedules_scale_with_the_iterations() -> None:
+    published = PRESETS["published"]
+    assert [published.pixels_at(number) for number in (0, 4_999, 5_000, 9_999, 10_000, 34_999)] == [
+        *(64, 64, 192, 192, 256, 256)
+    ]
+    assert published.annealed == 5_000
+    short = replace(published, iterations=70)
+    assert [short.pixels_at(number) for number in (9, 10, 19, 20)] == [64, 192, 192, 256]
+    assert short.annealed == 10
+    assert PRESETS["draft"].iterations == 0
+    assert Settings.for_preset("final", "gaussians").iterations == 1_000
+    with pytest.raises(ValueError, match="no preset"):
+        Settings.for_preset("best")
+    with pytest.raises(ValueError, match="no preset"):
+        Settings.for_preset("final", "mesh")
+
+
+# Gradients
+
+
+def test_gradient_is_the_public_codes_through_rows_of_4dm() -> None:
+    """Golden answers of the network's 80 rows, [conditional 40, unconditional 40], each time with its pixel view."""
+    facts, known = golden.facts("sampling/fourdm_sds"), golden.tensors("sampling/fourdm_sds")
+    run = facts["runs"]["recon02"]
+    heard = []
+
+    def network(rows: Tensor, timesteps: Tensor, *_, **given) -> Tensor:
+        heard.append((rows, timesteps, given))
+        return known["unet.output"]
+
+    conditions = Conditions(torch.zeros(2, 3, 4), torch.rand(8, 2, 5), torch.rand(8, 4, 16, 16))
+    guidance = FourDMGuidance(nn.Identity(), nn.Identity(), conditions, PLANS[0], torch.device("cpu"))
+    guidance._network = network
+    latents = known["latents"].clone().requires_grad_()
+    branches = guidance.branches(torch.eye(4).expand(VIEWS, 4, 4), np.arange(8))
+    loss = sds.distillation_loss(
+        latents, known["noise"], run["timestep"], branches, linear_schedule(), run["guidance_scale"], 0.2
+    )
+    loss.backward()
+    assert heard[0][0].shape == (80, 4, 16, 16)
+    assert (heard[0][1] == run["timestep"]).all()
+    assert float(loss.detach()) == pytest.approx(run["loss"], rel=1e-5)
+    assert float(latents.grad.norm()) == pytest.approx(run["grad_norm_autograd"], rel=1e-5)
+
+
+class Pixels:
+    """A trivial renderer: pictures are the parameters."""
+
+    PRIORS = ("nothing",)
+
+    def __init__(self, pixels: int) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self.pictures = torch.rand(RUN_FRAMES * VIEWS, pixels, pixels, 4, generator=generator)
+        self.pictures[..., :3] *= self.pictures[..., 3:]
+        self.pictures.requires_grad_()
+        self.optimizer = torch.optim.SGD([self.pictures], lr=0.0)
+        self.rendered = 0
+
+    def begin(self, iteration: int, generator: torch.Generator) -> None: ...
+
+    def render(self, cameras, generator: torch.Generator) -> Tensor:
+        self.rendered += len(cameras.times)
+        return self.pictures[: len(cameras.times)] * 1.0
+
+    def priors(self, draw, opacity: Tensor, done: float, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"nothing": opacity.new_zeros(())}
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def test_a_step_descends_from_pixels_to_what_the_network_sees() -> None:
+    """Eq. 10 by hand: the encoder is linear, and the oracle's clean latents are those of the truth."""
+    subject, oracle = Pixels(12), Oracle(truth())
+    settings = replace(TINY, iterations=70, anchor_weight=0.0)
+    found, pictures = step(subject, oracle, anchor_of(truth(), 12), settings, 3)
+    looked = draw(3, 8, 12, settings.annealed, 0)
+    known = fourdiffusion.on_white(render_clip(truth(), looked.cameras)).clamp(0, 1)
+    off = fourdiffusion.on_white(pictures) - known
+    # Latents are 2 c - 1 and the mean over c of that; colour over white grows with colour and falls with alpha.
+    by_colors = (4 * off + 4 / 3 * off.mean(-1, keepdim=True)) / (RUN_FRAMES * VIEWS)
+    wanted = torch.cat([by_colors, -by_colors.sum(-1, keepdim=True)], -1)
+    torch.testing.assert_close(subject.pictures.grad, wanted, atol=2e-4, rtol=1e-3)
+    value = 0.5 * (4 * off.square().sum() + 4 * off.mean(-1).square().sum()) / (RUN_FRAMES * VIEWS)
+    assert found["sds"] == pytest.approx(float(value), rel=1e-3)
+    assert found["anchor"] == 0
+
+
+@pytest.mark.parametrize("frames", [8, 13, 64])
+def test_a_step_renders_as_many_pictures_however_long_the_clip(frames: int) -> None:
+    oracle = Oracle(truth(frames))
+    subject = Pixels(12)
+    step(subject, oracle, anchor_of(truth(frames), 12), replace(TINY, iterations=70), 0)
+    assert subject.rendered == RUN_FRAMES * VIEWS + 1  # and one of the anchor video
+    assert oracle.asked[0]["rows"] == RUN_FRAMES * VIEWS
+
+
+# A network that knows the truth
+
+
+def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
+    subject, run = subject_of("gaussians", TINY), planned(tmp_path)
+    settings = replace(TINY, representation="gaussians", iterations=150, pixels=(24, 24, 24))
+    before = unseen_psnr(truth(), looked_at(subject))
+    curves = fit(subject, Oracle(truth()), anchor_of(truth()), settings, run)
+    after = unseen_psnr(truth(), looked_at(subject))
+    assert after > before + 2.5  # dB; measured 3.6, without distillation 1.2
+    alone, without = subject_of("gaussians", TINY), replace(settings, sds_weight=0.0)
+    fit(alone, None, anchor_of(truth()), without, planned(tmp_path / "without"))
+    assert after > unseen_psnr(truth(), looked_at(alone)) + 1.5
+    assert unseen_psnr(truth(), partial(render_clip, subject.to_clip())) == pytest.approx(after, abs=0.05)
+    assert curves.names == ("sds", "anchor", "rigidity", "smoothness", "sparsity", "opaqueness")
+    assert np.isfinite(curves.values).all()
+    assert not curves.values[:42, 5].any()
+    assert curves.values[45:, 5].all()
+    assert run.notes == [WITHOUT_LPIPS]
+
+
+@pytest.mark.slow
+def test_the_oracle_pulls_the_field_to_the_truth(tmp_path: Path) -> None:
+    """From a soft ball at 9.9 dB; measured 20.5 dB, 15.0 without distillation."""
+    settings = replace(TINY, iterations=100)
+    anchor, oracle, found = anchor_of(truth(), 16), Oracle(truth()), {}
+    before = unseen_psnr(truth(), looked_at(subject_of("nerf", settings)), 16)
+    for weight in (1.0, 0.0):
+        subject = subject_of("nerf", settings)
+        run = planned(tmp_path / str(weight))
+        curves = fit(subject, oracle if weight else None, anchor, replace(settings, sds_weight=weight), run)
+        found[weight] = unseen_psnr(truth(), looked_at(subject), 16)
+        assert curves.values[-10:, 1].mean() < 0.4 * curves.values[:10, 1].mean()  # both follow the anchor video
+    assert found[1.0] > before + 8  # dB
+    assert found[1.0] > found[0.0] + 4  # the anchor shows one side alone
+
+
+# Switches, resuming, cancelling
+
+
+def test_switches_leave_out_what_they_say(tmp_path: Path) -> None:
+    oracle, anchor = Oracle(truth()), anchor_of(truth(), 12)
+    made = {}
+    for name, change in {"both": {}, "no sds": {"sds_weight": 0.0}, "no anchor": {"anchor_weight": 0.0}}.items():
+        subject, run = subject_of("gaussians", TINY), planned(tmp_path / name)
+        oracle.asked.clear()
+        settings = replace(TINY, representation="gaussians", iterations=3, **change)
+        values = fit(subject, None if "sds" in name else oracle, anchor, settings, run).values
+        made[name] = subject.to_clip()
+        assert values[:, 0].all() == (name != "no sds")
+        assert values[:, 1].all() == (name != "no anchor")
+        assert len(oracle.asked) == (0 if name == "no sds" else 3)
+        assert run.notes == ([] if name == "no anchor" else [WITHOUT_LPIPS])
+    assert np.abs(made["both"].means - made["no sds"].means).max() > 1e-5
+    assert np.abs(made["both"].means - made["no anchor"].means).max() > 1e-5
+
+
+def test_lpips_is_used_where_it_is_given(tmp_path: Path) -> None:
+    def lpips(seen: Tensor, target: Tensor) -> Tensor:
+        return (seen - target).square().mean((1, 2, 3)) + 1.0
+
+    subject, run = subject_of("gaussians", TINY), planned(tmp_path)
+    settings = replace(TINY, representation="gaussians", iterations=1, sds_weight=0.0)
+    assert fit(subject, None, anchor_of(truth(), 12), settings, run, lpips=lpips).values[0, 1] > 200
+    assert not run.notes
+
+
+@pytest.mark.parametrize("kind", ["nerf", "gaussians"])
+@pytest.mark.parametrize("frames", [8, 13])
+def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.splatting.checkpoint.INTERVAL", 0.0)
+    monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", 1e9)
+    settings = replace(TINY, representation=kind, iterations=6, pixels=(12, 12, 12))
+    oracle, anchor = Oracle(truth(frames)), anchor_of(truth(frames), 12)
+    whole = subject_of(kind, settings, frames)
+    curves = fit(whole, oracle, anchor, settings, planned(tmp_path / "whole"), key="a")
+
+    told: list[Progress] = []
+    stopped = planned(tmp_path / "stopped", on_progress=told.append, is_cancelled=lambda: len(told) > 4)
+    oracle.asked.clear()
+    with pytest.raises(JobCancelled):
+        fit(subject_of(kind, settings, frames), oracle, anchor, settings, stopped, key="a")
+    assert 3 <= len(oracle.asked) <= 5  # it ended at the next step
+    assert "distillation" in told[1].detail
+    assert "anchor" in told[1].detail
+    assert told[1].preview.shape == (24, 48, 3)
+    done = len(oracle.asked)
+
+    again = subject_of(kind, settings, frames)
+    oracle.asked.clear()
+    resumed = fit(again, oracle, anchor, settings, planned(tmp_path / "stopped"), key="a")
+    assert len(oracle.asked) == 6 - done
+    np.testing.assert_array_equal(resumed.values, curves.values)
+    for name, array in again.to_arrays().items():
+        np.testing.assert_array_equal(array, whole.to_arrays()[name], err_msg=name)
+
+    oracle.asked.clear()
+    fit(subject_of(kind, settings, frames), oracle, anchor, settings, planned(tmp_path / "stopped"), key="b")
+    assert len(oracle.asked) == 6  # what belongs to other inputs is not taken up
+
+
+@pytest.mark.parametrize("last", [3, 8])  # 5 chunks and one with normals, then 5 again
+def test_cancelled_within_a_step(last: int) -> None:
+    """In a chunk of rays, and while the gradient is computed."""
+    calls = iter(range(1000))
+
+    def check() -> None:
+        if next(calls) == last:
+            raise JobCancelled
+
+    subject = FieldSubject(TINY.grid, replace(TINY.quality, chunk=1_000), 0, on_chunk=check)
+    before = subject.field.density_network.layers[0].weight.detach().clone()
+    with pytest.raises(JobCancelled):
+        step(subject, Oracle(truth()), anchor_of(truth(), 12), replace(TINY, iterations=70), 0)
+    assert next(calls) == last + 1
+    assert torch.equal(subject.field.density_network.layers[0].weight, before)
+
+
+def test_what_goes_astray_is_told_and_not_kept(tmp_path: Path) -> None:
+    class Broken(Oracle):
+        def encode(self, pictures: Tensor) -> Tensor:
+            return super().encode(pictures) * torch.nan
+
+    settings = replace(TINY, representation="gaussians", iterations=2)
+    with pytest.raises(UserError, match="astray"):
+        fit(subject_of("gaussians", TINY), Broken(truth()), anchor_of(truth(), 12), settings, planned(tmp_path))
+    assert not (tmp_path / fourdiffusion.FIT_NAME).exists()
+
+
+def test_curves_are_thinned() -> None:
+    curves = fourdiffusion.Curves(("sds", "anchor"), np.stack([np.arange(1000), np.ones(1000)], 1).astype(np.float32))
+    thin = curves.thinned(10)
+    assert thin["iteration"] == list(range(100, 1001, 100))
+    assert thin["sds"][0] == pytest.approx(49.5)
+    assert thin["anchor"] == [1.0] * 10
+
+
+# 4DM itself, shrunk
+
+
+class Letters(nn.Module):
+    def forward(self, texts: list[str]) -> Tensor:
+        width = SMALL_NETWORK.context_width
+        return torch.stack([torch.full((20, width), sum(map(ord, text)) % 97 / 50) for text in texts])
+
+
+class Tokens(nn.Module):
+    def tokens(self, pictures: Tensor) -> Tensor:
+        return pictures.mean((1, 2, 3))[:, None, None].expand(-1, 3, SMALL_NETWORK.image_width)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, nn.Module]:
+    vae = published_tiny.networks()["vae"]
+    return {"text_encoder": Letters(), "image_encoder": Tokens(), "vae": vae, "fourdm": fourdm().requires_grad_(False)}
+
+
+@pytest.fixture
+def networks(loaded, monkeypatch: pytest.MonkeyPatch) -> Networks:
+    monkeypatch.setattr(videomv_orbit, "PIXELS", published_tiny.PIXELS)
+    found = Networks({name: partial(loaded.__getitem__, name) for name in loaded}, torch.device("cpu"), lambda: None)
+    found.follow(replace(PLANS[1], vae_chunk=3))
+    return found
+
+
+def brightening(frames: int) -> Tensor:
+    return torch.linspace(0.1, 0.9, frames)[:, None, None, None].expand(-1, 3, 64, 64)
+
+
+def guidance_of(networks: Networks, frames: int) -> FourDMGuidance:
+    conditions = fourdiffusion.conditions_of(brightening(frames), "a fox", networks)
+    with networks.using("vae", "fourdm") as [vae, network]:
+        return FourDMGuidance(vae, network, conditions, networks.plan, networks.device)
+
+
+def test_4dm_hears_the_frames_and_cameras_of_the_window(networks: Networks) -> None:
+    guidance = guidance_of(networks, 13)
+    heard: list[dict] = []
+    listen = guidance._network.register_forward_pre_hook(
+        lambda _, given, named: heard.append({"rows": given[0], "text": given[2], **named}), with_kwargs=True
+    )
+    looked = draw(5, 13, 16, 100, seed=3)
+    latents = torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    answers = guidance.branches(looked.poses, looked.frames)(latents, torch.full((32,), 500))
+    listen.remove()
+    assert [answer.shape for answer in answers] == [latents.shape] * 2
+    assert not torch.allclose(*answers)
+    conditional, plain = heard
+    brightness = conditional["image"][:, 0, 0].unflatten(0, (8, 5))
+    wanted = brightening(13)[:, 0, 0, 0][torch.from_numpy(looked.frames)]
+    torch.testing.assert_close(brightness, wanted[:, None].expand(8, 5))
+    cameras = conditional["cameras"].unflatten(0, (8, 5))
+    assert not cameras[:, 4].any()
+    place = cameras[0, 0].view(4, 4)[:3, 3]  # the networks' front is +X, ours -Y
+    ours = looked.poses[0, :3, 3] / 1.1
+    torch.testing.assert_close(place, torch.stack([-ours[1], ours[0], ours[2]]), atol=1e-5, rtol=0)
+    assert not plain["image"].any()
+    assert not plain["pixels"].any()
+
+
+def test_encoding_in_parts_is_encoding_with_a_gradient(networks: Networks) -> None:
+    guidance = guidance_of(networks, 8)
+    pictures = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    latents = guidance.encode(pictures)
+    latents.square().sum().backward()
+    direct = pictures.detach().clone().requires_grad_()
+    vae = guidance._vae
+    whole = vae.encode(direct * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    whole.square().sum().backward()
+    torch.testing.assert_close(latents, whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pictures.grad, direct.grad, atol=1e-5, rtol=1e-3)
+    calls = []
+    guidance._on_part = lambda: calls.append(1)
+    guidance.encode(pictures).sum().backward()
+    assert len(calls) == 2 * 3  # parts of three, and again for the gradient
+    assert guidance.encode(torch.rand(2, 3, 24, 24)).shape == (2, 4, 8, 8)  # smaller renders are enlarged
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("representation", "frames"), [("nerf", 8), ("gaussians", 13)])
+def test_from_a_video_to_a_clip(
+    representation: str, frames: int, networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def views(*given, **named):
+        made.append(named)
+        return views_of(truth(frames), 64)
+
+    monkeypatch.setattr(fourdiffusion, "generate_views", views)
+    monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
+    settings = replace(
+        TINY, representation=representation, iterations=2, construction="draft", gaussians=150, grid_pixels=24
+    )
+    told: list[Progress] = []
+    run = Run(tmp_path, told.append, device="cpu")
+    clip = generate(brightening(frames), "a fox", networks, settings, run)
+    check_clip(clip)
+    assert clip.frame_count == frames
+    fitted = clip.provenance["fit"]
+    assert fitted["losses"]["iteration"] == [1, 2]
+    assert all(value > 0 for value in fitted["losses"]["sds"] + fitted["losses"]["anchor"])
+    assert bool(fitted["departures"]) == (representation == "gaussians")
+    assert [step.fraction for step in told] == sorted(step.fraction for step in told)
+
+    again = generate(brightening(frames), "a fox", networks, settings, Run(tmp_path, device="cpu"))
+    assert len(made) == 1  # the views were kept
+    np.testing.assert_array_equal(again.means, clip.means)
+
+
+@pytest.mark.slow
+def test_a_draft_is_construction_from_the_views(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fourdiffusion, "generate_views", lambda *_, **__: views_of(truth(8), 64))
+    clip = generate(
+        brightening(8), "a fox", networks, replace(PRESETS["draft"], gaussians=200), Run(tmp_path, device="cpu")
+    )
+    assert unseen_psnr(truth(), partial(render_clip, clip), 48) > 17
+    assert "fit" not in clip.provenance
+
+
+def test_too_few_and_too_many_frames_are_told(networks: Networks, tmp_path: Path) -> None:
+    for frames in (7, 65):
+        with pytest.raises(UserError, match="8 to 64 frames"):
+            generate(brightening(frames), "a fox", networks, TINY, Run(tmp_path))
