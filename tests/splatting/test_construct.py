@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def test_a_killed_fit_goes_on_to_the_same_result(
 ) -> None:
     whole = arrays_of(construct(scene.moving, scene.static, scene.surface, TINY, planned(tmp_path / "whole")))
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "MOST_TIME", math.inf)
     run = planned(tmp_path / "killed", is_cancelled=cancel_after(reports))
     with pytest.raises(JobCancelled):
         construct(scene.moving, scene.static, scene.surface, TINY, run)

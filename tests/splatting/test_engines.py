@@ -5,6 +5,7 @@ Without a GPU the device "meta" stands in: its tensors have shapes but no number
 to know a number in the middle of a step, fails.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "MOST_TIME", math.inf)
     inputs = (scene.moving, scene.static, scene.surface, SMALL)
     cuda, cpu = choose_engine("cuda"), choose_engine("cpu")
     for engine, steps in ((cuda, 90), (cpu, 20)):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Scene flow as a guide: what it says about points, and what construction makes of it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_a_guide_brings_the_motion_right(scene: Scene, tmp_path: Path) -> None:
 
 def test_a_guided_fit_that_was_stopped_goes_on_to_the_same_result(scene: Scene, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("backend.splatting.checkpoint.INTERVAL", 0.0)
+    monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", math.inf)
     config, flow = replace(TINY, guide_steps=10), true_flow(scene)
     inputs = scene.moving, scene.static, scene.surface, config
     whole = arrays_of(construct(*inputs, planned(tmp_path / "whole"), flow=flow))

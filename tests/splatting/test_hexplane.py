@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +197,7 @@ def test_a_killed_fit_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: py
     assert isinstance(whole.motion, FrameMotion)
     assert np.abs(whole.frame(4).means - whole.means).max() > 1e-4
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "MOST_TIME", math.inf)
     calls = iter(range(10**9))
     with pytest.raises(JobCancelled):
         construct(*inputs, planned(tmp_path / "killed", is_cancelled=lambda: next(calls) >= 8))
