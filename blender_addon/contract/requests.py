@@ -88,12 +88,7 @@ MAX_PROMPT_LENGTH = 500  # letters
 GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from
 
 
-def orbit_request(
-    name: str,
-    moving: dict,
-    static: dict | None,
-    surface: str | None,
-    to_object: list[list[float]],
+def construction_settings(
     *,
     preset: str = "preview",
     gaussians: int | None = None,
@@ -103,24 +98,46 @@ def orbit_request(
     color_space: str = "srgb",
     motion_model: str = "bases",
 ) -> dict:
+    """The settings that every kind of request has.
+
+    Args:
+        preset: how much work goes into the construction.
+        gaussians: follows the preset where it is None.
+        seed: of the noise that everything starts from.
+        fps: at which the stored frames play.
+        sh_degree: of the spherical harmonics; above 0, colors may depend on the view.
+        color_space: "srgb" or "linear", in which the Gaussians are fitted and to be blended.
+        motion_model: one of MOTION_MODELS: blended rigid movements, or a deformation field.
+    """
+    return {
+        "seed": seed,
+        "preset": preset,
+        "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
+        "fps": fps,
+        "sh_degree": sh_degree,
+        "color_space": color_space,
+        "motion_model": motion_model,
+    }
+
+
+def orbit_request(
+    name: str,
+    moving: dict,
+    static: dict | None,
+    surface: str | None,
+    to_object: list[list[float]],
+    **construction,
+) -> dict:
     """A request of kind `orbit`: the moving orbit exists already, so diffusion is skipped.
 
-    `moving` and `static` are {"frames": [sha256, ...], "cameras": Cameras.to_json()}; `gaussians` follows the preset
-    where it is None.
+    `moving` and `static` are {"frames": [sha256, ...], "cameras": Cameras.to_json()}; `construction` as
+    `construction_settings` takes it.
     """
     return {
         "kind": "orbit",
         "name": name[:MAX_NAME_LENGTH],
         "pipeline": PIPELINES["orbit"],
-        "settings": {
-            "seed": seed,
-            "preset": preset,
-            "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
-            "fps": fps,
-            "sh_degree": sh_degree,
-            "color_space": color_space,
-            "motion_model": motion_model,
-        },
+        "settings": construction_settings(**construction),
         "inputs": {"moving": moving, "static": static, "surface": surface, "to_object": to_object},
     }
 
@@ -134,19 +151,13 @@ def generation_request(
     static: dict | None = None,
     image: str | None = None,
     surface: str | None = None,
-    preset: str = "preview",
-    gaussians: int | None = None,
-    seed: int = 0,
-    fps: float = 24.0,
     motion: float = BOUNDS["motion"].default,
     guidance_motion: float = BOUNDS["guidance_motion"].default,
     guidance_static: float = BOUNDS["guidance_static"].default,
     steps: int = BOUNDS["steps"].default,
     model: str = SMALL,
     result: str = "clip",
-    sh_degree: int = 0,
-    color_space: str = "srgb",
-    motion_model: str = "bases",
+    **construction,
 ) -> dict:
     """A request of kind `object`, `text` or `image`: the motion is generated, then constructed.
 
@@ -158,32 +169,20 @@ def generation_request(
         static: {"frames": [sha256, ...], "cameras": Cameras.to_json()}, GENERATED_FRAMES views of one moment.
         image: sha256 of a picture of the subject.
         surface: sha256 of surface samples of the object.
-        preset: how much work goes into the construction.
-        gaussians: follows the preset where it is None.
-        seed: of the noise that everything starts from.
-        fps: at which the stored frames play.
         motion: motion magnitude, how much the subject is to move; 0 is not at all.
         guidance_motion: w1, how closely the conditions are followed.
         guidance_static: w2, how closely the static orbit is kept.
         steps: denoising steps.
         model: one of MODELS. The published size was set to steps 50, guidance_motion 7 and guidance_static 0.5.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
-        sh_degree: of the spherical harmonics; above 0, colors may depend on the view.
-        color_space: "srgb" or "linear", in which the Gaussians are fitted and to be blended.
-        motion_model: one of MOTION_MODELS: blended rigid movements, or a deformation field.
+        construction: as `construction_settings` takes it.
     """
     return {
         "kind": kind,
         "name": name[:MAX_NAME_LENGTH],
         "pipeline": PIPELINES[kind],
         "settings": {
-            "seed": seed,
-            "preset": preset,
-            "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
-            "fps": fps,
-            "sh_degree": sh_degree,
-            "color_space": color_space,
-            "motion_model": motion_model,
+            **construction_settings(**construction),
             "prompt": prompt,
             "motion": motion,
             "guidance_motion": guidance_motion,
@@ -215,13 +214,7 @@ def video_request(
     frames: int = int(BOUNDS["video_frames"].default),
     cutout: str = "auto",
     prompt: str = "",
-    preset: str = "preview",
-    gaussians: int | None = None,
-    seed: int = 0,
-    fps: float = 24.0,
-    sh_degree: int = 0,
-    color_space: str = "srgb",
-    motion_model: str = "bases",
+    **construction,
 ) -> dict:
     """A request of kind `video`: what a camera has seen from one side becomes a clip that is seen from all.
 
@@ -236,20 +229,14 @@ def video_request(
         frames: how many are taken, evenly over the range.
         cutout: one of CUTOUTS: how the subject is told from its background.
         prompt: what the subject is and does.
-        preset, gaussians, seed, fps, sh_degree, color_space, motion_model: as in `generation_request`.
+        construction: as `construction_settings` takes it.
     """
     return {
         "kind": "video",
         "name": name[:MAX_NAME_LENGTH],
         "pipeline": VIDEO_PIPELINE,
         "settings": {
-            "seed": seed,
-            "preset": preset,
-            "gaussians": GAUSSIANS_BY_PRESET[preset] if gaussians is None else gaussians,
-            "fps": fps,
-            "sh_degree": sh_degree,
-            "color_space": color_space,
-            "motion_model": motion_model,
+            **construction_settings(**construction),
             "prompt": prompt,
             "frames": frames,
             "cutout": cutout,
