@@ -214,7 +214,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     kinds = commands.add_parser("train", help="train the networks").add_subparsers(metavar="WHAT", required=True)
     for what, told in (
         ("diffusion4d", "the networks that invent motion; see docs/training.md"),
-        ("4dm", "4Diffusion's multi-view video network, on ImageDream"),
+        ("4dm", "4Diffusion's multi-view video network: on ImageDream, or the small one"),
     ):
         add_training_options(kinds.add_parser(what, help=told), what)
     add_results_of_training(kinds)
@@ -629,8 +629,9 @@ def train(options: argparse.Namespace) -> int:
         raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
     changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
     config = read_config(options.config, changes)
-    if (config.task == "fourdm") != (options.what == "4dm"):
-        hint = f"Run: python -m backend train {'4dm' if config.task == 'fourdm' else 'diffusion4d'} --config ..."
+    what = "4dm" if config.task in ("fourdm", "small_fourdm") else "diffusion4d"
+    if what != options.what:
+        hint = f"Run: python -m backend train {what} --config ..."
         raise UserError("bad_config", f"{options.config} trains another network than {options.what}.", hint)
     if options.dry_run:
         from backend.published_dry_run import print_training

@@ -80,8 +80,15 @@ class ViewBatch(AnyBatch):
     camera_to_world: Tensor  # [B, N, 4, 4] of the views
 
 
+@dataclass(frozen=True)
+class GuessedViewBatch(ViewBatch):
+    """What `data.view_samples.GuessedViewSample` tells."""
+
+    guess: Tensor  # [B, T, N, 4, H, W]
+
+
 # Their channels come last.
-PICTURES = ("moving", "static", "flow", "first", "near", "far", "near_flow", "far_flow", "video", "views")
+PICTURES = ("moving", "static", "flow", "first", "near", "far", "near_flow", "far_flow", "video", "views", "guess")
 
 
 def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> Iterator[range]:
@@ -117,7 +124,7 @@ def make_batch(
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     for name in set(PICTURES) & set(tensors):
         tensors[name] = tensors[name].movedim(-1, -3)
-    kinds = (Batch, StillBatch, FlowBatch, ViewBatch)
+    kinds = (Batch, StillBatch, FlowBatch, ViewBatch, GuessedViewBatch)
     kind = next(kind for kind in kinds if {field.name for field in fields(kind)} >= set(tensors))
     return kind(number, vocabulary.batch(captions), tuple(captions), **tensors)
 

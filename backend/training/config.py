@@ -46,6 +46,8 @@ class TrainConfig:
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
     motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
     base: str = ""  # published network: weights to begin from, videomv-i2v (also if empty) or i2vgen-xl
+    base_run: str = ""  # small 4DM: folder of the run whose network is frozen under motion modules; empty: no modules
+    times: int = 0  # small 4DM: moments of a sample, 1 without motion modules; 0: not asked
     weights: str = ""  # folder of all published weights; empty: the usual one
     families: dict = field(default_factory=dict)  # how often relative to an equal share; 1 where not named
 

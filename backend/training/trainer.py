@@ -20,7 +20,7 @@ from torch import nn
 from backend.data.flow_samples import FlowStream
 from backend.data.samples import SampleStream
 from backend.data.stills import StillStream
-from backend.data.view_samples import ViewStream
+from backend.data.view_samples import GuessedViewStream, ViewStream
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
 from backend.training import (
@@ -30,6 +30,8 @@ from backend.training import (
     motion_validation,
     published_task,
     scene_flow_task,
+    small_fourdm_task,
+    small_fourdm_validation,
     static_task,
 )
 from backend.training.batches import Batch, draw, draw_now, micro_batches
@@ -47,10 +49,11 @@ TASKS = {
     "scene_flow": scene_flow_task,
     "published": published_task,
     "fourdm": fourdm_task,
+    "small_fourdm": small_fourdm_task,
 }
 CONTIGUOUS = ("fourdm",)  # tasks whose networks must not have channels-last memory
-STREAMS = {"static": StillStream, "scene_flow": FlowStream, "fourdm": ViewStream}  # others: `SampleStream`
-VALIDATIONS = {"motion": motion_validation}  # validate(network, unseen, seen, seed)
+STREAMS = {"static": StillStream, "scene_flow": FlowStream, "fourdm": ViewStream, "small_fourdm": GuessedViewStream}  # others: `SampleStream`
+VALIDATIONS = {"motion": motion_validation, "small_fourdm": small_fourdm_validation}  # validate(network, unseen, seen, seed)
 FAR = 1 << 40  # a sample that no training reaches
 
 
@@ -213,7 +216,8 @@ def precision(config: TrainConfig) -> str:
 def sample_stream(config: TrainConfig, assets: Path, split: str) -> SampleStream:
     """The samples of a split."""
     kind = STREAMS.get(config.task, SampleStream)
-    return kind(assets, split, resolution=config.resolution, seed=config.seed, families=config.families)
+    length = {"times": config.times} if config.times else {}
+    return kind(assets, split, resolution=config.resolution, seed=config.seed, families=config.families, **length)
 
 
 def stored_vocabulary(checkpoint: Path | None) -> Vocabulary | None:

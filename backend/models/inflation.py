@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Outlines made round: how deep a subject may be behind each pixel, and how it then looks from other sides.
+
+The guess from which a picture becomes a volume (`first_guess`) and from which the small 4DM starts (`small_fourdm`).
+"""
+
+import math
+
+import numba
+import numpy as np
+
+ROUNDNESS = 3.0  # of the Poisson equation: 2 makes rods round, 4 makes balls round
+FLATNESS = 0.85  # depth of what is inflated / its width
+SWEEPS = 400  # at most
+TOLERANCE = 1e-3  # of a sweep's largest change, relative to the largest value
+STEP = 1.5  # pixels, of the rays
+
+
+def thickness(mask: np.ndarray) -> np.ndarray:  # [H, W] bool -> [H, W] float32, pixels
+    """Half the depth of an inflated outline: the root of the solution of Poisson's equation, zero outside."""
+    return np.sqrt(_poisson(np.pad(mask, 1), ROUNDNESS))
+
+
+def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: float, fov: float) -> np.ndarray:
+    """Pictures inflated, and seen from other sides.
+
+    Args:
+        pictures: [F, H, W, 4] float32 0..1, H = W, premultiplied, as a camera at -Y in `distance` sees the subject.
+        camera_to_world: [V, 4, 4] of the other cameras, clip space.
+        distance, fov: of all of them; the field of view in degrees.
+
+    Returns:
+        [F, V, H, W, 4] float32, premultiplied. The far side has the colors of the near side.
+    """
+    size = pictures.shape[1]
+    views = np.zeros((len(pictures), len(camera_to_world), *pictures.shape[1:]), np.float32)
+    half = math.tan(math.radians(fov) / 2)
+    poses = np.ascontiguousarray(camera_to_world, np.float32)
+    for picture, out in zip(pictures, views, strict=True):
+        depth = thickness(picture[..., 3] > 0.5) * np.float32(FLATNESS * 2 * half * distance / size)
+        color = np.ascontiguousarray(picture[..., :3] / np.maximum(picture[..., 3:], 1e-3), np.float32)
+        _look(color, np.ascontiguousarray(depth, np.float32), poses, distance, half, out)
+    return views
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by successive over-relaxation
+    height, width = mask.shape
+    u = np.zeros((height, width), np.float32)
+    omega = np.float32(2 / (1 + math.sin(math.pi / max(min(height, width) / 2, 4))))
+    for _ in range(SWEEPS):
+        largest, change = np.float32(0), np.float32(0)
+        for y in range(1, height - 1):
+            for x in range(1, width - 1):
+                if mask[y, x]:
+                    wanted = (u[y - 1, x] + u[y + 1, x] + u[y, x - 1] + u[y, x + 1] + np.float32(source)) / 4
+                    step = omega * (wanted - u[y, x])
+                    u[y, x] += step
+                    change = max(change, abs(step))
+                    largest = max(largest, u[y, x])
+        if change <= TOLERANCE * largest:
+            break
+    return np.maximum(u[1:-1, 1:-1], 0)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _look(color, depth, poses, distance, half, out):
+    """March the rays of each view through {points whose distance from the middle plane is at most `depth`}."""
+    size = color.shape[0]
+    reach = np.float32(0.87)  # half the diagonal of the cube that a subject fits into
+    pixel = np.float32(2 * half / size)
+    step = np.float32(STEP * distance) * pixel
+    for v in range(poses.shape[0]):
+        pose = poses[v]
+        for row in range(size):
+            for column in range(size):
+                a = (column + np.float32(0.5)) * pixel - np.float32(half)
+                b = np.float32(half) - (row + np.float32(0.5)) * pixel
+                dx = pose[0, 0] * a + pose[0, 1] * b - pose[0, 2]
+                dy = pose[1, 0] * a + pose[1, 1] * b - pose[1, 2]
+                dz = pose[2, 0] * a + pose[2, 1] * b - pose[2, 2]
+                t = np.float32(distance) - reach
+                while t < distance + reach:
+                    y = pose[1, 3] + t * dy
+                    along = y + np.float32(distance)  # depth as the first camera sees it
+                    if along > np.float32(0.05):
+                        i = int(math.floor(((pose[0, 3] + t * dx) / along + np.float32(half)) / pixel))
+                        j = int(math.floor((np.float32(half) - (pose[2, 3] + t * dz) / along) / pixel))
+                        if 0 <= i < size and 0 <= j < size and depth[j, i] > 0 and abs(y) <= max(depth[j, i], step / 2):
+                            for k in range(3):
+                                out[v, row, column, k] = min(max(color[j, i, k], np.float32(0)), np.float32(1))
+                            out[v, row, column, 3] = 1
+                            break
+                    t += step

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training of the small 4DM (4Diffusion, section 3.2): first the network of single moments, then motion modules on it.
+
+The first run has no `base_run` and samples of one moment; the second names the first and freezes what it has learned.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from backend.models.diffusion import add_noise
+from backend.models.small_fourdm import SmallConditions, SmallFourDM, SmallFourDMConfig, to_latents
+from backend.models.text import Vocabulary
+from backend.progress import UserError
+from backend.training.batches import GuessedViewBatch
+from backend.training.checkpoint import newest_checkpoint
+from backend.training.config import TrainConfig, resized
+from backend.training.timesteps import timesteps
+
+BEYOND = 0.1  # weight of what lies far from the subject, beside the subject's
+
+
+def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:
+    """The network, freshly initialised; its base as `config.base_run` has left it, and frozen, if there is one.
+
+    Raises:
+        UserError: there is no such size, or no such run.
+    """
+    sizes = asdict(SmallFourDMConfig(vocabulary=len(vocabulary.words), motion=bool(config.base_run)))
+    network = SmallFourDM(resized(SmallFourDMConfig(**sizes), config.network))
+    if config.base_run:
+        found = newest_checkpoint(Path(config.base_run))
+        if found is None:
+            raise UserError("no_checkpoint", f"{config.base_run} holds no checkpoint.", "Train the base first.")
+        try:
+            lacking, unknown = network.load_state_dict(load_file(found / "ema.safetensors"), strict=False)
+        except RuntimeError as error:
+            raise UserError("runs_differ", f"The network of {config.base_run} has other sizes.") from error
+        if unknown or any("motion" not in name for name in lacking):
+            raise UserError("runs_differ", f"{config.base_run} is not the base of this network.")
+        network.freeze_base()
+    return network
+
+
+def loss(
+    network: torch.nn.Module, batch: GuessedViewBatch, config: TrainConfig, noise: torch.Generator
+) -> dict[str, Tensor]:
+    """|x0 - x0_theta|^2 of the views, all times and views of a clip at one noise level (Eq. 7, for clean latents).
+
+    In a share `drop_all` of the clips image and cameras are dropped, together; in a share `drop_text` the words.
+    """
+    size, device = len(batch.tokens), batch.tokens.device
+    clean = to_latents(batch.views)
+    fate = torch.rand(size, generator=noise).to(device)
+    worded = torch.rand(size, generator=noise).to(device) >= config.drop_text
+    given = conditions(batch)
+    given = SmallConditions(given.video, given.guess, given.camera_to_world, given.tokens * worded[:, None])
+    timestep = timesteps(torch.rand(size, generator=noise).to(device))
+    eps = torch.randn(clean.shape, generator=noise).to(device)
+    predicted = network(add_noise(clean, eps, timestep), timestep, given.without(fate >= config.drop_all)).float()
+    weight = importance(batch)
+    return {"loss": (weight * (predicted - clean).square()).mean() / weight.mean()}
+
+
+def conditions(batch: GuessedViewBatch) -> SmallConditions:
+    """All that is known of the clips."""
+    return SmallConditions(to_latents(batch.video), to_latents(batch.guess), batch.camera_to_world, batch.tokens)
+
+
+def importance(batch: GuessedViewBatch) -> Tensor:  # [B, T, N, 1, H, W]
+    """How much each pixel matters: most of a picture is background, and right from the start."""
+    near = torch.maximum(batch.views[:, :, :, 3:], batch.guess[:, :, :, 3:])
+    return BEYOND + functional.max_pool2d(near.flatten(0, 2), 5, 1, 2).unflatten(0, near.shape[:3])
