@@ -263,6 +263,8 @@ def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
     shipping.add_argument("--4dm", type=Path, metavar="RUN", dest="fourdm",
                           help="of fourdm_published: motion modules in the place of the released ones, without the "
                                "others")  # fmt: skip
+    shipping.add_argument("--small-4dm", type=Path, metavar="RUN", dest="small_fourdm",
+                          help="of kinesplat_small_4dm_motion: a model of its own, without the others")  # fmt: skip
     shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -662,7 +664,7 @@ def pack_run(options: argparse.Namespace) -> int:
 
 def ship_runs(options: argparse.Namespace) -> int:
     """Make the weights that the program loads."""
-    from backend.training.ship import ship, ship_fourdm, ship_published, ship_scene_flow
+    from backend.training.ship import ship, ship_fourdm, ship_published, ship_scene_flow, ship_small_fourdm
 
     if options.fourdm:
         ship_fourdm(options.fourdm, options.out)
@@ -671,6 +673,10 @@ def ship_runs(options: argparse.Namespace) -> int:
     if options.published:
         ship_published(options.published, options.out)
         print(f"{options.out}: Diffusion4D of published size")
+        return 0
+    if options.small_fourdm:
+        ship_small_fourdm(options.small_fourdm, options.out, name=options.name)
+        print(f"{options.out}: {options.name}")
         return 0
     if options.scene_flow:
         ship_scene_flow(options.scene_flow, options.out, name=options.name)

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     seen = read_orbit_folder(options.orbit)
     static = diffusion4d.as_pictures(seen.images.permute(0, 3, 1, 2)[None])
     cameras = replace(seen.cameras, times=np.linspace(0, 1, len(static)))
-    precisions = ["float32", "bf16"] if torch.cpu._is_amx_tile_supported() else ["float32"]
+    precisions = ["float32", "bf16"] if fast_bf16("cpu") else ["float32"]
     diffusion4d.generate_moving(static, cameras, options.prompt, MAGNITUDE, steps=1, model=model)  # warms up
     rows = [
         measure(model, static, cameras, options.prompt, sampler, steps, threads, precision)

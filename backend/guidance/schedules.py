@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 TRAIN_STEPS = 1_000
-EPSILON, V = "epsilon", "v_prediction"  # what networks predict, in diffusers' words
+EPSILON, V, CLEAN = "epsilon", "v_prediction", "sample"  # what networks predict, in diffusers' words
 _COMMON = {  # of DDIM as both projects sample: t = 1, 1 + stride, ...; after t = 1 comes t = 0, not clean latents
     "num_train_timesteps": TRAIN_STEPS,
     "timestep_spacing": "leading",
@@ -70,11 +70,15 @@ def velocity(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timestep: T
 
 def training_target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
     """What the network of this schedule is trained to predict."""
+    if predicts(scheduler) == CLEAN:
+        return clean
     return noise if predicts(scheduler) == EPSILON else velocity(scheduler, clean, noise, timestep)
 
 
 def clean_of(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timestep: Tensor | int) -> Tensor:
     """The clean latents that a prediction at x_t amounts to. Noise tells nothing about them where a_t = 0."""
+    if predicts(scheduler) == CLEAN:
+        return prediction
     signal, spread = factors(scheduler, timestep, noisy)
     if predicts(scheduler) == EPSILON:
         return (noisy - spread * prediction) / signal
@@ -86,11 +90,15 @@ def noise_of(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timest
     if predicts(scheduler) == EPSILON:
         return prediction
     signal, spread = factors(scheduler, timestep, noisy)
+    if predicts(scheduler) == CLEAN:
+        return (noisy - signal * prediction) / spread
     return signal * prediction + spread * noisy
 
 
 def prediction_of(scheduler: DDIMScheduler, clean: Tensor, noisy: Tensor, timestep: Tensor | int) -> Tensor:
     """The prediction at x_t that amounts to these clean latents: inverse of `clean_of`."""
+    if predicts(scheduler) == CLEAN:
+        return clean
     signal, spread = factors(scheduler, timestep, noisy)
     if predicts(scheduler) == EPSILON:
         return (noisy - signal * clean) / spread
@@ -98,14 +106,14 @@ def prediction_of(scheduler: DDIMScheduler, clean: Tensor, noisy: Tensor, timest
 
 
 def predicts(scheduler: DDIMScheduler) -> str:
-    """EPSILON or V.
+    """EPSILON, V or CLEAN.
 
     Raises:
         ValueError: the scheduler is for networks that predict something else.
     """
     kind = scheduler.config.prediction_type
-    if kind not in (EPSILON, V):
-        raise ValueError(f"the published networks predict noise or v, not {kind!r}")
+    if kind not in (EPSILON, V, CLEAN):
+        raise ValueError(f"networks predict noise, v or clean latents, not {kind!r}")
     return kind
 
 

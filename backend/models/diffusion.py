@@ -25,12 +25,12 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
 
 
-def scheduler(name: str = "ddim") -> DDIMScheduler | DPMSolverMultistepScheduler:
+def scheduler(name: str = "ddim", steps: int = STEPS) -> DDIMScheduler | DPMSolverMultistepScheduler:
     """A sampler for networks that predict the clean latents. `name`: "ddim" or "dpm" (DPM-Solver++ 2M)."""
-    alpha_bar = alphas_cumprod(torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS).clamp_min(_SMALLEST)
+    alpha_bar = alphas_cumprod(torch.arange(1, steps + 1, dtype=torch.float64) / steps).clamp_min(_SMALLEST)
     betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     common = {
-        "num_train_timesteps": STEPS,
+        "num_train_timesteps": steps,
         "trained_betas": betas.numpy(),
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
@@ -42,6 +42,6 @@ def scheduler(name: str = "ddim") -> DDIMScheduler | DPMSolverMultistepScheduler
     raise ValueError(f"unknown sampler {name!r}")
 
 
-def share(step: Tensor) -> Tensor:
-    """The share of the diffusion time, as networks take it, of a scheduler's time step 0..STEPS - 1."""
-    return (step.float() + 1) / STEPS
+def share(step: Tensor, steps: int = STEPS) -> Tensor:
+    """The share of the diffusion time, as networks take it, of a scheduler's time step 0..steps - 1."""
+    return (step.float() + 1) / steps

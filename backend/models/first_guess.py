@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.models.inflation import FLATNESS, thickness
 from backend.models.text import words
 from backend.models.volume import HALF_SIDE, VOXELS, voxel_centers
 
 FOCAL = 1 / 0.36  # per half width, of 39.6 degrees
-ROUNDNESS = 3.0  # of the Poisson equation: 2 makes rods round, 4 makes balls round
-FLATNESS = 0.85  # depth of what is inflated / its width
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def inflate(first: Tensor) -> Tensor:  # [4, H, W] -> [N, N, N, 4]
 
     first: premultiplied RGBA, 0..1, H = W. Its far side has the colors of its near side.
     """
-    depth = thickness(first[3] > 0.5)  # in pixels
+    depth = torch.from_numpy(thickness((first[3] > 0.5).numpy()))  # in pixels
     size = first.shape[-1]
     centers = voxel_centers(first.device)
     distance = 2 + centers[..., 1]
@@ -90,20 +89,3 @@ def inflate(first: Tensor) -> Tensor:  # [4, H, W] -> [N, N, N, 4]
     occupied &= depth[row, column] > 0
     color = (first[:3] / first[3:].clamp_min(1e-3)).clamp(0, 1)[:, row, column].permute(1, 2, 3, 0)
     return torch.cat([color, torch.ones_like(color[..., :1])], -1) * occupied[..., None]
-
-
-def thickness(mask: Tensor) -> Tensor:  # [H, W] bool -> [H, W] float32, pixels
-    """Half the depth of an inflated outline: the root of the solution of Poisson's equation, zero outside."""
-    rows, columns = torch.nonzero(mask, as_tuple=True)
-    number = torch.full((mask.shape[0] + 2, mask.shape[1] + 2), -1)
-    number[rows + 1, columns + 1] = torch.arange(len(rows))
-    matrix = 4 * torch.eye(len(rows), dtype=torch.float64)
-    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-        neighbor = number[rows + 1 + down, columns + 1 + right]
-        has = neighbor >= 0
-        matrix[torch.nonzero(has)[:, 0], neighbor[has]] = -1
-    depth = torch.zeros(mask.shape)
-    if len(rows):
-        solution = torch.linalg.solve(matrix, torch.full((len(rows),), ROUNDNESS, dtype=torch.float64))
-        depth[rows, columns] = solution.clamp_min(0).sqrt().float()
-    return depth

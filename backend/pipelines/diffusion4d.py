@@ -6,8 +6,7 @@ static orbit (given, or made from the text or image)
 -> frames to look at, or construction of the clip, coarse to fine
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from backend.models.diffusion import scheduler, share
 from backend.models.first_guess import inflate
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.motion_magnitude import motion_magnitude
+from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
 from backend.progress import Run, UserError
@@ -425,14 +425,6 @@ def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
             return np.asarray(image.convert("RGBA"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
-
-
-@contextlib.contextmanager
-def matrix_precision(device: torch.device) -> Iterator[None]:
-    """bf16 where the hardware has units for it, float32 elsewhere."""
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        yield
 
 
 def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:

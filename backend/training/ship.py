@@ -13,20 +13,26 @@ from torch.nn import Module
 from backend.data.captions import subject
 from backend.data.samples import View, pose_clip
 from backend.data.stills import StillStream, colored_volume
-from backend.models import fourdm_weights, kinesplat_small, scene_flow
+from backend.models import fourdm_weights, kinesplat_small, kinesplat_small_4dm, scene_flow
 from backend.models.checkpoints import SINGLE
 from backend.models.first_guess import Memory, remember
 from backend.models.text import Vocabulary
 from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
 from backend.progress import UserError
-from backend.training import decoder_task, motion_task, scene_flow_task, static_task
+from backend.training import decoder_task, motion_task, scene_flow_task, small_fourdm_task, static_task
 from backend.training.checkpoint import checkpoints, read_state
 from backend.training.config import TrainConfig
 from blender_addon.contract.arrays import atomic_file
 
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
-TASKS = {"motion": motion_task, "decoder": decoder_task, "static": static_task, "scene_flow": scene_flow_task}
+TASKS = {
+    "motion": motion_task,
+    "decoder": decoder_task,
+    "static": static_task,
+    "scene_flow": scene_flow_task,
+    "small_fourdm": small_fourdm_task,
+}
 
 
 def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
@@ -61,6 +67,19 @@ def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0"
     """
     network, _, _, trained = finished("scene_flow", run)
     scene_flow.save(out, network, {"name": name, "licence": licence, "trained": trained})
+
+
+def ship_small_fourdm(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+    """Write the small 4DM of a run, its motion modules on their base, to the folder `out`.
+
+    Raises:
+        UserError: the run has no checkpoint, or is that of a base alone.
+    """
+    network, config, vocabulary, trained = finished("small_fourdm", run)
+    if not config.base_run:
+        raise UserError("runs_differ", f"{run} has no motion modules.", "Train them: docs/training.md.")
+    about = {"name": name, "licence": licence, "resolution": config.resolution, "trained": trained}
+    kinesplat_small_4dm.save(out, network, vocabulary, about)
 
 
 def ship_published(run: Path, out: Path) -> None:
@@ -113,7 +132,8 @@ def finished(task: str, run: Path) -> tuple[Module, TrainConfig, Vocabulary, dic
     vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
     config = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
     network = TASKS[task].build(config, vocabulary)
-    network.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+    frozen = network.state_dict()  # comes from where the base came from; all of it is replaced where there is none
+    network.load_state_dict({**frozen, **load_file(found[-1] / "ema.safetensors")})
     steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
     return network, config, vocabulary, {"steps": steps, "batch": config.batch}
 

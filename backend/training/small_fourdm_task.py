@@ -21,7 +21,7 @@ from backend.training.checkpoint import newest_checkpoint
 from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
 
-BEYOND = 0.1  # weight of what lies far from the subject, beside the subject's
+BEYOND = 0.4  # weight of what lies far from the subject, beside the subject's
 
 
 def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:

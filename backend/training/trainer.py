@@ -21,6 +21,7 @@ from backend.data.flow_samples import FlowStream
 from backend.data.samples import SampleStream
 from backend.data.stills import StillStream
 from backend.data.view_samples import GuessedViewStream, ViewStream
+from backend.models.precision import fast_bf16
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
 from backend.training import (
@@ -208,8 +209,7 @@ def starting_point(out: Path, resume: Path | None) -> Path | None:
 def precision(config: TrainConfig) -> str:
     """`bf16` or `no` (float32), as accelerate calls them."""
     if config.precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
-        return "bf16" if fast else "no"
+        return "bf16" if fast_bf16("cuda" if torch.cuda.is_available() else "cpu") else "no"
     return "bf16" if config.precision == "bf16" else "no"
 
 

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The small 4DM as `fourdiffusion` uses it: videos of four views, and what score distillation asks.
+
+The network sees 64 pixels; the input's own view stays the input itself, as sharp as it comes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backend.guidance.classifier_free import guide_plain
+from backend.guidance.sampling import Branches, begin, sample
+from backend.guidance.schedules import TRAIN_STEPS
+from backend.models.diffusion import scheduler, share
+from backend.models.inflation import inflated_views
+from backend.models.kinesplat_small_4dm import KinesplatSmall4DM, load
+from backend.models.precision import matrix_precision
+from backend.models.small_fourdm import CHANNELS, SmallConditions, to_latents, to_pictures
+from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, straight, view_poses
+from backend.pipelines.videomv_orbit import kept_state, on_step
+from backend.progress import Run
+
+SIDE = 128  # pixels of the views that come out; three of the four are enlarged
+GUIDANCE = 1.5  # scale of classifier-free guidance
+RESCALE = 0.2
+
+
+class SmallVideoModel:
+    """A `video_model.VideoModel`: kinesplat-small-4dm, or `model` instead of it."""
+
+    side = SIDE
+
+    def __init__(self, model: KinesplatSmall4DM | None = None, device: str | None = None) -> None:
+        self._model = model or load(device=device)
+        self.name = self._model.name
+
+    def models(self) -> list[dict]:
+        """For provenance."""
+        return [{"name": self._model.name, "licence": self._model.licence}]
+
+    def warnings(self, prompt: str) -> list[str]:
+        """What the user should know about the prompt."""
+        unknown = self._model.vocabulary.unknown(prompt)
+        return [f"The model does not know: {', '.join(unknown)}. It went by what it saw."] if unknown else []
+
+    @torch.no_grad()
+    def views(
+        self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run
+    ) -> MultiViewVideo:
+        """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
+        for sentence in self.warnings(prompt):
+            run.note(sentence)
+        guide = SmallGuidance(self._model, video, prompt, run)
+        poses = torch.from_numpy(view_poses(elevation)).float()
+        schedule = guide.schedule
+        schedule.set_timesteps(steps)
+        timesteps = schedule.timesteps.tolist()
+        windows, made = runs_of(len(video)), []
+        for index, window in enumerate(windows):
+            frames = np.arange(len(video))[window]
+            side, name = self._model.resolution, f"views_{index}.npz"
+            shape = (len(frames) * VIEWS, CHANNELS, side, side)
+            latents = sample(
+                kept_state(run.folder / name, self._model.device) or begin(shape, seed, self._model.device),
+                timesteps,
+                schedule,
+                guide.branches(poses, frames),
+                partial(guide_plain, scale=guide.scale),
+                on_step=on_step(run, name, steps, _preview, before=index * steps, runs=len(windows)),
+            )
+            new = slice(sum(map(len, made)) - window.start, None)  # a window may overlap the one before
+            made.append(to_pictures(latents).unflatten(0, (len(frames), VIEWS))[new].cpu())
+        views = functional.interpolate(torch.cat(made).flatten(0, 1), (SIDE, SIDE), mode="bicubic").clamp(0, 1)
+        views = views.unflatten(0, (len(video), VIEWS)).movedim(1, 0)  # [V, F, 4, H, W]
+        views = torch.cat([video[None], torch.minimum(views, views[:, :, 3:])[1:]])
+        pictures = straight(views.movedim(2, -1).numpy())
+        return MultiViewVideo.standing(pictures, np.linspace(0, 1, len(video)), elevation)
+
+    @contextlib.contextmanager
+    def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator["SmallGuidance"]:
+        """See `VideoModel`."""
+        yield SmallGuidance(self._model, video, prompt, run)
+
+
+class SmallGuidance:
+    """A `fourdiffusion_guidance.Guidance`: latents are pictures of the network's resolution."""
+
+    dtype = torch.float32
+    scale, rescale = GUIDANCE, RESCALE
+
+    def __init__(self, model: KinesplatSmall4DM, video: Tensor, prompt: str, run: Run) -> None:
+        """video [F, 4, H, W] 0..1, premultiplied."""
+        self._model, self._check = model, run.check
+        self.schedule = scheduler(steps=TRAIN_STEPS)
+        self._video = _sized(video, model.resolution)
+        self._tokens = model.vocabulary.batch([prompt]).to(model.device)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 4, H, W] 0..1 premultiplied -> [B, 4, h, w], with a gradient."""
+        return to_latents(_sized(pictures, self._model.resolution).to(self._model.device))
+
+    def branches(self, poses: Tensor, frames: np.ndarray) -> Branches:
+        """See `Guidance`. The unconditional prediction costs as much as the other; at scale 1 it has no part."""
+        device, count = self._model.device, 1 + (self.scale != 1)
+        shown = self._video[torch.from_numpy(frames)]
+        guess = inflated_views(shown.movedim(1, -1).numpy(), poses.cpu().numpy(), DISTANCE, FOV)
+        given = SmallConditions(
+            to_latents(shown)[None].to(device),
+            to_latents(torch.from_numpy(guess).movedim(-1, -3))[None].to(device),
+            poses[None].to(device),
+            self._tokens,
+        )
+        parts = [given, given.without()][:count]
+        together = SmallConditions(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in SmallConditions.__annotations__)
+        )
+
+        def predict(latents: Tensor, timestep: Tensor) -> list[Tensor]:
+            self._check()
+            noisy = latents.unflatten(0, (1, len(frames), len(poses))).expand(count, -1, -1, -1, -1, -1)
+            when = share(timestep[:1], TRAIN_STEPS).expand(count)
+            with torch.no_grad(), matrix_precision(device):
+                clean = self._model.network(noisy, when, together).float()
+            return [clean[k % count].flatten(0, 1) for k in range(2)]
+
+        return predict
+
+
+def _sized(pictures: Tensor, side: int) -> Tensor:
+    """Pictures [B, 4, H, W] at the network's resolution, with a gradient."""
+    if pictures.shape[-1] == side:
+        return pictures
+    return functional.interpolate(pictures, (side, side), mode="bilinear", antialias=pictures.shape[-1] > side)
+
+
+def _preview(latents: Tensor) -> np.ndarray:  # [2 h, 4 w, 3] uint8
+    """First and last of the times, from all sides."""
+    pictures = to_pictures(latents.cpu()).unflatten(0, (-1, VIEWS))[[0, -1]]
+    rows = (pictures[:, :, :3] + 1 - pictures[:, :, 3:]).clamp(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return (rows * 255).round().byte().numpy()
