@@ -48,6 +48,7 @@ from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET
 PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
 VIDEO_NAME, VIEWS_NAME, FIT_NAME = "video.npz", "views.npz", "fit.npz"
+BEGUN_NAME = "views.key"  # of the views whose sampling the folder keeps, in `views_*.npz`
 ALGORITHM = 2  # counts changes that make older checkpoints useless
 FRAMES = 8, 64  # least and most that a clip has
 DEPARTURE = "Gaussians were optimised in place of the paper's radiance field."
@@ -396,6 +397,11 @@ def _kept_views(video: Tensor, prompt: str, model: VideoModel, settings: Setting
             return MultiViewVideo.standing(kept["pictures"], np.linspace(0, 1, len(video)), settings.elevation)
     except (BadFileError, FileNotFoundError, KeyError):
         pass  # they can be made again
+    begun = run.folder / BEGUN_NAME
+    if not (begun.is_file() and begun.read_bytes() == key.tobytes()):  # what was begun were other views
+        for state in run.folder.glob("views_*.npz"):
+            state.unlink()
+        begun.write_bytes(key.tobytes())
     views = model.views(video, prompt, **how, run=run)
     write_arrays(path, {"key": key, "pictures": views.pictures})
     return views
