@@ -388,22 +388,26 @@ def _distillation(
 
 def _kept_views(video: Tensor, prompt: str, model: VideoModel, settings: Settings, run: Run) -> MultiViewVideo:
     """The views of the video model: those of a former attempt, or new ones."""
-    path = run.folder / VIEWS_NAME
+    path, begun = run.folder / VIEWS_NAME, run.folder / BEGUN_NAME
     how = {"seed": settings.seed, "steps": settings.steps, "elevation": settings.elevation}
-    key = np.frombuffer(state_key({"model": model.name, "prompt": prompt, **how}, video).encode(), np.uint8)
+    key = state_key({"model": model.name, "prompt": prompt, **how}, video)
     try:
         kept = read_arrays(path)
-        if np.array_equal(kept["key"], key):
+        told = json.loads(kept["told"].tobytes())
+        if told["key"] == key:
+            for sentence in told["notes"]:
+                run.note(sentence)
             return MultiViewVideo.standing(kept["pictures"], np.linspace(0, 1, len(video)), settings.elevation)
-    except (BadFileError, FileNotFoundError, KeyError):
+    except (BadFileError, FileNotFoundError, KeyError, ValueError):
         pass  # they can be made again
-    begun = run.folder / BEGUN_NAME
-    if not (begun.is_file() and begun.read_bytes() == key.tobytes()):  # what was begun were other views
+    if not (begun.is_file() and begun.read_text() == key):  # what was begun were other views
         for state in run.folder.glob("views_*.npz"):
             state.unlink()
-        begun.write_bytes(key.tobytes())
+        begun.write_text(key)
+    before = len(run.notes)
     views = model.views(video, prompt, **how, run=run)
-    write_arrays(path, {"key": key, "pictures": views.pictures})
+    told = json.dumps({"key": key, "notes": run.notes[before:]})
+    write_arrays(path, {"told": np.frombuffer(told.encode(), np.uint8), "pictures": views.pictures})
     return views
 
 
