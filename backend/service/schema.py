@@ -74,7 +74,10 @@ class GenerationSettingsModel(SettingsModel):
 class VideoSettingsModel(SettingsModel):
     """`settings` of a request of kind `video`."""
 
+    fps: bounded("fps", float) | None
     prompt: Prompt
+    model: Literal[contract.MODELS] = contract.SMALL
+    representation: Literal[contract.REPRESENTATIONS] = contract.REPRESENTATIONS[0]
     frames: bounded("video_frames", int)
     cutout: Literal[contract.CUTOUTS]
 
@@ -233,19 +236,16 @@ class GenerationRequestModel(Strict):
 
 
 class VideoRequestModel(Strict):
-    """A request that starts from a video: see `blender_addon/contract/requests.py`.
-
-    It joins `RequestModel` together with the pipeline that does it; until then the API refuses the kind.
-    """
+    """A request that starts from a video: see `blender_addon/contract/requests.py`."""
 
     kind: Literal["video"]
     name: Name
-    pipeline: Literal[contract.VIDEO_PIPELINE]
+    pipeline: Literal[contract.PIPELINES["video"]]
     settings: VideoSettingsModel
     inputs: VideoInputsModel
 
 
-RequestModel = Annotated[OrbitRequestModel | GenerationRequestModel, Field(discriminator="kind")]
+RequestModel = Annotated[OrbitRequestModel | GenerationRequestModel | VideoRequestModel, Field(discriminator="kind")]
 
 
 class SubmitModel(Strict):
@@ -283,6 +283,7 @@ class JobModel(BaseModel):
     total: int
     fraction: float
     seconds_left: float | None
+    detail: str | None  # how the stage goes, such as "distillation 0.123, anchor 4.5"
     rev: int
     preview_rev: int
     attempt: int

@@ -26,9 +26,12 @@ The bounds below are the only place where limits stand: the panel's properties a
                 "generated": sha256,           # frames of an earlier job: they are constructed, none generated; or null
                 "to_object": [[...] * 4]}}
 
-    {"kind": "video", "name": "Fox", "pipeline": "4diffusion",           # not in KINDS: its pipeline is yet to come
-     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
+    {"kind": "video", "name": "Fox", "pipeline": "4diffusion",           # a view from the front is all that there is
+     "settings": {"seed", "preset", "gaussians", "sh_degree", "color_space", "motion_model",   # as above
+                  "fps": 24.0,                                            # or null: as fast as the video plays
                   "prompt": "a fox runs",
+                  "model": "kinesplat-small" | "published",               # the latter needs weights and a GPU
+                  "representation": "gaussians" | "nerf",                 # that is fitted; the paper's is "nerf"
                   "frames": 8,                                            # taken evenly from the range
                   "cutout": "auto" | "alpha" | "model" | "background"},   # how the subject is told from its background
      "inputs": {"video":    sha256,                                       # MP4, MOV, WebM, MKV or GIF; or null
@@ -46,14 +49,20 @@ from .clip import COLOR_SPACES as COLOR_SPACES
 from .video import LIMITS as VIDEO_LIMITS
 
 API_VERSION = 1
-KINDS = ("orbit", "object", "text", "image")  # what this version can do; video comes with its pipeline
+KINDS = ("orbit", "object", "text", "image", "video")
 GENERATION_KINDS = ("object", "text", "image")
-PIPELINES = {"orbit": "orbit", "object": "diffusion4d", "text": "diffusion4d", "image": "diffusion4d"}  # by kind
-VIDEO_PIPELINE = "4diffusion"
+PIPELINES = {  # by kind
+    "orbit": "orbit",
+    "object": "diffusion4d",
+    "text": "diffusion4d",
+    "image": "diffusion4d",
+    "video": "4diffusion",
+}
 CUTOUTS = ("auto", "alpha", "model", "background")
 PRESETS = ("draft", "preview", "final")
 RESULTS = ("clip", "frames")
-SMALL, PUBLISHED = MODELS = ("kinesplat-small", "published")  # the one that comes along; VideoMV and Diffusion4D
+SMALL, PUBLISHED = MODELS = ("kinesplat-small", "published")  # the one that comes along; that of the kind's paper
+REPRESENTATIONS = ("gaussians", "nerf")  # what is fitted to a video; Gaussians are faster, and a departure
 MOTION_MODELS = ("bases", "hexplane")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -214,6 +223,9 @@ def video_request(
     frames: int = int(BOUNDS["video_frames"].default),
     cutout: str = "auto",
     prompt: str = "",
+    model: str = SMALL,
+    representation: str = REPRESENTATIONS[0],
+    fps: float | None = None,
     **construction,
 ) -> dict:
     """A request of kind `video`: what a camera has seen from one side becomes a clip that is seen from all.
@@ -229,15 +241,21 @@ def video_request(
         frames: how many are taken, evenly over the range.
         cutout: one of CUTOUTS: how the subject is told from its background.
         prompt: what the subject is and does.
+        model: one of MODELS; the published one is 4DM.
+        representation: one of REPRESENTATIONS, which the video model's judgement is applied to.
+        fps: at which the stored frames play; None: as fast as the video.
         construction: as `construction_settings` takes it.
     """
     return {
         "kind": "video",
         "name": name[:MAX_NAME_LENGTH],
-        "pipeline": VIDEO_PIPELINE,
+        "pipeline": PIPELINES["video"],
         "settings": {
             **construction_settings(**construction),
+            "fps": fps,
             "prompt": prompt,
+            "model": model,
+            "representation": representation,
             "frames": frames,
             "cutout": cutout,
         },

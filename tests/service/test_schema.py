@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from backend.service.schema import RequestModel, SubmitModel, VideoRequestModel
+from backend.service.schema import RequestModel, SubmitModel
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 from blender_addon.contract.requests import (
     BOUNDS,
@@ -20,7 +20,9 @@ from blender_addon.contract.requests import (
     KINDS,
     MAX_NAME_LENGTH,
     MAX_PROMPT_LENGTH,
+    MODELS,
     PRESETS,
+    REPRESENTATIONS,
     RESULTS,
     build_request,
     generation_request,
@@ -217,27 +219,29 @@ def test_the_answer_names_the_field_of_a_generation_request(api):
     assert problem["errors"][0]["field"] == "request.settings.motion"
 
 
-# --- requests that start from a video: checked, and not yet accepted -------------------------------------------------
+# --- requests that start from a video --------------------------------------------------------------------------------
 
-VIDEO = TypeAdapter(VideoRequestModel)
 PICTURES = {"pictures": FRAMES, "pictures_fps": 12.0}
 
 
 @pytest.mark.parametrize("inputs", [{"video": "a" * 64}, PICTURES], ids=["file", "pictures"])
-def test_video_requests_are_understood_unchanged(inputs):
-    request = video_request("Fox", np.eye(4).tolist(), start=0.5, end=2.5, frames=16, **inputs)
-    assert VIDEO.validate_python(json.loads(json.dumps(request))).model_dump() == request
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_video_requests_are_accepted_unchanged(inputs, model, representation):
+    chosen = {"model": model, "representation": representation}
+    request = video_request("Fox", np.eye(4).tolist(), start=0.5, end=2.5, frames=16, **chosen, **inputs)
+    assert request["settings"]["fps"] is None  # as fast as the video
+    assert REQUEST.validate_python(json.loads(json.dumps(request))).model_dump() == request
     assert request_blobs(request) == inputs.get("pictures", ["a" * 64])
     assert request_result(request) == "clip"
 
 
-def test_video_requests_wait_for_their_pipeline(api):
-    assert "video" not in KINDS
-    request = video_request("Fox", np.eye(4).tolist(), video="a" * 64)
-    with pytest.raises(ValidationError, match="video"):
-        REQUEST.validate_python(request)
+def test_a_video_request_becomes_a_job(api):
+    assert "video" in KINDS
+    request = video_request("Fox", np.eye(4).tolist(), video=api.put(b"a film"))
     answer = api.http.post("/v1/jobs", json={"request": request}, headers={"Idempotency-Key": "key"})
-    assert answer.status_code == 422
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["kind"], answer.json()["result_kind"]) == ("video", "clip")
 
 
 WRONG_VIDEO = {
@@ -255,6 +259,9 @@ WRONG_VIDEO = {
     "an hour": ({"end": 3600.0}, "less than or equal to 600"),
     "a name for a file": ({"video": "film.mp4"}, "match pattern"),
     "another cut-out": ({"cutout": "magic"}, "'auto'"),
+    "another model": ({"model": "large"}, "'kinesplat-small'"),
+    "a slow clip": ({"fps": 0.5}, "greater than or equal to 1"),
+    "another representation": ({"representation": "mesh"}, "'gaussians'"),
     "a prompt on two lines": ({"prompt": "a\nb"}, "printable"),
 }
 
@@ -263,7 +270,7 @@ WRONG_VIDEO = {
 def test_video_requests_that_are_refused(case):
     options, said = WRONG_VIDEO[case]
     with pytest.raises(ValidationError, match=said):
-        VIDEO.validate_python(video_request("Fox", np.eye(4).tolist(), **{"video": "a" * 64, **options}))
+        REQUEST.validate_python(video_request("Fox", np.eye(4).tolist(), **{"video": "a" * 64, **options}))
 
 
 json_values = st.recursive(
