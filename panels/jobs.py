@@ -143,6 +143,10 @@ def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) ->
         right = row.row()
         right.alignment = "RIGHT"
         right.label(text=left, translate=False)
+        if job.detail and job.state == "running":
+            row = layout.row()
+            row.active = False
+            row.label(text=job.detail, translate=False)
     elif job.state == WAITING and job.stage:
         layout.progress(factor=job.fraction, text="Sending to the Backend")
     elif job.state == WAITING:
