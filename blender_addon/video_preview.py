@@ -122,12 +122,12 @@ class VideoPreview:
 
 
 def squared(picture: np.ndarray) -> np.ndarray:  # [H, W, 4] float32 -> [S, S, 4], transparent around the picture
-    """Icons are square."""
+    """Icons are square. The picture lies at the bottom, where its number is."""
     height, width = picture.shape[:2]
     side = max(height, width)
     square = np.zeros((side, side, 4), np.float32)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = picture
+    left = (side - width) // 2
+    square[side - height :, left : left + width] = picture
     return square
 
 

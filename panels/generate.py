@@ -108,7 +108,7 @@ def draw_video_preview(layout: bpy.types.UILayout, context: bpy.types.Context) -
             caption.alignment = "CENTER"
             caption.label(text=str(number) if number else "", translate=False)
     if status.video_text:
-        draw_sentence(layout, context, status.video_text)
+        draw_sentence(layout, context, status.video_text, icon="NONE")
 
 
 def draw_invention(layout: bpy.types.UILayout, options: settings.KINESPLAT_PG_scene) -> None:

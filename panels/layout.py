@@ -38,4 +38,4 @@ def draw_sentence(
     for index, line in enumerate(lines):
         row = column.row()
         row.scale_y = 0.8
-        row.label(text=line, icon=icon if index == 0 else "BLANK1", translate=False)
+        row.label(text=line, icon=icon if index == 0 or icon == "NONE" else "BLANK1", translate=False)
