@@ -36,7 +36,7 @@ PRESET_TEXTS = {
 }
 VIDEO_PRESET_TEXTS = {
     "draft": ("Draft", "A first look: the sides that the video does not show are made up once, and built as they are"),
-    "preview": ("Preview", "The result is then corrected, step by step, until it looks right from all sides"),
+    "preview": ("Preview", "What comes out is then corrected, step by step, until it looks right from all sides"),
     "final": ("Final", "The same with many more steps and Gaussians. Takes long without a graphics card"),
 }
 CUTOUT_TEXTS = {
@@ -166,7 +166,7 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         items=tuple((cutout, *CUTOUT_TEXTS[cutout]) for cutout in CUTOUTS),
     )
     representation: EnumProperty(
-        name="Corrected As",
+        name="Optimize",
         description="What is corrected until it looks right from all sides. Drafts are not corrected",
         items=tuple((kind, *REPRESENTATION_TEXTS[kind]) for kind in REPRESENTATIONS),
     )

@@ -114,6 +114,7 @@ def test_a_film_is_looked_at_and_sent(blender, work, archive, swaying_home):
     assert result["whole"] == f"Frames 1 to {count} of {count}, {(count - 1) / 24:.1f} s, 8 taken (every 6th)"
     assert result["part"] == f"Frames 13 to 37 of {count}, 1.0 s, 8 taken (every 3rd)"
     assert result["numbers"] == [13, 25, 37]
+    assert result["strip"] == result["part"]
     assert "cannot be read" in result["problem"]
     assert result["longest_tick_reading"] < 0.1, "reading the frames holds Blender up"
     assert result["job"]["state"] == "succeeded", result["job"]

@@ -64,6 +64,15 @@ def steps():
     options.video_source = "STRIP"
     yield 1.5
     picture("5_no_strip")
+    workspace = bpy.context.window_manager.windows[0].workspace
+    if hasattr(workspace, "sequencer_scene"):
+        workspace.sequencer_scene = scene
+    editor = scene.sequence_editor_create()
+    editor.active_strip = editor.strips.new_movie("shot", str(JOB / "fox.mp4"), 1, 10)
+    yield from wait_until(lambda: all(status.video_icons), 30, "the strip is shown")
+    RESULT["strip"] = status.video_text
+    yield 1.0
+    picture("5_strip")
     options.video_source, options.video_path = "FILE", str(JOB / "fox.mp4")
     yield from wait_until(lambda: all(status.video_icons), 30, "the file is shown again")
 
@@ -81,6 +90,7 @@ def steps():
     job = status.jobs[0]
     RESULT["job"] = {"state": job.state, "message": job.message, "detail": seen}
     yield from wait_until(lambda: job.has_result and not job.is_fetching, 20, "the result is here")
+    options.kind = "TEXT"  # a shorter panel, so that all buttons of the job are to be seen
     yield 1.0
     yield from click(*(yield from find_button("bpy.ops.kinesplat.import_result(")))
     yield from wait_until(lambda: bpy.data.objects, 30, "the result is in the scene")
