@@ -118,6 +118,7 @@ def test_a_film_is_looked_at_and_sent(blender, work, archive, swaying_home):
     assert "cannot be read" in result["problem"]
     assert result["longest_tick_reading"] < 0.1, "reading the frames holds Blender up"
     assert result["job"]["state"] == "succeeded", result["job"]
+    assert result["job"]["detail"][0].startswith("distillation 0.")
     assert result["distance"] < 0.02, "the foot of the result does not stand on the 3D cursor"
     assert result["played"] == pytest.approx([1, 25])  # one second of the film at 24 frames a second
 
