@@ -140,6 +140,7 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         name="File",
         description="MP4, MOV, WebM, MKV or GIF file; or a folder of pictures, or the first picture of a sequence",
         subtype="FILE_PATH",
+        options={"PATH_SUPPORTS_BLEND_RELATIVE"},
     )
     video_clip: PointerProperty(type=bpy.types.MovieClip, name="Movie Clip", description="Movie clip of this file")
     use_whole_video: BoolProperty(
@@ -368,6 +369,14 @@ def invents_motion(context: bpy.types.Context) -> bool:
         return options.motion_source == "INVENT"
     source = source_object(context)
     return source is None or splat_object.is_splat_object(source) or not looks_animated(source)
+
+
+def video_problem(options: KINESPLAT_PG_scene) -> str:
+    """Which settings of a video do not go together; empty where all do."""
+    corrects_gaussians = options.representation == "gaussians" and options.preset != "draft"
+    if corrects_gaussians and (options.color_space, options.motion_model) != ("srgb", "bases"):
+        return "Gaussians are optimized in sRGB and as rigid parts only: choose these, or optimize a radiance field"
+    return ""
 
 
 def looks_animated(source: bpy.types.Object) -> bool:

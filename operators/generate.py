@@ -21,7 +21,8 @@ def source_problem(context: bpy.types.Context) -> str:
         return reference_image.image_problem(options.image)
     if options.kind == "VIDEO":
         # What is read of the file says the preview, between two draws; here nothing is read.
-        return video_source.nothing_chosen(context.scene) or context.window_manager.kinesplat.video_problem.rstrip(".")
+        unusable = context.window_manager.kinesplat.video_problem.rstrip(".")
+        return video_source.nothing_chosen(context.scene) or unusable or settings.video_problem(options)
     source = settings.source_object(context)
     if source is None:
         return "Select the object to turn into Gaussians, or choose it as the source"

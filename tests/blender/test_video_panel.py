@@ -160,6 +160,17 @@ def test_a_video(video, backend, part) -> None:
     assert part("blender_addon.retime").timing(splats).first == 3  # the scene's first frame
 
 
+def test_settings_that_do_not_go_together(video) -> None:
+    video.motion_model = "hexplane"
+    assert "rigid parts only" in why_not(bpy.ops.kinesplat.generate)
+    for name, value, other in (("preset", "draft", "preview"), ("representation", "nerf", "gaussians")):
+        setattr(video, name, value)
+        assert bpy.ops.kinesplat.generate.poll()
+        setattr(video, name, other)
+    video.motion_model, video.color_space = "bases", "linear"
+    assert not bpy.ops.kinesplat.generate.poll()
+
+
 def test_a_strip_begins_where_the_sequencer_shows_it(video, backend, part) -> None:
     scene = bpy.context.scene
     strip = scene.sequence_editor_create().strips.new_movie("shot.mp4", video.video_path, 1, 50)
