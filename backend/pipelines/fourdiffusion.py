@@ -48,6 +48,7 @@ from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET
 PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
 VIDEO_NAME, VIEWS_NAME, FIT_NAME = "video.npz", "views.npz", "fit.npz"
+BEGUN_NAME = "views.key"  # of the views whose sampling the folder keeps, in `views_*.npz`
 ALGORITHM = 2  # counts changes that make older checkpoints useless
 FRAMES = 8, 64  # least and most that a clip has
 DEPARTURE = "Gaussians were optimised in place of the paper's radiance field."
@@ -387,17 +388,26 @@ def _distillation(
 
 def _kept_views(video: Tensor, prompt: str, model: VideoModel, settings: Settings, run: Run) -> MultiViewVideo:
     """The views of the video model: those of a former attempt, or new ones."""
-    path = run.folder / VIEWS_NAME
+    path, begun = run.folder / VIEWS_NAME, run.folder / BEGUN_NAME
     how = {"seed": settings.seed, "steps": settings.steps, "elevation": settings.elevation}
-    key = np.frombuffer(state_key({"model": model.name, "prompt": prompt, **how}, video).encode(), np.uint8)
+    key = state_key({"model": model.name, "prompt": prompt, **how}, video)
     try:
         kept = read_arrays(path)
-        if np.array_equal(kept["key"], key):
+        told = json.loads(kept["told"].tobytes())
+        if told["key"] == key:
+            for sentence in told["notes"]:
+                run.note(sentence)
             return MultiViewVideo.standing(kept["pictures"], np.linspace(0, 1, len(video)), settings.elevation)
-    except (BadFileError, FileNotFoundError, KeyError):
+    except (BadFileError, FileNotFoundError, KeyError, ValueError):
         pass  # they can be made again
+    if not (begun.is_file() and begun.read_text() == key):  # what was begun were other views
+        for state in run.folder.glob("views_*.npz"):
+            state.unlink()
+        begun.write_text(key)
+    before = len(run.notes)
     views = model.views(video, prompt, **how, run=run)
-    write_arrays(path, {"key": key, "pictures": views.pictures})
+    told = json.dumps({"key": key, "notes": run.notes[before:]})
+    write_arrays(path, {"told": np.frombuffer(told.encode(), np.uint8), "pictures": views.pictures})
     return views
 
 

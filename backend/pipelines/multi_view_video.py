@@ -56,8 +56,8 @@ class MultiViewVideo:
     @classmethod
     def standing(cls, pictures: np.ndarray, times: np.ndarray, elevation: float) -> "MultiViewVideo":
         """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees."""
-        poses, pixels = _orbit(elevation).camera_to_world(), pictures.shape[2]
-        return cls(pictures, tuple(_still_camera(pose, times, pixels) for pose in poses))
+        poses, side = view_poses(elevation), pictures.shape[2]
+        return cls(pictures, tuple(_still_camera(pose, times, side) for pose in poses))
 
     def together(self) -> tuple[np.ndarray, Cameras]:
         """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
@@ -105,7 +105,7 @@ def generate_views(
     Raises:
         JobCancelled: by `run`.
     """
-    poses = torch.from_numpy(_orbit(elevation).camera_to_world()).float().to(networks.device)
+    poses = torch.from_numpy(view_poses(elevation)).float().to(networks.device)
     texts = encode_texts([prompt, NEGATIVE_PROMPT], networks)
     windows = runs_of(len(video))
     made: list[np.ndarray] = []
@@ -201,11 +201,19 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype) -> Loaders:
     }
 
 
-def _orbit(elevation: float) -> Orbit:
-    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
+def view_poses(elevation: float) -> np.ndarray:  # [VIEWS, 4, 4]
+    """Camera-to-world of the views; the input's side comes first."""
+    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False).camera_to_world()
 
 
 def _still_camera(pose: np.ndarray, times: np.ndarray, pixels: int) -> Cameras:
     count = len(times)
     matrices = np.repeat(intrinsics(FOV, pixels, pixels)[None], count, 0)
     return Cameras(np.repeat(pose[None], count, 0), matrices, np.asarray(times, np.float64), pixels, pixels)
+
+
+def straight(premultiplied: np.ndarray) -> np.ndarray:
+    """[..., 4] float 0..1, color multiplied by alpha -> uint8, straight alpha."""
+    alpha = premultiplied[..., 3:]
+    color = premultiplied[..., :3] / np.maximum(alpha, 1e-6)
+    return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)

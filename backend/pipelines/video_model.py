@@ -132,7 +132,7 @@ def load_video_model(
         return PublishedVideoModel.load(run, weights=weights, loaders=loaders)
     from backend.pipelines.small_views import SmallVideoModel
 
-    return SmallVideoModel(chosen_device(run))
+    return SmallVideoModel(device="cpu" if run.device == "cpu" else None)
 
 
 def within_memory(model: VideoModel, work: Callable[[], Result], run: Run) -> Result:

@@ -128,10 +128,14 @@ def test_a_retry_goes_on_from_what_was_kept(film: Path, tmp_path: Path, monkeypa
     assert len(model.oracle.asked) == 4
     np.testing.assert_array_equal(again.means, clip.means)
     np.testing.assert_array_equal(again.motion.basis_translations, clip.motion.basis_translations)
+    assert "The oracle knew it." in again.provenance["warnings"]
     assert again.provenance["video"] == clip.provenance["video"]
     assert again.provenance["fit"]["losses"] == clip.provenance["fit"]["losses"]
+    half = tmp_path / "run" / "views_0.npz"  # as video models leave it
+    half.touch()
     run_request(asked(end=0.5), blob, run_in(tmp_path / "run"), video_model=model)
     assert len(model.asked) == 2  # another range is another video
+    assert not half.exists()
 
 
 def test_an_image_sequence_with_its_rate(tmp_path: Path) -> None:
