@@ -5,6 +5,7 @@ A `CaptureRun` is advanced by whoever has time: the job tracker's timer in a win
 """
 
 import contextlib
+import hashlib
 import shutil
 import time
 import uuid
@@ -15,7 +16,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import orbit_render, reference_image, settings
+from . import orbit_render, reference_image, settings, video_source
 from .client import file_problem
 from .contract.orbit import Cameras, Orbit, frame_name
 from .contract.requests import (
@@ -26,6 +27,7 @@ from .contract.requests import (
     file_sha256,
     generation_request,
     orbit_request,
+    video_request,
 )
 from .job_records import JobRecord, JobRecords
 from .subject import CaptureError, find_subject
@@ -37,11 +39,13 @@ STAGE_TEXTS = {
     "moving": "Rendering the Motion",
     "static": "Rendering All Sides",
     "surface": "Sampling the Surface",
+    "copy": "Copying the Video",
     "hash": "Packing",
 }
 MEASURE_WEIGHT = 0.1  # of a measured moment, where a rendered picture counts 1
 HASHES_PER_STEP = 8  # files; a few milliseconds
-MADE_UP_SIZE = 2.0  # meters, longest side of what comes out of text or an image: as Blender's own primitives
+HASH_BYTES = 8 << 20  # the same of one file
+MADE_UP_SIZE = 2.0  # meters, longest side of what comes out of a text, an image or a video: as Blender's own primitives
 
 Steps = Generator[orbit_render.CaptureProgress, None, None]
 MakeRequest = Callable[[dict[Path, str], int], dict]  # sha256 by file, seed -> request
@@ -113,8 +117,8 @@ def begin(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     Raises:
         CaptureError: the source cannot be used, or the frame range holds no motion.
     """
-    options = context.scene.kinesplat
-    return _begin_object(context, store) if options.kind == "OBJECT" else _begin_made_up(context, store)
+    beginnings = {"OBJECT": _begin_object, "TEXT": _begin_made_up, "IMAGE": _begin_made_up, "VIDEO": _begin_video}
+    return beginnings[context.scene.kinesplat.kind](context, store)
 
 
 def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
@@ -215,6 +219,44 @@ def _begin_made_up(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     return run
 
 
+def _begin_video(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
+    """A video: its file, or the pictures of its sequence, are copied."""
+    options = context.scene.kinesplat
+    source = video_source.chosen_part(video_source.chosen_video(context.scene), options)
+    # The clip plays as long as the video does, and begins where the scene shows it.
+    fps = video_source.stored_fps(source, options.video_frames)
+    start = context.scene.frame_start if source.scene_frame is None else round(source.scene_frame)
+    end = start + round(source.seconds * context.scene.render.fps / context.scene.render.fps_base)
+    record = _record(source.name, "video", frame_start=start, frame_end=end)
+    folder, name, seed = store.outbox(record.uid), record.name, options.seed
+    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
+    asked = {
+        "frames": options.video_frames,
+        "cutout": options.cutout,
+        "prompt": _prompt(options),
+        "model": options.model,
+        "representation": options.representation,
+        "fps": fps,
+        **_quality(options),
+    }
+
+    def steps() -> Steps:
+        packing = video_source.pack_steps(source, folder)
+        try:
+            while True:
+                yield orbit_render.CaptureProgress("copy", *next(packing))
+        except StopIteration as stop:
+            packed = stop.value
+
+        def request(hashes: dict[Path, str], seed: int) -> dict:
+            return video_request(name, to_object, **packed.inputs(hashes), seed=seed, **asked)
+
+        yield from _seal_steps(run, store, packed.paths, [seed], request)
+
+    run = CaptureRun(store, record, steps(), {"copy": 1.0, "hash": 1.0})
+    return run
+
+
 def _seal_steps(
     run: CaptureRun, store: JobRecords, paths: list[Path], seeds: list[int], make_request: MakeRequest
 ) -> Steps:
@@ -223,9 +265,9 @@ def _seal_steps(
     folder = store.outbox(first.uid)
     hashes: dict[Path, str] = {}
     for index, path in enumerate(paths):
-        hashes[path] = file_sha256(path)
         if index % HASHES_PER_STEP == 0:
             yield orbit_render.CaptureProgress("hash", index, len(paths))
+        hashes[path] = yield from _hash_steps(path, index, len(paths))
     blobs = {sha256: path.relative_to(folder).as_posix() for path, sha256 in hashes.items()}
     if first.result_kind == "frames":
         name, first.group = first.name, first.uid
@@ -247,6 +289,17 @@ def _seal_steps(
         store.save(record)
     for record, request in zip(run.jobs, requests, strict=True):  # the last thing: what is sealed is sent
         store.seal_outbox(record.uid, request, blobs)
+
+
+def _hash_steps(path: Path, done: int, total: int) -> Generator[orbit_render.CaptureProgress, None, str]:
+    """The sha256 of the file that comes after `done` of `total` others; yields where it is large."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(HASH_BYTES):
+            if file.tell() > HASH_BYTES:
+                yield orbit_render.CaptureProgress("hash", done, total)
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str, gaussians: int) -> JobRecord:
@@ -297,9 +350,13 @@ def _seeds(options: settings.KINESPLAT_PG_scene) -> list[int]:
 def _generation_options(options: settings.KINESPLAT_PG_scene) -> dict:
     """What the panel says about the invented motion."""
     numbers = {name: round(getattr(options, name), 4) for name in ("motion", "guidance_motion", "guidance_static")}
-    prompt = "".join(letter for letter in " ".join(options.prompt.split()) if letter.isprintable())
     result = "frames" if options.preview_frames else "clip"
-    return {"prompt": prompt, "steps": options.steps, "result": result, **numbers}
+    return {"prompt": _prompt(options), "steps": options.steps, "result": result, **numbers}
+
+
+def _prompt(options: settings.KINESPLAT_PG_scene) -> str:
+    """The prompt in one line of letters that can be printed."""
+    return "".join(letter for letter in " ".join(options.prompt.split()) if letter.isprintable())
 
 
 def _quality(options: settings.KINESPLAT_PG_scene) -> dict:

@@ -43,6 +43,7 @@ class Row:
     state: str = WAITING
     job_id: str = ""
     stage: str = ""
+    detail: str = ""  # what the backend adds to the stage
     ahead: int = 0  # queued jobs that come first
     fraction: float = 0.0
     seconds_left: float | None = None
@@ -190,7 +191,7 @@ class Board:
         row.job_id = job_id
         row.state = str(job["state"])
         row.result_kind = str(job.get("result_kind") or "clip")
-        row.stage = str(job.get("stage") or "")
+        row.stage, row.detail = str(job.get("stage") or ""), str(job.get("detail") or "")
         row.ahead = int(job.get("ahead") or 0)
         row.fraction = min(max(float(job.get("fraction") or 0.0), 0.0), 1.0)
         left = job.get("seconds_left")
@@ -213,7 +214,7 @@ class Board:
     def _gone(self, row: Row) -> None:
         if row.state == GONE:
             return
-        row.state, row.stage, row.fetching, row.seconds_left = GONE, "", None, None
+        row.state, row.stage, row.detail, row.fetching, row.seconds_left = GONE, "", "", None, None
         row.message = "This job is no longer on the backend."
         row.hint = "Its result is still here." if row.result else "Remove it, or generate again."
         self._note_down(row)

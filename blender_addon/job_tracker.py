@@ -14,7 +14,7 @@ from typing import NamedTuple
 import bpy
 import bpy.utils.previews
 
-from . import capture, film, preferences, settings
+from . import capture, film, preferences, settings, video_preview
 from .client import BackendError
 from .http_thread import HttpThread
 from .job_board import Board, Row
@@ -55,6 +55,7 @@ class Tracker:
         self._previews = bpy.utils.previews.new()
         self._shown_previews: dict[str, int] = {}  # uid -> revision of the picture that is loaded
         self._films = film.Films()
+        self.video = video_preview.VideoPreview()
         self._frame = 0  # of the films, counted on and on while they play
         self._mirrored: object = None  # what the window manager's properties were written from
         self.records.drop_unfinished_captures()
@@ -67,6 +68,7 @@ class Tracker:
             self._thread.stop()
         bpy.utils.previews.remove(self._previews)
         self._films.close()
+        self.video.close()
 
     @property
     def http(self) -> HttpThread:
@@ -165,13 +167,16 @@ class Tracker:
                 )
         self.drain(DRAIN_SECONDS)
         self._import_what_was_asked_for()
+        scene = _shown_scene()
+        if not self.capture:
+            self.video.step(scene)
         if self.mirror(select=row.uid if row else ""):
             _redraw()
         if self.capture:
             return CAPTURE_INTERVAL
         if self._is_playing():
             return film.INTERVAL
-        return BUSY_INTERVAL if self.board.is_busy else IDLE_INTERVAL
+        return BUSY_INTERVAL if self.board.is_busy or scene.kinesplat.kind == "VIDEO" else IDLE_INTERVAL
 
     def drain(self, seconds: float = float("inf")) -> None:
         """Take news of the thread, for at most so many seconds."""
@@ -199,6 +204,7 @@ class Tracker:
             (run.text, run.fraction) if run else None,
             self._film_group(),
             self._frame,
+            self.video.state,
             tuple(tuple(vars(row).values()) for row in self.board.rows.values()),
         )
         if seen == self._mirrored and not force and not select:
@@ -214,6 +220,7 @@ class Tracker:
         status.capture_name = run.record.name if run else ""
         status.capture_text = run.text if run else ""
         status.capture_fraction = run.fraction if run else 0.0
+        status.video_text, status.video_problem, status.video_icons, status.video_numbers = self.video.state
         self._mirror_jobs(status, select)
         return True
 
@@ -229,6 +236,7 @@ class Tracker:
             status.active_job = uids.index(active) if active in uids else 0
         for job, row in zip(status.jobs, rows, strict=True):
             job.name, job.job_id, job.state, job.stage = row.name, row.job_id, row.state, row.stage
+            job.detail = row.detail
             job.fraction = row.fraction if row.fetching is None else row.fetching
             job.seconds_left = -1.0 if row.seconds_left is None else row.seconds_left
             job.ahead = row.ahead
@@ -370,6 +378,12 @@ def _tick() -> float | None:
     except Exception:  # a timer that raises is never called again
         log.exception("Kinesplat's job tracker stumbled and goes on")
         return IDLE_INTERVAL
+
+
+def _shown_scene() -> bpy.types.Scene:
+    """The scene of the first window."""
+    windows = bpy.data.window_managers[0].windows
+    return windows[0].scene if windows else bpy.context.scene
 
 
 def _redraw() -> None:

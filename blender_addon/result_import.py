@@ -24,7 +24,7 @@ def import_result(
     """Import the clip in `path` and return the new object and a sentence about it.
 
     With a `record` the object stands where the source object stood when it was captured, begins at the same frame, and
-    lies in the same collection. What was made of text or an image stands on the 3D cursor.
+    lies in the same collection. What was made of a text, an image or a video stands on the 3D cursor.
 
     Args:
         context: of the scene that gets the object.
@@ -52,7 +52,7 @@ def import_result(
         collection=_collection(context, source),
         start=record.frame_start if record else None,
     )
-    if record and record.kind in ("text", "image"):
+    if record and record.kind in ("text", "image", "video"):
         _stand_on_cursor(splats, clip, scene)
     elif record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world

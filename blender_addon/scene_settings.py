@@ -11,6 +11,7 @@ from .contract.clip import Clip
 # Gaussians behind each other that a ray can pass; what lies beyond is black. Cycles begins with 8. Along a flank seen
 # end-on, 5,000 Gaussians need more than 128; rays that meet fewer cost no more than before.
 TRANSPARENT_BOUNCES = 512
+SLOWEST = 12.0  # frames per second that a scene is made to play at
 
 
 def ensure_scene_settings(scene: bpy.types.Scene) -> list[str]:
@@ -66,10 +67,13 @@ def frame_range(scene: bpy.types.Scene, clip: Clip, start: int | None = None) ->
 def apply_frame_range(scene: bpy.types.Scene, clip: Clip, start: int | None = None) -> None:
     """Give the scene the clip's frame rate and a frame range that shows the clip once.
 
-    To be called before `import_clip`, so that the clip's frames fall on whole scene frames.
+    Few frames of a long video follow each other slower than anybody wants a scene to play: of such a clip, it is the
+    multiple of its rate that is nearest to the scene's own. To be called before `import_clip`, so that the clip's
+    frames fall on whole scene frames.
     """
-    whole = max(round(clip.fps), 1)
+    multiple = max(round(retime.scene_fps(scene) / clip.fps), 1) if clip.fps < SLOWEST else 1
+    whole = max(round(multiple * clip.fps), 1)
     scene.render.fps = whole
-    scene.render.fps_base = whole / clip.fps
+    scene.render.fps_base = whole / (multiple * clip.fps)
     first, last = frame_range(scene, clip, start)
     scene.frame_start, scene.frame_end = first, max(last, first)

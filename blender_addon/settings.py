@@ -11,17 +11,47 @@ from bpy.props import (
     EnumProperty,
     FloatProperty,
     IntProperty,
+    IntVectorProperty,
     PointerProperty,
     StringProperty,
 )
 
 from . import splat_object
-from .contract.requests import BOUNDS, COLOR_SPACES, GAUSSIANS_BY_PRESET, MAX_PROMPT_LENGTH, MOTION_MODELS, PRESETS
+from .contract.requests import (
+    BOUNDS,
+    COLOR_SPACES,
+    CUTOUTS,
+    GAUSSIANS_BY_PRESET,
+    MAX_PROMPT_LENGTH,
+    MODELS,
+    MOTION_MODELS,
+    PRESETS,
+    REPRESENTATIONS,
+)
 
 PRESET_TEXTS = {
     "draft": ("Draft", "A first look: 2,000 Gaussians, about 10 seconds of one processor core"),
     "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians, about 20 seconds of one core"),
     "final": ("Final", "As good as it gets: 20,000 Gaussians, about a minute of one core at 256 pixels"),
+}
+VIDEO_PRESET_TEXTS = {
+    "draft": ("Draft", "A first look: the sides that the video does not show are made up once, and built as they are"),
+    "preview": ("Preview", "What comes out is then corrected, step by step, until it looks right from all sides"),
+    "final": ("Final", "The same with many more steps and Gaussians. Takes long without a graphics card"),
+}
+CUTOUT_TEXTS = {
+    "auto": ("Automatic", "Take the video's own transparency; where it has none, find the subject"),
+    "alpha": ("Transparency", "What is opaque in the video is the subject"),
+    "model": ("Find Subject", "A network that has learned to tell things from what is behind them"),
+    "background": ("Plain Background", "What differs from the color along the edges of the picture is the subject"),
+}
+REPRESENTATION_TEXTS = {
+    "gaussians": ("Gaussians", "Correct the Gaussians themselves. Much faster"),
+    "nerf": ("Radiance Field", "Correct a radiance field, then make Gaussians of it, as in the 4Diffusion paper"),
+}
+MODEL_TEXTS = {
+    "kinesplat-small": ("Kinesplat Small", "The small model that comes along. Works on any computer"),
+    "published": ("Published", "The large model of the paper. Needs weights of its own and a graphics card"),
 }
 COLOR_SPACE_TEXTS = {
     "srgb": ("sRGB", "Blend as image editors do; Scene Linear converts the colors for Blender's view transforms"),
@@ -32,6 +62,11 @@ MOTION_MODEL_TEXTS = {
     "hexplane": ("Deformation Field", "HexPlane field, as in the Diffusion4D paper. Slower; files hold each frame"),
 }
 MAX_CANDIDATES = 4
+# Blender keeps no reference to the texts that a function gives it.
+PRESET_ITEMS, VIDEO_PRESET_ITEMS = (
+    tuple((preset, *texts[preset], "NONE", index) for index, preset in enumerate(PRESETS))
+    for texts in (PRESET_TEXTS, VIDEO_PRESET_TEXTS)
+)
 
 
 def _bounded(key: str, /, **options):
@@ -44,6 +79,10 @@ def _bounded_float(key: str, /, **options):
     """The same with a fraction."""
     bound = BOUNDS[key]
     return FloatProperty(default=bound.default, min=bound.minimum, max=bound.maximum, **options)
+
+
+def _preset_items(self, context) -> tuple:
+    return VIDEO_PRESET_ITEMS if self.kind == "VIDEO" else PRESET_ITEMS
 
 
 def _preset_changed(self, context) -> None:
@@ -60,6 +99,7 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
             ("OBJECT", "Object", "An object of the scene, with its own motion or with one that is invented"),
             ("TEXT", "Text", "A description of something that moves"),
             ("IMAGE", "Image", "A picture of something that is to move"),
+            ("VIDEO", "Video", "A film of something that moves, seen from the front"),
         ),
     )
     source: PointerProperty(
@@ -86,6 +126,55 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         type=bpy.types.Image,
         name="Image",
         description="Picture of what is to move, seen from the front, best on a plain or transparent background",
+    )
+    video_source: EnumProperty(
+        name="Video From",
+        description="Where the video comes from",
+        items=(
+            ("FILE", "File", "A video file, an animated GIF, or a sequence of pictures on disk"),
+            ("CLIP", "Clip", "A movie clip of this .blend file"),
+            ("STRIP", "Strip", "The active strip of the sequencer, as it is trimmed there"),
+        ),
+    )
+    video_path: StringProperty(
+        name="File",
+        description="MP4, MOV, WebM, MKV or GIF file; or a folder of pictures, or the first picture of a sequence",
+        subtype="FILE_PATH",
+        options={"PATH_SUPPORTS_BLEND_RELATIVE"},
+    )
+    video_clip: PointerProperty(type=bpy.types.MovieClip, name="Movie Clip", description="Movie clip of this file")
+    use_whole_video: BoolProperty(
+        name="Whole Video",
+        description="Take frames from the whole video, rather than from a part of it",
+        default=True,
+    )
+    video_start: IntProperty(
+        name="Start",
+        description="First frame of the video to take. Frames are counted from 1 on",
+        default=1,
+        min=1,
+    )
+    video_end: IntProperty(name="End", description="Last frame of the video to take", default=120, min=2)
+    video_frames: _bounded(
+        "video_frames",
+        name="Frames Taken",
+        description="How many frames are taken evenly from the range. The result stores as many moments, and Blender "
+        "interpolates between them. More take longer and follow quick movements better",
+    )
+    cutout: EnumProperty(
+        name="Cut Out",
+        description="How the subject is told from what is behind it",
+        items=tuple((cutout, *CUTOUT_TEXTS[cutout]) for cutout in CUTOUTS),
+    )
+    representation: EnumProperty(
+        name="Optimize",
+        description="What is corrected until it looks right from all sides. Drafts are not corrected",
+        items=tuple((kind, *REPRESENTATION_TEXTS[kind]) for kind in REPRESENTATIONS),
+    )
+    model: EnumProperty(
+        name="Model",
+        description="Which network makes up the sides that the video does not show",
+        items=tuple((model, *MODEL_TEXTS[model]) for model in MODELS),
     )
     motion: _bounded_float(
         "motion",
@@ -128,8 +217,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     preset: EnumProperty(
         name="Quality",
         description="How much work goes into the result",
-        items=tuple((preset, *PRESET_TEXTS[preset]) for preset in PRESETS),
-        default="preview",
+        items=_preset_items,
+        default=PRESETS.index("preview"),
         update=_preset_changed,
     )
     gaussians: _bounded(
@@ -214,6 +303,7 @@ class KINESPLAT_PG_job(bpy.types.PropertyGroup):
     job_id: StringProperty()
     state: StringProperty()
     stage: StringProperty()
+    detail: StringProperty()  # what the backend adds to the stage, such as its losses
     fraction: FloatProperty(min=0.0, max=1.0, subtype="FACTOR")
     seconds_left: FloatProperty(default=-1.0)  # below 0: not known
     ahead: IntProperty()  # queued jobs that come first
@@ -245,6 +335,10 @@ class KINESPLAT_PG_window_manager(bpy.types.PropertyGroup):
     notice: StringProperty()
     notice_hint: StringProperty()
     notice_code: StringProperty()
+    video_text: StringProperty()  # the range of the chosen video in words; empty while it is being read
+    video_problem: StringProperty()  # why it cannot be used
+    video_icons: IntVectorProperty(size=3)  # its first, middle and last frame; 0: not there yet
+    video_numbers: IntVectorProperty(size=3)  # which frames these are, counted from 1 on
     is_playing: BoolProperty(
         name="Play",
         description="Play the frames of the candidates",
@@ -269,10 +363,20 @@ def invents_motion(context: bpy.types.Context) -> bool:
     What really decides then is the measured motion, which only a capture knows.
     """
     options = context.scene.kinesplat
-    if options.kind != "OBJECT" or options.motion_source != "AUTO":
-        return options.kind != "OBJECT" or options.motion_source == "INVENT"
+    if options.kind != "OBJECT":
+        return options.kind != "VIDEO"
+    if options.motion_source != "AUTO":
+        return options.motion_source == "INVENT"
     source = source_object(context)
     return source is None or splat_object.is_splat_object(source) or not looks_animated(source)
+
+
+def video_problem(options: KINESPLAT_PG_scene) -> str:
+    """Which settings of a video do not go together; empty where all do."""
+    corrects_gaussians = options.representation == "gaussians" and options.preset != "draft"
+    if corrects_gaussians and (options.color_space, options.motion_model) != ("srgb", "bases"):
+        return "Gaussians are optimized in sRGB and as rigid parts only: choose these, or optimize a radiance field"
+    return ""
 
 
 def looks_animated(source: bpy.types.Object) -> bool:

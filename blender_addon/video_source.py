@@ -7,7 +7,7 @@ by picture, at most as many as a request takes. Pictures of other kinds than PNG
 
 import re
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bpy
@@ -25,14 +25,54 @@ NUMBER = re.compile(r"(\d+)(?=\D*$)")  # the last number in a file's name
 
 @dataclass(frozen=True)
 class VideoSource:
-    """What is to be sent: one file and a range of it, or pictures."""
+    """What is to be sent: a part of a file, or pictures."""
 
     name: str
+    count: int  # frames
+    fps: float  # at which they follow each other in the file; of pictures, those of the scene or of their clip
     video: Path | None = None
-    start: float = 0.0  # seconds since the video's first frame
-    end: float | None = None  # inclusive; None: to its end
+    first: int = 0  # the frame of the file that comes first, from 0 on
+    to_end: bool = False  # the last frame is the file's own, however many it really has
     pictures: tuple[Path, ...] = ()
-    pictures_fps: float = 24.0
+    speed: float = 1.0  # how many times as fast as in the file it plays
+    scene_frame: float | None = None  # at which the scene itself begins to show it; None: nowhere
+    scene_step: float = 1.0  # frames of the scene for each one of it
+
+    @property
+    def seconds(self) -> float:
+        """How long it plays, from the first frame to the last."""
+        return (self.count - 1) / self.fps / self.speed
+
+    @property
+    def start(self) -> float:
+        """Of the range, in seconds since the file's first frame."""
+        return self.first / self.fps
+
+    @property
+    def end(self) -> float | None:
+        """The same of its last frame; None: the file's own."""
+        return None if self.to_end else (self.first + self.count - 1) / self.fps
+
+    def part(self, first: int, last: int) -> "VideoSource":
+        """Its frames `first` to `last`, counted from 0 on; what lies beyond its end is left out.
+
+        Raises:
+            CaptureError: that is no motion.
+        """
+        if first >= self.count - 1:
+            raise CaptureError(f"{self.name} ends at frame {self.count}. Choose an earlier start.")
+        first, last = max(first, 0), min(last, self.count - 1)
+        if last <= first:
+            raise CaptureError("The range holds no motion. Choose an end after the start.")
+        shown = None if self.scene_frame is None else self.scene_frame + first * self.scene_step
+        return replace(
+            self,
+            count=last - first + 1,
+            first=self.first + first,
+            to_end=self.to_end and last == self.count - 1,
+            pictures=self.pictures[first : last + 1],
+            scene_frame=shown,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +97,50 @@ class PackedVideo:
         return {"pictures": [hashes[path] for path in self.pictures], "pictures_fps": self.pictures_fps}
 
 
+def nothing_chosen(scene: bpy.types.Scene) -> str:
+    """What to choose, where the panel of a scene names no video at all; empty where it does. Reads nothing."""
+    options = scene.kinesplat
+    if options.video_source == "FILE":
+        return "" if options.video_path else "Choose a video file, a GIF or a sequence of pictures"
+    if options.video_source == "CLIP":
+        return "" if options.video_clip else "Choose a movie clip"
+    return "" if active_strip(scene) else "Select a movie or image strip in the sequencer"
+
+
+def chosen_video(scene: bpy.types.Scene) -> VideoSource:
+    """All of the video that the panel of a scene names.
+
+    Raises:
+        CaptureError: there is none, or it cannot be sent.
+    """
+    options = scene.kinesplat
+    if problem := nothing_chosen(scene):
+        raise CaptureError(f"There is no video. {problem}.")
+    if options.video_source == "CLIP":
+        return from_movie_clip(options.video_clip, scene)
+    if options.video_source == "STRIP":
+        return from_strip(active_strip(scene), sequencer_scene(scene))
+    return from_path(options.video_path, scene)
+
+
+def chosen_part(video: VideoSource, options: bpy.types.PropertyGroup) -> VideoSource:
+    """The range of a video that the panel names. Raises CaptureError where that holds no motion."""
+    return video if options.use_whole_video else video.part(options.video_start - 1, options.video_end - 1)
+
+
+def sequencer_scene(scene: bpy.types.Scene) -> bpy.types.Scene:
+    """The scene whose strips the sequencer shows beside a scene; up to Blender 4.5 it is the same one."""
+    windows = bpy.data.window_managers[0].windows  # a timer's context has no workspace
+    workspaces = [window.workspace for window in windows if window.scene == scene]
+    return next(filter(None, (getattr(one, "sequencer_scene", None) for one in workspaces)), scene)
+
+
+def active_strip(scene: bpy.types.Scene) -> bpy.types.Strip | None:
+    """The active strip of the sequencer beside a scene."""
+    editor = sequencer_scene(scene).sequence_editor
+    return editor.active_strip if editor else None
+
+
 def from_movie_clip(clip: bpy.types.MovieClip | None, scene: bpy.types.Scene) -> VideoSource:
     """All of a movie clip, a movie or an image sequence; a sequence without a rate has the scene's.
 
@@ -65,59 +149,106 @@ def from_movie_clip(clip: bpy.types.MovieClip | None, scene: bpy.types.Scene) ->
     """
     if clip is None:
         raise CaptureError("There is no movie clip. Choose one.")
-    path = _absolute(clip.filepath, clip)
+    path, name = _absolute(clip.filepath, clip), _title(clip.name)
+    shown = {"scene_frame": float(clip.frame_start)}
     if clip.source == "MOVIE":
-        return _checked(VideoSource(clip.name, path))
+        return _checked(VideoSource(name, *_read_movie(path), video=path, to_end=True, **shown))
     first = _sequence(path)
     offset = max(clip.frame_offset, 0)
     pictures = first[offset : offset + clip.frame_duration] if clip.frame_duration > 1 else first[offset:]
-    return _checked(VideoSource(clip.name, pictures=tuple(pictures), pictures_fps=_rate(clip.fps, scene)))
+    return _checked(VideoSource(name, len(pictures), _rate(clip.fps, scene), pictures=tuple(pictures), **shown))
 
 
 def from_strip(strip: bpy.types.Strip | None, scene: bpy.types.Scene) -> VideoSource:
-    """The part of a movie or image strip that it shows, without its effects.
+    """The part of a movie or image strip that it shows, without its effects, as fast as the strip plays it.
 
     Raises:
         CaptureError: it is no such strip, its speed is changed, or its files cannot be sent.
     """
-    if strip is None or strip.type not in ("MOVIE", "IMAGE"):
-        raise CaptureError("The strip is neither a movie nor images. Select one that is.")
+    if strip is None:
+        raise CaptureError("There is no active strip. Select a movie or image strip in the sequencer.")
+    if strip.type not in ("MOVIE", "IMAGE"):
+        raise CaptureError(f"The strip {strip.name} is neither a movie nor images. Select one that is.")
     if len(strip.retiming_keys) or strip.use_reverse_frames:
         raise CaptureError(f"The strip {strip.name} plays at another speed or backwards. Take that away first.")
+    rate = _rate(0.0, scene)
     # The content begins `frame_offset_start` before the strip does; what lies before frame 0 is the first frame again.
-    first = strip.animation_offset_start + max(round(strip.frame_offset_start), 0)
-    count = (
-        strip.frame_final_duration - max(-round(strip.frame_offset_start), 0) - max(-round(strip.frame_offset_end), 0)
-    )
+    before, after = strip.frame_offset_start, strip.frame_offset_end
+    skipped, cut = max(before, 0.0), max(before, 0.0) + max(after, 0.0)
+    name, shown = _title(strip.name), {"scene_frame": strip.frame_final_start + max(-before, 0.0)}
     if strip.type == "IMAGE":
-        folder = _absolute(strip.directory, scene)
-        names = [element.filename for element in strip.elements][first : first + count]
+        first, folder = strip.animation_offset_start + round(skipped), _absolute(strip.directory, scene)
+        names = [element.filename for element in strip.elements][first : first + strip.frame_duration - round(cut)]
         pictures = tuple(folder / name for name in names)
-        return _checked(VideoSource(strip.name, pictures=pictures, pictures_fps=_rate(0.0, scene)))
-    fps = _rate(strip.fps, scene)
-    video = VideoSource(strip.name, _absolute(strip.filepath, scene), first / fps, (first + count - 1) / fps)
-    return _checked(video)
+        return _checked(VideoSource(name, len(pictures), rate, pictures=pictures, **shown))
+    path = _absolute(strip.filepath, scene)
+    total, fps = _read_movie(path)
+    content = total - strip.animation_offset_start - strip.animation_offset_end
+    # A strip with "Adjust Playback Rate", which Python is not told of, counts in frames of the scene, others in those
+    # of the movie.
+    pace = content / strip.frame_duration if strip.frame_duration > 0 else 1.0
+    pace = 1.0 if abs(pace * strip.frame_duration - strip.frame_duration) < 2 else pace
+    first = strip.animation_offset_start + round(skipped * pace)
+    count = min(round((strip.frame_duration - cut) * pace), total - first)
+    video = VideoSource(
+        name, count, fps, video=path, first=first, speed=pace * rate / fps, scene_step=1 / pace, **shown
+    )  # fmt: skip
+    return _checked(video, total)
 
 
-def from_path(path: str | Path, scene: bpy.types.Scene, frames: tuple[int, int] | None = None) -> VideoSource:
-    """A video file, a folder of pictures, or the image sequence to which a picture belongs.
-
-    `frames` are the first and the last one, from 0 on: of a video at the scene's rate.
+def from_path(path: str | Path, scene: bpy.types.Scene) -> VideoSource:
+    """All of a video file, of a folder of pictures, or of the image sequence to which a picture belongs.
 
     Raises:
         CaptureError: it is gone, or of a kind that the backend does not read.
     """
     path = _absolute(str(path), scene)
-    fps = _rate(0.0, scene)
-    if frames is not None and not 0 <= frames[0] < frames[1]:
-        raise CaptureError("The range holds no motion. Choose an end after the start.")
     if not path.is_dir() and _kind(path) not in PICTURE_TYPES and path.suffix.lower() not in bpy.path.extensions_image:
-        start, end = (0.0, None) if frames is None else (frames[0] / fps, frames[1] / fps)
-        return _checked(VideoSource(path.stem, path, start, end))
+        return _checked(VideoSource(_title(path.name), *_read_movie(path), video=path, to_end=True))
     pictures = _folder(path) if path.is_dir() else _sequence(path)
-    if frames is not None:
-        pictures = pictures[frames[0] : frames[1] + 1]
-    return _checked(VideoSource(path.stem, pictures=tuple(pictures), pictures_fps=fps))
+    return _checked(VideoSource(_title(path.name), len(pictures), _rate(0.0, scene), pictures=tuple(pictures)))
+
+
+def stored_fps(source: VideoSource, frames: int) -> float:
+    """At which a clip of so many frames plays as long as the source does, within the contract's limits."""
+    return min(max((frames - 1) / source.seconds, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
+
+
+def read_frame(source: VideoSource, index: int, largest: int) -> np.ndarray:  # [H, W, 4] float32 0..1, sRGB-coded
+    """One frame of a source, counted from 0 on, at most `largest` pixels a side, first row on top, straight alpha.
+
+    Blender seeks it in the file: that takes milliseconds, or half a second where a large video has few key frames.
+
+    Raises:
+        CaptureError: it cannot be read.
+    """
+    path = source.video or source.pictures[index]
+    frame = source.first + index + 1 if source.video else 0
+    image = None
+    try:
+        image = bpy.data.images.load(str(path), check_existing=False)
+        if source.video:
+            image.source = "MOVIE"  # whatever its name ends with
+        width, height = image.size
+        shrink = min(largest / max(width, height, 1), 1.0)
+        image.scale(max(round(width * shrink), 1), max(round(height * shrink), 1), frame=frame)
+        width, height = image.size
+        pixels = np.empty(len(image.pixels), np.float32)
+        image.pixels.foreach_get(pixels)
+        pixels = pixels.reshape(height, width, -1)[::-1]
+    except (RuntimeError, ValueError) as error:
+        raise CaptureError(f"{path.name} cannot be read: it may be damaged. Choose another one.") from error
+    finally:
+        is_linear = image is not None and image.is_float
+        if image is not None:
+            bpy.data.images.remove(image)
+    color, alpha = pixels[..., :3], pixels[..., 3:4]
+    if pixels.shape[2] < 3:
+        color, alpha = pixels[..., [0, 0, 0]], pixels[..., 1:2]
+    if is_linear:
+        color = np.where(color <= 0.0031308, 12.92 * color, 1.055 * np.maximum(color, 1e-6) ** (1 / 2.4) - 0.055)
+    alpha = alpha if alpha.shape[2] else np.ones_like(color[..., :1])
+    return np.nan_to_num(np.concatenate([color, alpha], axis=2)).clip(0, 1)
 
 
 def pack_steps(source: VideoSource, folder: Path) -> Generator[tuple[int, int], None, PackedVideo]:
@@ -132,7 +263,7 @@ def pack_steps(source: VideoSource, folder: Path) -> Generator[tuple[int, int], 
         target = folder / "video"  # its kind is told by its content, and its name is nobody's business
         yield from _copy_steps(source.video, target, VIDEO_LIMITS.file_bytes)
         return PackedVideo(target, (), 0.0, source.start, source.end)
-    chosen, fps = list(source.pictures), source.pictures_fps
+    chosen, fps = list(source.pictures), source.fps
     if len(chosen) > VIDEO_LIMITS.pictures:
         steps = evenly_spaced(np.arange(len(chosen)), VIDEO_LIMITS.pictures)
         fps *= (len(steps) - 1) / (len(chosen) - 1)  # the same time for fewer pictures
@@ -151,26 +282,53 @@ def pack_steps(source: VideoSource, folder: Path) -> Generator[tuple[int, int], 
     return PackedVideo(None, tuple(written), min(max(fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum), 0.0, None)
 
 
-def _checked(source: VideoSource) -> VideoSource:
-    """The source, if it can be sent as far as that is known without reading it."""
+def _checked(source: VideoSource, total: int | None = None) -> VideoSource:
+    """The source, if it can be sent as far as that is known; `total` frames are in the file, else those of it."""
     if source.video is not None:
-        kind = _kind(source.video)
-        if kind not in CONTAINER_TYPES:
-            raise CaptureError(f"{source.video.name} is no MP4, MOV, WebM, MKV or GIF file. Convert it to MP4.")
         if source.video.stat().st_size > VIDEO_LIMITS.file_bytes:
             raise CaptureError(
                 f"{source.video.name} is larger than {VIDEO_LIMITS.file_bytes >> 20} MB. Cut it shorter."
             )
-        if source.end is not None and source.end <= source.start:
-            raise CaptureError(f"{source.name} shows a single frame, and so no motion. Choose a longer part.")
-        if (source.end or source.start) > VIDEO_LIMITS.seconds:
-            raise CaptureError(f"{source.name} is longer than {VIDEO_LIMITS.seconds / 60:.0f} minutes. Cut it shorter.")
+        if source.count < 2:
+            raise CaptureError(f"{source.name} shows a single frame, and so no motion. Choose a longer one.")
+        total = total or source.count
+        if total / source.fps > VIDEO_LIMITS.seconds or total > VIDEO_LIMITS.frames:
+            raise CaptureError(
+                f"{source.video.name} is longer than {VIDEO_LIMITS.seconds / 60:.0f} minutes or "
+                f"{VIDEO_LIMITS.frames:,} frames. Cut it shorter."
+            )
         return source
     if len(source.pictures) < 2:
         raise CaptureError(f"{source.name} holds fewer than two pictures, and so no motion. Choose an image sequence.")
     if missing := next((path for path in source.pictures if not path.is_file()), None):
         raise CaptureError(f"The picture {missing.name} is gone. Find it again, or choose another sequence.")
     return source
+
+
+def _read_movie(path: Path) -> tuple[int, float]:
+    """Frames and frames per second of a video file."""
+    if _kind(path) not in CONTAINER_TYPES:
+        raise CaptureError(f"{path.name} is no MP4, MOV, WebM, MKV or GIF file. Convert it to MP4.")
+    clip = None
+    try:
+        clip = bpy.data.movieclips.load(str(path), check_existing=False)
+        count, fps = clip.frame_duration, clip.fps
+    except RuntimeError:
+        count, fps = 0, 0.0
+    finally:
+        if clip is not None:
+            bpy.data.movieclips.remove(clip)
+    if count < 1 or not fps > 0:
+        raise CaptureError(f"{path.name} cannot be read: it may be damaged. Choose another one, or convert it to MP4.")
+    return count, fps
+
+
+def _title(name: str) -> str:
+    """A file's name without the ending, and of pictures without the number; any other name as it is."""
+    path = Path(name)
+    if path.suffix.lower() in bpy.path.extensions_image:
+        return NUMBER.sub("", path.stem).rstrip(" ._-") or path.stem
+    return path.stem if path.suffix.lower() in bpy.path.extensions_movie else name
 
 
 def _kind(path: Path) -> str | None:
@@ -208,9 +366,11 @@ def _sequence(path: Path) -> list[Path]:
 
 def _folder(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of their numbers."""
-    pictures = [
-        path for path in folder.iterdir() if path.suffix.lower() in bpy.path.extensions_image and path.is_file()
-    ]
+    try:
+        files = list(folder.iterdir())
+    except OSError as error:
+        raise CaptureError(f"The folder {folder.name} may not be read. Choose another one.") from error
+    pictures = [path for path in files if path.suffix.lower() in bpy.path.extensions_image and path.is_file()]
 
     def key(path: Path) -> tuple[str, int, str]:
         match = NUMBER.search(path.stem)

@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, reference_image, settings, splat_object
+from ..blender_addon import job_tracker, reference_image, settings, splat_object, video_source
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -19,6 +19,10 @@ def source_problem(context: bpy.types.Context) -> str:
         return "" if options.prompt.strip() else "Describe in the prompt what to make, such as: a fox runs"
     if options.kind == "IMAGE":
         return reference_image.image_problem(options.image)
+    if options.kind == "VIDEO":
+        # What is read of the file says the preview, between two draws; here nothing is read.
+        unusable = context.window_manager.kinesplat.video_problem.rstrip(".")
+        return video_source.nothing_chosen(context.scene) or unusable or settings.video_problem(options)
     source = settings.source_object(context)
     if source is None:
         return "Select the object to turn into Gaussians, or choose it as the source"
@@ -36,8 +40,8 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
     bl_idname = "kinesplat.generate"
     bl_label = "Generate"
     bl_description = (
-        "Have the backend make moving Gaussians of an object, a text or an image. An object is rendered from all "
-        "around first. Blender stays usable meanwhile"
+        "Have the backend make moving Gaussians of an object, a text, an image or a video. An object is rendered from "
+        "all around first. Blender stays usable meanwhile"
     )
     bl_options = {"REGISTER"}
 
@@ -111,5 +115,18 @@ class KINESPLAT_OT_cancel_capture(bpy.types.Operator):
         return {"FINISHED"}
 
 
-CLASSES = (KINESPLAT_OT_generate, KINESPLAT_OT_cancel_capture)
+class KINESPLAT_OT_read_video(bpy.types.Operator):
+    bl_idname = "kinesplat.read_video"
+    bl_label = "Read Again"
+    bl_description = "Read the chosen video again, after its file has changed"
+    bl_options = {"REGISTER"}
+
+    def execute(self, context):
+        tracker = job_tracker.tracker()
+        tracker.video.forget()
+        tracker.mirror()
+        return {"FINISHED"}
+
+
+CLASSES = (KINESPLAT_OT_generate, KINESPLAT_OT_cancel_capture, KINESPLAT_OT_read_video)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

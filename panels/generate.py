@@ -3,8 +3,11 @@
 
 import bpy
 
-from ..blender_addon import settings
-from .layout import SidebarPanel
+from ..blender_addon import settings, video_source
+from .layout import SidebarPanel, draw_sentence, text_width
+
+THUMBNAIL_SCALE = (2.0, 7.0)  # smallest and largest
+ICON_SIDE = 20.0  # pixels of an icon of scale 1
 
 
 class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
@@ -19,11 +22,15 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
 
         column = layout.column()
         column.active = not status.capture_active
-        column.row().prop(options, "kind", expand=True)
+        row = column.row()
+        row.use_property_split = False  # four names need the whole width
+        row.prop(options, "kind", expand=True)
         if options.kind == "OBJECT":
             draw_object(column, context)
         elif options.kind == "IMAGE":
             column.template_ID(options, "image", open="image.open")
+        elif options.kind == "VIDEO":
+            draw_video(column, context)
         if settings.invents_motion(context):
             draw_invention(column, options)
         column.prop(options, "preset")
@@ -58,6 +65,52 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         pair.prop(options, "frame_end")
 
 
+def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Which video, which part of it with a few of its frames, and what is to be made of it."""
+    options, status = context.scene.kinesplat, context.window_manager.kinesplat
+    layout.row().prop(options, "video_source", expand=True)
+    if options.video_source == "FILE":
+        row = layout.row()  # as wide as the panel: paths are long
+        row.use_property_split = False
+        row.prop(options, "video_path", text="", placeholder="Video, GIF or pictures")
+    elif options.video_source == "CLIP":
+        layout.template_ID(options, "video_clip", open="clip.open")
+    else:
+        strip = video_source.active_strip(context.scene)
+        text = strip.name if strip else "Select a strip in the sequencer"
+        layout.label(text=text, icon="SEQUENCE" if strip else "INFO", translate=False)
+    layout.prop(options, "use_whole_video")
+    if not options.use_whole_video:
+        pair = layout.column(align=True)
+        pair.prop(options, "video_start")
+        pair.prop(options, "video_end")
+    layout.prop(options, "video_frames")
+    draw_video_preview(layout, context)
+    if status.video_problem:
+        draw_sentence(layout, context, status.video_problem, icon="ERROR", alert=True)
+        layout.operator("kinesplat.read_video", icon="FILE_REFRESH")
+    row = layout.row()
+    row.use_property_split = False
+    row.prop(options, "prompt", text="", icon="TEXT", placeholder="Prompt, if you like: a fox runs")
+    layout.prop(options, "cutout")
+
+
+def draw_video_preview(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """First, middle and last frame of the range, and the range in words; nothing while there is no video."""
+    status = context.window_manager.kinesplat
+    if any(status.video_icons):
+        scale = min(max(text_width(context) / 3 / ICON_SIDE, THUMBNAIL_SCALE[0]), THUMBNAIL_SCALE[1])
+        row = layout.row(align=True)
+        for icon, number in zip(status.video_icons, status.video_numbers, strict=True):
+            cell = row.column(align=True)
+            cell.template_icon(icon, scale=scale)
+            caption = cell.row()
+            caption.alignment = "CENTER"
+            caption.label(text=str(number) if number else "", translate=False)
+    if status.video_text:
+        draw_sentence(layout, context, status.video_text, icon="NONE")
+
+
 def draw_invention(layout: bpy.types.UILayout, options: settings.KINESPLAT_PG_scene) -> None:
     """What the invented motion is to be like."""
     row = layout.row()  # as wide as the panel: prompts are long
@@ -77,13 +130,19 @@ class KINESPLAT_PT_invention(SidebarPanel, bpy.types.Panel):
 
     @classmethod
     def poll(cls, context):
-        return settings.invents_motion(context)
+        return context.scene.kinesplat.kind == "VIDEO" or settings.invents_motion(context)
 
     def draw(self, context):
         layout = self.layout
         layout.use_property_split = True
         layout.use_property_decorate = False
         options = context.scene.kinesplat
+        if options.kind == "VIDEO":
+            row = layout.row()
+            row.active = options.preset != "draft"
+            row.prop(options, "representation")
+            layout.prop(options, "model")
+            return
         layout.prop(options, "guidance_motion")
         layout.prop(options, "guidance_static")
         layout.prop(options, "steps")

@@ -59,7 +59,7 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
     """The selected job: picture, progress, what went wrong, and the buttons that make sense now."""
     if job.preview_icon:
         layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
-    draw_progress(layout, job)
+    draw_progress(layout, context, job)
     draw_errors(layout, context, job)
     for warning in job.warnings.splitlines():
         draw_sentence(layout, context, warning, icon="INFO")
@@ -113,7 +113,7 @@ def draw_candidate(layout: bpy.types.UILayout, context: bpy.types.Context, job: 
         row.operator("kinesplat.remove_job", text="", icon="TRASH").uid = job.uid
     for line in lines[1:]:
         layout.label(text=line, translate=False)
-    draw_progress(layout, job)
+    draw_progress(layout, context, job)
     draw_errors(layout, context, job)
     if job.has_result and not job.is_fetching:
         row = layout.row()
@@ -129,7 +129,7 @@ def draw_errors(layout: bpy.types.UILayout, context: bpy.types.Context, job: set
         draw_sentence(layout, context, job.hint, icon="INFO")
 
 
-def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) -> None:
+def draw_progress(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
     """A bar while something moves; nothing where a picture of a finished job says it all."""
     if job.is_fetching:
         layout.progress(factor=job.fraction, text="Fetching the Result")
@@ -143,6 +143,10 @@ def draw_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) ->
         right = row.row()
         right.alignment = "RIGHT"
         right.label(text=left, translate=False)
+        if job.detail and job.state == "running":
+            column = layout.column()
+            column.active = False
+            draw_sentence(column, context, job.detail, icon="NONE")
     elif job.state == WAITING and job.stage:
         layout.progress(factor=job.fraction, text="Sending to the Backend")
     elif job.state == WAITING:

@@ -17,6 +17,12 @@ class SidebarPanel:
     bl_category = "Kinesplat"
 
 
+def text_width(context: bpy.types.Context) -> float:
+    """How wide a line beside an icon may be in the sidebar, in pixels at scale 1."""
+    region = context.region
+    return region.width / context.preferences.system.ui_scale - MARGIN if region else 220.0
+
+
 def draw_sentence(
     layout: bpy.types.UILayout,
     context: bpy.types.Context,
@@ -26,13 +32,10 @@ def draw_sentence(
     alert: bool = False,
 ) -> None:
     """A sentence of any length, in as many lines as the sidebar's width asks for."""
-    scale = context.preferences.system.ui_scale
-    region = context.region
-    width = region.width / scale - MARGIN if region else 220.0
     column = layout.column(align=True)
     column.alert = alert
-    lines = textwrap.wrap(text, max(int(width / CHARACTER_WIDTH), 16)) or [""]
+    lines = textwrap.wrap(text, max(int(text_width(context) / CHARACTER_WIDTH), 16)) or [""]
     for index, line in enumerate(lines):
         row = column.row()
         row.scale_y = 0.8
-        row.label(text=line, icon=icon if index == 0 else "BLANK1", translate=False)
+        row.label(text=line, icon=icon if index == 0 or icon == "NONE" else "BLANK1", translate=False)

@@ -87,7 +87,7 @@ class FakeBackend:
         self.requests[job_id] = body["request"]
         self.jobs[job_id] = {
             "id": job_id, "kind": body["request"]["kind"], "name": body["request"]["name"],
-            "client": body.get("client"),
+            "client": body.get("client"), "detail": None,
             "state": "queued", "stage": "", "step": 0, "total": 1, "fraction": 0.0, "seconds_left": None,
             "rev": 1, "preview_rev": 0, "attempt": 1, "ahead": 0, "created": time.time(),
             "started": None, "finished": None, "error": None, "result": None,
@@ -105,11 +105,12 @@ class FakeBackend:
         elif job["step"] < self.steps:
             job["step"] += 1
             job.update(state="running", stage="Fitting the motion", total=self.steps + 1, seconds_left=12.0)
+            job.update(detail="loss 0.12")
             job.update(fraction=job["step"] / (self.steps + 1), preview_rev=job["step"])
         else:
             result = self.result_of(job)
             digest = hashlib.sha256(result).hexdigest()
-            job.update(state="succeeded", stage="Done", fraction=1.0, seconds_left=0.0)
+            job.update(state="succeeded", stage="Done", detail=None, fraction=1.0, seconds_left=0.0)
             job.update(result={"sha256": digest, "size": len(result)})
         return job
 

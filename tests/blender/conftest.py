@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.addon.fake_backend import FakeBackend
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = "kinesplat"
 
@@ -46,3 +48,25 @@ def extension(tmp_path, monkeypatch):
 def part(extension):
     """Modules of the registered extension by their path inside it, such as `blender_addon.job_tracker`."""
     return lambda path: importlib.import_module(f"{PACKAGE}.{path}")
+
+
+@pytest.fixture
+def backend(tmp_path):
+    """A fake backend that runs, where the extension looks for one."""
+    with FakeBackend(tmp_path / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def options(extension, part, monkeypatch):
+    """The panel's settings, in a scene with nothing but a camera's worth of emptiness; short waits."""
+    thread = part("blender_addon.http_thread")
+    monkeypatch.setattr(thread, "RUNNING_INTERVAL", 0.02)
+    monkeypatch.setattr(thread, "LOCAL_RETRY", 0.05)
+    monkeypatch.setattr(part("operators.generate"), "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", 0.5)
+    bpy = pytest.importorskip("bpy")
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = 3, 11
+    scene.kinesplat.samples = 1
+    return scene.kinesplat

@@ -12,32 +12,11 @@ from backend.service.schema import RequestModel
 from blender_addon.contract.frames import write_frames
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
-from tests.addon.fake_backend import FakeBackend
 from tests.blender.test_operators import active_job, error_of, why_not
 from tests.contract.clips import random_frames
 
 bpy = pytest.importorskip("bpy")
 pytestmark = pytest.mark.blender
-
-
-@pytest.fixture
-def backend(tmp_path):
-    with FakeBackend(tmp_path / "home") as running:
-        yield running
-
-
-@pytest.fixture
-def options(extension, part, monkeypatch):
-    """The panel's settings, in a scene with nothing but a camera's worth of emptiness; short waits."""
-    thread = part("blender_addon.http_thread")
-    monkeypatch.setattr(thread, "RUNNING_INTERVAL", 0.02)
-    monkeypatch.setattr(thread, "LOCAL_RETRY", 0.05)
-    monkeypatch.setattr(part("operators.generate"), "CONNECT_TIMEOUT", 1.0)
-    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", 0.5)
-    scene = bpy.context.scene
-    scene.frame_start, scene.frame_end = 3, 11
-    scene.kinesplat.samples = 1
-    return scene.kinesplat
 
 
 def still_cube(x: float = 0.0):

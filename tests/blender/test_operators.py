@@ -188,7 +188,7 @@ def test_full_disk_here(quick, backend, part, monkeypatch) -> None:
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(part("blender_addon.capture"), "file_sha256", full)
+    monkeypatch.setattr(part("blender_addon.capture"), "_hash_steps", full)
     assert "is full" in error_of(bpy.ops.kinesplat.generate)
     assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
 

@@ -10,13 +10,16 @@ pytestmark = pytest.mark.blender
 
 OPERATORS = {
     "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
-    "generate", "cancel_capture",
+    "generate", "cancel_capture", "read_video",
     "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
 }  # fmt: skip
 
-BOUNDED = ("seed", "frames", "resolution", "gaussians", "motion", "guidance_motion", "guidance_static", "steps")
+BOUNDED = (
+    *("seed", "frames", "resolution", "gaussians", "motion", "guidance_motion", "guidance_static", "steps"),
+    "video_frames",
+)
 
 
 def registered_names() -> set[str]:

@@ -73,3 +73,10 @@ def test_frame_range_and_rate(scene, fps, frames, expected):
     assert (scene.frame_start, scene.frame_end) == expected
     splats = point_cloud.import_clip(clip, scene, start=5)
     assert (retime.timing(splats).first, retime.timing(splats).last) == pytest.approx(expected)
+
+
+def test_few_frames_of_a_long_video_do_not_slow_the_scene_down(scene):
+    scene.render.fps, scene.render.fps_base = 24, 1.0
+    point_cloud.apply_frame_range(scene, twisting_ring(5, 8, fps=2.5), 5)
+    assert retime.scene_fps(scene) == pytest.approx(25)
+    assert (scene.frame_start, scene.frame_end) == (5, 75)

@@ -91,6 +91,39 @@ def test_both_halves_of_a_strip_that_was_cut(sources, film, tmp_path):
         assert (frames[0], frames[-1]) == ends
 
 
+def test_a_strip_that_keeps_the_speed_of_its_movie(sources, film, tmp_path):
+    """In a scene of half its rate: what the sequencer itself makes of a movie that is dropped into it."""
+    screen = bpy.context.window_manager.windows[0].screen
+    screen.areas[0].type = "SEQUENCE_EDITOR"
+    strips()
+    with bpy.context.temp_override(window=bpy.context.window_manager.windows[0], area=screen.areas[0]):
+        bpy.ops.sequencer.movie_strip_add(
+            filepath=str(film), frame_start=1, channel=1, adjust_playback_rate=True, use_framerate=False, sound=False
+        )
+    bpy.context.scene.render.fps = 12
+    strip = bpy.context.scene.sequence_editor.strips[0]
+    source = sources.from_strip(strip, bpy.context.scene)
+    assert source.seconds == pytest.approx(39 / 24)
+    strip.frame_offset_start, strip.frame_offset_end = 5, 4
+    source = sources.from_strip(strip, bpy.context.scene)
+    _, frames = sent(sources, source, tmp_path)
+    assert (frames[0], frames[-1]) == (10, 31)
+    assert (source.scene_frame, source.scene_step) == (6, 0.5)
+    assert source.part(4, 11).scene_frame == 8
+
+
+def test_names_are_those_of_the_files(sources, film, tmp_path):
+    scene = bpy.context.scene
+    assert sources.from_path(film, scene).name == "film"
+    folder = write_pictures(tmp_path / "shots.v2", 4)
+    assert sources.from_path(folder, scene).name == "shots.v2"
+    assert sources.from_path(folder / "shot_1.png", scene).name == "shot"
+    clip = bpy.data.movieclips.load(str(film))
+    assert sources.from_movie_clip(clip, scene).name == "film"
+    clip.name = "Dog, take 2"
+    assert sources.from_movie_clip(clip, scene).name == "Dog, take 2"
+
+
 def test_a_strip_of_images(sources, tmp_path):
     folder = write_pictures(tmp_path / "shots", 24)
     strip = strips().new_image("shots", str(folder / "shot_1.png"), 1, 1)
@@ -119,12 +152,13 @@ def test_a_path_to_a_file_a_folder_and_one_of_its_pictures(sources, film, tmp_pa
     scene = bpy.context.scene
     _, frames = sent(sources, sources.from_path(film, scene), tmp_path)
     assert (frames[0], frames[-1]) == (0, 39)
-    inputs, _ = sent(sources, sources.from_path(film, scene, (3, 12)), tmp_path)
-    assert (inputs["start"], inputs["end"]) == (0.25, 1.0)  # at the scene's rate
+    inputs, frames = sent(sources, sources.from_path(film, scene).part(3, 12), tmp_path)
+    assert (inputs["start"], inputs["end"]) == (3 / 24, 12 / 24)  # at the video's rate
+    assert (frames[0], frames[-1]) == (3, 12)
     folder = write_pictures(tmp_path / "shots", 24)
     _, frames = sent(sources, sources.from_path(folder, scene), tmp_path)
     assert (frames[0], frames[-1]) == (0, 23)
-    _, frames = sent(sources, sources.from_path(folder / "shot_9.png", scene, (1, 10)), tmp_path)
+    _, frames = sent(sources, sources.from_path(folder / "shot_9.png", scene).part(1, 10), tmp_path)
     assert (frames[0], frames[-1]) == (9, 18)
 
 
@@ -160,7 +194,9 @@ def test_what_cannot_be_sent_is_said(sources, film, tmp_path, monkeypatch):
         with pytest.raises(sources.CaptureError, match=said):
             sources.from_path(path, scene)
     with pytest.raises(sources.CaptureError, match="no motion"):
-        sources.from_path(film, scene, (5, 5))
+        sources.from_path(film, scene).part(5, 5)
+    with pytest.raises(sources.CaptureError, match="ends at frame 40"):
+        sources.from_path(film, scene).part(39, 50)
     with pytest.raises(sources.CaptureError, match="no movie clip"):
         sources.from_movie_clip(None, scene)
     clip = bpy.data.movieclips.load(str(film))

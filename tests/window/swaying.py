@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pipelines for window tests: what is generated sways, in place of a network; everything else is the product's own."""
+"""Pipelines for window tests: what is generated sways, and a video becomes a cardboard figure of its subject, in place
+of networks; everything else is the product's own.
+"""
 
+import time
 from pathlib import Path
 
 import numpy as np
 
 from backend.pipelines import diffusion4d, orbit_video
 from backend.progress import Run
+from backend.video.intake import STAGE_SHARES, take_in
+from backend.video.reading import Span
+from blender_addon.contract.clip import Clip, FrameMotion, write_clip
 from blender_addon.contract.frames import GeneratedFrames
 from blender_addon.contract.orbit import Cameras
 
@@ -37,4 +43,40 @@ def run_request(request: dict, blob, run: Run) -> Path:
     return diffusion4d.run_request(request, blob, run)
 
 
-PIPELINES = {"orbit": orbit_video.run_request, "object": run_request}
+CORRECTING = "Correcting all sides"
+CARDBOARD = 600  # Gaussians at most
+
+
+def run_video(request: dict, blob, run: Run) -> Path:
+    """The subject as the first frame shows it, flat and upright, moving as its middle does in the frames."""
+    settings, inputs = request["settings"], request["inputs"]
+    run.plan({**STAGE_SHARES, CORRECTING: 2.0})
+    span = Span(inputs["start"], inputs["end"])
+    seen = take_in(blob(inputs["video"]), run, count=settings["frames"], span=span, method=settings["cutout"])
+    run.begin(CORRECTING)
+    picture = np.rint(255 * seen.on_background()[0]).astype(np.uint8)
+    for step in range(25):
+        time.sleep(0.2)
+        run.report(step, 25, lambda: picture, detail=f"distillation {0.3 - step / 100:.2f}, anchor {9 - step / 5:.1f}")
+    side = seen.frames.shape[1]
+    middles = [np.argwhere(frame[..., 3] > 0.5).mean(axis=0) / side for frame in seen.frames]
+    pixels = np.argwhere(seen.frames[0, ..., 3] > 0.9)
+    pixels = pixels[:: -(-len(pixels) // CARDBOARD)]
+    count = len(pixels)
+    means = np.zeros((count, 3), np.float32)
+    means[:, 0], means[:, 2] = pixels[:, 1] / side - 0.5, 0.5 - pixels[:, 0] / side
+    moved = np.array([(right, 0, -down) for down, right in np.subtract(middles, middles[0])], np.float32)
+    quats = np.tile(np.float32((1, 0, 0, 0)), (count, 1))
+    colors = seen.frames[0][tuple(pixels.T)][:, :3]
+    clip = Clip(
+        means, quats, np.full((count, 3), 0.02, np.float32), np.ones(count, np.float32),
+        ((colors - 0.5) / 0.28209)[:, None].astype(np.float32),
+        FrameMotion(means + moved[:, None], np.tile(quats, (len(moved), 1, 1))),
+        name=request["name"], fps=settings["fps"], to_object=np.array(inputs["to_object"]),
+    )  # fmt: skip
+    run.finish()
+    write_clip(run.folder / "clip.npz", clip)
+    return run.folder / "clip.npz"
+
+
+PIPELINES = {"orbit": orbit_video.run_request, "object": run_request, "video": run_video}

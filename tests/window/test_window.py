@@ -3,15 +3,19 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.video.films import write_video
+
 pytestmark = [pytest.mark.window, pytest.mark.slow]
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
+DATA = Path(__file__).resolve().parent.parent / "data"
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 
@@ -94,6 +98,37 @@ def test_a_still_fox_gets_a_motion(blender, work, archive, swaying_home):
     still, later = picture(work, "6_imported"), picture(work, "7_frame_8")
     viewport = np.s_[100:700, 100:1000]
     assert np.abs(still[viewport] - later[viewport]).mean() > 0.05, "the Gaussians do not move with the timeline"
+
+
+def test_a_film_is_looked_at_and_sent(blender, work, archive, swaying_home):
+    """The panel shows frames of the range, says what is wrong with a bad file, and the film becomes a clip."""
+    shutil.copy(archive, work)
+    pictures = [Image.open(path) for path in sorted((DATA / "fox_orbit" / "moving").glob("frame_*.png"))]
+    around = [*range(len(pictures)), *range(len(pictures) - 2, 0, -1)]
+    write_video(work / "fox.mp4", count=len(around), size=(320, 180), frame=partial(on_stage, pictures, around))
+    (work / "broken.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"x" * 1000)
+    environment = {"KINESPLAT_HOME": f"{blender.inside(work)}/backend"}
+    result = play(blender, work, "film.py", limit=540, environment=environment)
+
+    count = len(around)
+    assert result["whole"] == f"Frames 1 to {count} of {count}, {(count - 1) / 24:.1f} s, 8 taken (every 6th)"
+    assert result["part"] == f"Frames 13 to 37 of {count}, 1.0 s, 8 taken (every 3rd)"
+    assert result["numbers"] == [13, 25, 37]
+    assert result["strip"] == result["part"]
+    assert "cannot be read" in result["problem"]
+    assert result["longest_tick_reading"] < 0.1, "reading the frames holds Blender up"
+    assert result["job"]["state"] == "succeeded", result["job"]
+    assert result["job"]["detail"][0].startswith("distillation 0.")
+    assert result["distance"] < 0.02, "the foot of the result does not stand on the 3D cursor"
+    assert result["played"] == pytest.approx([1, 25])  # one second of the film at 24 frames a second
+
+
+def on_stage(pictures, order, index, size, alpha):
+    """A frame of the film: one of the pictures in the middle of a plain backdrop."""
+    frame = Image.new("RGBA", size, (150, 165, 185, 255))
+    subject = pictures[order[index]].convert("RGBA").resize((size[1], size[1]))
+    frame.alpha_composite(subject, ((size[0] - size[1]) // 2, 0))
+    return np.asarray(frame)
 
 
 def test_leave_in_mid_job_and_come_back(blender, work, archive, backend_home):
