@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 from backend import __version__
+from backend.options import add_video_options, bounded, video_options
 from backend.progress import DEVICES, JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.requests import (
     BOUNDS,
     COLOR_SPACES,
-    CUTOUTS,
     MODELS,
     MOTION_MODELS,
+    PIPELINES,
     PRESETS,
     PUBLISHED,
     REPRESENTATIONS,
@@ -56,7 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-VIDEO_STEPS = 100  # 4Diffusion
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
 
@@ -68,14 +68,14 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
     parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
+    parser.add_argument("--pipeline", choices=sorted(set(PIPELINES.values())), help="(default: by the subject)")
     subject = parser.add_mutually_exclusive_group()
     subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
     subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
     subject.add_argument("--orbit", type=Path, metavar="FOLDER",
                          help="a moving orbit that exists already: nothing is invented")  # fmt: skip
     subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
-                         help="a film of it from the front, or its pictures: four views are made of it by 4DM; with "
-                              "--model published")  # fmt: skip
+                         help="a film of it from the front, or its pictures in order")  # fmt: skip
     motion = parser.add_argument_group("the invented motion")
     for name, bound, text in (
         ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
@@ -86,28 +86,21 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         default = f"{BOUNDS[bound].default:g}"
         if bound in PUBLISHED_DEFAULTS:
             default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
-        if bound == "steps":
-            default += f", of a video {VIDEO_STEPS}"
         motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
-                        help="write the frames alone: a contact sheet (OUT.png) or a folder of orbits")  # fmt: skip
+                        help="write the frames alone, of a video its four views: a contact sheet (OUT.png) or a "
+                             "folder of orbits")  # fmt: skip
     published = parser.add_argument_group("the published size (docs/published_size.md)")
     published.add_argument("--model", choices=MODELS, default=SMALL,
-                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, and needs "
-                                "weights and a GPU")  # fmt: skip
+                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, of videos "
+                                "4DM, and needs weights and a GPU")  # fmt: skip
     published.add_argument("--weights", type=Path, metavar="DIR",
                            help="where its weights are (default: as for `weights`)")  # fmt: skip
     published.add_argument("--refine", action="store_true",
                            help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
     published.add_argument("--dry-run", action="store_true",
                            help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
-    video = parser.add_argument_group("the video")
-    video.add_argument("--start", type=float, metavar="S", help="seconds from its first frame (default: 0)")
-    video.add_argument("--end", type=float, metavar="S", help="the same of the last frame to be used")
-    video.add_argument("--frames", type=bounded("video_frames"), metavar="N",
-                       help="how many are taken, evenly; by 8 at a time (default: 8)")  # fmt: skip
-    video.add_argument("--cutout", choices=CUTOUTS, help="how it is told from its background (default: auto)")
-    video.add_argument("--demo-order", action="store_true", help=argparse.SUPPRESS)  # 4Diffusion's demo's mistake
+    add_video_options(parser)
     add_construction_options(parser, needs_out=False)
     parser.set_defaults(func=generate, usage_error=parser.error)
 
@@ -396,21 +389,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def bounded(name: str):
-    """A number within the contract's bounds, as argparse wants it."""
-    bound = BOUNDS[name]
-    whole = isinstance(bound.default, int)
-
-    def parse(text: str) -> float:
-        value = int(text) if whole else float(text)
-        if not bound.minimum <= value <= bound.maximum:
-            raise argparse.ArgumentTypeError(f"must lie between {bound.minimum} and {bound.maximum}")
-        return value
-
-    parse.__name__ = name
-    return parse
-
-
 def generate(options: argparse.Namespace) -> int:
     """Generate a clip, or the frames alone, with progress bars; a second run resumes an interrupted one."""
     import shutil
@@ -482,14 +460,12 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def generate_from_video(options: argparse.Namespace) -> int:
-    """Four views of a video, and their clip, with progress bars; a second run resumes an interrupted one."""
+    """The clip of a video, or the four views alone, with progress bars; a second run resumes an interrupted one."""
     import shutil
-    from dataclasses import replace
 
     from backend.console import progress_bar
-    from backend.generate import generate_views, write_views
+    from backend.generate import generate_video_files, write_views
     from backend.progress import Run
-    from backend.video.reading import Span
     from blender_addon.contract.clip import write_clip
 
     if options.dry_run:
@@ -498,32 +474,26 @@ def generate_from_video(options: argparse.Namespace) -> int:
         return print_generation(options)
     out = options.out or options.frames_only
     work = options.work or out.with_suffix(".work")
-    names = ("preset", "gaussians", "seed", "sh_degree", "color_space", "motion_model")
-    with progress_bar() as show:
-        views, clip = generate_views(
-            work,
-            Run(work, on_progress=show, device=options.device),
-            options.video,
-            prompt=options.text,
-            construct={name: getattr(options, name) for name in names} if options.out else None,
-            frames=options.frames or int(BOUNDS["video_frames"].default),
-            span=Span(options.start or 0.0, options.end),
-            cutout=options.cutout or CUTOUTS[0],
-            seed=options.seed,
-            steps=options.steps or VIDEO_STEPS,
-            compat=options.demo_order,
-            weights=options.weights,
-        )
-    for warning in (clip or views).provenance["warnings"]:
-        print(warning, file=sys.stderr)
-    if options.frames_only:
-        write_views(views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
-        print(f"{options.frames_only}: {len(views.cameras)} views of {len(views.video)} frames")
-    if clip is not None:
-        fps = min(max(views.fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum) if options.fps is None else options.fps
-        clip = replace(clip, name=options.out.stem, fps=float(fps))
+    names = ("preset", "gaussians", "seed", "fps", "sh_degree", "color_space", "motion_model", "model", "weights")
+    asked = {name: getattr(options, name) for name in names} | video_options(options)
+    asked |= {"name": out.stem, "prompt": options.text, "pictures_fps": options.fps}
+
+    def made(*, views_alone: bool):
+        with progress_bar() as show:
+            run = Run(work, on_progress=show, device=options.device)
+            found = generate_video_files(work, run, options.video, views_alone=views_alone, **asked)
+        for warning in run.notes:
+            print(warning, file=sys.stderr)
+        return found
+
+    if options.out:
+        clip = made(views_alone=False)
         write_clip(options.out, clip)
         print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.frames_only:
+        video, views = made(views_alone=True)
+        write_views(video, views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
+        print(f"{options.frames_only}: {len(views.cameras)} views of {len(video.frames)} frames")
     if options.work is None:
         shutil.rmtree(work, ignore_errors=True)
     return 0
@@ -533,13 +503,14 @@ def generate_problem(options: argparse.Namespace) -> str:
     """What does not go together in the options of `generate`; empty where all does."""
     if not (options.text.strip() or options.object or options.image or options.orbit or options.video):
         return "name a subject: --text, --object, --image, --video or --orbit"
-    invented = (options.motion, options.guidance_motion, options.guidance_static)
-    if options.video and (options.model != PUBLISHED or options.refine or any(one is not None for one in invented)):
-        return f"--video goes with --model {PUBLISHED}, and without --refine, --motion and --guidance-..."
-    if not options.video and (options.frames or options.cutout or options.demo_order):
-        return "--frames and --cutout go with --video"
-    if not options.video and not (options.start is None and options.end is None):
-        return "--start and --end go with --video"
+    kind = next((kind for kind in ("object", "image", "orbit", "video") if getattr(options, kind)), "text")
+    if options.pipeline not in (None, PIPELINES[kind]):
+        return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
+    invented = (options.motion, options.steps, options.guidance_motion, options.guidance_static)
+    if options.video and (options.refine or any(one is not None for one in invented)):
+        return "--video goes without --refine, --motion, --steps and --guidance-...: its preset decides"
+    if not options.video and (said := video_options(options)):
+        return f"--{next(iter(said))} goes with --video"
     if options.orbit and (options.text or options.frames_only):
         return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
     if not options.orbit and (options.static or options.surface):

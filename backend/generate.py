@@ -11,14 +11,15 @@ from PIL import Image
 
 from backend.data.object_capture import CapturedObject
 from backend.evaluation.sheets import SheetRow, on_white, sheet
-from backend.pipelines import diffusion4d, multi_view_video
+from backend.options import video_inputs
+from backend.pipelines import diffusion4d, fourdiffusion
+from backend.pipelines.fourdiffusion import Video
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
-from backend.splatting.construct import STAGE_SHARES as CONSTRUCT_SHARES
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json, write_orbit_json
-from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request
+from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
 
 HALVES = ("moving", "static")
 
@@ -45,9 +46,7 @@ def generate_files(
         BadFileError: an orbit cannot be read.
         JobCancelled: by `run`.
     """
-    prompt = " ".join(prompt.split())
-    if len(prompt) > MAX_PROMPT_LENGTH:
-        raise UserError("long_prompt", f"The text is longer than {MAX_PROMPT_LENGTH} letters.", "Shorten it.")
+    prompt = one_line(prompt)
     kind = "object" if captured else "image" if image else "text"
     files: dict[str, Path] = {}
 
@@ -74,27 +73,56 @@ def generate_files(
     return read_frames(run.folder / diffusion4d.FRAMES_NAME), clip
 
 
-def generate_views(
-    folder: Path, run: Run, source: Path, *, prompt: str = "", construct: dict | None = None, **options
-) -> tuple[MultiViewVideo, Clip | None]:
-    """Four views of a video, and their clip where `construct` has its settings (see `clips.construct_clip`).
+def generate_video_files(
+    folder: Path,
+    run: Run,
+    source: Path,
+    *,
+    name: str,
+    prompt: str = "",
+    views_alone: bool = False,
+    weights: Path | None = None,
+    pictures_fps: float | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    **settings,
+) -> tuple[Video, MultiViewVideo] | Clip:
+    """The clip of a video file or a folder of pictures, or the four views that it begins with alone.
 
-    options: of `multi_view_video.views_of_video`. What was made stays in `folder`, so that the same call goes on.
+    weights: folder of all published weights; pictures_fps: of a folder's pictures; `settings` are those of
+    `requests.video_request`. What was made stays in `folder`, so that the same call goes on from there.
 
     Raises:
         UserError: the video cannot be used, or weights are missing.
         JobCancelled: by `run`.
     """
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    facts = [[str(file), *((stat := file.stat()).st_size, stat.st_mtime_ns)] for file in files if file.is_file()]
-    run.folder = folder / _digest([facts, prompt, {name: str(value) for name, value in options.items()}])
+    files: dict[str, Path] = {}
+
+    def blob(path: Path) -> str:
+        sha256 = file_sha256(path)
+        files[sha256] = path
+        return sha256
+
+    inputs = video_inputs(source, start, end, pictures_fps, blob)
+    request = video_request(name, np.eye(4).tolist(), prompt=one_line(prompt), **inputs, **settings)
+    decides = ("seed", "prompt", "frames", "cutout", "model", "representation", "preset")
+    run.folder = folder / _digest([request["inputs"], {name: request["settings"][name] for name in decides}])
     run.folder.mkdir(parents=True, exist_ok=True)
-    shares = {name: 0.3 * share for name, share in CONSTRUCT_SHARES.items()} if construct else {}
-    run.plan({**multi_view_video.STAGE_SHARES, **shares})
-    views = multi_view_video.views_of_video(source, " ".join(prompt.split()), run, **options)
-    clip = multi_view_video.clip_of_views(views, construct, run) if construct else None
-    run.finish()
-    return views, clip
+    if views_alone:
+        return fourdiffusion.views_of_request(request, files.__getitem__, run, weights=weights)
+    return read_clip(fourdiffusion.run_request(request, files.__getitem__, run, weights=weights))
+
+
+def one_line(prompt: str) -> str:
+    """A prompt as requests have it.
+
+    Raises:
+        UserError: it is too long.
+    """
+    prompt = " ".join(prompt.split())
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise UserError("long_prompt", f"The text is longer than {MAX_PROMPT_LENGTH} letters.", "Shorten it.")
+    return prompt
 
 
 def _key(request: dict, published: dict) -> str:
@@ -121,14 +149,15 @@ def write_generated(frames: GeneratedFrames, out: Path) -> None:
         write_orbit(out / half, getattr(frames, half), frames.cameras if half == "moving" else frames.static_cameras())
 
 
-def write_views(views: MultiViewVideo, out: Path, title: str) -> None:
+def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> None:
     """Video and views as a contact sheet where `out` is a .png, else as orbit folders `out`/view_0 ... and `out`/views.
 
     The latter holds all views together, as `construct --orbit` takes them; alpha is the mask.
     """
     if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
-        rows = [SheetRow("video", on_white(views.video))]
+        seen = (video.frames[:, :3] + 1 - video.frames[:, 3:]).clamp(0, 1).movedim(1, -1)
+        rows = [SheetRow("video", (seen * 255).round().byte().numpy())]
         rows += [SheetRow(f"view {90 * index}", on_white(one)) for index, one in enumerate(views.pictures)]
         sheet(title, rows).save(out)
         return

@@ -12,14 +12,17 @@ from backend.__main__ import main
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
-from backend.pipelines import diffusion4d, multi_view_video
-from backend.pipelines.multi_view_video import MultiViewVideo
+from backend.pipelines import diffusion4d, fourdiffusion
+from backend.pipelines.fourdiffusion_settings import Settings
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import Cameras, Orbit, intrinsics, read_orbit_json, read_surface_samples
+from blender_addon.contract.orbit import read_orbit_json, read_surface_samples
+from blender_addon.contract.requests import SMALL
+from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
+from tests.video.films import picture, write_video
 
 DOG = Path(__file__).parent.parent / "examples" / "dog.glb"
 
@@ -49,10 +52,13 @@ def generate(*arguments: object) -> int:
         (("--image", "x.png", "--object", "x.glb", "--out", "x.npz"), "not allowed with"),
         (("--text", "a ball", "--motion", "99", "--out", "x.npz"), "must lie between"),
         (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
-        (("--video", "x.mp4", "--out", "x.npz"), "--model published"),
-        (("--video", "x.mp4", "--model", "published", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
-        (("--text", "a ball", "--frames", "8", "--out", "x.npz"), "go with --video"),
-        (("--text", "a ball", "--start", "0", "--out", "x.npz"), "go with --video"),
+        (("--video", "x.mp4", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
+        (("--video", "x.mp4", "--out", "x.npz"), "--steps"),
+        (("--video", "x.mp4", "--frames", "7", "--out", "x.npz"), "must lie between"),
+        (("--text", "a ball", "--frames", "8", "--out", "x.npz"), "--frames goes with --video"),
+        (("--text", "a ball", "--start", "0", "--out", "x.npz"), "--start goes with --video"),
+        (("--text", "a ball", "--representation", "nerf", "--out", "x.npz"), "goes with --video"),
+        (("--text", "a ball", "--pipeline", "4diffusion", "--out", "x.npz"), "its own is diffusion4d"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: tuple, said: str, capsys) -> None:
@@ -159,65 +165,59 @@ def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def views_of_a_ball(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """4DM in place of which a ball brightens; its arguments."""
-    told: list[dict] = []
-
-    def views_of_video(source: Path, prompt: str, run: Run, **options) -> MultiViewVideo:
-        told.append({"source": source, "prompt": prompt, **options})
-        size, times = 32, np.linspace(0, 1, options["frames"])
-        still, _ = ball_orbit(size)
-        pictures = np.stack([np.repeat(still[index][None], len(times), 0) for index in (0, 6, 12, 18)])
-        pictures[..., :3] = pictures[..., :3] * (0.5 + 0.5 * times[:, None, None, None])
-        orbit = Orbit(4, closed=False)
-        matrices = np.repeat(intrinsics(orbit.fov, size, size)[None], len(times), 0)
-        cameras = tuple(
-            Cameras(np.repeat(pose[None], len(times), 0), matrices, times, size, size)
-            for pose in orbit.camera_to_world()
-        )
-        return MultiViewVideo(pictures, cameras, 12.5, pictures[0], {"warnings": [], "video": {"file": "film"}})
-
-    monkeypatch.setattr(multi_view_video, "views_of_video", views_of_video)
-    return told
+def knowing(monkeypatch: pytest.MonkeyPatch) -> KnowingModel:
+    """A video model in place of all others, which knows two balls."""
+    model = KnowingModel(truth())
+    monkeypatch.setattr(fourdiffusion, "load_video_model", lambda name, run, **options: model)
+    return model
 
 
-def test_views_of_a_video(tmp_path: Path, views_of_a_ball: list[dict], capsys) -> None:
-    film, folder = tmp_path / "film.mp4", tmp_path / "views"
-    film.write_bytes(b"film")
-    options = ("--video", film, "--model", "published", "--text", "a  ball", "--start", 0.5, "--cutout", "model")
-    assert generate(*options, "--demo-order", "--weights", tmp_path, "--frames-only", folder) == 0
-    told = views_of_a_ball[0]
-    assert (told["source"], told["prompt"], told["steps"], told["frames"]) == (film, "a ball", 4, 8)
-    assert (told["span"].start, told["span"].end, told["cutout"], told["compat"]) == (0.5, None, "model", True)
-    assert told["weights"] == tmp_path
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "film.webm", "libvpx-vp9", "yuva420p", alpha=True)
+
+
+def test_views_of_a_video(tmp_path: Path, film: Path, knowing: KnowingModel, capsys) -> None:
+    folder, sheet = tmp_path / "views", tmp_path / "sheet.png"
+    options = ("--video", film, "--text", "a  ball", "--start", "0.25", "--frames", "9", "--device", "cpu")
+    assert main(["generate", *map(str, (*options, "--frames-only", folder))]) == 0
+    assert knowing.asked[0]["prompt"] == "a ball"
+    assert knowing.asked[0]["steps"] == Settings.for_preset("preview", model=SMALL).steps
+    assert len(knowing.asked[0]["video"]) == 9
     front = read_orbit_folder(folder / "view_0")
-    assert front.times.tolist() == pytest.approx(np.linspace(0, 1, 8).tolist())
     assert float(front.images[..., 3].min()) == 0  # the mask
     together = read_orbit_folder(folder / "views")
-    assert together.images.shape == (32, 32, 32, 4)
+    assert together.images.shape == (32, 48, 48, 4)
     assert together.times[:8].tolist() == together.times[8:16].tolist()
-    assert "4 views of 8 frames" in capsys.readouterr().out
-
-    sheet = tmp_path / "sheet.png"
-    arguments = ["generate", "--video", str(film), "--model", "published", "--frames-only", str(sheet)]
-    assert main(arguments) == 0
-    assert views_of_a_ball[1]["steps"] == 100
+    assert "4 views of 9 frames" in capsys.readouterr().out
+    assert main(["generate", *map(str, (*options, "--frames-only", sheet))]) == 0
     with Image.open(sheet) as picture:
         assert picture.height > 5 * 128
+    assert not list(tmp_path.glob("*.work"))
 
 
-@pytest.mark.slow
-def test_a_clip_of_a_video(tmp_path: Path, views_of_a_ball: list[dict]) -> None:
-    film, out = tmp_path / "film.mp4", tmp_path / "ball.npz"
-    film.write_bytes(b"film")
-    options = ("--video", film, "--model", "published", "--preset", "draft", "--gaussians", 500, "--device", "cpu")
-    assert generate(*options, "--out", out) == 0
+def test_a_clip_of_a_video(tmp_path: Path, film: Path, knowing: KnowingModel) -> None:
+    out = tmp_path / "ball.npz"
+    options = ("--video", film, "--preset", "draft", "--gaussians", 500, "--device", "cpu", "--pipeline", "4diffusion")
+    assert main(["generate", *map(str, (*options, "--work", tmp_path / "work", "--out", out))]) == 0
     clip = read_clip(out)
-    assert clip.frame_count == 8
-    assert clip.fps == 12.5  # as the video plays
-    assert clip.name == "ball"
-    assert clip.provenance["pipeline"] == multi_view_video.PIPELINE
-    assert clip.provenance["video"] == {"file": "film"}
-    assert not (tmp_path / "ball.work").exists()
-    assert generate(*options, "--fps", 30, "--out", out) == 0
+    assert (clip.name, clip.frame_count, clip.count) == ("ball", 8, 500)
+    assert clip.fps == pytest.approx(7 / (23 / 24), rel=0.05)  # as the video plays
+    assert clip.provenance["pipeline"] == "4diffusion"
+    assert clip.provenance["video"]["method"] == "alpha"
+    assert main(["generate", *map(str, (*options, "--work", tmp_path / "work", "--fps", 30, "--out", out))]) == 0
     assert read_clip(out).fps == 30
+    assert len(knowing.asked) == 1  # it went on from what was kept
+
+
+def test_a_folder_of_pictures_is_a_video(tmp_path: Path, knowing: KnowingModel, capsys) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(20):
+        Image.fromarray(picture(index, alpha=True)).save(folder / f"frame_{index}.png")
+    out = tmp_path / "ball.npz"
+    options = ("--video", folder, "--fps", "10", "--preset", "draft", "--device", "cpu", "--out", out)
+    assert main(["generate", *map(str, (*options, "--start", "0.5", "--end", "1.4"))]) == 0
+    assert read_clip(out).provenance["video"]["file"]["frames"] == 10
+    assert main(["generate", *map(str, (*options, "--start", "5"))]) == 1
+    assert "holds 0 of the 20 pictures" in capsys.readouterr().err

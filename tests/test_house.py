@@ -65,12 +65,13 @@ MAY_IMPORT = {
     "backend.service": (
         *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
-        *("backend.pipelines", "backend.splatting", "backend.console", *LEAVES),
+        *("backend.pipelines", "backend.splatting", "backend.console", "backend.options", *LEAVES),
     ),
     "backend.published_weights": ("rich", "backend", "blender_addon.contract"),  # the command `weights`
     "backend.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),  # of `generate`, `train`
     "backend.evaluate_video": ("torch", "backend", "blender_addon.contract"),  # the command
     "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
+    "backend.options": ("backend.video", "blender_addon.contract"),  # of several commands
     "backend.__main__": ("backend", "blender_addon.contract"),
 }
 

@@ -7,7 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backend.models.checkpoints import weights_folder
 from backend.progress import UserError
+
+FILE = Path("lpips") / "vgg16.pt"  # within the folder of all weights; put there by hand (docs/weights.md)
+
+
+def find_lpips(folder: Path | None = None) -> Path | None:
+    """The file for `load_lpips` where somebody has put it; folder: of all weights, by default the usual one."""
+    path = weights_folder(folder) / FILE
+    return path if path.is_file() else None
 
 
 def load_lpips(path: Path, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,105 +9,61 @@ The last line is ours: the paper ends with the field. Ours, too, is the represen
 the views of 4DM, then the same losses on the Gaussians themselves; much faster, and a departure from the paper.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from backend.guidance import sds
-from backend.guidance.schedules import linear_schedule
+from backend.models.lpips import find_lpips, load_lpips
 from backend.nerf import losses, to_surface
-from backend.nerf.field import PUBLISHED, SMALL
-from backend.nerf.hash_grid import HashGridConfig
-from backend.nerf.rendering import Quality
 from backend.pipelines import clips
 from backend.pipelines.diffusion4d import observations
+from backend.pipelines.fourdiffusion_curves import Curves, preview
 from backend.pipelines.fourdiffusion_draws import Draw, draw
-from backend.pipelines.fourdiffusion_guidance import FourDMGuidance, Guidance, conditions_of
+from backend.pipelines.fourdiffusion_guidance import Guidance
+from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.fourdiffusion_subjects import FieldSubject, GaussianSubject, Subject
-from backend.pipelines.memory_plan import Networks
-from backend.pipelines.multi_view_video import DISTANCE, FOV, STEPS, VIEWS, MultiViewVideo, generate_views
+from backend.pipelines.memory_plan import chosen_device
+from backend.pipelines.multi_view_video import DISTANCE, FOV, MultiViewVideo
+from backend.pipelines.video_model import VideoModel, load_video_model, told_of, within_memory
 from backend.progress import Run, UserError
 from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.observations import Observations
+from backend.video import intake as video_intake
+from backend.video.framing import FOURDIFFUSION
+from backend.video.reading import Span
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import Cameras, SurfaceSamples
-from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
+from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET
 
 PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
-VIEWS_NAME, FIT_NAME = "views.npz", "fit.npz"
-ALGORITHM = 1  # counts changes that make older checkpoints useless
-REPRESENTATIONS = ("nerf", "gaussians")
+VIDEO_NAME, VIEWS_NAME, FIT_NAME = "video.npz", "views.npz", "fit.npz"
+BEGUN_NAME = "views.key"  # of the views whose sampling the folder keeps, in `views_*.npz`
+ALGORITHM = 2  # counts changes that make older checkpoints useless
 FRAMES = 8, 64  # least and most that a clip has
 DEPARTURE = "Gaussians were optimised in place of the paper's radiance field."
 
-PUBLISHED_ITERATIONS = losses.ITERATIONS
-ANNEALED = sds.ANNEALED / PUBLISHED_ITERATIONS  # all milestones are shares of the iterations, so that fewer scale
-MILESTONES = (0.0, 5_000 / PUBLISHED_ITERATIONS, 10_000 / PUBLISHED_ITERATIONS)  # of the renders' resolution
-
 AZIMUTHS, ELEVATIONS, MANY_FRAMES = 8, (10.0, -15.0, 35.0), 16  # of the renders that a clip is constructed from
 SURFACE_SAMPLES = 20_000
-CURVE_POINTS = 200  # of each loss in the provenance
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a clip is made. The defaults are the paper's and its code's."""
+class Video:
+    """What a request's video has become: the subject cut out and framed, at even times."""
 
-    representation: str = "nerf"  # one of REPRESENTATIONS
-    iterations: int = PUBLISHED_ITERATIONS  # of the fit; 0: construction from the views of 4DM, no distillation
-    seed: int = 0
-    steps: int = STEPS  # of 4DM's sampling
-    elevation: float = 0.0  # of the views of 4DM, degrees
-    pixels: tuple[int, int, int] = (64, 192, 256)  # side of the renders, from each of MILESTONES on
-    guidance: float = sds.GUIDANCE
-    rescale: float = sds.RESCALE
-    sds_weight: float = 1.0  # 0: an ablation
-    anchor_weight: float = 1.0  # 0: an ablation
-    grid: HashGridConfig = PUBLISHED
-    quality: Quality = Quality()  # noqa: RUF009 - frozen
-    grid_pixels: int = 192  # of the renders that a clip is constructed from
-    construction: str = "final"  # preset
-    gaussians: int | None = None  # None: as many as the preset has
-
-    @classmethod
-    def for_preset(cls, preset: str, representation: str = "nerf", seed: int = 0) -> "Settings":
-        """The settings of `draft`, `preview`, `final` or `published`.
-
-        Raises:
-            ValueError: there is no such preset or representation.
-        """
-        if preset not in PRESETS or representation not in REPRESENTATIONS:
-            raise ValueError(f"there is no preset {preset!r} of {representation!r}")
-        settings = replace(PRESETS[preset], representation=representation, seed=seed)
-        if representation == "gaussians":  # begins where the views of 4DM have led it
-            settings = replace(settings, iterations=settings.iterations // 10)
-        return settings
-
-    @property
-    def annealed(self) -> int:
-        """Iterations until the diffusion times are in their final range; Gaussians begin there, having a shape."""
-        return 1 if self.representation == "gaussians" else max(round(ANNEALED * self.iterations), 1)
-
-    def pixels_at(self, iteration: int) -> int:
-        """Side of the renders of an iteration."""
-        passed = sum(iteration >= share * self.iterations for share in MILESTONES)
-        return self.pixels[max(passed, 1) - 1]
-
-
-PRESETS = {
-    "draft": Settings(iterations=0, steps=30, construction="draft"),
-    "preview": Settings(
-        iterations=2_000, steps=50, pixels=(48, 64, 96), grid=SMALL, grid_pixels=96, construction="preview"
-    ),
-    "final": Settings(iterations=10_000, pixels=(64, 128, 192)),
-    "published": Settings(),
-}
+    frames: Tensor  # [F, 4, side, side] 0..1, premultiplied RGBA
+    fps: float  # at which the frames play as fast as the video
+    done: dict  # for the provenance, see `intake.VideoIntake`
 
 
 @dataclass(frozen=True)
@@ -118,9 +74,18 @@ class Anchor:
     cameras: Cameras  # of each frame
 
     @classmethod
-    def of(cls, views: MultiViewVideo) -> "Anchor":
-        """The first view is the input's."""
-        return cls(torch.from_numpy(views.pictures[0]).float() / 255, views.cameras[0])
+    def of(cls, views: MultiViewVideo, pixels: int | None = None) -> "Anchor":
+        """The first view is the input's. pixels: side that it is brought to; None: that of the views."""
+        pictures, cameras = torch.from_numpy(views.pictures[0]).float() / 255, views.cameras[0]
+        if pixels is None or pixels == cameras.width:
+            return cls(pictures, cameras)
+        alpha = pictures[..., 3:]
+        planes = torch.cat([pictures[..., :3] * alpha, alpha], -1).movedim(-1, 1)
+        planes = functional.interpolate(planes, (pixels, pixels), mode="bilinear", antialias=True).movedim(1, -1)
+        alpha = planes[..., 3:]
+        straight = torch.cat([planes[..., :3] / alpha.clamp(min=1e-6), alpha], -1).clamp(0, 1)
+        scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
+        return cls(straight, replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels))
 
     def camera(self, frame: int) -> Cameras:
         """Of one frame."""
@@ -128,44 +93,117 @@ class Anchor:
         return Cameras(cameras.camera_to_world[one], cameras.Ks[one], cameras.times[one], cameras.width, cameras.height)
 
 
-@dataclass(frozen=True)
-class Curves:
-    """How the losses went, each with its weight; 0 where it had no part."""
+def run_request(
+    request: dict,
+    blob: Callable[[str], Path],
+    run: Run,
+    *,
+    video_model: VideoModel | None = None,
+    weights: Path | None = None,
+) -> Path:
+    """Do a request of kind `video` (see `blender_addon.contract.requests`), already checked against its schema.
 
-    names: tuple[str, ...]
-    values: np.ndarray  # [iterations, K] float32
+    `blob` gives the file of a sha256. Returns the path of the clip, in `run.folder`. What each stage has made stays
+    there, so that a retry goes on from it.
 
-    def thinned(self, points: int = CURVE_POINTS) -> dict[str, list[float]]:
-        """Means over at most `points` equal parts of the iterations, and the iterations that these end at."""
-        parts = [part for part in np.array_split(self.values, min(points, max(len(self.values), 1))) if len(part)]
-        means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, len(self.names))
-        ends = np.cumsum([len(part) for part in parts]).tolist()
-        return {"iteration": ends} | {
-            name: [float(f"{value:.4g}") for value in means[:, index]] for index, name in enumerate(self.names)
-        }
+    video_model: in the place of the one that the request names; weights: folder of all published weights, by default
+    the usual one, where LPIPS is looked for, too.
+
+    Raises:
+        UserError: weights are missing, the video cannot be used or shows no subject, or the fit went astray.
+        JobCancelled: by `run`.
+    """
+    asked, settings = Settings.of_request(request["settings"]), request["settings"]
+    run.plan({**_shares(video_intake.STAGE_SHARES, 0.05), **_shares(stages(asked), 0.94), clips.WRITING: 0.01})
+    clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
+    model = video_model or load_video_model(settings["model"], run, weights=weights)
+    lpips = _lpips_of(asked, run, weights)
+    video = taken_in(request, blob, model.side, run)
+    clip = within_memory(model, lambda: generate(video.frames, settings["prompt"], model, asked, run, lpips=lpips), run)
+    played = float(np.clip(video.fps, BOUNDS["fps"].minimum, BOUNDS["fps"].maximum))
+    shown = {**settings, "fps": played if settings["fps"] is None else settings["fps"]}
+    told = {**told_of(model), "video": video.done, **clips.provenance(PIPELINE, shown, run), **clip.provenance}
+    return clips.finish_clip({**request, "settings": shown}, replace(clip, provenance=told), run)
+
+
+def views_of_request(
+    request: dict,
+    blob: Callable[[str], Path],
+    run: Run,
+    *,
+    video_model: VideoModel | None = None,
+    weights: Path | None = None,
+) -> tuple[Video, MultiViewVideo]:
+    """The video of a request, and the four views that `run_request` begins with; arguments and errors as there.
+
+    They are kept in `run.folder`, where `run_request` finds them.
+    """
+    asked, settings = Settings.of_request(request["settings"]), request["settings"]
+    run.plan({**_shares(video_intake.STAGE_SHARES, 0.1), VIEWING: 0.9})
+    model = video_model or load_video_model(settings["model"], run, weights=weights)
+    video = taken_in(request, blob, model.side, run)
+    run.begin(VIEWING)
+    views = within_memory(model, lambda: _kept_views(video.frames, settings["prompt"], model, asked, run), run)
+    run.finish()
+    return video, views
+
+
+def taken_in(request: dict, blob: Callable[[str], Path], side: int, run: Run) -> Video:
+    """The video of a request as a video model takes it, or what a former attempt has made of it.
+
+    The stages are those of `intake.STAGE_SHARES`, which the caller has planned.
+
+    Raises:
+        UserError: the video cannot be read, or shows no subject that can be told from its background.
+        JobCancelled: by `run`.
+    """
+    settings, inputs = request["settings"], request["inputs"]
+    path = run.folder / VIDEO_NAME
+    key = state_key({**inputs, "frames": settings["frames"], "cutout": settings["cutout"], "side": side})
+    try:
+        kept = read_arrays(path)
+        told = json.loads(kept["told"].tobytes())
+        if told["key"] == key:
+            for sentence in told["done"]["notes"]:
+                run.note(sentence)
+            return Video(torch.from_numpy(kept["frames"]), told["fps"], told["done"])
+    except (BadFileError, FileNotFoundError, KeyError, ValueError):
+        pass  # it can be read again
+    files = blob(inputs["video"]) if inputs["video"] else [blob(sha256) for sha256 in inputs["pictures"]]
+    found = video_intake.take_in(
+        files,
+        run,
+        count=settings["frames"],
+        span=Span(inputs["start"], inputs["end"]),
+        fps=inputs["pictures_fps"] or BOUNDS["fps"].default,
+        framing=replace(FOURDIFFUSION, size=side),
+        method=settings["cutout"],
+    )
+    frames = np.ascontiguousarray(np.moveaxis(found.frames, -1, 1))
+    told = json.dumps({"key": key, "fps": found.fps, "done": found.done})
+    write_arrays(path, {"told": np.frombuffer(told.encode(), np.uint8), "frames": frames})
+    return Video(torch.from_numpy(frames), found.fps, found.done)
 
 
 def generate(
     video: Tensor,
     prompt: str,
-    networks: Networks,
+    model: VideoModel,
     settings: Settings,
     run: Run,
     *,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Clip:
     """The clip of a video.
 
     Args:
-        video: [F, 3, PIXELS, PIXELS] 0..1 on white, F in FRAMES, at even times.
+        video: [F, 4, side, side] 0..1, premultiplied RGBA, F in FRAMES, at even times.
         prompt: what is seen.
-        networks: text_encoder, image_encoder (ImageDream's), vae, fourdm; following a plan.
+        model: that invents the other views and judges renders; `side` is its own.
         settings: see there.
-        run: gets stages, progress with both losses and previews, and may cancel at each step; its folder keeps what a
-            next attempt goes on from, to the same result.
-        lpips: of the anchor loss, see `losses.anchor`.
-        dtype: that 4DM computes in.
+        run: gets the stages of `stages`, which the caller has planned, progress with both losses and previews, and may
+            cancel at each step; its folder keeps what a next attempt goes on from, to the same result.
+        lpips: of the anchor loss, see `losses.anchor`; on the device of the fit.
 
     Returns:
         A clip of F frames. Name, fps and to_object are left to the caller; the provenance has the losses.
@@ -180,35 +218,31 @@ def generate(
             f"4Diffusion makes clips of {FRAMES[0]} to {FRAMES[1]} frames, not {len(video)}.",
             "Choose another number of frames.",
         )
-    run.plan(_stages(settings))
 
     # 1. Four views.
     run.begin(VIEWING)
-    views = _kept_views(video, prompt, networks, settings, run, dtype)
+    views = _kept_views(video, prompt, model, settings, run)
     if not settings.iterations:
-        networks.forget("text_encoder", "image_encoder", "vae", "fourdm")
         return _clip_of_views(views, settings, run)
-    conditions = conditions_of(video, prompt, networks) if settings.sds_weight else None
-    networks.forget("text_encoder", "image_encoder")
 
     # 2. What is optimised.
-    if settings.representation == "gaussians":
-        subject = GaussianSubject(_clip_of_views(views, settings, run), clips.engine_of(run).device)
+    device = _fitting_device(settings, run)
+    if settings.refines_gaussians:
+        subject = GaussianSubject(_clip_of_views(views, settings, run), device)
     else:
-        subject = FieldSubject(settings.grid, settings.quality, settings.seed, networks.device, run.check)
+        subject = FieldSubject(settings.grid, settings.quality, settings.seed, device, run.check)
 
     # 3. Score distillation, anchor loss, priors.
-    anchor = Anchor.of(views)
-    asked = {"algorithm": ALGORITHM, "prompt": prompt, "lpips": lpips is not None, **asdict(settings)}
-    key = state_key(asked, video, views.pictures)
-    rest = {"lpips": lpips, "key": key}
-    if conditions is None:
-        curves = fit(subject, None, anchor, settings, run, **rest)
-    else:
-        with networks.using("vae", "fourdm") as [vae, network]:
-            guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, dtype, run.check)
+    anchor = Anchor.of(views, settings.anchor_pixels)
+    asked = {
+        "algorithm": ALGORITHM, "model": model.name, "prompt": prompt, "lpips": lpips is not None, **asdict(settings)
+    }  # fmt: skip
+    rest = {"lpips": lpips, "key": state_key(asked, video, views.pictures)}
+    if settings.sds_weight:
+        with model.guidance(video, prompt, run) as guidance:
             curves = fit(subject, guidance, anchor, settings, run, **rest)
-    networks.forget("vae", "fourdm")
+    else:
+        curves = fit(subject, None, anchor, settings, run, **rest)
 
     # 4. The clip.
     if isinstance(subject, GaussianSubject):
@@ -217,6 +251,16 @@ def generate(
         clip, departures = clip_of_field(subject, len(video), settings, run), []
     made = {"losses": curves.thinned(), "settings": asdict(settings), "departures": departures}
     return replace(clip, provenance={**clip.provenance, "fit": made})
+
+
+def stages(settings: Settings) -> dict[str, float]:
+    """The stages of `generate` in order, with their shares of the time."""
+    construction = _shares(STAGE_SHARES, 0.2)
+    if not settings.iterations:
+        return {VIEWING: 0.2, **construction}
+    if settings.representation == "gaussians":
+        return {VIEWING: 0.2, **construction, FITTING: 0.6}
+    return {VIEWING: 0.1, FITTING: 0.65, RENDERING: 0.05, **construction}
 
 
 def fit(
@@ -257,8 +301,7 @@ def fit(
         done = iteration + 1
         if checkpoint.is_due() or done == settings.iterations:
             checkpoint.save({**subject.to_arrays(), "iteration": np.array(done), "losses": curves.values[:done].copy()})
-        detail = f"distillation {found['sds']:.3g}, anchor {found['anchor']:.3g}"
-        run.report(done, settings.iterations, lambda pictures=pictures: _preview(pictures), detail)
+        run.report(done, settings.iterations, partial(preview, pictures, curves, done), curves.told(done))
     return curves
 
 
@@ -298,7 +341,7 @@ def step(
 
 
 def on_white(pictures: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
-    """The background of the public code, of its network's training data, and of the input."""
+    """The background of the public code, on which the anchor video is followed."""
     return pictures[..., :3] + 1 - pictures[..., 3:]
 
 
@@ -329,47 +372,54 @@ def _distillation(
 ) -> Tensor:
     if not settings.sds_weight:
         return pictures.new_zeros(())
-    latents = guidance.encode(on_white(pictures).movedim(-1, 1))
+    latents = guidance.encode(pictures.movedim(-1, 1))
     loss = sds.distillation_loss(
         latents,
         torch.randn(latents.shape, generator=generator).to(latents.device),
         looked.timestep,
         guidance.branches(looked.poses, looked.frames),
-        linear_schedule(),
-        settings.guidance,
-        settings.rescale,
+        guidance.schedule,
+        guidance.scale if settings.guidance is None else settings.guidance,
+        guidance.rescale if settings.rescale is None else settings.rescale,
         guidance.dtype,
     )
     return settings.sds_weight * loss.to(pictures.device)  # Gaussians may be drawn on the CPU beside a GPU
 
 
-def _kept_views(
-    video: Tensor, prompt: str, networks: Networks, settings: Settings, run: Run, dtype: torch.dtype
-) -> MultiViewVideo:
-    """The views of 4DM: those of a former attempt, or new ones."""
-    times = np.linspace(0, 1, len(video))
-    path = run.folder / VIEWS_NAME
-    asked = {"prompt": prompt, "seed": settings.seed, "steps": settings.steps, "elevation": settings.elevation}
-    key = np.frombuffer(state_key(asked, video).encode(), np.uint8)
+def _kept_views(video: Tensor, prompt: str, model: VideoModel, settings: Settings, run: Run) -> MultiViewVideo:
+    """The views of the video model: those of a former attempt, or new ones."""
+    path, begun = run.folder / VIEWS_NAME, run.folder / BEGUN_NAME
+    how = {"seed": settings.seed, "steps": settings.steps, "elevation": settings.elevation}
+    key = state_key({"model": model.name, "prompt": prompt, **how}, video)
     try:
         kept = read_arrays(path)
-        if np.array_equal(kept["key"], key):
-            return MultiViewVideo.standing(kept["pictures"], times, settings.elevation)
-    except (BadFileError, FileNotFoundError, KeyError):
+        told = json.loads(kept["told"].tobytes())
+        if told["key"] == key:
+            for sentence in told["notes"]:
+                run.note(sentence)
+            return MultiViewVideo.standing(kept["pictures"], np.linspace(0, 1, len(video)), settings.elevation)
+    except (BadFileError, FileNotFoundError, KeyError, ValueError):
         pass  # they can be made again
-    views = generate_views(
-        video,
-        times,
-        prompt,
-        networks,
-        elevation=settings.elevation,
-        seed=settings.seed,
-        steps=settings.steps,
-        dtype=dtype,
-        run=run,
-    )
-    write_arrays(path, {"key": key, "pictures": views.pictures})
+    if not (begun.is_file() and begun.read_text() == key):  # what was begun were other views
+        for state in run.folder.glob("views_*.npz"):
+            state.unlink()
+        begun.write_text(key)
+    before = len(run.notes)
+    views = model.views(video, prompt, **how, run=run)
+    told = json.dumps({"key": key, "notes": run.notes[before:]})
+    write_arrays(path, {"told": np.frombuffer(told.encode(), np.uint8), "pictures": views.pictures})
     return views
+
+
+def _fitting_device(settings: Settings, run: Run) -> torch.device:
+    """What the fit works on: Gaussians where they are drawn, a field where networks work."""
+    return clips.engine_of(run).device if settings.refines_gaussians else chosen_device(run)
+
+
+def _lpips_of(settings: Settings, run: Run, weights: Path | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS where its weights are at hand and it is asked for."""
+    found = find_lpips(weights) if settings.iterations and settings.anchor_weight else None
+    return found and load_lpips(found, _fitting_device(settings, run))
 
 
 def _clip_of_views(views: MultiViewVideo, settings: Settings, run: Run) -> Clip:
@@ -381,21 +431,10 @@ def _constructed(moving: Observations, surface: SurfaceSamples | None, settings:
     static = moving.subset(np.flatnonzero(moving.cameras.times == 0))
     count = settings.gaussians or GAUSSIANS_BY_PRESET[settings.construction]
     asked = {"preset": settings.construction, "gaussians": count, "seed": settings.seed}
+    asked |= {name: getattr(settings, name) for name in ("sh_degree", "color_space", "motion_model")}
     return clips.construct_clip(moving, static, surface, asked, run, guided=False)
 
 
-def _stages(settings: Settings) -> dict[str, float]:
-    """The stages in order, with their shares of the time."""
-    construction = {stage: 0.2 * share for stage, share in STAGE_SHARES.items()}
-    if not settings.iterations:
-        return {VIEWING: 0.5, **construction}
-    if settings.representation == "gaussians":
-        return {VIEWING: 0.2, **construction, FITTING: 0.6}
-    return {VIEWING: 0.1, FITTING: 0.7, RENDERING: 0.05, **construction}
-
-
-def _preview(pictures: Tensor) -> np.ndarray:  # [2 H, V H, 3] uint8
-    """First and last of the times, from all sides."""
-    shown = on_white(torch.stack([pictures[:VIEWS], pictures[-VIEWS:]])).clamp(0, 1)
-    rows = shown.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
-    return (rows * 255).round().byte().cpu().numpy()
+def _shares(shares: dict[str, float], whole: float) -> dict[str, float]:
+    """The same stages, which together take another share of the time."""
+    return {stage: whole * share / sum(shares.values()) for stage, share in shares.items()}

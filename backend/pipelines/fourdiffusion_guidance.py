@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backend.guidance import sds
 from backend.guidance.sampling import Branches
+from backend.guidance.schedules import DDIMScheduler, linear_schedule
 from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import lay_out, unconditional
@@ -31,12 +33,15 @@ class Guidance(Protocol):
     """What score distillation asks a video network."""
 
     dtype: torch.dtype  # that the network computes in
+    schedule: DDIMScheduler  # of the noise that it knows
+    scale: float  # of classifier-free guidance
+    rescale: float  # how much of the contrast that guidance has added is taken back, see `sds.reconstruction`
 
-    def encode(self, pictures: Tensor) -> Tensor:  # [B, 3, H, W] 0..1 -> [B, 4, h, w]
-        """Latents of pictures on white, with a gradient."""
+    def encode(self, pictures: Tensor) -> Tensor:  # [B, 4, H, W] 0..1 -> [B, C, h, w]
+        """Latents of pictures, colour times alpha and alpha, with a gradient."""
 
     def branches(self, poses: Tensor, frames: np.ndarray) -> Branches:
-        """Predictions with and without conditions for latents [(F' V), 4, h, w], time outer.
+        """Predictions with and without conditions for latents [(F' V), C, h, w], time outer.
 
         poses [V, 4, 4]: camera-to-world, clip space; frames [F']: of the clip.
         """
@@ -59,6 +64,11 @@ def conditions_of(video: Tensor, prompt: str, networks: Networks) -> Conditions:
     return Conditions(text, tokens, encode(video, networks).cpu())
 
 
+def on_white(pictures: Tensor) -> Tensor:  # [B, 4, H, W] premultiplied -> [B, 3, H, W]
+    """The background of the public code, of its network's training data, and of the input."""
+    return pictures[:, :3] + 1 - pictures[:, 3:]
+
+
 class FourDMGuidance:
     """`Guidance` by 4DM. Its networks stay on the device meanwhile; neither gets a gradient."""
 
@@ -73,12 +83,13 @@ class FourDMGuidance:
         on_part: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_part` is called before each few pictures are encoded, also for their gradient; may cancel by raising."""
+        self.schedule, self.scale, self.rescale = linear_schedule(), sds.GUIDANCE, sds.RESCALE
         self._on_part = on_part
         self._vae, self._network = vae.requires_grad_(False), network.requires_grad_(False)
         self._conditions, self._plan, self._device, self.dtype = conditions, plan, device, dtype
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Means of the encoder's distributions; the public code draws from them, whose spread is tiny.
+        """Means of the encoder's distributions, on white; the public code draws from them, whose spread is tiny.
 
         A few pictures at a time, and once more for their gradient, so that memory does not grow with their number.
         """
@@ -97,6 +108,7 @@ class FourDMGuidance:
     def _encoded(self, pictures: Tensor, side: int) -> Tensor:
         self._on_part()
         vae = self._vae
+        pictures = on_white(pictures)
         if pictures.shape[-1] != side:
             pictures = functional.interpolate(pictures, (side, side), mode="bilinear")
         latents = vae.encode(pictures.to(self._device, vae.dtype) * 2 - 1).latent_dist.mean.float()

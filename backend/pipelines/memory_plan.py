@@ -178,6 +178,10 @@ class Networks:
             release()
         self.plan = plan
 
+    def rest(self) -> None:
+        """None is needed for a while: all that are loaded lie in main memory."""
+        self.follow(self.plan)
+
     @contextmanager
     def using(self, *names: str) -> Iterator[list[nn.Module]]:
         """These networks on the device."""

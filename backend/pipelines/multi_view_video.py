@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""4DM: from a monocular video to videos of four views, 8 frames at a time (4Diffusion, section 3.2), and to a clip.
+"""4DM: from a monocular video to videos of four views, 8 frames at a time (4Diffusion, section 3.2).
 
-video -> frames of one subject, cut out and framed (`backend.video`) -> image tokens and latents of each
+frames on white -> image tokens and latents of each
 -> DDIM with plain guidance over all times and views of a run together -> pictures on white
--> cut out, with cameras and times -> construction, if it is wanted
+-> cut out, with cameras and times
 
 Longer videos are done in runs of 8 frames that begin from the same noise; they drift a little from run to run, as the
 paper shows.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,25 +27,13 @@ from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import ClipConditions, add_pixel_view, drop_pixel_view, join, lay_out, unconditional
 from backend.models.videomv import LATENT_CHANNELS
-from backend.pipelines import clips, videomv_orbit
-from backend.pipelines.diffusion4d import observations
+from backend.pipelines import videomv_orbit
 from backend.pipelines.matte import cut_out
-from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
-from backend.pipelines.published_needs import demand_weights, licences, plans
+from backend.pipelines.memory_plan import Networks
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, decode, encode, encode_texts, kept_state, preview
 from backend.progress import Run
-from backend.video import intake as video_intake
-from backend.video.framing import FOURDIFFUSION
-from backend.video.intake import take_in
-from backend.video.reading import WHOLE, Span
-from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
-from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import Cameras, Orbit, intrinsics
 
-PIPELINE = "4diffusion, views alone"  # its SDS does not follow
-GENERATING = "Making four views of the video"
-STAGE_SHARES = {**{name: 0.1 * share for name, share in video_intake.STAGE_SHARES.items()}, GENERATING: 0.9}
-VIEWS_NAME = "views.npz"
 Loaders = Mapping[str, Callable[[], nn.Module]]
 
 VIEWS = 4
@@ -65,15 +52,12 @@ class MultiViewVideo:
 
     pictures: np.ndarray  # [VIEWS, F, H, W, 4] uint8, straight alpha
     cameras: tuple[Cameras, ...]  # of each view: F cameras with their times
-    fps: float = 24.0  # at which the times follow each other as in the video
-    video: np.ndarray | None = None  # [F, H, W, 4] uint8, straight alpha: what it was made of
-    provenance: dict = field(default_factory=dict)
 
     @classmethod
     def standing(cls, pictures: np.ndarray, times: np.ndarray, elevation: float) -> "MultiViewVideo":
         """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees."""
-        poses = _orbit(elevation).camera_to_world()
-        return cls(pictures, tuple(_still_camera(pose, times) for pose in poses))
+        poses, side = view_poses(elevation), pictures.shape[2]
+        return cls(pictures, tuple(_still_camera(pose, times, side) for pose in poses))
 
     def together(self) -> tuple[np.ndarray, Cameras]:
         """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
@@ -85,84 +69,6 @@ class MultiViewVideo:
         return self.pictures.reshape(-1, *self.pictures.shape[2:]), Cameras(
             poses, matrices, times, first.width, first.height
         )
-
-
-def views_of_video(
-    source: Path,
-    prompt: str,
-    run: Run,
-    *,
-    frames: int = RUN_FRAMES,
-    span: Span = WHOLE,
-    cutout: str = "auto",
-    seed: int = 0,
-    steps: int = STEPS,
-    compat: bool = False,
-    weights: Path | None = None,
-    loaders: Callable[[torch.dtype], Loaders] | None = None,
-) -> MultiViewVideo:
-    """Four views of a video file or a folder of pictures; stages are those of STAGE_SHARES, planned by the caller.
-
-    Args:
-        source: what is filmed from the front.
-        prompt: what is seen.
-        run: its folder keeps what is done, also the result.
-        frames: how many are taken, evenly over `span`.
-        span: the part of the video.
-        cutout: how the subject is told from its background, one of `matting.METHODS`.
-        seed, steps, compat: see `generate_views`.
-        weights: folder of all published weights, by default the usual one.
-        loaders: of networks, in the place of those from `weights`.
-
-    Raises:
-        UserError: weights are missing, the GPU is too small, or the video cannot be used.
-        JobCancelled: by `run`.
-    """
-    if (kept := _kept(run.folder / VIEWS_NAME)) is not None:
-        for sentence in kept.provenance["warnings"]:
-            run.note(sentence)
-        return kept
-    device = chosen_device(run)
-    dtype = computing_type(device)
-    if loaders is None:
-        demand_weights(SOURCES.values(), weights)
-    made = loaders(dtype) if loaders else weight_loaders(weights, dtype)
-    intake = take_in(
-        source, run, count=frames, span=span, framing=replace(FOURDIFFUSION, size=videomv_orbit.PIXELS), method=cutout
-    )
-    video = torch.from_numpy(intake.on_background()).movedim(-1, 1)
-    networks = Networks(made, device, run.check)
-
-    def work(plan: MemoryPlan) -> MultiViewVideo:
-        networks.follow(plan)
-        options = {"seed": seed, "steps": steps, "compat": compat, "dtype": dtype, "run": run}
-        return generate_views(video, shares_of(intake.times), prompt, networks, **options)
-
-    run.begin(GENERATING)
-    views = with_ladder(plans(device, tuple(SOURCES), dtype, run), work, run)
-    told = {
-        "models": licences(SOURCES.values()),
-        "memory_plan": networks.plan.name,
-        "video": intake.done,
-        "warnings": list(run.notes),
-    }
-    views = replace(views, fps=intake.fps, video=straight(intake.frames), provenance=told)
-    _keep(run.folder / VIEWS_NAME, views)
-    return views
-
-
-def clip_of_views(views: MultiViewVideo, settings: dict, run: Run) -> Clip:
-    """The clip of four views; `settings` as of `clips.construct_clip`, stages those of `construct.STAGE_SHARES`.
-
-    There is no SDS here: what no view shows is filled by construction alone.
-
-    Raises:
-        UserError: the views show nothing, or the fit went astray.
-        JobCancelled: by `run`.
-    """
-    clip = clips.construct_clip(observations(*views.together()), None, None, settings, run)
-    provenance = {**views.provenance, **clips.provenance(PIPELINE, settings, run), **clip.provenance}
-    return replace(clip, provenance=provenance)
 
 
 @torch.no_grad()
@@ -199,7 +105,7 @@ def generate_views(
     Raises:
         JobCancelled: by `run`.
     """
-    poses = torch.from_numpy(_orbit(elevation).camera_to_world()).float().to(networks.device)
+    poses = torch.from_numpy(view_poses(elevation)).float().to(networks.device)
     texts = encode_texts([prompt, NEGATIVE_PROMPT], networks)
     windows = runs_of(len(video))
     made: list[np.ndarray] = []
@@ -295,20 +201,15 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype) -> Loaders:
     }
 
 
-def _orbit(elevation: float) -> Orbit:
-    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False)
+def view_poses(elevation: float) -> np.ndarray:  # [VIEWS, 4, 4]
+    """Camera-to-world of the views; the input's side comes first."""
+    return Orbit(VIEWS, elevation=elevation, distance=DISTANCE, fov=FOV, closed=False).camera_to_world()
 
 
-def _still_camera(pose: np.ndarray, times: np.ndarray) -> Cameras:
-    pixels, count = videomv_orbit.PIXELS, len(times)
+def _still_camera(pose: np.ndarray, times: np.ndarray, pixels: int) -> Cameras:
+    count = len(times)
     matrices = np.repeat(intrinsics(FOV, pixels, pixels)[None], count, 0)
     return Cameras(np.repeat(pose[None], count, 0), matrices, np.asarray(times, np.float64), pixels, pixels)
-
-
-def shares_of(times: np.ndarray) -> np.ndarray:
-    """Seconds -> shares 0..1 of their whole span; even steps where a still picture repeats."""
-    span = times[-1] - times[0]
-    return (times - times[0]) / span if span > 0 else np.linspace(0, 1, len(times))
 
 
 def straight(premultiplied: np.ndarray) -> np.ndarray:
@@ -316,20 +217,3 @@ def straight(premultiplied: np.ndarray) -> np.ndarray:
     alpha = premultiplied[..., 3:]
     color = premultiplied[..., :3] / np.maximum(alpha, 1e-6)
     return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)
-
-
-def _keep(path: Path, views: MultiViewVideo) -> None:
-    meta = {"cameras": [one.to_json() for one in views.cameras], "fps": views.fps, "provenance": views.provenance}
-    text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
-    write_arrays(path, {"meta": text, "pictures": views.pictures, "video": views.video})
-
-
-def _kept(path: Path) -> MultiViewVideo | None:
-    """What a former attempt has finished."""
-    try:
-        arrays = read_arrays(path)
-        meta = json.loads(arrays["meta"].tobytes())
-        cameras = tuple(Cameras.from_json(one) for one in meta["cameras"])
-    except (FileNotFoundError, BadFileError, KeyError, ValueError):
-        return None
-    return MultiViewVideo(arrays["pictures"], cameras, meta["fps"], arrays["video"], meta["provenance"])

@@ -6,9 +6,11 @@ import contextlib
 import sys
 from pathlib import Path
 
+from backend.options import add_video_options, video_inputs, video_options
 from backend.progress import DEVICES
-from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, PRESETS
+from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MODELS, PRESETS, SMALL
 
+IDENTITY = [[float(row == column) for column in range(4)] for row in range(4)]  # object space is clip space
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USAGE_EXIT = 2
 
@@ -35,18 +37,25 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     jobs = commands.add_parser("jobs", help="submit, watch, cancel, fetch and list jobs of a running backend")
     verbs = jobs.add_subparsers(metavar="VERB", required=True)
 
-    submit = verbs.add_parser("submit", parents=[home], help="submit a moving orbit")
-    submit.add_argument("--orbit", type=Path, required=True, metavar="FOLDER", help="the moving orbit")
-    submit.add_argument("--static", type=Path, metavar="FOLDER", help="the subject from all sides at time 0")
-    submit.add_argument("--surface", type=Path, metavar="FILE", help="surface samples at time 0 (.npz)")
-    submit.add_argument("--name", help="name of the job (default: the folder's)")
+    submit = verbs.add_parser("submit", parents=[home], help="submit a moving orbit or a video")
+    subject = submit.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--orbit", type=Path, metavar="FOLDER", help="a moving orbit")
+    subject.add_argument("--video", type=Path, metavar="FILE|FOLDER", help="a film from the front, or its pictures")
+    submit.add_argument(
+        "--static", type=Path, metavar="FOLDER", help="of --orbit: the subject from all sides at time 0"
+    )
+    submit.add_argument("--surface", type=Path, metavar="FILE", help="of --orbit: surface samples at time 0 (.npz)")
+    submit.add_argument("--text", default="", metavar="TEXT", help="of --video: what the subject is and does")
+    submit.add_argument("--model", choices=MODELS, default=SMALL, help="of --video (default: %(default)s)")
+    add_video_options(submit)
+    submit.add_argument("--name", help="name of the job (default: the folder's or the film's)")
     submit.add_argument("--preset", choices=PRESETS, default="preview")
     submit.add_argument("--gaussians", type=int, metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}")
     submit.add_argument("--seed", type=int, default=int(BOUNDS["seed"].default))
-    submit.add_argument("--fps", type=float, default=BOUNDS["fps"].default)
+    submit.add_argument("--fps", type=float, help="default: 24; of a video, as it plays")
     submit.add_argument("--watch", action="store_true", help="wait for its end and show its progress")
     submit.add_argument("--out", type=Path, metavar="CLIP.npz", help="wait for its end and write the clip here")
-    submit.set_defaults(func=run_submit)
+    submit.set_defaults(func=run_submit, usage_error=submit.error)
 
     for verb, text, func in (
         ("watch", "show a job's progress until it ends", run_watch),
@@ -111,33 +120,15 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def run_submit(options: argparse.Namespace) -> int:
-    """Send an orbit folder as a request."""
+    """Send an orbit folder or a video as a request."""
     import uuid
 
-    from blender_addon.contract.orbit import frame_name, read_orbit_json
-    from blender_addon.contract.requests import orbit_request
-
+    if options.orbit and (options.text or video_options(options)):
+        options.usage_error("--text, --start, --end, --frames, --cutout and --representation go with --video")
+    if options.video and (options.static or options.surface):
+        options.usage_error("--static and --surface go with --orbit")
     client = connect(options)
-
-    def orbit(folder: Path | None) -> dict | None:
-        if folder is None:
-            return None
-        cameras = read_orbit_json(folder)
-        frames = [client.upload(folder / frame_name(index)) for index in range(len(cameras.times))]
-        return {"frames": frames, "cameras": cameras.to_json()}
-
-    moving, static = orbit(options.orbit), orbit(options.static)
-    request = orbit_request(
-        options.name or options.orbit.resolve().name,
-        moving,
-        static,
-        client.upload(options.surface) if options.surface else None,
-        [[float(row == column) for column in range(4)] for row in range(4)],
-        preset=options.preset,
-        gaussians=options.gaussians,
-        seed=options.seed,
-        fps=options.fps,
-    )
+    request = request_of_video(options, client) if options.video else request_of_orbit(options, client)
     job = client.submit(request, str(uuid.uuid4()), "command-line")
     print(job["id"], flush=True)
     if not (options.watch or options.out):
@@ -147,6 +138,40 @@ def run_submit(options: argparse.Namespace) -> int:
         client.fetch(job["id"], options.out)
         print(options.out)
     return outcome(job)
+
+
+def request_of_orbit(options: argparse.Namespace, client) -> dict:
+    """A request of kind `orbit`, whose blobs have been sent."""
+    from blender_addon.contract.orbit import frame_name, read_orbit_json
+    from blender_addon.contract.requests import orbit_request
+
+    def orbit(folder: Path | None) -> dict | None:
+        if folder is None:
+            return None
+        cameras = read_orbit_json(folder)
+        frames = [client.upload(folder / frame_name(index)) for index in range(len(cameras.times))]
+        return {"frames": frames, "cameras": cameras.to_json()}
+
+    moving, static = orbit(options.orbit), orbit(options.static)
+    surface = client.upload(options.surface) if options.surface else None
+    name, fps = options.name or options.orbit.resolve().name, options.fps or BOUNDS["fps"].default
+    return orbit_request(name, moving, static, surface, IDENTITY, fps=fps, **construction_of(options))
+
+
+def request_of_video(options: argparse.Namespace, client) -> dict:
+    """A request of kind `video`, whose blobs have been sent."""
+    from blender_addon.contract.requests import video_request
+
+    said = video_options(options)
+    inputs = video_inputs(options.video, said.pop("start", 0.0), said.pop("end", None), options.fps, client.upload)
+    settings = {"prompt": options.text, "model": options.model, "fps": options.fps, **said}
+    name = options.name or options.video.resolve().stem
+    return video_request(name, IDENTITY, **inputs, **settings, **construction_of(options))
+
+
+def construction_of(options: argparse.Namespace) -> dict:
+    """What `requests.construction_settings` takes of the options."""
+    return {"preset": options.preset, "gaussians": options.gaussians, "seed": options.seed}
 
 
 def run_watch(options: argparse.Namespace) -> int:
@@ -227,7 +252,8 @@ def watch(client, job_id: str) -> dict:
 
         def on_change(job: dict) -> None:
             stage = job["stage"] if job["state"] != "queued" else f"Queued, {job['ahead']} before it"
-            show(Progress(stage or job["state"], job["step"], job["total"], job["fraction"], job["seconds_left"]))
+            where = job["step"], job["total"], job["fraction"], job["seconds_left"]
+            show(Progress(stage or job["state"], *where, detail=job["detail"] or ""))
 
         return client.watch(job_id, on_change)
 

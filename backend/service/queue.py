@@ -23,7 +23,7 @@ from pathlib import Path
 from backend.progress import Progress, UserError
 from blender_addon.contract.requests import JOB_STATES, TERMINAL_STATES, request_blobs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ACTIVE_STATES = tuple(state for state in JOB_STATES if state not in TERMINAL_STATES)
 BUSY_SECONDS = 30.0
 HEADWAY = 0.005  # an attempt that got this much further than those before has not crashed at the same place
@@ -58,7 +58,8 @@ CREATE TABLE jobs (
     error_detail TEXT,
     error_hint TEXT,
     result_sha256 TEXT,
-    result_size INTEGER
+    result_size INTEGER,
+    detail TEXT
 );
 CREATE INDEX jobs_queued ON jobs (seq) WHERE state = 'queued';
 CREATE INDEX jobs_live ON jobs (seq) WHERE state IN ('running', 'cancelling');
@@ -72,6 +73,7 @@ CREATE TABLE job_blobs (
 CREATE INDEX job_blobs_sha256 ON job_blobs (sha256);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+MIGRATIONS = {1: "ALTER TABLE jobs ADD COLUMN detail TEXT"}  # version -> what leads to the next one
 
 
 class IdempotencyConflictError(Exception):
@@ -123,6 +125,7 @@ class Job:
     error_hint: str | None
     result_sha256: str | None
     result_size: int | None
+    detail: str | None  # how the stage goes, such as its losses
 
     @property
     def is_final(self) -> bool:
@@ -247,7 +250,8 @@ class Queue:
         states = ("failed", "cancelled", "succeeded") if also_succeeded else ("failed", "cancelled")
         sql = f"""UPDATE jobs SET state = 'queued', rev = rev + 1, crashes = 0, headway = 0, stage = '', step = 0,
             total = 0, fraction = 0, seconds_left = NULL, started = NULL, finished = NULL, worker = NULL, lease = NULL,
-            error_code = NULL, error_detail = NULL, error_hint = NULL, result_sha256 = NULL, result_size = NULL
+            error_code = NULL, error_detail = NULL, error_hint = NULL, result_sha256 = NULL, result_size = NULL,
+            detail = NULL
             WHERE id = ? AND state IN ({", ".join("?" * len(states))})"""
         with self._connection() as connection:
             connection.execute(sql, (job_id, *states))
@@ -264,7 +268,7 @@ class Queue:
     def claim(self, worker: str, lease: float) -> Job | None:
         """Take the oldest queued job for `lease` seconds."""
         sql = """UPDATE jobs SET state = 'running', worker = ?, attempt = attempt + 1, lease = ?, rev = rev + 1,
-            stage = 'Starting', step = 0, total = 0, seconds_left = NULL, started = COALESCE(started, ?)
+            stage = 'Starting', step = 0, total = 0, seconds_left = NULL, detail = NULL, started = COALESCE(started, ?)
             WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1) AND state = 'queued'
             RETURNING {}"""
         with self._connection() as connection:
@@ -288,9 +292,10 @@ class Queue:
         """Write down where the attempt is. Returns as `state` does."""
         return self._write(
             job_id, attempt,
-            "stage = ?, step = ?, total = ?, fraction = ?, seconds_left = ?, rev = rev + 1,"
+            "stage = ?, step = ?, total = ?, fraction = ?, seconds_left = ?, detail = ?, rev = rev + 1,"
             " preview_rev = preview_rev + ?",
-            progress.stage, progress.step, progress.total, progress.fraction, progress.seconds_left, int(new_preview),
+            progress.stage, progress.step, progress.total, progress.fraction, progress.seconds_left,
+            progress.detail or None, int(new_preview),
         )  # fmt: skip
 
     def succeed(self, job_id: str, attempt: int, sha256: str, size: int, has_blob: Callable[[str], bool]) -> str | None:
@@ -319,7 +324,7 @@ class Queue:
     def release(self, job_id: str, attempt: int) -> str | None:
         """Give the job back in good order: queued again, or cancelled where that was wished. Not a crash."""
         sql = """UPDATE jobs SET rev = rev + 1, worker = NULL, lease = NULL, seconds_left = NULL,
-            stage = 'Interrupted', finished = CASE state WHEN 'cancelling' THEN ? END,
+            stage = 'Interrupted', detail = NULL, finished = CASE state WHEN 'cancelling' THEN ? END,
             state = CASE state WHEN 'cancelling' THEN 'cancelled' ELSE 'queued' END
             WHERE id = ? AND attempt = ? AND state IN ('running', 'cancelling') RETURNING state"""
         with self._connection() as connection:
@@ -357,7 +362,7 @@ class Queue:
                 else:
                     connection.execute(
                         "UPDATE jobs SET state = 'queued', worker = NULL, lease = NULL, seconds_left = NULL,"
-                        " stage = 'Interrupted', rev = rev + 1 WHERE seq = ?",
+                        " stage = 'Interrupted', detail = NULL, rev = rev + 1 WHERE seq = ?",
                         (job.seq,),
                     )
             return [self._one(connection, "SELECT {} FROM jobs WHERE seq = ?", job.seq) for job in jobs]
@@ -404,6 +409,8 @@ class Queue:
                 f"The job list {self._path} was made by a newer version of Kinesplat.",
                 "Update this one, or choose another data directory with --home.",
             )
+        while 0 < version < SCHEMA_VERSION:
+            version = self._migrate(connection)
         if version == SCHEMA_VERSION:
             return
         connection.execute("PRAGMA journal_mode = WAL")
@@ -411,6 +418,26 @@ class Queue:
             ["BEGIN IMMEDIATE", SCHEMA.strip().rstrip(";"), f"PRAGMA user_version = {SCHEMA_VERSION}"]
         )
         connection.executescript(f"{statements}; COMMIT;")
+
+    @staticmethod
+    def _migrate(connection: sqlite3.Connection) -> int:
+        """Bring a database of an older version to the next one; returns the version that it has now.
+
+        Several processes may open it at once: the version is looked at again under the write lock.
+        """
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version in MIGRATIONS:
+                connection.execute(MIGRATIONS[version])
+                version += 1
+                connection.execute(f"PRAGMA user_version = {version}")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+        return version
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -467,6 +494,7 @@ class Queue:
             state, result, error = "cancelled", (None, None), None
         connection.execute(
             "UPDATE jobs SET state = ?, rev = rev + 1, finished = ?, worker = NULL, lease = NULL, seconds_left = NULL,"
+            " detail = NULL,"
             " result_sha256 = ?, result_size = ?, error_code = ?, error_detail = ?, error_hint = ?,"
             " fraction = CASE ? WHEN 'succeeded' THEN 1 ELSE fraction END,"
             " stage = CASE ? WHEN 'succeeded' THEN 'Done' ELSE stage END WHERE id = ?",

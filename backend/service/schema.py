@@ -74,6 +74,7 @@ class GenerationSettingsModel(SettingsModel):
 class VideoSettingsModel(SettingsModel):
     """`settings` of a request of kind `video`."""
 
+    fps: bounded("fps", float) | None
     prompt: Prompt
     model: Literal[contract.MODELS] = contract.SMALL
     representation: Literal[contract.REPRESENTATIONS] = contract.REPRESENTATIONS[0]
@@ -282,6 +283,7 @@ class JobModel(BaseModel):
     total: int
     fraction: float
     seconds_left: float | None
+    detail: str | None  # how the stage goes, such as "distillation 0.123, anchor 4.5"
     rev: int
     preview_rev: int
     attempt: int

@@ -40,10 +40,12 @@ PIPELINES = {  # request kind -> module:function
     "object": "backend.pipelines.diffusion4d:run_request",
     "text": "backend.pipelines.diffusion4d:run_request",
     "image": "backend.pipelines.diffusion4d:run_request",
+    "video": "backend.pipelines.fourdiffusion:run_request",
 }
 
 IDLE_SECONDS = 0.2  # between two looks into an empty queue
 LOOK_SECONDS = 0.2  # between two looks whether the job is cancelled; also between two writes of progress
+DETAIL_SECONDS = 30.0  # between two lines of the log about how a stage goes
 PREVIEW_PIXELS = 512
 DEVICE_LOST_EXIT = 75
 
@@ -214,6 +216,7 @@ class Attempt:
         self._stage = ""
         self._next_look = 0.0
         self._next_write = 0.0
+        self._next_detail = 0.0
 
     def is_cancelled(self) -> bool:
         """Whether the work is not wanted any more; called often, looks into the queue a few times a second."""
@@ -223,8 +226,11 @@ class Attempt:
         return self._unwanted
 
     def show(self, progress: Progress) -> None:
-        """Write progress down, a few times a second, each stage and each preview at once."""
+        """Write progress down, a few times a second, each stage and each preview at once; now and then to the log."""
         now = time.monotonic()
+        if progress.detail and (now >= self._next_detail or progress.step == progress.total):
+            self._next_detail = now + DETAIL_SECONDS
+            self._log.write(f"{progress.step} of {progress.total}: {progress.detail}")
         new_stage = progress.stage != self._stage
         if not new_stage and progress.preview is None and now < self._next_write:
             return

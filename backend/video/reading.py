@@ -17,7 +17,7 @@ import psutil
 
 from backend.progress import Run, UserError
 from backend.video.decoder import ANSWER_NAME, FRAMES_NAME, Question
-from blender_addon.contract.video import LIMITS, MAX_VIDEO_FRAMES, VideoLimits
+from blender_addon.contract.video import LIMITS, MAX_VIDEO_FRAMES, VideoLimits, evenly_spaced
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.05  # between two looks at the process
@@ -66,6 +66,27 @@ def picture_files(folder: Path) -> list[Path]:
     if not found:
         raise UserError("bad_video", f"The folder {folder.name} holds no PNG or JPEG pictures.", "Choose another one.")
     return sorted(found, key=lambda path: _natural(path.name))
+
+
+def pictures_within(files: Sequence[Path], span: Span, fps: float) -> tuple[list[Path], float]:
+    """At most MAX_VIDEO_FRAMES of the pictures of a span, evenly, and the rate at which these follow each other.
+
+    fps: of all pictures.
+
+    Raises:
+        UserError: the span holds fewer than two.
+    """
+    times = np.arange(len(files)) / fps
+    end = times[-1] if span.end is None else span.end
+    inside = np.flatnonzero((times >= span.start - 1e-6) & (times <= end + 1e-6))
+    if len(inside) < 2:
+        raise UserError(
+            "too_few_frames",
+            f"The chosen range holds {len(inside)} of the {len(files)} pictures, and so no motion.",
+            "Choose a longer range or another folder.",
+        )
+    steps = inside[evenly_spaced(inside, min(len(inside), MAX_VIDEO_FRAMES))]
+    return [files[step] for step in steps], float(fps * (len(steps) - 1) / (steps[-1] - steps[0]))
 
 
 def read_video(

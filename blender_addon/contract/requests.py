@@ -27,7 +27,8 @@ The bounds below are the only place where limits stand: the panel's properties a
                 "to_object": [[...] * 4]}}
 
     {"kind": "video", "name": "Fox", "pipeline": "4diffusion",           # a view from the front is all that there is
-     "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
+     "settings": {"seed", "preset", "gaussians", "sh_degree", "color_space", "motion_model",   # as above
+                  "fps": 24.0,                                            # or null: as fast as the video plays
                   "prompt": "a fox runs",
                   "model": "kinesplat-small" | "published",               # the latter needs weights and a GPU
                   "representation": "gaussians" | "nerf",                 # that is fitted; the paper's is "nerf"
@@ -224,6 +225,7 @@ def video_request(
     prompt: str = "",
     model: str = SMALL,
     representation: str = REPRESENTATIONS[0],
+    fps: float | None = None,
     **construction,
 ) -> dict:
     """A request of kind `video`: what a camera has seen from one side becomes a clip that is seen from all.
@@ -241,6 +243,7 @@ def video_request(
         prompt: what the subject is and does.
         model: one of MODELS; the published one is 4DM.
         representation: one of REPRESENTATIONS, which the video model's judgement is applied to.
+        fps: at which the stored frames play; None: as fast as the video.
         construction: as `construction_settings` takes it.
     """
     return {
@@ -249,6 +252,7 @@ def video_request(
         "pipeline": PIPELINES["video"],
         "settings": {
             **construction_settings(**construction),
+            "fps": fps,
             "prompt": prompt,
             "model": model,
             "representation": representation,

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A subject whose every picture is known, and a video network that knows it: for tests of 4Diffusion's fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
+from backend.guidance import sds
 from backend.guidance.schedules import linear_schedule, prediction_of
 from backend.pipelines.fourdiffusion import Anchor, on_white
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo
+from backend.progress import Run
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import BasisMotion, Clip
 from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
@@ -94,16 +98,19 @@ def unseen_psnr(clip: Clip, look: Callable[[Cameras], Tensor], pixels: int = 24)
 
 @dataclass
 class Oracle:
-    """Predicts the noise that leads to the truth, whatever it is shown. Its latents are pictures."""
+    """Predicts the noise that leads to the truth, whatever it is shown. Its latents are pictures on white."""
 
     clip: Clip
     dtype: torch.dtype = torch.float32
+    schedule: DDIMScheduler = field(default_factory=linear_schedule)
+    scale: float = sds.GUIDANCE
+    rescale: float = sds.RESCALE
     asked: list[dict] = field(default_factory=list)
 
     def encode(self, pictures: Tensor) -> Tensor:
         assert float(pictures.detach().min()) >= 0
         assert float(pictures.detach().max()) <= 1 + 1e-4
-        colors = pictures * 2 - 1
+        colors = on_white(pictures.movedim(1, -1)).movedim(-1, 1) * 2 - 1
         return torch.cat([colors, colors.mean(1, keepdim=True)], 1)
 
     def branches(self, poses: Tensor, frames: np.ndarray):
@@ -119,6 +126,29 @@ class Oracle:
             pixels,
             pixels,
         )
-        known = self.encode(on_white(render_clip(self.clip, cameras)).clamp(0, 1).movedim(-1, 1))
-        answer = prediction_of(linear_schedule(), known, noisy, int(timestep[0]))
+        known = self.encode(render_clip(self.clip, cameras).clamp(0, 1).movedim(-1, 1))
+        answer = prediction_of(self.schedule, known, noisy, int(timestep[0]))
         return [answer, answer]
+
+
+class KnowingModel:
+    """A video model that knows the truth: its views are renders of it, and so is what it judges by."""
+
+    name = "oracle"
+
+    def __init__(self, clip: Clip, side: int = 48) -> None:
+        self.side, self.oracle = side, Oracle(clip)
+        self.asked: list[dict] = []  # what views were asked for
+
+    def models(self) -> list[dict]:
+        return [{"name": self.name, "licence": "CC0-1.0"}]
+
+    def views(self, video: Tensor, prompt: str, **how) -> MultiViewVideo:
+        self.asked.append({"video": video, "prompt": prompt, **how})
+        how["run"].report(1, 1)
+        how["run"].note("The oracle knew it.")
+        return views_of(self.oracle.clip, self.side)
+
+    @contextmanager
+    def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator[Oracle]:
+        yield self.oracle

@@ -16,16 +16,20 @@ from backend.guidance.schedules import linear_schedule
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.losses import WITHOUT_LPIPS
 from backend.nerf.rendering import Quality
-from backend.pipelines import fourdiffusion, videomv_orbit
-from backend.pipelines.fourdiffusion import FITTING, PRESETS, Settings, fit, generate, step
+from backend.pipelines import fourdiffusion, video_model, videomv_orbit
+from backend.pipelines.fourdiffusion import FITTING, Anchor, fit, generate, stages, step
+from backend.pipelines.fourdiffusion_curves import Curves, preview
 from backend.pipelines.fourdiffusion_draws import draw
-from backend.pipelines.fourdiffusion_guidance import Conditions, FourDMGuidance
+from backend.pipelines.fourdiffusion_guidance import Conditions, FourDMGuidance, conditions_of
+from backend.pipelines.fourdiffusion_settings import PRESETS, SMALL_PRESETS, Settings
 from backend.pipelines.fourdiffusion_subjects import FieldSubject, GaussianSubject
 from backend.pipelines.memory_plan import PLANS, Networks
 from backend.pipelines.multi_view_video import RUN_FRAMES, VIEWS
+from backend.pipelines.video_model import PublishedVideoModel
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import check_clip
+from blender_addon.contract.requests import SMALL
 from tests import golden
 from tests.models.fourdm_small import SMALL as SMALL_NETWORK
 from tests.models.fourdm_small import fourdm
@@ -115,7 +119,7 @@ def test_draws_follow_from_seed_and_iteration_alone() -> None:
 
 
 def test_schedules_scale_with_the_iterations() -> None:
-    published = PRESETS["published"]
+    published = PRESETS["published", "nerf"]
     assert [published.pixels_at(number) for number in (0, 4_999, 5_000, 9_999, 10_000, 34_999)] == [
         *(64, 64, 192, 192, 256, 256)
     ]
@@ -123,8 +127,15 @@ def test_schedules_scale_with_the_iterations() -> None:
     short = replace(published, iterations=70)
     assert [short.pixels_at(number) for number in (9, 10, 19, 20)] == [64, 192, 192, 256]
     assert short.annealed == 10
-    assert PRESETS["draft"].iterations == 0
+    assert PRESETS["draft", "nerf"].iterations == 0
     assert Settings.for_preset("final", "gaussians").iterations == 1_000
+    for preset in SMALL_PRESETS:
+        small = Settings.for_preset(*preset, seed=3, model=SMALL)
+        assert (small.seed, small.representation) == (3, preset[1])
+        assert (small.iterations == 0) == (preset[0] == "draft")
+        assert max(small.pixels) <= 64  # the small model's own resolution
+    with pytest.raises(ValueError, match="no preset"):
+        Settings.for_preset("published", model=SMALL)
     with pytest.raises(ValueError, match="no preset"):
         Settings.for_preset("best")
     with pytest.raises(ValueError, match="no preset"):
@@ -248,6 +259,28 @@ def test_the_oracle_pulls_the_field_to_the_truth(tmp_path: Path) -> None:
     assert found[1.0] > found[0.0] + 4  # the anchor shows one side alone
 
 
+def test_the_anchor_can_have_a_size_of_its_own() -> None:
+    views = views_of(truth(), 64)
+    assert Anchor.of(views).pictures.shape == (8, 64, 64, 4)
+    small = Anchor.of(views, 24)
+    known = anchor_of(truth(), 24)
+    assert small.pictures.shape == known.pictures.shape
+    np.testing.assert_allclose(small.cameras.Ks, known.cameras.Ks)
+    assert (small.cameras.width, small.cameras.height) == (24, 24)
+    seen, wanted = (each[..., :3] * each[..., 3:] for each in (small.pictures, known.pictures))
+    assert float((seen - wanted).abs().mean()) < 0.02
+
+
+def test_guidance_of_the_model_and_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    real = sds.distillation_loss
+    monkeypatch.setattr(sds, "distillation_loss", lambda *given: heard.append(given[5:7]) or real(*given))
+    oracle = replace(Oracle(truth()), scale=2.0, rescale=0.1)
+    for settings in (TINY, replace(TINY, guidance=7.0, rescale=0.0)):
+        step(Pixels(12), oracle, anchor_of(truth(), 12), replace(settings, iterations=70), 0)
+    assert heard == [(2.0, 0.1), (7.0, 0.0)]
+
+
 # Switches, resuming, cancelling
 
 
@@ -297,7 +330,7 @@ def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, mon
     assert 3 <= len(oracle.asked) <= 5  # it ended at the next step
     assert "distillation" in told[1].detail
     assert "anchor" in told[1].detail
-    assert told[1].preview.shape == (24, 48, 3)
+    assert told[1].preview.shape == (256 + 76, 512, 3)
     done = len(oracle.asked)
 
     again = subject_of(kind, settings, frames)
@@ -342,11 +375,31 @@ def test_what_goes_astray_is_told_and_not_kept(tmp_path: Path) -> None:
 
 
 def test_curves_are_thinned() -> None:
-    curves = fourdiffusion.Curves(("sds", "anchor"), np.stack([np.arange(1000), np.ones(1000)], 1).astype(np.float32))
+    curves = Curves(("sds", "anchor"), np.stack([np.arange(1000), np.ones(1000)], 1).astype(np.float32))
     thin = curves.thinned(10)
     assert thin["iteration"] == list(range(100, 1001, 100))
     assert thin["sds"][0] == pytest.approx(49.5)
     assert thin["anchor"] == [1.0] * 10
+    assert curves.smoothed("sds", 3).tolist() == [0.0, 0.5, 1.0]  # over what there is, then over a twentieth
+    assert curves.smoothed("sds", 1000)[-1] == pytest.approx(974.5)
+    assert curves.told(3) == "distillation 1, anchor 1"
+
+
+def test_the_preview_has_both_losses_under_the_renders() -> None:
+    rng = np.random.default_rng(0)
+    falling = 4 * np.exp(-np.arange(300) / 60) + rng.random(300)
+    curves = Curves(("sds", "anchor", "rest"), np.stack([falling, 1 + 0 * falling, falling], 1).astype(np.float32))
+    pictures = torch.zeros(RUN_FRAMES * VIEWS, 16, 16, 4)
+    for done in (1, 2, 150, 300):
+        sheet = preview(pictures, curves, done)
+        assert sheet.shape == (256 + 76, 512, 3)
+        assert (sheet[:256] == 255).all()
+        curve = np.abs(sheet[256:, :256].astype(int) - (200, 90, 20)).sum(-1) < 30
+        across = np.flatnonzero(curve.any(0)).max()
+        assert across == pytest.approx(6 + 243 * done / 300, abs=4)  # how far it is, is seen too
+        if done == 300:
+            heights = [np.flatnonzero(curve[:, column]).mean() for column in (20, 240)]
+            assert heights[1] > heights[0] + 20  # downwards
 
 
 # 4DM itself, shrunk
@@ -382,7 +435,7 @@ def brightening(frames: int) -> Tensor:
 
 
 def guidance_of(networks: Networks, frames: int) -> FourDMGuidance:
-    conditions = fourdiffusion.conditions_of(brightening(frames), "a fox", networks)
+    conditions = conditions_of(brightening(frames), "a fox", networks)
     with networks.using("vae", "fourdm") as [vae, network]:
         return FourDMGuidance(vae, network, conditions, networks.plan, networks.device)
 
@@ -414,12 +467,15 @@ def test_4dm_hears_the_frames_and_cameras_of_the_window(networks: Networks) -> N
 
 def test_encoding_in_parts_is_encoding_with_a_gradient(networks: Networks) -> None:
     guidance = guidance_of(networks, 8)
-    pictures = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pictures = torch.rand(7, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    pictures[:, :3] *= pictures[:, 3:]
+    pictures.requires_grad_()
     latents = guidance.encode(pictures)
     latents.square().sum().backward()
     direct = pictures.detach().clone().requires_grad_()
     vae = guidance._vae
-    whole = vae.encode(direct * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    white = direct[:, :3] + 1 - direct[:, 3:]
+    whole = vae.encode(white * 2 - 1).latent_dist.mean * vae.config.scaling_factor
     whole.square().sum().backward()
     torch.testing.assert_close(latents, whole, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pictures.grad, direct.grad, atol=1e-5, rtol=1e-3)
@@ -427,8 +483,19 @@ def test_encoding_in_parts_is_encoding_with_a_gradient(networks: Networks) -> No
     guidance._on_part = lambda: calls.append(1)
     guidance.encode(pictures).sum().backward()
     assert len(calls) == 2 * 3  # parts of three, and again for the gradient
-    assert guidance.encode(torch.rand(2, 3, 24, 24)).shape == (2, 4, 8, 8)  # smaller renders are enlarged
+    assert guidance.encode(torch.rand(2, 4, 24, 24)).shape == (2, 4, 8, 8)  # smaller renders are enlarged
     assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+def rgba(video: Tensor) -> Tensor:
+    """[F, 3, H, W] -> solid [F, 4, H, W]."""
+    return torch.cat([video, torch.ones_like(video[:, :1])], 1)
+
+
+def run_for(settings: Settings, folder: Path, **options) -> Run:
+    run = Run(folder, device="cpu", **options)
+    run.plan(stages(settings))
+    return run
 
 
 @pytest.mark.slow
@@ -439,17 +506,17 @@ def test_from_a_video_to_a_clip(
     made = []
 
     def views(*given, **named):
-        made.append(named)
+        made.append(given[0])
         return views_of(truth(frames), 64)
 
-    monkeypatch.setattr(fourdiffusion, "generate_views", views)
-    monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
+    monkeypatch.setattr(video_model, "generate_views", views)
     settings = replace(
         TINY, representation=representation, iterations=2, construction="draft", gaussians=150, grid_pixels=24
     )
+    monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
     told: list[Progress] = []
-    run = Run(tmp_path, told.append, device="cpu")
-    clip = generate(brightening(frames), "a fox", networks, settings, run)
+    model, video = PublishedVideoModel(networks), rgba(brightening(frames))
+    clip = generate(video, "a fox", model, settings, run_for(settings, tmp_path, on_progress=told.append))
     check_clip(clip)
     assert clip.frame_count == frames
     fitted = clip.provenance["fit"]
@@ -457,25 +524,14 @@ def test_from_a_video_to_a_clip(
     assert all(value > 0 for value in fitted["losses"]["sds"] + fitted["losses"]["anchor"])
     assert bool(fitted["departures"]) == (representation == "gaussians")
     assert [step.fraction for step in told] == sorted(step.fraction for step in told)
+    torch.testing.assert_close(made[0], brightening(frames))  # on white
 
-    again = generate(brightening(frames), "a fox", networks, settings, Run(tmp_path, device="cpu"))
+    again = generate(video, "a fox", model, settings, run_for(settings, tmp_path))
     assert len(made) == 1  # the views were kept
     np.testing.assert_array_equal(again.means, clip.means)
-
-
-@pytest.mark.slow
-def test_a_draft_is_construction_from_the_views(
-    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fourdiffusion, "generate_views", lambda *_, **__: views_of(truth(8), 64))
-    clip = generate(
-        brightening(8), "a fox", networks, replace(PRESETS["draft"], gaussians=200), Run(tmp_path, device="cpu")
-    )
-    assert unseen_psnr(truth(), partial(render_clip, clip), 48) > 17
-    assert "fit" not in clip.provenance
 
 
 def test_too_few_and_too_many_frames_are_told(networks: Networks, tmp_path: Path) -> None:
     for frames in (7, 65):
         with pytest.raises(UserError, match="8 to 64 frames"):
-            generate(brightening(frames), "a fox", networks, TINY, Run(tmp_path))
+            generate(rgba(brightening(frames)), "a fox", PublishedVideoModel(networks), TINY, Run(tmp_path))

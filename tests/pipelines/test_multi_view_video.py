@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import ring
-from backend.pipelines import multi_view_video, videomv_orbit
+from backend.pipelines import multi_view_video, video_model, videomv_orbit
 from backend.pipelines.memory_plan import PLANS, Networks
-from backend.pipelines.multi_view_video import MultiViewVideo, generate_views, runs_of, shares_of
+from backend.pipelines.multi_view_video import MultiViewVideo, generate_views, runs_of
 from backend.pipelines.published_needs import stage_need
+from backend.pipelines.video_model import PublishedVideoModel
 from backend.progress import JobCancelled, Progress, Run, UserError
 from tests.models.fourdm_small import SMALL
 from tests.pipelines import published_tiny
-from tests.video.films import write_video
 
 CPU = torch.device("cpu")
 SIZES = replace(SMALL, channel_mult=(1, 1), blocks=1, attention_levels=(0,))
@@ -181,66 +181,18 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
     for name in ("vae", "fourdm"):
         with pytest.raises(UserError, match="imagedream are not on this computer"):
             loaders[name]()
-    with pytest.raises(UserError, match="imagedream, 4dm") as caught:
-        multi_view_video.views_of_video(tmp_path / "film.mp4", "", run_of(tmp_path), weights=tmp_path)
-    assert "weights fetch imagedream 4dm" in caught.value.hint
-    assert "By hand (docs/weights.md): 4dm" in caught.value.hint
 
 
-# --- from a video file -----------------------------------------------------------------------------------------------
-
-
-def run_of(folder: Path, **options) -> Run:
-    folder.mkdir(exist_ok=True)
-    run = Run(folder, device="cpu", **options)
-    run.plan(multi_view_video.STAGE_SHARES)
-    return run
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
-    return write_video(tmp_path_factory.mktemp("film") / "film.webm", "libvpx-vp9", "yuva420p", alpha=True)
-
-
-@pytest.fixture
-def of_film(loaded, film):
-    """`views_of_video` of a square that moves to the right."""
-    loaders = {name: partial(loaded.__getitem__, name) for name in loaded}
-    made = partial(multi_view_video.views_of_video, film, "a box", steps=2, loaders=lambda dtype: loaders)
-    return lambda run, **options: made(run, **options)
-
-
-def test_a_video_becomes_four_views(of_film, loaded, tmp_path: Path) -> None:
-    told: list[Progress] = []
-    heard: list[Tensor] = []
-    listen = loaded["vae"].encoder.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
-    found = of_film(run_of(tmp_path / "run", on_progress=told.append), frames=8)
-    listen.remove()
-    assert found.pictures.shape == (4, 8, 64, 64, 4)
-    assert found.video.shape == (8, 64, 64, 4)
-    assert list(dict.fromkeys(one.stage for one in told)) == list(multi_view_video.STAGE_SHARES)
-    np.testing.assert_allclose(found.cameras[0].times, np.linspace(0, 1, 8), atol=0.03)
-    assert found.fps == pytest.approx(7 / (23 / 24), rel=0.05)
-    frames = torch.cat(heard) / 2 + 0.5
-    wanted = torch.from_numpy(found.video).movedim(-1, 1) / 255
-    torch.testing.assert_close(frames, wanted[:, :3] * wanted[:, 3:] + 1 - wanted[:, 3:], atol=0.02, rtol=0)
-    middles = [np.average(np.arange(64), weights=alpha.sum(0)) for alpha in found.video[..., 3].astype(float)]
-    assert (np.diff(middles) > 1).all()  # framed once for all
-    assert found.provenance["video"]["method"] == "alpha"
-    assert [model["name"] for model in found.provenance["models"]] == ["imagedream", "4dm"]
-    assert any("hours" in note for note in found.provenance["warnings"])
-
-    run = run_of(tmp_path / "run")
-    again = of_film(run, frames=8)  # it is finished: nothing is loaded, nothing is read
-    np.testing.assert_array_equal(again.pictures, found.pictures)
-    assert again.provenance == found.provenance
-    assert run.notes == found.provenance["warnings"]
-    assert again.cameras[2].camera_to_world.tolist() == found.cameras[2].camera_to_world.tolist()
+def test_cameras_have_the_size_of_their_pictures() -> None:
+    found = MultiViewVideo.standing(np.zeros((4, 2, 24, 24, 4), np.uint8), np.array([0.0, 1.0]), 0.0)
+    assert [(one.width, one.height) for one in found.cameras] == [(24, 24)] * 4
+    np.testing.assert_allclose(found.cameras[0].Ks[0, :2, 2], 12)
 
 
 @pytest.mark.slow
-def test_out_of_memory_goes_down_the_ladder(of_film, loaded, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(multi_view_video, "plans", lambda *_: PLANS)
+def test_out_of_memory_goes_down_the_ladder(loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_model, "plans", lambda *_: PLANS)
+    loaders = {name: partial(loaded.__getitem__, name) for name in loaded}
     calls: list[int] = []
 
     def fail(*_) -> None:
@@ -248,17 +200,20 @@ def test_out_of_memory_goes_down_the_ladder(of_film, loaded, tmp_path: Path, mon
         if len(calls) in (2, 4):  # the second step in one batch; the second branch of it
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    plain = of_film(run_of(tmp_path / "plain"))
+    def made(name: str) -> tuple[Run, PublishedVideoModel]:
+        (tmp_path / name).mkdir()
+        run = Run(tmp_path / name, device="cpu")
+        model = PublishedVideoModel.load(run, loaders=lambda dtype: loaders)
+        video = torch.cat([brightening(8), torch.ones(8, 1, 64, 64)], 1)
+        settings = {"seed": 0, "steps": 2, "elevation": 0.0, "run": run}
+        model.within_memory(lambda: model.views(video, "a fox", **settings), run)
+        return run, model
+
+    plain, _ = made("plain")
     hook = loaded["fourdm"].register_forward_pre_hook(fail)
-    found = of_film(run_of(tmp_path / "run"))
+    run, model = made("run")
     hook.remove()
-    assert found.provenance["memory_plan"] == "in slices"
-    assert sum("did not suffice" in note for note in found.provenance["warnings"]) == 2
+    assert model.plan == "in slices"
+    assert sum("did not suffice" in note for note in run.notes) == 2
     assert len(calls) == 1 + 1 + 2 + 2
-    np.testing.assert_allclose(latents(tmp_path / "run"), latents(tmp_path / "plain"), atol=0.02)
-    assert plain.provenance["memory_plan"] == PLANS[0].name
-
-
-def test_a_picture_that_stands_still_has_times_all_the_same() -> None:
-    np.testing.assert_allclose(shares_of(np.full(3, 2.0)), [0, 0.5, 1])
-    np.testing.assert_allclose(shares_of(np.array([1.0, 2.0, 5.0])), [0, 0.25, 1])
+    np.testing.assert_allclose(latents(run.folder), latents(plain.folder), atol=0.02)

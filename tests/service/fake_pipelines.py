@@ -59,7 +59,7 @@ def run_steps(request: dict, blob, run: Run) -> Path:
             print(step, file=trace, flush=True)
             with atomic_file(checkpoint) as file:
                 file.write((step + 1).to_bytes(4, "big") + state)
-            run.report(step + 1, steps, lambda: np.full((600, 300, 3), 128, np.uint8))
+            run.report(step + 1, steps, lambda: np.full((600, 300, 3), 128, np.uint8), f"loss {step + 1}")
     if "die" in wish:
         die_once(wish["die"], run.folder.parent / "died")
     result = run.folder / "clip.npz"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The commands `jobs` and `doctor` as a user types them."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -11,6 +12,7 @@ from PIL import Image
 
 from backend.__main__ import main
 from backend.service import doctor, paths
+from backend.service.queue import Queue
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import running, wait_for
@@ -59,6 +61,36 @@ def test_from_an_orbit_folder_to_a_clip(run, orbit, tmp_path):
     assert run("jobs", "fetch", job[:6], "--out", again)[0] == 0
     assert again.read_bytes() == out.read_bytes()
     assert run("jobs", "watch", job)[0] == 0
+
+
+def test_a_video_is_submitted_as_a_request(run, service, tmp_path):
+    film, folder = tmp_path / "film.mp4", tmp_path / "pictures"
+    film.write_bytes(b"film")
+    folder.mkdir()
+    for index in range(70):
+        Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(folder / f"{index}.png")
+
+    def request_of(*options: object) -> dict:
+        code, said, error = run("jobs", "submit", "--video", *options)
+        assert code == 0, error
+        job = service.client().job(said.split()[0])
+        assert (job["kind"], job["detail"]) == ("video", None)
+        row = Queue(service.settings.home / "jobs.sqlite3").get(job["id"])
+        return json.loads(row.request)
+
+    said = ("--start", "0.5", "--text", "a fox", "--model", "published", "--representation", "nerf", "--frames", 16)
+    request = request_of(film, *said)
+    assert request["inputs"]["video"] == hashlib.sha256(b"film").hexdigest()
+    assert (request["name"], request["inputs"]["start"], request["inputs"]["end"]) == ("film", 0.5, None)
+    settings = request["settings"]
+    assert (settings["prompt"], settings["model"], settings["representation"]) == ("a fox", "published", "nerf")
+    assert (settings["frames"], settings["fps"], settings["cutout"]) == (16, None, "auto")
+    request = request_of(folder, "--fps", "12")
+    assert len(request["inputs"]["pictures"]) == 64  # as many as may be sent
+    assert request["inputs"]["pictures_fps"] == pytest.approx(12 * 63 / 69)
+    for words in (("--orbit", tmp_path, "--frames", "8"), ("--video", film, "--static", tmp_path)):
+        with pytest.raises(SystemExit):
+            run("jobs", "submit", *words)
 
 
 def test_a_failed_job_is_a_sentence_and_exit_code_1(run, orbit):

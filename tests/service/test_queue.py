@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from backend.progress import Progress, UserError
-from backend.service.queue import BlobsMissingError, IdempotencyConflictError, Queue, QueueFullError
+from backend.service.queue import SCHEMA_VERSION, BlobsMissingError, IdempotencyConflictError, Queue, QueueFullError
 
 CRASHED = UserError("crashed", "It crashed.", "Retry.")
 FRAME = "a" * 64
@@ -36,7 +36,7 @@ def test_database_is_durable(queue):
     with queue._connection() as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
 def test_a_job_goes_its_way(queue):
@@ -266,11 +266,44 @@ def test_a_damaged_page(tmp_path):
 def test_a_database_of_a_newer_version(tmp_path):
     Queue(tmp_path / "jobs.sqlite3").close()
     connection = sqlite3.connect(tmp_path / "jobs.sqlite3")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     with pytest.raises(UserError) as caught:
         Queue(tmp_path / "jobs.sqlite3")
     assert caught.value.code == "home_too_new"
+
+
+def test_a_database_of_an_older_version_goes_on(tmp_path):
+    path = tmp_path / "jobs.sqlite3"
+    queue = Queue(path)
+    job, _ = queue.create(request(), "key", "me")
+    queue.close()
+    connection = sqlite3.connect(path)  # as version 1 had it
+    connection.execute("ALTER TABLE jobs DROP COLUMN detail")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    queues = [Queue(path), Queue(path)]
+    assert [queue.get(job.id) for queue in queues] == [job, job]
+    with queues[0]._connection() as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    claimed = queues[0].claim("worker", 15)
+    queues[0].progress(job.id, claimed.attempt, Progress("Fitting", 1, 2, 0.5, None, detail="anchor 4.5"))
+    assert queues[1].get(job.id).detail == "anchor 4.5"
+    for queue in queues:
+        queue.close()
+
+
+def test_how_a_stage_goes_is_told_while_it_goes_on(queue):
+    job, _ = queue.create(request(), "key")
+    claimed = queue.claim("worker", 15)
+    assert claimed.detail is None
+    queue.progress(job.id, claimed.attempt, Progress("Fitting", 1, 2, 0.5, None, detail="anchor 4.5"))
+    assert queue.get(job.id).detail == "anchor 4.5"
+    queue.progress(job.id, claimed.attempt, Progress("Writing", 0, 1, 0.9, None))
+    assert queue.get(job.id).detail is None
+    queue.progress(job.id, claimed.attempt, Progress("Fitting", 1, 2, 0.5, None, detail="anchor 4.5"))
+    queue.release(job.id, claimed.attempt)
+    assert queue.get(job.id).detail is None
 
 
 def test_a_full_disk_loses_no_row(tmp_path):

@@ -230,6 +230,7 @@ PICTURES = {"pictures": FRAMES, "pictures_fps": 12.0}
 def test_video_requests_are_accepted_unchanged(inputs, model, representation):
     chosen = {"model": model, "representation": representation}
     request = video_request("Fox", np.eye(4).tolist(), start=0.5, end=2.5, frames=16, **chosen, **inputs)
+    assert request["settings"]["fps"] is None  # as fast as the video
     assert REQUEST.validate_python(json.loads(json.dumps(request))).model_dump() == request
     assert request_blobs(request) == inputs.get("pictures", ["a" * 64])
     assert request_result(request) == "clip"
@@ -259,6 +260,7 @@ WRONG_VIDEO = {
     "a name for a file": ({"video": "film.mp4"}, "match pattern"),
     "another cut-out": ({"cutout": "magic"}, "'auto'"),
     "another model": ({"model": "large"}, "'kinesplat-small'"),
+    "a slow clip": ({"fps": 0.5}, "greater than or equal to 1"),
     "another representation": ({"representation": "mesh"}, "'gaussians'"),
     "a prompt on two lines": ({"prompt": "a\nb"}, "printable"),
 }

@@ -52,6 +52,10 @@ def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
     assert len(set(fractions)) >= 4, "progress was not shown"
     assert [item["rev"] for item in seen] == sorted({item["rev"] for item in seen})
     assert "Working" in {item["stage"] for item in seen}
+    assert all(item["detail"] == f"loss {item['step']}" for item in seen if item["stage"] == "Working" and item["step"])
+    assert done["detail"] is None
+    told = [line for line in service.log(job["id"]).splitlines() if "loss" in line]
+    assert [line.split(maxsplit=2)[2] for line in told] == ["1 of 20: loss 1", "20 of 20: loss 20"]  # now and then
     client.fetch(job["id"], tmp_path / "clip.npz")
     name = {"name": "steps=20 seconds=0.05"}
     assert (tmp_path / "clip.npz").read_bytes() == expected_result(name, pictures())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from backend.progress import JobCancelled, Run, UserError
 from backend.video import reading
-from backend.video.reading import Span, read_video
+from backend.video.reading import Span, pictures_within, read_video
 from blender_addon.contract.video import LIMITS, media_type
 from tests.video.films import GROUND, SIZE, SQUARE, picture, square_left, write_gif, write_pictures, write_video
 
@@ -75,6 +75,17 @@ def test_a_folder_of_pictures_in_the_order_of_their_numbers(ending, tmp_path, ru
     video = read_video(folder, 8, run, fps=12)
     assert shown(video) == [0, 3, 7, 10, 13, 16, 20, 23]
     assert video.times[-1] == pytest.approx(23 / 12)
+
+
+def test_pictures_within_a_range():
+    files = [Path(f"{index}.png") for index in range(100)]
+    chosen, fps = pictures_within(files, Span(1.0, 2.0), 10.0)
+    assert (chosen, fps) == (files[10:21], 10.0)
+    chosen, fps = pictures_within(files, Span(), 10.0)
+    assert (len(chosen), chosen[0], chosen[-1]) == (64, files[0], files[-1])
+    assert fps == pytest.approx(10 * 63 / 99)  # the same time for fewer pictures
+    with pytest.raises(UserError, match="1 of the 100 pictures"):
+        pictures_within(files, Span(9.9), 10.0)
 
 
 def test_frames_are_chosen_by_their_times(tmp_path, run):

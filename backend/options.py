@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from blender_addon.contract.requests import BOUNDS, CUTOUTS, REPRESENTATIONS
+
+
+def bounded(name: str) -> Callable[[str], float]:
+    """A number within the contract's bounds, as argparse wants it."""
+    bound = BOUNDS[name]
+    whole = isinstance(bound.default, int)
+
+    def parse(text: str) -> float:
+        value = int(text) if whole else float(text)
+        if not bound.minimum <= value <= bound.maximum:
+            raise argparse.ArgumentTypeError(f"must lie between {bound.minimum} and {bound.maximum}")
+        return value
+
+    parse.__name__ = name
+    return parse
+
+
+def add_video_options(parser: argparse.ArgumentParser) -> None:
+    """What a request of kind `video` is told beside its video; None where nothing is said."""
+    video = parser.add_argument_group("the video")
+    video.add_argument("--start", type=bounded("video_seconds"), metavar="S",
+                       help="seconds from its first frame (default: 0)")  # fmt: skip
+    video.add_argument("--end", type=bounded("video_seconds"), metavar="S",
+                       help="the same of the last frame to be used")  # fmt: skip
+    video.add_argument("--frames", type=bounded("video_frames"), metavar="N",
+                       help="how many are taken, evenly; 8 (default) to 64")  # fmt: skip
+    video.add_argument("--cutout", choices=CUTOUTS, help="how it is told from its background (default: auto)")
+    video.add_argument("--representation", choices=REPRESENTATIONS,
+                       help="what follows the video model: Gaussians (default, faster), or the radiance field of "
+                            "4Diffusion")  # fmt: skip
+
+
+def video_options(options: argparse.Namespace) -> dict:
+    """Those that were said, as `requests.video_request` takes them; range and frames of a video file."""
+    names = ("start", "end", "frames", "cutout", "representation")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def video_inputs(source: Path, start: float, end: float | None, fps: float | None, blob: Callable[[Path], str]) -> dict:
+    """A video file, or a folder of pictures at `fps` (24 where None), as `requests.video_request` takes it.
+
+    start, end: of the range, seconds. blob: gives a file's sha256. Of many pictures so many are taken as a request may
+    have, evenly.
+
+    Raises:
+        UserError: the folder holds no pictures, or too few of them in the range.
+    """
+    from backend.video.reading import Span, picture_files, pictures_within
+
+    if not source.is_dir():
+        return {"video": blob(source), "start": start, "end": end}
+    chosen, rate = pictures_within(
+        picture_files(source), Span(start, end), BOUNDS["fps"].default if fps is None else fps
+    )
+    rate = min(max(rate, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
+    return {"pictures": [blob(path) for path in chosen], "pictures_fps": rate}
