@@ -13,6 +13,7 @@ from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.requests import (
     BOUNDS,
     COLOR_SPACES,
+    CUTOUTS,
     MODELS,
     MOTION_MODELS,
     PIPELINES,
@@ -228,11 +229,12 @@ def add_evaluate_video(kinds: argparse._SubParsersAction) -> None:
                         help="as the product does it, or without a part of it (default: full no-sds no-anchor; of the "
                              "preset draft, which has no such parts, full)")  # fmt: skip
     parser.add_argument("--representation", nargs="+", choices=REPRESENTATIONS, default=[REPRESENTATIONS[0]],
-                        help="what is fitted (default: %(default)s)")  # fmt: skip
+                        help=f"what is fitted (default: {REPRESENTATIONS[0]})")  # fmt: skip
     parser.add_argument("--frames", type=bounded("video_frames"), default=8, metavar="N",
                         help="of each video; at most 24 where the truth is known (default: 8)")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
-    parser.add_argument("--model", choices=MODELS, default=SMALL, help="that invents the other views")
+    parser.add_argument("--model", choices=MODELS, default=SMALL,
+                        help="that invents the other views (default: %(default)s)")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where the published model's weights are")
     parser.add_argument("--device", choices=DEVICES, default="auto",
                         help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from backend import evaluate_video
+from backend.__main__ import main
 from backend.data.fast_renderer import FastRenderer
 from backend.data.surface_points import follow_surface
 from backend.evaluation import truth, truth_worker, video_figures
@@ -247,6 +249,51 @@ def test_films_without_truth_have_sheets_and_what_can_be_told(
         assert not any(name.endswith("_novel") for name in row)
     assert set(summary["not_measured"]) == {"lpips", "clip_i, clip_c"}
     assert all((out / "sheets" / f"{film.name}.png").is_file() for film in films)
+
+
+def test_the_command_evaluates_clips_and_films(
+    assets: Path, seer: Seer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(evaluate_video, "shipped_maker", lambda *_: seer.maker())
+    monkeypatch.setattr(evaluate_video, "RESOLUTION", PIXELS)
+    draft = ["--preset", "draft", "--out", str(tmp_path / "out")]
+    known = ["--assets", str(assets), "--clips", CLIPS[0], "--fast", "--truth", str(tmp_path / "known")]
+    assert main(["evaluate", "video", *known, *draft]) == 0
+    assert "## Seconds by stage" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["case"], summary["cases"], len(summary["assets"])) == (FULL, {}, 1)
+
+    prompt, (filmed, _, _) = next(iter(seer.clips.items()))
+    (tmp_path / "film").mkdir()
+    for k, picture in enumerate(filmed.pictures[0]):
+        Image.fromarray(picture).save(tmp_path / "film" / f"{k}.png")
+    film = ["--video", str(tmp_path / "film"), "--text", prompt, "--preset", "draft", "--out", str(tmp_path / "films")]
+    assert main(["evaluate", "video", *film]) == 0
+    (row,) = json.loads((tmp_path / "films" / "summary.json").read_text())["assets"]
+    assert (row["asset"], row["prompt"]) == ("film", prompt)
+    assert (tmp_path / "films" / "sheets" / "film.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--split", "val"],
+        ["--video", "film.mp4", "--split", "val"],
+        ["--video", "film.mp4", "--fast"],
+        ["--assets", "a", "--split", "val", "--frames", "7"],
+    ],
+)
+def test_options_that_do_not_fit_together_are_told(wrong: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "video", *wrong, "--out", str(tmp_path)])
+
+
+def test_a_truth_has_no_more_frames_than_are_stored(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--assets", str(assets), "--split", "val", "--frames", "25", "--out", str(tmp_path)]
+    assert main(["evaluate", "video", *options]) == 1
+    assert "at most 24" in capsys.readouterr().err
 
 
 def test_clip_and_lpips_are_measured_where_there_are_networks() -> None:
