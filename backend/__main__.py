@@ -124,7 +124,11 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N",
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
     parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
-    parser.add_argument("--fps", type=bounded("fps"), help="default: 24; of a video, as it plays")
+    parser.add_argument(
+        "--fps",
+        type=bounded("fps"),
+        help="default: 24; of a video, as it plays; of a folder, that of its pictures",
+    )
     parser.add_argument("--sh-degree", type=bounded("sh_degree"), default=0, metavar="D",
                         help="0 to 2: how much colors may change with the view (default: 0, not at all)")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES, default=COLOR_SPACES[0],
@@ -478,7 +482,7 @@ def generate_from_video(options: argparse.Namespace) -> int:
     work = options.work or out.with_suffix(".work")
     names = ("preset", "gaussians", "seed", "fps", "sh_degree", "color_space", "motion_model", "model", "weights")
     asked = {name: getattr(options, name) for name in names} | video_options(options)
-    asked |= {"name": out.stem, "prompt": options.text, "pictures_fps": options.fps}
+    asked |= {"name": out.stem, "prompt": options.text}
 
     def made(*, views_alone: bool):
         with progress_bar() as show:

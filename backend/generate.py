@@ -82,14 +82,14 @@ def generate_video_files(
     prompt: str = "",
     views_alone: bool = False,
     weights: Path | None = None,
-    pictures_fps: float | None = None,
+    fps: float | None = None,
     start: float = 0.0,
     end: float | None = None,
     **settings,
 ) -> tuple[Video, MultiViewVideo] | Clip:
     """The clip of a video file or a folder of pictures, or the four views that it begins with alone.
 
-    weights: folder of all published weights; pictures_fps: of a folder's pictures; `settings` are those of
+    weights: folder of all published weights; start, end, fps: see `options.video_inputs`; `settings` are those of
     `requests.video_request`. What was made stays in `folder`, so that the same call goes on from there.
 
     Raises:
@@ -103,7 +103,7 @@ def generate_video_files(
         files[sha256] = path
         return sha256
 
-    inputs = video_inputs(source, start, end, pictures_fps, blob)
+    inputs = video_inputs(source, start, end, fps, blob)
     request = video_request(name, np.eye(4).tolist(), prompt=one_line(prompt), **inputs, **settings)
     decides = ("seed", "prompt", "frames", "cutout", "model", "representation", "preset")
     run.folder = folder / _digest([request["inputs"], {name: request["settings"][name] for name in decides}])

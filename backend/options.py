@@ -45,10 +45,13 @@ def video_options(options: argparse.Namespace) -> dict:
 
 
 def video_inputs(source: Path, start: float, end: float | None, fps: float | None, blob: Callable[[Path], str]) -> dict:
-    """A video file, or a folder of pictures at `fps` (24 where None), as `requests.video_request` takes it.
+    """A video and its rate as `requests.video_request` takes them.
 
-    start, end: of the range, seconds. blob: gives a file's sha256. Of many pictures so many are taken as a request may
-    have, evenly.
+    Args:
+        source: a video file, or a folder of pictures, of which as many are taken as a request may have, evenly.
+        start, end: of the range, seconds.
+        fps: of the clip, None being as fast as the video; of a folder that of its pictures, None being 24.
+        blob: gives a file's sha256.
 
     Raises:
         UserError: the folder holds no pictures, or too few of them in the range.
@@ -56,9 +59,8 @@ def video_inputs(source: Path, start: float, end: float | None, fps: float | Non
     from backend.video.reading import Span, picture_files, pictures_within
 
     if not source.is_dir():
-        return {"video": blob(source), "start": start, "end": end}
-    chosen, rate = pictures_within(
-        picture_files(source), Span(start, end), BOUNDS["fps"].default if fps is None else fps
-    )
+        return {"video": blob(source), "start": start, "end": end, "fps": fps}
+    rate = BOUNDS["fps"].default if fps is None else fps
+    chosen, rate = pictures_within(picture_files(source), Span(start, end), rate)
     rate = min(max(rate, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
-    return {"pictures": [blob(path) for path in chosen], "pictures_fps": rate}
+    return {"pictures": [blob(path) for path in chosen], "pictures_fps": rate, "fps": None}

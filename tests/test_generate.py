@@ -218,6 +218,8 @@ def test_a_folder_of_pictures_is_a_video(tmp_path: Path, knowing: KnowingModel, 
     out = tmp_path / "ball.npz"
     options = ("--video", folder, "--fps", "10", "--preset", "draft", "--device", "cpu", "--out", out)
     assert main(["generate", *map(str, (*options, "--start", "0.5", "--end", "1.4"))]) == 0
-    assert read_clip(out).provenance["video"]["file"]["frames"] == 10
+    clip = read_clip(out)
+    assert clip.provenance["video"]["file"]["frames"] == 10
+    assert clip.fps == pytest.approx(7 / 0.9)  # 8 of the 10 pictures, played as fast as these
     assert main(["generate", *map(str, (*options, "--start", "5"))]) == 1
     assert "holds 0 of the 20 pictures" in capsys.readouterr().err

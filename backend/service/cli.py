@@ -52,7 +52,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     submit.add_argument("--preset", choices=PRESETS, default="preview")
     submit.add_argument("--gaussians", type=int, metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}")
     submit.add_argument("--seed", type=int, default=int(BOUNDS["seed"].default))
-    submit.add_argument("--fps", type=float, help="default: 24; of a video, as it plays")
+    submit.add_argument("--fps", type=float, help="default: 24; of a video, as it plays; of a folder, its pictures'")
     submit.add_argument("--watch", action="store_true", help="wait for its end and show its progress")
     submit.add_argument("--out", type=Path, metavar="CLIP.npz", help="wait for its end and write the clip here")
     submit.set_defaults(func=run_submit, usage_error=submit.error)
@@ -164,7 +164,7 @@ def request_of_video(options: argparse.Namespace, client) -> dict:
 
     said = video_options(options)
     inputs = video_inputs(options.video, said.pop("start", 0.0), said.pop("end", None), options.fps, client.upload)
-    settings = {"prompt": options.text, "model": options.model, "fps": options.fps, **said}
+    settings = {"prompt": options.text, "model": options.model, **said}
     name = options.name or options.video.resolve().stem
     return video_request(name, IDENTITY, **inputs, **settings, **construction_of(options))
 
