@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from backend.evaluation.video_truth import cameras
@@ -28,7 +27,7 @@ from backend.models.lpips import find_lpips
 from backend.pipelines import clips, fourdiffusion
 from backend.pipelines.fourdiffusion_guidance import Guidance
 from backend.pipelines.fourdiffusion_settings import Settings
-from backend.pipelines.multi_view_video import MultiViewVideo
+from backend.pipelines.multi_view_video import MultiViewVideo, straight
 from backend.pipelines.video_model import VideoModel, load_video_model, within_memory
 from backend.progress import Progress, Run, UserError
 from backend.splatting.checkpoint import state_key
@@ -149,6 +148,9 @@ def part_of(run: Run, folder: Path, done: int, total: int) -> Run:
 def kept_views(path: Path, maker: Maker, video: Tensor, prompt: str, settings: Settings, run: Run) -> Views:
     """The model's views of a video [F, 4, S, S] in a file, made if the file is not of these inputs.
 
+    A making that was stopped begins anew, so that its time is the whole one; so the folder of `run`, which is for
+    this alone, is emptied before and after.
+
     Raises:
         UserError: by the model.
         JobCancelled: by `run`.
@@ -163,7 +165,8 @@ def kept_views(path: Path, maker: Maker, video: Tensor, prompt: str, settings: S
             return Views(MultiViewVideo(arrays["pictures"], views), meta["seconds"], meta["notes"])
     except (FileNotFoundError, BadFileError, KeyError, ValueError):
         pass  # not there, or damaged: they are made again
-    run.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.mkdir(parents=True)
     run.plan({fourdiffusion.VIEWING: 1.0})
     run.begin(fourdiffusion.VIEWING)
     start = time.monotonic()
@@ -178,6 +181,7 @@ def kept_views(path: Path, maker: Maker, video: Tensor, prompt: str, settings: S
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, {"meta": np.frombuffer(json.dumps(told).encode(), np.uint8), "pictures": views.pictures})
+    shutil.rmtree(run.folder, ignore_errors=True)
     return made
 
 
@@ -186,7 +190,7 @@ def kept_clip(
 ) -> Made:
     """The clip of a video [F, 4, S, S] in a file, made if the file is not of these inputs.
 
-    A making that was stopped begins anew, so that its time is the whole one; the views have been kept.
+    A making that was stopped begins anew, as that of views; these have been kept.
 
     Args:
         views: the model's, where the case sees them.
@@ -252,9 +256,7 @@ class GivenViews:
 
 def _input_alone(video: Tensor) -> MultiViewVideo:
     """The input video as the only view."""
-    alpha = video[:, 3:]
-    pictures = torch.cat([video[:, :3] / alpha.clamp(min=1e-6), alpha], dim=1).clamp(0, 1) * 255
-    pictures = pictures.round().byte().movedim(1, -1).numpy()
+    pictures = straight(video.movedim(1, -1).numpy())
     return MultiViewVideo(pictures[None], (cameras(len(video), video.shape[-1], (0.0,)),))
 
 

@@ -89,6 +89,9 @@ class Seer:
     def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         run.report(1, steps)
         run.note("A note.")
+        begun = run.folder / "views_0.npz"
+        assert not begun.exists()  # of another clip
+        begun.touch()
         assert video.shape == (FRAMES, 4, self.side, self.side)
         assert bool((video[:, :3] <= video[:, 3:] + 1e-3).all())
         self.asked.append(prompt)
@@ -98,6 +101,7 @@ class Seer:
         return nullcontext()
 
     def generate(self, video: Tensor, prompt: str, model, settings: Settings, run: Run) -> Clip:
+        assert not list(run.folder.iterdir())
         run.plan({"Knowing": 1.0})
         run.begin("Knowing")
         self.given.append(model.views(video, prompt, seed=0, steps=1, elevation=0.0, run=run))
