@@ -3,7 +3,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,19 @@ from backend import evaluate_video
 from backend.__main__ import main
 from backend.data.fast_renderer import FastRenderer
 from backend.data.surface_points import follow_surface
-from backend.evaluation import truth, truth_worker, video_figures
+from backend.evaluation import truth, truth_worker, video_cases, video_figures
 from backend.evaluation.choice import ChosenClip, named_clips
 from backend.evaluation.networks import Networks
-from backend.evaluation.video_cases import ANCHOR_ONLY, FULL, NO_ANCHOR, NO_SDS, Case, Maker, cases_of
+from backend.evaluation.video_cases import ANCHOR_ONLY, FULL, NO_ANCHOR, NO_SDS, Case, Maker, cases_of, shipped_maker
 from backend.evaluation.video_figures import VideoSets, figures_of
 from backend.evaluation.video_run import Film, evaluate_films, evaluate_videos
 from backend.evaluation.video_truth import AZIMUTHS, SIZES, VideoTruth, VideoTruthFolder, resized
+from backend.pipelines import fourdiffusion
 from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import JobCancelled, Run, UserError
 from blender_addon.contract.clip import Clip, FrameMotion
+from blender_addon.contract.requests import SMALL
 
 PIXELS, FRAMES = 48, 8
 COLOR_GAIN = 0.28209479177387814
@@ -130,7 +132,7 @@ def evaluate(seer: Seer, assets: Path, clips: list[ChosenClip], out: Path, cases
 
 
 def some_cases(*names: str) -> list[Case]:
-    return cases_of("preview", list(names), ["gaussians"], 0, "small")
+    return cases_of("preview", list(names), ["gaussians"], 0, SMALL)
 
 
 def test_truth_is_even_in_time_and_uncropped(assets: Path, clips: list[ChosenClip], tmp_path: Path) -> None:
@@ -255,6 +257,29 @@ def test_films_without_truth_have_sheets_and_what_can_be_told(
     assert all((out / "sheets" / f"{film.name}.png").is_file() for film in films)
 
 
+@pytest.mark.slow
+def test_the_products_own_pipeline_makes_what_is_measured(
+    assets: Path, clips: list[ChosenClip], seer: Seer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_cases, "load_video_model", lambda *_, **__: seer)
+    maker = shipped_maker(SMALL, "preview", None, Run(tmp_path))
+    small = {"iterations": 2, "construction": "draft", "gaussians": 500, "pixels": (16, 16, 16)}
+    cases = [
+        *cases_of("draft", [FULL], ["gaussians"], 0, SMALL),
+        *(replace(case, settings=replace(case.settings, **small)) for case in some_cases(NO_SDS, ANCHOR_ONLY)),
+    ]
+    out, known = tmp_path / "out", tmp_path / "known"
+    options = {"renderer": "fast", "truths": known, "resolution": PIXELS, "run": Run(out)}
+    summary = evaluate_videos(assets, clips[:1], out, maker, cases, **options)
+    full, no_sds, alone = (case["mean"] for case in (summary, *summary["cases"].values()))
+    assert full["psnr_novel"] > full["psnr_novel_frozen"] + 1  # the views are right, and so are their cameras
+    assert full["psnr_novel"] > alone["psnr_novel"] + 3  # one view says nothing of the others
+    assert no_sds["psnr_novel"] > alone["psnr_novel"]
+    assert min(case["psnr_input"] for case in (full, no_sds, alone)) > 17
+    assert fourdiffusion.FITTING in summary["cases"][NO_SDS]["stage_seconds"]
+    assert fourdiffusion.FITTING not in summary["stage_seconds"]
+
+
 def test_the_command_evaluates_clips_and_films(
     assets: Path, seer: Seer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -329,17 +354,17 @@ def test_distances_between_sets_need_enough_clips(monkeypatch: pytest.MonkeyPatc
 
 
 def test_cases_follow_what_is_asked() -> None:
-    full, no_sds, no_anchor = cases_of("preview", None, ["gaussians"], 3, "small")
+    full, no_sds, no_anchor = cases_of("preview", None, ["gaussians"], 3, SMALL)
     assert (full.label, no_sds.label, no_anchor.label) == (FULL, NO_SDS, NO_ANCHOR)
     assert (full.settings.sds_weight, full.settings.anchor_weight, full.settings.seed) == (1, 1, 3)
     assert (no_sds.settings.sds_weight, no_sds.settings.anchor_weight) == (0, 1)
     assert (no_anchor.settings.sds_weight, no_anchor.settings.anchor_weight) == (1, 0)
-    both = cases_of("preview", [FULL, ANCHOR_ONLY], ["gaussians", "nerf"], 0, "small")
+    both = cases_of("preview", [FULL, ANCHOR_ONLY], ["gaussians", "nerf"], 0, SMALL)
     assert [case.label for case in both] == ["gaussians full", "gaussians anchor-only", "nerf full", "nerf anchor-only"]
     assert [case.sees_views for case in both] == [True, False, True, False]
-    assert [case.label for case in cases_of("draft", None, ["gaussians", "nerf"], 0, "small")] == [FULL]
+    assert [case.label for case in cases_of("draft", None, ["gaussians", "nerf"], 0, SMALL)] == [FULL]
     with pytest.raises(UserError, match="neither distillation"):
-        cases_of("draft", [NO_SDS], ["gaussians"], 0, "small")
+        cases_of("draft", [NO_SDS], ["gaussians"], 0, SMALL)
 
 
 def test_pictures_change_their_size_evenly() -> None:
