@@ -13,11 +13,13 @@ from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.requests import (
     BOUNDS,
     COLOR_SPACES,
+    CUTOUTS,
     MODELS,
     MOTION_MODELS,
     PIPELINES,
     PRESETS,
     PUBLISHED,
+    REPRESENTATIONS,
     SMALL,
 )
 
@@ -142,9 +144,10 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
-    """`evaluate generation|construction --assets DIR --split NAME --out DIR`: figures and contact sheets."""
+    """`evaluate generation|construction|video --assets DIR --split NAME --out DIR`: figures and contact sheets."""
     kinds = commands.add_parser("evaluate", help="measure quality").add_subparsers(metavar="WHAT", required=True)
     add_evaluate_construction(kinds)
+    add_evaluate_video(kinds)
     parser = kinds.add_parser(
         "generation", help="generated motion against true clips, and whether it obeys the motion magnitude"
     )
@@ -204,6 +207,49 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
                         help="where true pictures are kept, for several runs to share (default: in --out)")  # fmt: skip
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
     parser.set_defaults(func=evaluate_construction)
+
+
+def add_evaluate_video(kinds: argparse._SubParsersAction) -> None:
+    """`evaluate video`: clips of videos, seen from where the video was not filmed."""
+    parser = kinds.add_parser(
+        "video", help="clips of videos against true views from other sides, or by themselves where there are none"
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--split", metavar="NAME", help="of the manifest of --assets")
+    which.add_argument("--clips", nargs="+", metavar="ID:ACTION", help="exactly these clips of --assets")
+    which.add_argument("--video", nargs="+", type=Path, metavar="PATH",
+                       help="films, or folders of pictures, whose other sides nobody knows")  # fmt: skip
+    parser.add_argument("--assets", type=Path, metavar="DIR", help="animated models, manifest.json")
+    parser.add_argument("--families", nargs="+", metavar="NAME", help="of the split, only these")
+    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N")
+    parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
+    parser.add_argument("--text", default="", metavar="TEXT", help="of --video: what is seen")
+    parser.add_argument("--cutout", choices=CUTOUTS, default=CUTOUTS[0],
+                        help="of --video: how the subject is told from its background (default: auto)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, default="preview")
+    parser.add_argument("--case", nargs="+", choices=("full", "no-sds", "anchor-only", "no-anchor"),
+                        help="as the product does it, or without a part of it (default: full no-sds no-anchor; of the "
+                             "preset draft, which has no such parts, full)")  # fmt: skip
+    parser.add_argument("--representation", nargs="+", choices=REPRESENTATIONS, default=[REPRESENTATIONS[0]],
+                        help=f"what is fitted (default: {REPRESENTATIONS[0]})")  # fmt: skip
+    parser.add_argument("--frames", type=bounded("video_frames"), default=8, metavar="N",
+                        help="of each video; at most 24 where the truth is known (default: 8)")  # fmt: skip
+    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    parser.add_argument("--model", choices=MODELS, default=SMALL,
+                        help="that invents the other views (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="where the published model's weights are")
+    parser.add_argument("--device", choices=DEVICES, default="auto",
+                        help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
+    parser.add_argument("--fast", action="store_true",
+                        help="truth by the rasterizer of training (needs baked assets) instead of Blender")  # fmt: skip
+    parser.add_argument("--truth", type=Path, metavar="DIR",
+                        help="where true pictures are kept, for several runs to share (default: in --out)")  # fmt: skip
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
+    parser.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D for FVD")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model for CLIP-I and CLIP-C")
+    parser.set_defaults(func=evaluate_video, usage_error=parser.error)
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -594,6 +640,17 @@ def evaluate_construction(options: argparse.Namespace) -> int:
         print(f"failed: {name}: {reason}", file=sys.stderr)
     print(f"{len(summary['assets'])} clips; look at {options.out / 'table.md'} and {options.out / 'sheets'}")
     return 1 if summary["failed"] else 0
+
+
+def evaluate_video(options: argparse.Namespace) -> int:
+    """Evaluate clips of videos, with progress bars."""
+    if options.video is None and options.assets is None:
+        options.usage_error("--split and --clips need --assets")
+    if options.video is not None and (options.assets or options.fast or options.truth or options.families):
+        options.usage_error("--video goes without --assets and what belongs to them")
+    from backend.evaluate_video import evaluate
+
+    return evaluate(options)
 
 
 def train(options: argparse.Namespace) -> int:

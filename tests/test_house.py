@@ -69,6 +69,7 @@ MAY_IMPORT = {
     ),
     "backend.published_weights": ("rich", "backend", "blender_addon.contract"),  # the command `weights`
     "backend.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),  # of `generate`, `train`
+    "backend.evaluate_video": ("torch", "backend", "blender_addon.contract"),  # the command
     "backend.generate": ("numpy", "PIL", "backend", "blender_addon.contract"),  # the command
     "backend.options": ("backend.video", "blender_addon.contract"),  # of several commands
     "backend.__main__": ("backend", "blender_addon.contract"),

@@ -35,9 +35,13 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:  # [N, D], [M, D]
 
 def fvd_handcrafted(videos: Tensor, truth: Tensor) -> float:  # [N, T, H, W, 3], [M, T, H, W, 3], 0..1
     """Frechet distance of handcrafted features, each divided by its standard deviation over the truth."""
-    features, true_features = handcrafted_features(videos), handcrafted_features(truth)
-    scale = true_features.std(axis=0) + 1e-4
-    return frechet_distance(features / scale, true_features / scale)
+    return handcrafted_distance(handcrafted_features(videos), handcrafted_features(truth))
+
+
+def handcrafted_distance(features: np.ndarray, truth: np.ndarray) -> float:  # [N, 76], [M, 76]
+    """`fvd_handcrafted` of features that have been computed already."""
+    scale = truth.std(axis=0) + 1e-4
+    return frechet_distance(features / scale, truth / scale)
 
 
 def handcrafted_features(videos: Tensor) -> np.ndarray:  # [N, T, H, W, 3] 0..1 -> [N * windows, 76]

@@ -31,13 +31,15 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # 2 x [T, H, W, 4] 
     return (127.5 + (on_white(a).astype(np.float32) - on_white(b)) / 2).round().astype(np.uint8)
 
 
-def sheet(title: str, rows: list[SheetRow], heads: list[str] | None = None, side: int = SIDE) -> Image.Image:
+def sheet(
+    title: str, rows: list[SheetRow], heads: list[str] | None = None, side: int = SIDE, columns: int = COLUMNS
+) -> Image.Image:
     """One block: a title, column heads (by default the frames' numbers), and rows of evenly chosen frames.
 
-    `heads` are one per frame; pictures are drawn with `side` pixels.
+    `heads` are one per frame; pictures are drawn with `side` pixels, at most `columns` in a row.
     """
     count = min(len(row.pictures) for row in rows)
-    chosen = np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int)
+    chosen = np.linspace(0, count - 1, min(columns, count)).round().astype(int)
     width, height = LABEL_WIDTH + side * len(chosen), 2 * TITLE_HEIGHT + side * len(rows)
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)

@@ -25,6 +25,7 @@ from blender_addon.contract.orbit import Cameras, SurfaceSamples, read_surface_s
 
 RENDERERS = ("cycles", "fast")
 MOVING, STATIC = "moving", "static"  # shots by which a clip's fitness is judged
+LEAVES_PICTURE = "the subject leaves the picture"
 LEAST_MAGNITUDE = 0.1  # m of Eq. 1: what moves less is no test of motion
 TRACKED_POINTS = 2_000
 ALGORITHM = 1  # counts changes that make older pictures useless
@@ -94,7 +95,7 @@ def why_unfit(moving: np.ndarray, static: np.ndarray) -> str:  # 2 x [T, H, W, 4
     if static[..., 3].max() == 0:
         return "nothing is to be seen"
     if touches_border(moving):
-        return "the subject leaves the picture"
+        return LEAVES_PICTURE
     magnitude = magnitude_of(moving, static)
     if magnitude < LEAST_MAGNITUDE:
         return f"it hardly moves (m = {magnitude:.3f})"

@@ -117,7 +117,7 @@ def run_request(
     run.plan({**_shares(video_intake.STAGE_SHARES, 0.05), **_shares(stages(asked), 0.94), clips.WRITING: 0.01})
     clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     model = video_model or load_video_model(settings["model"], run, weights=weights)
-    lpips = _lpips_of(asked, run, weights)
+    lpips = lpips_of(asked, run, weights)
     video = taken_in(request, blob, model.side, run)
     clip = within_memory(model, lambda: generate(video.frames, settings["prompt"], model, asked, run, lpips=lpips), run)
     played = float(np.clip(video.fps, BOUNDS["fps"].minimum, BOUNDS["fps"].maximum))
@@ -416,7 +416,7 @@ def _fitting_device(settings: Settings, run: Run) -> torch.device:
     return clips.engine_of(run).device if settings.refines_gaussians else chosen_device(run)
 
 
-def _lpips_of(settings: Settings, run: Run, weights: Path | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+def lpips_of(settings: Settings, run: Run, weights: Path | None) -> Callable[[Tensor, Tensor], Tensor] | None:
     """LPIPS where its weights are at hand and it is asked for."""
     found = find_lpips(weights) if settings.iterations and settings.anchor_weight else None
     return found and load_lpips(found, _fitting_device(settings, run))

@@ -55,9 +55,12 @@ class MultiViewVideo:
 
     @classmethod
     def standing(cls, pictures: np.ndarray, times: np.ndarray, elevation: float) -> "MultiViewVideo":
-        """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees."""
+        """Of pictures as above, by their times [F] 0..1 and the elevation of the cameras in degrees.
+
+        There may be fewer views: they are the first ones.
+        """
         poses, side = view_poses(elevation), pictures.shape[2]
-        return cls(pictures, tuple(_still_camera(pose, times, side) for pose in poses))
+        return cls(pictures, tuple(_still_camera(pose, times, side) for pose in poses[: len(pictures)]))
 
     def together(self) -> tuple[np.ndarray, Cameras]:
         """All pictures [VIEWS F, H, W, 4] and their cameras, as construction takes them."""
