@@ -104,12 +104,13 @@ PRESETS = {  # Gaussians begin where the views of 4DM have led them: a tenth of 
     ("published", "gaussians"): Settings(iterations=PUBLISHED_ITERATIONS // 10),
 }
 
-_SMALL = Settings(steps=20, pixels=(32, 48, 64), grid=SMALL_GRID, quality=Quality(samples=256), grid_pixels=96)
+_SMALL = Settings(steps=20, pixels=(32, 48, 64), grid=SMALL_GRID, grid_pixels=96)
+_SMALL_PREVIEW = replace(_SMALL, quality=Quality(samples=64), construction="preview")
 SMALL_PRESETS = {  # of the model that comes along, on a CPU; renders for it have at most its own resolution
     ("draft", "gaussians"): replace(_SMALL, iterations=0, construction="draft"),
     ("draft", "nerf"): replace(_SMALL, iterations=0, construction="draft"),
-    ("preview", "gaussians"): replace(_SMALL, iterations=150, construction="preview"),
-    ("preview", "nerf"): replace(_SMALL, iterations=300, construction="preview"),
+    ("preview", "gaussians"): replace(_SMALL_PREVIEW, iterations=150),
+    ("preview", "nerf"): replace(_SMALL_PREVIEW, iterations=300, anchor_pixels=64),
     ("final", "gaussians"): replace(_SMALL, iterations=600),
-    ("final", "nerf"): replace(_SMALL, iterations=1_500),
+    ("final", "nerf"): replace(_SMALL, iterations=1_500, quality=Quality(samples=128), anchor_pixels=96),
 }

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from backend.models import lpips
+from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.losses import WITHOUT_LPIPS
 from backend.nerf.rendering import Quality
 from backend.pipelines import fourdiffusion, fourdiffusion_settings, video_model
@@ -30,6 +31,7 @@ from blender_addon.contract.requests import PUBLISHED, SMALL, video_request
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth, unseen_psnr
 from tests.video.films import picture, write_video
 
+LITTLE = HashGridConfig(levels=5, log2_table=11, base=4, growth=1.5)
 TO_OBJECT = [[2.0, 0, 0, 1], [0, 2.0, 0, 0], [0, 0, 2.0, 0], [0, 0, 0, 1]]
 
 
@@ -43,7 +45,7 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {
         key: replace(
             settings, iterations=min(settings.iterations, 4), pixels=(12, 12, 12), grid_pixels=24,
-            quality=Quality(samples=48), construction="draft",
+            quality=Quality(samples=48), construction="draft", anchor_pixels=16, grid=LITTLE,
         )
         for key, settings in fourdiffusion_settings.SMALL_PRESETS.items()
     }  # fmt: skip

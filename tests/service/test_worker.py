@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.service import paths
+from backend.service import paths, worker
 from backend.service.client import CallError
 from backend.service.settings import Settings
 from backend.service.worker import Worker
-from blender_addon.contract.requests import generation_request
+from blender_addon.contract.requests import KINDS, generation_request
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import PIPELINES, pictures, request_of, running, wait_for
 
@@ -73,6 +73,12 @@ def test_a_job_that_waits_for_the_kernels_says_so(tmp_path, monkeypatch):
     worker._warm_up()
     assert worker.queue.get(job.id).stage == "Compiling the splatting kernels: 1 of 3"
     worker.queue.close()
+
+
+def test_every_kind_of_request_has_its_pipeline():
+    assert set(worker.PIPELINES) == set(KINDS)
+    for kind in KINDS:
+        assert callable(worker.load_pipeline(f"{worker.__name__}:PIPELINES", kind))
 
 
 def test_a_pipeline_that_cannot_be_loaded_fails_its_own_jobs_alone(service, client):
