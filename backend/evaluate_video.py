@@ -5,7 +5,6 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -16,7 +15,7 @@ from backend.evaluation.video_cases import cases_of, shipped_maker
 from backend.evaluation.video_run import Film, evaluate_films, evaluate_videos
 from backend.evaluation.video_truth import MOST_FRAMES, RESOLUTION
 from backend.progress import Progress, Run, UserError
-from backend.video.framing import FOURDIFFUSION
+from backend.video.framing import Framing
 from backend.video.intake import STAGE_SHARES, take_in
 
 
@@ -35,9 +34,9 @@ def evaluate(options: Namespace) -> int:
     with progress_bar() as show:
         run = Run(options.out, on_progress=show, device=options.device)
         maker = shipped_maker(options.model, options.preset, options.weights, run)
-        rest = {"networks": networks, "resolution": max(RESOLUTION, maker.model.side), "run": run}
+        rest = {"networks": networks, "resolution": max(RESOLUTION, maker.model.framing.size), "run": run}
         if options.video:
-            summary = evaluate_films(films_of(options, maker.model.side, show), options.out, maker, cases, **rest)
+            summary = evaluate_films(films_of(options, maker.model.framing, show), options.out, maker, cases, **rest)
         else:
             summary = evaluate_videos(
                 options.assets,
@@ -65,7 +64,7 @@ def clips_of(options: Namespace) -> list[ChosenClip]:
     return chosen_clips(options.assets, options.split, options.clips_per_asset, families=options.families)
 
 
-def films_of(options: Namespace, side: int, show: Callable[[Progress], None]) -> list[Film]:
+def films_of(options: Namespace, framing: Framing, show: Callable[[Progress], None]) -> list[Film]:
     """The videos that are named, cut out and framed; each with a name of its own.
 
     Raises:
@@ -76,7 +75,6 @@ def films_of(options: Namespace, side: int, show: Callable[[Progress], None]) ->
     for path in options.video[: options.limit]:
         run = Run(options.out, on_progress=show, device=options.device)
         run.plan(STAGE_SHARES)
-        framing = replace(FOURDIFFUSION, size=side)
         intake = take_in(path, run, count=options.frames, framing=framing, method=options.cutout)
         seen[path.stem] += 1
         name = path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}"

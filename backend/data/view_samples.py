@@ -9,7 +9,6 @@ anybody's front, and is shown the input inflated.
 """
 
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 

@@ -239,7 +239,7 @@ class GivenViews:
 
     def __init__(self, model: VideoModel, known: MultiViewVideo) -> None:
         self._model, self._known = model, known
-        self.name, self.side = model.name, model.side
+        self.name, self.framing = model.name, model.framing
 
     def models(self) -> list[dict]:
         """See `VideoModel`."""

@@ -98,7 +98,7 @@ def evaluate_videos(
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
-    inputs = (_input_of(folder.read(clip), maker.model.side) for clip in usable)
+    inputs = (_input_of(folder.read(clip), maker.model.framing.size) for clip in usable)
     told = {"renderer": renderer, "frames": frames, "resolution": resolution, "left_out": left_out}
     return _evaluate(inputs, len(usable), out, maker, cases, networks, told, run)
 

@@ -84,8 +84,8 @@ def _look(color, depth, poses, distance, half, out):
                     y = pose[1, 3] + t * dy
                     along = y + np.float32(distance)  # depth as the first camera sees it
                     if along > np.float32(0.05):
-                        i = int(math.floor(((pose[0, 3] + t * dx) / along + np.float32(half)) / pixel))
-                        j = int(math.floor((np.float32(half) - (pose[2, 3] + t * dz) / along) / pixel))
+                        i = math.floor(((pose[0, 3] + t * dx) / along + np.float32(half)) / pixel)
+                        j = math.floor((np.float32(half) - (pose[2, 3] + t * dz) / along) / pixel)
                         if 0 <= i < size and 0 <= j < size and depth[j, i] > 0 and abs(y) <= max(depth[j, i], step / 2):
                             for k in range(3):
                                 out[v, row, column, k] = min(max(color[j, i, k], np.float32(0)), np.float32(1))

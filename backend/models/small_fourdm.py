@@ -154,7 +154,7 @@ class SmallFourDM(nn.Module):
 
 
 class MotionModule(nn.Module):
-    """Along time alone, at each place of each view: a convolution, at the lowest level attention; adds zero at first."""
+    """Along time alone, at each place of each view: convolution, at the lowest level attention. Adds zero at first."""
 
     def __init__(self, channels: int, heads: int, *, attention: bool) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.observations import Observations
 from backend.video import intake as video_intake
-from backend.video.framing import FOURDIFFUSION
+from backend.video.framing import Framing
 from backend.video.reading import Span
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.clip import Clip
@@ -118,7 +118,7 @@ def run_request(
     clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     model = video_model or load_video_model(settings["model"], run, weights=weights)
     lpips = lpips_of(asked, run, weights)
-    video = taken_in(request, blob, model.side, run)
+    video = taken_in(request, blob, model.framing, run)
     clip = within_memory(model, lambda: generate(video.frames, settings["prompt"], model, asked, run, lpips=lpips), run)
     played = float(np.clip(video.fps, BOUNDS["fps"].minimum, BOUNDS["fps"].maximum))
     shown = {**settings, "fps": played if settings["fps"] is None else settings["fps"]}
@@ -141,14 +141,14 @@ def views_of_request(
     asked, settings = Settings.of_request(request["settings"]), request["settings"]
     run.plan({**_shares(video_intake.STAGE_SHARES, 0.1), VIEWING: 0.9})
     model = video_model or load_video_model(settings["model"], run, weights=weights)
-    video = taken_in(request, blob, model.side, run)
+    video = taken_in(request, blob, model.framing, run)
     run.begin(VIEWING)
     views = within_memory(model, lambda: _kept_views(video.frames, settings["prompt"], model, asked, run), run)
     run.finish()
     return video, views
 
 
-def taken_in(request: dict, blob: Callable[[str], Path], side: int, run: Run) -> Video:
+def taken_in(request: dict, blob: Callable[[str], Path], framing: Framing, run: Run) -> Video:
     """The video of a request as a video model takes it, or what a former attempt has made of it.
 
     The stages are those of `intake.STAGE_SHARES`, which the caller has planned.
@@ -159,7 +159,7 @@ def taken_in(request: dict, blob: Callable[[str], Path], side: int, run: Run) ->
     """
     settings, inputs = request["settings"], request["inputs"]
     path = run.folder / VIDEO_NAME
-    key = state_key({**inputs, "frames": settings["frames"], "cutout": settings["cutout"], "side": side})
+    key = state_key({**inputs, "frames": settings["frames"], "cutout": settings["cutout"], **asdict(framing)})
     try:
         kept = read_arrays(path)
         told = json.loads(kept["told"].tobytes())
@@ -176,7 +176,7 @@ def taken_in(request: dict, blob: Callable[[str], Path], side: int, run: Run) ->
         count=settings["frames"],
         span=Span(inputs["start"], inputs["end"]),
         fps=inputs["pictures_fps"] or BOUNDS["fps"].default,
-        framing=replace(FOURDIFFUSION, size=side),
+        framing=framing,
         method=settings["cutout"],
     )
     frames = np.ascontiguousarray(np.moveaxis(found.frames, -1, 1))

@@ -6,6 +6,7 @@ The network sees 64 pixels; the input's own view stays the input itself, as shar
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from backend.models.small_fourdm import CHANNELS, SmallConditions, to_latents, t
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, straight, view_poses
 from backend.pipelines.videomv_orbit import kept_state, on_step
 from backend.progress import Run
+from backend.video.framing import FOURDIFFUSION
 
 SIDE = 128  # pixels of the views that come out; three of the four are enlarged
 GUIDANCE = 1.5  # scale of classifier-free guidance
@@ -33,7 +35,8 @@ RESCALE = 0.2
 class SmallVideoModel:
     """A `video_model.VideoModel`: kinesplat-small-4dm, or `model` instead of it."""
 
-    side = SIDE
+    # Seen from the front, most subjects are longer than they are wide: from the side they would not fit otherwise.
+    framing = replace(FOURDIFFUSION, size=SIDE, largest=0.65)
 
     def __init__(self, model: KinesplatSmall4DM | None = None, device: str | None = None) -> None:
         self._model = model or load(device=device)
@@ -49,9 +52,7 @@ class SmallVideoModel:
         return [f"The model does not know: {', '.join(unknown)}. It went by what it saw."] if unknown else []
 
     @torch.no_grad()
-    def views(
-        self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run
-    ) -> MultiViewVideo:
+    def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
         for sentence in self.warnings(prompt):
             run.note(sentence)

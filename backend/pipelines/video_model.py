@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, c
 from backend.pipelines.multi_view_video import SOURCES, MultiViewVideo, generate_views, weight_loaders
 from backend.pipelines.published_needs import demand_weights, licences, plans
 from backend.progress import Run
+from backend.video.framing import FOURDIFFUSION, Framing
 from blender_addon.contract.requests import PUBLISHED
 
 Result = TypeVar("Result")
@@ -26,7 +28,7 @@ class VideoModel(Protocol):
     """A multi-view video model. Videos are [F, 4, side, side] 0..1, premultiplied RGBA, F >= 8 at even times."""
 
     name: str  # for the provenance, and for what is kept between attempts
-    side: int  # pixels of the pictures of the video that it takes
+    framing: Framing  # of the video that it takes; `side` is its size
 
     def models(self) -> list[dict]:
         """Name and licence of all that has a part in it, for the provenance."""
@@ -49,6 +51,7 @@ class PublishedVideoModel:
     """4DM at its published size: ImageDream and 4Diffusion's motion modules."""
 
     name = "4dm"
+    framing = replace(FOURDIFFUSION, size=videomv_orbit.PIXELS)
 
     def __init__(
         self, networks: Networks, dtype: torch.dtype = torch.float32, ladder: Sequence[MemoryPlan] = ()
@@ -77,11 +80,6 @@ class PublishedVideoModel:
             demand_weights(SOURCES.values(), weights)
         networks = Networks(loaders(dtype) if loaders else weight_loaders(weights, dtype), device, run.check)
         return cls(networks, dtype, plans(device, tuple(SOURCES), dtype, run))
-
-    @property
-    def side(self) -> int:
-        """See `VideoModel`."""
-        return videomv_orbit.PIXELS
 
     @property
     def plan(self) -> str:

@@ -53,8 +53,16 @@ TASKS = {
     "small_fourdm": small_fourdm_task,
 }
 CONTIGUOUS = ("fourdm",)  # tasks whose networks must not have channels-last memory
-STREAMS = {"static": StillStream, "scene_flow": FlowStream, "fourdm": ViewStream, "small_fourdm": GuessedViewStream}  # others: `SampleStream`
-VALIDATIONS = {"motion": motion_validation, "small_fourdm": small_fourdm_validation}  # validate(network, unseen, seen, seed)
+STREAMS = {  # others: `SampleStream`
+    "static": StillStream,
+    "scene_flow": FlowStream,
+    "fourdm": ViewStream,
+    "small_fourdm": GuessedViewStream,
+}
+VALIDATIONS = {  # validate(network, unseen, seen, seed)
+    "motion": motion_validation,
+    "small_fourdm": small_fourdm_validation,
+}
 FAR = 1 << 40  # a sample that no training reaches
 
 

@@ -19,11 +19,12 @@ class Framing:
     distance: float
     fov: float  # degrees
     size: int = 256  # pixels
+    largest: float = MAX_FILL  # the most of the frame's side that the subject may take
 
     @property
     def fill(self) -> float:
         """Share of the frame's side that the subject's longest side takes."""
-        return min(1 / (2 * self.distance * np.tan(np.radians(self.fov) / 2)), MAX_FILL)
+        return min(1 / (2 * self.distance * np.tan(np.radians(self.fov) / 2)), self.largest)
 
 
 DIFFUSION4D = Framing(Orbit.distance, Orbit.fov)

@@ -27,6 +27,7 @@ from backend.pipelines import fourdiffusion
 from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import JobCancelled, Run, UserError
+from backend.video.framing import Framing
 from blender_addon.contract.clip import Clip, FrameMotion
 from blender_addon.contract.requests import SMALL
 
@@ -82,6 +83,7 @@ class Seer:
     clips: dict[str, tuple[VideoTruth, Clip, Clip]]  # by prompt: truth, the true clip, the same without motion
     name: str = "seer"
     side: int = 32
+    framing: Framing = Framing(1.1, 45.0, size=32)  # noqa: RUF009 - frozen
     asked: list[str] = field(default_factory=list)
     given: list[MultiViewVideo] = field(default_factory=list)
 

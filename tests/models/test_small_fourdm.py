@@ -70,7 +70,8 @@ def test_motion_modules_begin_without_effect() -> None:
     base, whole = network(motion=False), network(motion=True, stirred=False)
     lacking, unknown = whole.load_state_dict(base.state_dict(), strict=False)
     assert not unknown
-    assert lacking and all("motion" in name for name in lacking)
+    assert lacking
+    assert all("motion" in name for name in lacking)
     given, t = conditions(), torch.tensor([0.3])
     torch.testing.assert_close(whole(noisy(), t, given), base(noisy(), t, given))
     whole.freeze_base()
@@ -103,7 +104,9 @@ def test_pictures_go_to_latents_and_back() -> None:
     torch.testing.assert_close(to_pictures(to_latents(pictures)), pictures)
     assert not to_pictures(nothing(pictures)).any()
     wild = to_pictures(torch.randn(2, 4, 8, 8) * 3)
-    assert (wild >= 0).all() and (wild[:, :3] <= wild[:, 3:]).all() and (wild <= 1).all()
+    assert (wild >= 0).all()
+    assert (wild[:, :3] <= wild[:, 3:]).all()
+    assert (wild <= 1).all()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from backend.pipelines.fourdiffusion import Anchor, on_white
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo
 from backend.progress import Run
 from backend.splatting.render import render_clip
+from backend.video.framing import FOURDIFFUSION
 from blender_addon.contract.clip import BasisMotion, Clip
 from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
 
@@ -137,7 +138,7 @@ class KnowingModel:
     name = "oracle"
 
     def __init__(self, clip: Clip, side: int = 48) -> None:
-        self.side, self.oracle = side, Oracle(clip)
+        self.framing, self.side, self.oracle = replace(FOURDIFFUSION, size=side), side, Oracle(clip)
         self.asked: list[dict] = []  # what views were asked for
 
     def models(self) -> list[dict]:
