@@ -28,8 +28,9 @@ def timestep_bounds(iteration: int, iterations: int = ANNEALED) -> tuple[int, in
     """First and last time step, both included, that an iteration may draw: they fall linearly, then stay.
 
     At the start all is nearly noise and decides the shape, in the end there is little noise and it is about the detail.
+    With `iterations` 0 the start is left out.
     """
-    progress = min(max(iteration / iterations, 0.0), 1.0)
+    progress = min(max(iteration / iterations, 0.0), 1.0) if iterations else 1.0
     low, high = (int(TRAIN_STEPS * (START + (end - START) * progress) + 1e-6) for end in FINAL)
     return low, high
 

@@ -49,7 +49,7 @@ class Draw:
 def draw(iteration: int, frames: int, pixels: int, annealed: int, seed: int) -> Draw:
     """The draw of one iteration of the fit of a clip of `frames` frames, at least 2.
 
-    pixels: side of its pictures; annealed: iterations until diffusion times are in their final range.
+    pixels: side of its pictures; annealed: iterations until diffusion times are in their final range, or 0.
     """
     rng = np.random.default_rng((seed, iteration))
     count = min(frames, RUN_FRAMES)

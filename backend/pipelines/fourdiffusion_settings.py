@@ -82,7 +82,7 @@ class Settings:
     @property
     def annealed(self) -> int:
         """Iterations until the diffusion times are in their final range; Gaussians begin there, having a shape."""
-        return 1 if self.representation == "gaussians" else max(round(ANNEALED * self.iterations), 1)
+        return 0 if self.representation == "gaussians" else max(round(ANNEALED * self.iterations), 1)
 
     def pixels_at(self, iteration: int) -> int:
         """Side of the renders of an iteration."""

@@ -128,7 +128,10 @@ def test_schedules_scale_with_the_iterations() -> None:
     assert [short.pixels_at(number) for number in (9, 10, 19, 20)] == [64, 192, 192, 256]
     assert short.annealed == 10
     assert PRESETS["draft", "nerf"].iterations == 0
-    assert Settings.for_preset("final", "gaussians").iterations == 1_000
+    gaussians = Settings.for_preset("final", "gaussians")
+    assert gaussians.iterations == 1_000
+    first = [draw(0, 8, 24, gaussians.annealed, seed).timestep for seed in range(20)]
+    assert max(first) <= 250  # they have a shape, and begin with little noise
     for preset in SMALL_PRESETS:
         small = Settings.for_preset(*preset, seed=3, model=SMALL)
         assert (small.seed, small.representation) == (3, preset[1])
