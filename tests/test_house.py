@@ -38,7 +38,7 @@ MAY_IMPORT = {
     ),
     "backend.evaluation.truth_worker": ("numpy", "PIL", "backend", "blender_addon"),  # a process of its own
     "backend.models": (
-        *("numpy", "torch", "diffusers", "transformers", "tokenizers", "ftfy", "safetensors"),
+        *("numpy", "numba", "torch", "diffusers", "transformers", "tokenizers", "ftfy", "safetensors"),
         *("huggingface_hub", "requests", "filelock", "platformdirs", *LEAVES),
     ),
     "backend.guidance": ("torch", "diffusers"),
@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "backend.training": (
         *("numpy", "torch", "scipy", "PIL", "accelerate", "diffusers", "safetensors", "backend.console"),
         *("backend.data", "backend.models", "backend.guidance", "backend.pipelines", "backend.splatting", *LEAVES),
+        "backend.evaluation.metrics",
     ),
     "backend.service": (
         *("fastapi", "starlette", "uvicorn", "pydantic", "anyio", "requests", "rich", "psutil", "filelock"),
