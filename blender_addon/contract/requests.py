@@ -82,7 +82,7 @@ BOUNDS = {
     "frames": Bound(24, 8, 96),
     "resolution": Bound(128, 64, 512),  # pixels, square
     "gaussians": Bound(5_000, 500, 200_000),
-    "fps": Bound(24.0, 1.0, 240.0),
+    "fps": Bound(24.0, 0.01, 240.0),  # 8 frames of a long video play slowly
     "sh_degree": Bound(0, 0, 2),
     "motion": Bound(3.0, 0.0, 15.0),
     "guidance_motion": Bound(1.0, 0.0, 10.0),

@@ -260,7 +260,7 @@ WRONG_VIDEO = {
     "a name for a file": ({"video": "film.mp4"}, "match pattern"),
     "another cut-out": ({"cutout": "magic"}, "'auto'"),
     "another model": ({"model": "large"}, "'kinesplat-small'"),
-    "a slow clip": ({"fps": 0.5}, "greater than or equal to 1"),
+    "a slow clip": ({"fps": 0.005}, "greater than or equal to 0.01"),
     "another representation": ({"representation": "mesh"}, "'gaussians'"),
     "a prompt on two lines": ({"prompt": "a\nb"}, "printable"),
 }
