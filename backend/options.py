@@ -23,6 +23,13 @@ def bounded(name: str) -> Callable[[str], float]:
     return parse
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as argparse wants it."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
 def add_video_options(parser: argparse.ArgumentParser) -> None:
     """What a request of kind `video` is told beside its video; None where nothing is said."""
     video = parser.add_argument_group("the video")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from backend.models.kinesplat_small import FOLDER, KinesplatSmall, load
+from backend.models.precision import fast_bf16
 from backend.pipelines import diffusion4d
 from backend.splatting.observations import read_orbit_folder
 from benchmarks.report import Figure, write_report

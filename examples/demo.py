@@ -210,7 +210,7 @@ def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: C
 
 def write_frames(frames: GeneratedFrames, folder: Path) -> None:
     """Generated frames as orbit folders, where the sources of animated models lie as well."""
-    from backend.generate import write_generated  # brings torch along, which takes its time
+    from backend.commands.generate_files import write_generated  # brings torch along, which takes its time
 
     write_generated(frames, folder)
 

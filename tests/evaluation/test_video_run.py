@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import evaluate_video
 from backend.__main__ import main
+from backend.commands import evaluate_video
 from backend.data.fast_renderer import FastRenderer
 from backend.data.surface_points import follow_surface
 from backend.evaluation import truth, truth_worker, video_cases, video_figures

@@ -20,7 +20,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
         page="https://example.org/drive", keys="toy",
     )  # fmt: skip
     monkeypatch.setattr("backend.models.weights_registry.registry", lambda: {"toy": entry})
-    monkeypatch.setattr("backend.published_weights.registry", lambda: {"toy": entry})
+    monkeypatch.setattr("backend.commands.published_weights.registry", lambda: {"toy": entry})
     monkeypatch.setattr("backend.models.weights_registry.expected_shapes", lambda keys: {"a": (3,), "b": (2, 2)})
 
 

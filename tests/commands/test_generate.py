@@ -24,7 +24,7 @@ from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
 from tests.video.films import picture, write_video
 
-DOG = Path(__file__).parent.parent / "examples" / "dog.glb"
+DOG = Path(__file__).parents[2] / "examples" / "dog.glb"
 
 
 @pytest.fixture(autouse=True)

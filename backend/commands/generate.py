@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `generate`: from an object, an image, a text, a video or an orbit to a clip."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from backend.commands.construct import add_construction_options, construct
+from backend.options import add_video_options, bounded, video_options
+from blender_addon.contract.requests import BOUNDS, MODELS, PIPELINES, PUBLISHED, SMALL
+
+PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
+
+
+def add_generate(commands: argparse._SubParsersAction) -> None:
+    """`generate`: from an object, an image, a text or an orbit to a clip."""
+    parser = commands.add_parser(
+        "generate",
+        help="make a clip of an object, an image, a text, a video or an orbit",
+        description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
+    )
+    parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
+    parser.add_argument("--pipeline", choices=sorted(set(PIPELINES.values())), help="(default: by the subject)")
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
+    subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
+    subject.add_argument("--orbit", type=Path, metavar="FOLDER",
+                         help="a moving orbit that exists already: nothing is invented")  # fmt: skip
+    subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
+                         help="a film of it from the front, or its pictures in order")  # fmt: skip
+    motion = parser.add_argument_group("the invented motion")
+    for name, bound, text in (
+        ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
+        ("--steps", "steps", "of denoising"),
+        ("--guidance-motion", "guidance_motion", "how closely text and motion are followed (w1 of Eq. 3)"),
+        ("--guidance-static", "guidance_static", "how closely the subject's looks are kept (w2 of Eq. 3)"),
+    ):
+        default = f"{BOUNDS[bound].default:g}"
+        if bound in PUBLISHED_DEFAULTS:
+            default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
+        motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
+    motion.add_argument("--frames-only", type=Path, metavar="OUT",
+                        help="write the frames alone, of a video its four views: a contact sheet (OUT.png) or a "
+                             "folder of orbits")  # fmt: skip
+    published = parser.add_argument_group("the published size (docs/published_size.md)")
+    published.add_argument("--model", choices=MODELS, default=SMALL,
+                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, of videos "
+                                "4DM, and needs weights and a GPU")  # fmt: skip
+    published.add_argument("--weights", type=Path, metavar="DIR",
+                           help="where its weights are (default: as for `weights`)")  # fmt: skip
+    published.add_argument("--refine", action="store_true",
+                           help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
+    published.add_argument("--dry-run", action="store_true",
+                           help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
+    add_video_options(parser)
+    add_construction_options(parser, needs_out=False)
+    parser.set_defaults(func=generate, usage_error=parser.error)
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Generate a clip, or the frames alone, with progress bars; a second run resumes an interrupted one."""
+    import shutil
+
+    from backend.console import progress_bar
+    from backend.progress import Run
+    from blender_addon.contract.clip import write_clip
+
+    if problem := generate_problem(options):
+        options.usage_error(problem)
+    if options.orbit:
+        return construct(options)
+    if options.video:
+        return generate_from_video(options)
+    published = options.model == PUBLISHED
+    for name in ("motion", *PUBLISHED_DEFAULTS):
+        if getattr(options, name) is None:
+            default = PUBLISHED_DEFAULTS[name] if published and name in PUBLISHED_DEFAULTS else BOUNDS[name].default
+            setattr(options, name, default)
+    if options.dry_run:
+        from backend.commands.published_dry_run import print_generation
+
+        return print_generation(options)
+
+    from backend.commands.generate_files import generate_files, write_generated
+    from backend.data.object_capture import capture_object
+
+    out = options.out or options.frames_only
+    work = options.work or out.with_suffix(".work")
+    captured = None
+    if options.object:
+        with progress_bar() as show:
+            captured = capture_object(options.object, work / "object", Run(work, on_progress=show))
+    with progress_bar() as show:
+        frames, clip = generate_files(
+            work,
+            Run(work, on_progress=show, device=options.device),
+            name=out.stem,
+            prompt=options.text,
+            image=options.image,
+            captured=captured,
+            model=options.model,
+            published={"weights": options.weights, "refine": options.refine} if published else {},
+            seed=options.seed,
+            motion=options.motion,
+            steps=options.steps,
+            guidance_motion=options.guidance_motion,
+            guidance_static=options.guidance_static,
+            preset=options.preset,
+            gaussians=options.gaussians,
+            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
+            sh_degree=options.sh_degree,
+            color_space=options.color_space,
+            motion_model=options.motion_model,
+            result="clip" if options.out else "frames",
+        )
+    for warning in (clip or frames).provenance["warnings"]:
+        print(warning, file=sys.stderr)
+    print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
+    if options.frames_only:
+        write_generated(frames, options.frames_only)
+        print(f"{options.frames_only}: {len(frames.moving)} frames")
+    if clip is not None:
+        write_clip(options.out, clip)
+        print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.work is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def generate_from_video(options: argparse.Namespace) -> int:
+    """The clip of a video, or the four views alone, with progress bars; a second run resumes an interrupted one."""
+    import shutil
+
+    from backend.commands.generate_files import generate_video_files, write_views
+    from backend.console import progress_bar
+    from backend.progress import Run
+    from blender_addon.contract.clip import write_clip
+
+    if options.dry_run:
+        from backend.commands.published_dry_run import print_generation
+
+        return print_generation(options)
+    out = options.out or options.frames_only
+    work = options.work or out.with_suffix(".work")
+    names = ("preset", "gaussians", "seed", "fps", "sh_degree", "color_space", "motion_model", "model", "weights")
+    asked = {name: getattr(options, name) for name in names} | video_options(options)
+    asked |= {"name": out.stem, "prompt": options.text}
+
+    def made(*, views_alone: bool):
+        with progress_bar() as show:
+            run = Run(work, on_progress=show, device=options.device)
+            found = generate_video_files(work, run, options.video, views_alone=views_alone, **asked)
+        for warning in run.notes:
+            print(warning, file=sys.stderr)
+        return found
+
+    if options.out:
+        clip = made(views_alone=False)
+        write_clip(options.out, clip)
+        print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
+    if options.frames_only:
+        video, views = made(views_alone=True)
+        write_views(video, views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
+        print(f"{options.frames_only}: {len(views.cameras)} views of {len(video.frames)} frames")
+    if options.work is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def generate_problem(options: argparse.Namespace) -> str:
+    """What does not go together in the options of `generate`; empty where all does."""
+    if not (options.text.strip() or options.object or options.image or options.orbit or options.video):
+        return "name a subject: --text, --object, --image, --video or --orbit"
+    kind = next((kind for kind in ("object", "image", "orbit", "video") if getattr(options, kind)), "text")
+    if options.pipeline not in (None, PIPELINES[kind]):
+        return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
+    invented = (options.motion, options.steps, options.guidance_motion, options.guidance_static)
+    if options.video and (options.refine or any(one is not None for one in invented)):
+        return "--video goes without --refine, --motion, --steps and --guidance-...: its preset decides"
+    if not options.video and (said := video_options(options)):
+        return f"--{next(iter(said))} goes with --video"
+    if options.orbit and (options.text or options.frames_only):
+        return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
+    if not options.orbit and (options.static or options.surface):
+        return "--static and --surface go with --orbit"
+    if options.model != PUBLISHED and (options.weights or options.refine or options.dry_run):
+        return f"--weights, --refine and --dry-run go with --model {PUBLISHED}"
+    if not (options.out or options.frames_only or options.dry_run):
+        return "say where the result goes: --out CLIP.npz or --frames-only OUT"
+    return ""
