@@ -24,14 +24,14 @@ FINAL = (0.02, 0.25)  # where its lower and its upper end come to
 _TINY = 1e-8  # beside standard deviations that may be 0
 
 
-def timestep_bounds(iteration: int, iterations: int = ANNEALED) -> tuple[int, int]:
-    """First and last time step, both included, that an iteration may draw: they fall linearly, then stay.
+def timestep_bounds(iteration: int, iterations: int = ANNEALED, final: tuple[float, float] = FINAL) -> tuple[int, int]:
+    """First and last time step, both included, that an iteration may draw: they fall linearly to `final`, then stay.
 
     At the start all is nearly noise and decides the shape, in the end there is little noise and it is about the detail.
     With `iterations` 0 the start is left out.
     """
     progress = min(max(iteration / iterations, 0.0), 1.0) if iterations else 1.0
-    low, high = (int(TRAIN_STEPS * (START + (end - START) * progress) + 1e-6) for end in FINAL)
+    low, high = (int(TRAIN_STEPS * (START + (end - START) * progress) + 1e-6) for end in final)
     return low, high
 
 

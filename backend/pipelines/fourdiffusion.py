@@ -49,7 +49,7 @@ PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
 VIDEO_NAME, VIEWS_NAME, FIT_NAME = "video.npz", "views.npz", "fit.npz"
 BEGUN_NAME = "views.key"  # of the views whose sampling the folder keeps, in `views_*.npz`
-ALGORITHM = 2  # counts changes that make older checkpoints useless
+ALGORITHM = 3  # counts changes that make older checkpoints useless
 FRAMES = 8, 64  # least and most that a clip has
 DEPARTURE = "Gaussians were optimised in place of the paper's radiance field."
 
@@ -314,15 +314,22 @@ def step(
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """One iteration: the weighted losses by name, and the pictures [V, H, W, 4] that the network saw."""
-    looked = draw(iteration, len(anchor.pictures), settings.pixels_at(iteration), settings.annealed, settings.seed)
-    generator = looked.generator()
-    subject.begin(iteration, generator)
+    looked = draw(
+        iteration,
+        len(anchor.pictures),
+        settings.pixels_at(iteration),
+        settings.annealed,
+        settings.seed,
+        settings.final_times,
+    )
+    generator, done = looked.generator(), iteration / settings.iterations
+    subject.begin(iteration, done, generator)
     subject.optimizer.zero_grad()
 
     # Eq. 10 on 8 times x 4 views, and the priors on what is seen there.
     pictures = subject.render(looked.cameras, generator)
     found = {"sds": _distillation(pictures, guidance, looked, settings, generator)}
-    found |= subject.priors(looked, pictures[..., 3], iteration / settings.iterations, generator)
+    found |= subject.priors(looked, pictures[..., 3], done, generator)
     torch.stack(list(found.values())).sum().backward()
 
     # The anchor video at one frame; on its own, so that not both graphs are alive.

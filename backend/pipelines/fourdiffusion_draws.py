@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.guidance.sds import timestep_bounds
+from backend.guidance.sds import FINAL, timestep_bounds
 from backend.pipelines.multi_view_video import DISTANCE, FOV, RUN_FRAMES, VIEWS
 from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
 
@@ -46,16 +46,19 @@ class Draw:
         return torch.Generator().manual_seed(self.seed)
 
 
-def draw(iteration: int, frames: int, pixels: int, annealed: int, seed: int) -> Draw:
+def draw(
+    iteration: int, frames: int, pixels: int, annealed: int, seed: int, final: tuple[float, float] = FINAL
+) -> Draw:
     """The draw of one iteration of the fit of a clip of `frames` frames, at least 2.
 
-    pixels: side of its pictures; annealed: iterations until diffusion times are in their final range, or 0.
+    pixels: side of its pictures; annealed: iterations until diffusion times are in their final range, or 0;
+    final: that range, in shares of the whole.
     """
     rng = np.random.default_rng((seed, iteration))
     count = min(frames, RUN_FRAMES)
     shown = rng.integers(frames - count + 1) + np.arange(count)
     turn, elevation = 360 / VIEWS * rng.random(), HIGHEST * rng.random()
-    low, high = timestep_bounds(iteration, annealed)
+    low, high = timestep_bounds(iteration, annealed, final)
     poses = np.stack([orbit_camera(turn + 360 / VIEWS * view, elevation, DISTANCE) for view in range(VIEWS)])
     cameras = Cameras(
         camera_to_world=np.tile(poses, (count, 1, 1)),

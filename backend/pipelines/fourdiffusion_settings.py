@@ -31,6 +31,7 @@ class Settings:
     anchor_pixels: int | None = None  # side of the anchor's renders; None: that of the views of 4DM
     guidance: float | None = None  # scale of score distillation; None: the video model's own
     rescale: float | None = None  # the same of how much contrast is taken back
+    final_times: tuple[float, float] = sds.FINAL  # of the diffusion, once they are annealed
     sds_weight: float = 1.0  # 0: an ablation
     anchor_weight: float = 1.0  # 0: an ablation
     grid: HashGridConfig = PUBLISHED_GRID
@@ -104,13 +105,14 @@ PRESETS = {  # Gaussians begin where the views of 4DM have led them: a tenth of 
     ("published", "gaussians"): Settings(iterations=PUBLISHED_ITERATIONS // 10),
 }
 
-_SMALL = Settings(steps=20, pixels=(32, 48, 64), grid=SMALL_GRID, grid_pixels=96)
+# Of the model that comes along. With less noise it agrees to whatever it is shown, and what has grown too large grows on.
+_SMALL = Settings(steps=20, pixels=(32, 48, 64), grid=SMALL_GRID, grid_pixels=96, final_times=(0.3, 0.7))
 _SMALL_PREVIEW = replace(_SMALL, quality=Quality(samples=64), construction="preview")
 SMALL_PRESETS = {  # of the model that comes along, on a CPU; renders for it have at most its own resolution
     ("draft", "gaussians"): replace(_SMALL, iterations=0, construction="draft"),
     ("draft", "nerf"): replace(_SMALL, iterations=0, construction="draft"),
     ("preview", "gaussians"): replace(_SMALL_PREVIEW, iterations=150),
     ("preview", "nerf"): replace(_SMALL_PREVIEW, iterations=300, anchor_pixels=64),
-    ("final", "gaussians"): replace(_SMALL, iterations=600),
+    ("final", "gaussians"): replace(_SMALL, iterations=400),
     ("final", "nerf"): replace(_SMALL, iterations=1_500, quality=Quality(samples=128), anchor_pixels=96),
 }

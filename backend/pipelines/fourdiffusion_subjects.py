@@ -32,8 +32,8 @@ class Subject(Protocol):
     PRIORS: tuple[str, ...]  # names of its priors
     optimizer: torch.optim.Optimizer
 
-    def begin(self, iteration: int, generator: torch.Generator) -> None:
-        """Called before each iteration."""
+    def begin(self, iteration: int, done: float, generator: torch.Generator) -> None:
+        """Called before each iteration; `done`: 0..1 of all."""
 
     def render(self, cameras: Cameras, generator: torch.Generator) -> Tensor:  # [V, H, W, 4]
         """Colour times alpha, and alpha, with a gradient."""
@@ -70,7 +70,7 @@ class FieldSubject:
         self.optimizer = torch.optim.AdamW(self.field.parameter_groups(), betas=BETAS, eps=EPSILON)
         self._device = device
 
-    def begin(self, iteration: int, generator: torch.Generator) -> None:
+    def begin(self, iteration: int, done: float, generator: torch.Generator) -> None:
         """Find out where there is something."""
         self.occupancy.update(self.field, iteration, generator)
 
@@ -119,9 +119,12 @@ class GaussianSubject:
     def __init__(self, clip: Clip, device: torch.device | str = "cpu") -> None:
         self._refined = RefinableClip(clip, device)
         self.optimizer = self._refined.optimizer()
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def begin(self, iteration: int, generator: torch.Generator) -> None:
-        """Nothing to be done."""
+    def begin(self, iteration: int, done: float, generator: torch.Generator) -> None:
+        """Steps become smaller: the pull of a video model on its own answers would never let it come to rest."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * (1 - done)
 
     def render(self, cameras: Cameras, generator: torch.Generator) -> Tensor:  # [V, H, W, 4]
         """See `Subject`."""

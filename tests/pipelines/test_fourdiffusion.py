@@ -68,7 +68,7 @@ def looked_at(subject: FieldSubject | GaussianSubject):
 
     @torch.no_grad()
     def look(cameras) -> Tensor:
-        subject.begin(0, torch.Generator().manual_seed(0))
+        subject.begin(0, 0.0, torch.Generator().manual_seed(0))
         return subject.render(cameras, torch.Generator().manual_seed(0))
 
     return look
