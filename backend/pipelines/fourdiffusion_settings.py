@@ -105,7 +105,7 @@ PRESETS = {  # Gaussians begin where the views of 4DM have led them: a tenth of 
     ("published", "gaussians"): Settings(iterations=PUBLISHED_ITERATIONS // 10),
 }
 
-# Of the model that comes along. With less noise it agrees to whatever it is shown, and what has grown too large grows on.
+# Of the model that comes along. With less noise it agrees to what it is shown: what has grown too large grows on.
 _SMALL = Settings(steps=20, pixels=(32, 48, 64), grid=SMALL_GRID, grid_pixels=96, final_times=(0.3, 0.7))
 _SMALL_PREVIEW = replace(_SMALL, quality=Quality(samples=64), construction="preview")
 SMALL_PRESETS = {  # of the model that comes along, on a CPU; renders for it have at most its own resolution
