@@ -109,5 +109,15 @@ def test_half_precision_latents_are_noised_in_full_precision() -> None:
 
 
 def test_other_kinds_of_prediction_are_refused() -> None:
-    with pytest.raises(ValueError, match="sample"):
-        schedules.predicts(DDIMScheduler(prediction_type="sample"))
+    with pytest.raises(ValueError, match="flow"):
+        schedules.predicts(DDIMScheduler(prediction_type="flow"))
+
+
+def test_clean_predictions_are_taken_as_they_are() -> None:
+    scheduler = DDIMScheduler(prediction_type="sample")
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = schedules.add_noise(scheduler, clean, noise, 300)
+    assert schedules.clean_of(scheduler, clean, noisy, 300) is clean
+    assert schedules.prediction_of(scheduler, clean, noisy, 300) is clean
+    assert schedules.training_target(scheduler, clean, noise, 300) is clean
+    torch.testing.assert_close(schedules.noise_of(scheduler, clean, noisy, 300), noise, rtol=1e-4, atol=1e-4)
