@@ -20,7 +20,6 @@ from .video_source import (
     nothing_chosen,
     read_frame,
     sequencer_scene,
-    stored_fps,
 )
 
 SIDE = 192  # pixels of a preview
@@ -142,9 +141,6 @@ def range_text(video: VideoSource, part: VideoSource, frames: int) -> str:
     else:
         step = round((part.count - 1) / (frames - 1))
         text += f"{frames} taken" + (f" (every {_ordinal(step)})" if step > 1 else "")
-    played = (frames - 1) / stored_fps(part, frames)
-    if played < 0.95 * part.seconds:
-        text += f". The result plays in {played:.1f} s; more frames let it last as long as the video"
     return text
 
 
