@@ -122,9 +122,9 @@ class GaussianSubject:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def begin(self, iteration: int, done: float, generator: torch.Generator) -> None:
-        """Steps become smaller: the pull of a video model on its own answers would never let it come to rest."""
+        """From the middle on steps become smaller: each iteration pulls elsewhere, and in the end it is to rest."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * (1 - done)
+            group["lr"] = rate * min(1.0, 2 * (1 - done))
 
     def render(self, cameras: Cameras, generator: torch.Generator) -> Tensor:  # [V, H, W, 4]
         """See `Subject`."""

@@ -186,7 +186,7 @@ class Pixels:
         self.optimizer = torch.optim.SGD([self.pictures], lr=0.0)
         self.rendered = 0
 
-    def begin(self, iteration: int, generator: torch.Generator) -> None: ...
+    def begin(self, iteration: int, done: float, generator: torch.Generator) -> None: ...
 
     def render(self, cameras, generator: torch.Generator) -> Tensor:
         self.rendered += len(cameras.times)
@@ -197,6 +197,18 @@ class Pixels:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {}
+
+
+def test_the_small_model_is_asked_at_medium_noise_and_steps_become_smaller() -> None:
+    settings = Settings.for_preset("preview", "gaussians", model=SMALL)
+    times = [draw(0, 8, 24, settings.annealed, seed, settings.final_times).timestep for seed in range(40)]
+    assert 300 <= min(times) < 400
+    assert 600 < max(times) <= 700
+    subject, rates = subject_of("gaussians", TINY), []
+    for done in (0.0, 0.5, 0.75, 1.0):
+        subject.begin(0, done, torch.Generator())
+        rates.append(subject.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([rates[0], rates[0], rates[0] / 2, 0.0])
 
 
 def test_a_step_descends_from_pixels_to_what_the_network_sees() -> None:
