@@ -2,6 +2,7 @@
 """The command `train`: training of the networks, `train pack` and `train ship` for what comes of it."""
 
 import argparse
+import time
 from pathlib import Path
 
 from backend.options import positive
@@ -21,7 +22,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     """What all training has in common."""
-    parser.add_argument("--config", required=True, metavar="FILE|NAME", help="TOML, or one of backend/training/configs")
+    parser.add_argument("--config", required=True, action="append", metavar="FILE|NAME", dest="configs",
+                        help="TOML, or one of backend/training/configs; a second one, such as gpu, changes lines of "
+                             "the first")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
                         help="another value for one line of the configuration; may be repeated")  # fmt: skip
     parser.add_argument("--assets", type=Path, metavar="DIR", help="baked animated models")
@@ -32,6 +35,9 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     length.add_argument("--steps", type=positive, metavar="N", help="the same in steps: exactly repeatable")
     parser.add_argument("--resume", type=Path, metavar="DIR",
                         help="run, checkpoint or packed run to train on, by a new --minutes or --steps")  # fmt: skip
+    parser.add_argument("--pack", type=Path, metavar="DIR",
+                        help="folder that gets the run as small files (see `train pack`), at the start, at every save "
+                             "and at the end, which --minutes then includes")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR",
                         help="published weights, for the published size (default: as for `weights`)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
@@ -64,6 +70,8 @@ def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
                                "others")  # fmt: skip
     shipping.add_argument("--small-4dm", type=Path, metavar="RUN", dest="small_fourdm",
                           help="of kinesplat_small_4dm_motion: a model of its own, without the others")  # fmt: skip
+    shipping.add_argument("--base", type=Path, metavar="RUN",
+                          help="of --small-4dm: where the run of its base is now")  # fmt: skip
     shipping.add_argument("--assets", type=Path, metavar="DIR", help="what the runs were trained on")
     shipping.add_argument("--name", default="kinesplat-small", help="with a version, for the provenance of clips")
     shipping.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -79,6 +87,7 @@ def minutes(text: str) -> float:
 
 def train(options: argparse.Namespace) -> int:
     """Train until the plan is done, or somebody stops it."""
+    began = time.monotonic()
     try:
         from backend.training.config import read_config
         from backend.training.trainer import train as run_training
@@ -86,11 +95,12 @@ def train(options: argparse.Namespace) -> int:
         hint = 'Install what training needs: pip install ".[train]".'
         raise UserError("no_training", f"The package {error.name} is missing.", hint) from error
     changes = [*options.changes, *([f"weights={options.weights}"] if options.weights else [])]
-    config = read_config(options.config, changes)
+    source, *overlays = options.configs
+    config = read_config(source, changes, overlays)
     what = "4dm" if config.task in ("fourdm", "small_fourdm") else "diffusion4d"
     if what != options.what:
         hint = f"Run: python -m backend train {what} --config ..."
-        raise UserError("bad_config", f"{options.config} trains another network than {options.what}.", hint)
+        raise UserError("bad_config", f"{source} trains another network than {options.what}.", hint)
     if options.dry_run:
         from backend.commands.published_dry_run import print_training
 
@@ -104,13 +114,15 @@ def train(options: argparse.Namespace) -> int:
         minutes=options.minutes,
         steps=options.steps,
         resume=options.resume,
+        packed=options.pack,
+        began=began,
     )
     return 0 if done else 130
 
 
 def pack_run(options: argparse.Namespace) -> int:
     """Pack a run for moving."""
-    from backend.training.checkpoint import pack
+    from backend.training.packed import pack
 
     folder = pack(options.run, options.out)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -131,7 +143,7 @@ def ship_runs(options: argparse.Namespace) -> int:
         print(f"{options.out}: Diffusion4D of published size")
         return 0
     if options.small_fourdm:
-        ship_small_fourdm(options.small_fourdm, options.out, name=options.name)
+        ship_small_fourdm(options.small_fourdm, options.out, name=options.name, base=options.base)
         print(f"{options.out}: {options.name}")
         return 0
     if options.scene_flow:

@@ -7,9 +7,11 @@ whatever the number of processes: two processes do what one does that accumulate
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from backend.data.samples import SampleStream
 from backend.models.text import Vocabulary
 
-AHEAD = 2  # micro-batches that wait ready, per worker
+AHEAD = 2  # micro-batches that wait ready
+PIECE = 8  # samples that a process draws at a time
+PIECES_AHEAD = 4  # such pieces that wait ready, per process
+SHARED = Path("/dev/shm")  # where Linux keeps memory that processes share
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,22 @@ def micro_batches(first: int, size: int, *, rank: int = 0, ranks: int = 1, accum
 
 
 def draw(
-    stream: SampleStream, numbers: Iterator[range], vocabulary: Vocabulary, workers: int = 0
+    stream: SampleStream,
+    numbers: Iterator[range],
+    vocabulary: Vocabulary,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    say: Callable[..., None] = print,
 ) -> Iterator[AnyBatch]:
-    """Micro-batches, drawn ahead by a thread, or by `workers` processes that each have the assets in memory.
+    """Micro-batches on a device, drawn ahead by a thread, or by `workers` processes that each have the assets.
 
-    Close the iterator to end them.
+    Close the iterator to end them. say: told where shared memory does not suffice, so that samples travel more slowly.
     """
-    drawn = _draw_in_processes(stream, numbers, workers) if workers else _draw_in_thread(stream, numbers)
+    device = torch.device(device)
+    drawn = _draw_in_processes(stream, numbers, workers, device, say) if workers else _draw_in_thread(stream, numbers)
     with contextlib.closing(drawn):
         for number, arrays, captions in drawn:
-            yield make_batch(number, arrays, captions, vocabulary)
+            yield make_batch(number, arrays, captions, vocabulary).to(device)
 
 
 def draw_now(stream: SampleStream, numbers: range, vocabulary: Vocabulary) -> Batch:
@@ -148,22 +159,62 @@ def _draw_in_thread(stream: SampleStream, numbers: Iterator[range]) -> Iterator[
 
 
 class _Stream(Dataset):
-    """A stream as torch's loader takes it: its keys are the numbers of whole micro-batches."""
+    """A stream as torch's loader takes it: its keys are the numbers of pieces of micro-batches."""
 
-    def __init__(self, stream: SampleStream) -> None:
-        self.stream = stream
+    def __init__(self, stream: SampleStream, shared: bool) -> None:
+        self.stream, self.shared = stream, shared
 
     def __getitem__(self, numbers: range) -> Drawn:
-        return _draw(self.stream, numbers)
+        number, arrays, captions = _draw(self.stream, numbers)
+        if self.shared:  # torch sends tensors through shared memory, and arrays through a pipe
+            arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return number, arrays, captions
 
 
-def _draw_in_processes(stream: SampleStream, numbers: Iterator[range], workers: int) -> Iterator[Drawn]:
+def _draw_in_processes(
+    stream: SampleStream, numbers: Iterator[range], workers: int, device: torch.device, say: Callable[..., None]
+) -> Iterator[Drawn]:
+    """Whole micro-batches; several processes draw pieces of one, which are put together on the device."""
+    first = next(numbers)
+    shared = _shared_memory_suffices(stream, workers, say)
     loader = DataLoader(
-        _Stream(stream),
-        sampler=numbers,
+        _Stream(stream, shared),
+        sampler=_pieces(itertools.chain([first], numbers)),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=AHEAD,
+        prefetch_factor=PIECES_AHEAD,
         multiprocessing_context="spawn",  # a fork would copy the locks of our threads
+        pin_memory=device.type == "cuda",
     )
-    yield from loader
+    waiting: list[Drawn] = []
+    for piece in loader:
+        number, arrays, captions = piece
+        moved = {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        waiting.append((number, moved, captions))
+        if sum(len(captions) for _, _, captions in waiting) == len(first):
+            yield _joined(waiting)
+            waiting = []
+
+
+def _pieces(numbers: Iterator[range]) -> Iterator[range]:
+    for batch in numbers:
+        for start in range(batch.start, batch.stop, PIECE):
+            yield range(start, min(start + PIECE, batch.stop))
+
+
+def _joined(pieces: list[Drawn]) -> Drawn:
+    names = pieces[0][1]
+    arrays = {name: torch.cat([arrays[name] for _, arrays, _ in pieces]) for name in names}
+    return pieces[0][0], arrays, [caption for _, _, captions in pieces for caption in captions]
+
+
+def _shared_memory_suffices(stream: SampleStream, workers: int, say: Callable[..., None]) -> bool:
+    """Whether what waits ready fits into shared memory: containers often have 64 MiB of it."""
+    if not SHARED.exists():  # other systems have no such limit
+        return True
+    size = sum(array.nbytes for array in _draw(stream, range(1))[1].values())
+    needed = size * PIECE * (PIECES_AHEAD + 1) * workers
+    free = shutil.disk_usage(SHARED).free
+    if needed > free:
+        say(f"{SHARED} has {free >> 20} MiB free and {needed >> 20} are needed: samples take the slower way, by pipes.")
+    return needed <= free

@@ -2,8 +2,7 @@
 """Checkpoints of training: whole or not there at all, and everything that a run needs to go on as if never stopped.
 
 A checkpoint is a folder `step_N` with model, EMA and optimizer as safetensors and `trainer.json`; a base that is frozen
-is not in it. A *packed* run is
-smaller and made for moving: float16 weights and EMA in several files. It has no optimizer, which starts anew.
+is not in it. Whatever is read here may be a run, one of its checkpoints, or a packed run (`packed`).
 """
 
 import json
@@ -20,10 +19,8 @@ from backend.progress import UserError
 from blender_addon.contract.arrays import atomic_file
 
 KEEP = 2
-STATE = "trainer.json"
+STATE, CONFIG = "trainer.json", "config.json"
 WEIGHTS, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
-PACKED_FILE_BYTES = 15 * 2**20
-PACKED_BYTES = 64 * 2**20
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -56,8 +53,8 @@ def save_checkpoint(
     part.mkdir(parents=True)
     left_out = frozen(network)
     for name, one in ((WEIGHTS, network), (EMA, ema)):
-        _save(part / name, {key: tensor for key, tensor in one.state_dict().items() if key not in left_out})
-    _save(part / OPTIMIZER, _optimizer_tensors(network, optimizer))
+        save_tensors(part / name, {key: tensor for key, tensor in one.state_dict().items() if key not in left_out})
+    save_tensors(part / OPTIMIZER, _optimizer_tensors(network, optimizer))
     _write_state(part, state)
     os.replace(part, folder)
     _sync_folder(folder.parent)
@@ -71,6 +68,55 @@ def frozen(network: nn.Module) -> set[str]:
     return {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
+def found_checkpoint(folder: Path | str) -> Path:
+    """`newest_checkpoint`, where there has to be one.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = newest_checkpoint(Path(folder))
+    if found is None:
+        raise UserError("no_checkpoint", f"{folder} holds no checkpoint.", "Train first, or name the folder of a run.")
+    return found
+
+
+def read_average(folder: Path | str) -> dict[str, torch.Tensor]:
+    """The averaged network, without what was frozen: name -> float32 tensor.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged.
+    """
+    checkpoint = found_checkpoint(folder)
+    try:
+        return read_tensors(checkpoint, EMA)
+    except (OSError, SafetensorError) as error:
+        raise damaged(checkpoint, error) from error
+
+
+def read_about(folder: Path | str) -> dict:
+    """The configuration that a run was made with, and its `vocabulary`.
+
+    Raises:
+        UserError: there is no checkpoint, or nothing tells what it is of.
+    """
+    checkpoint = found_checkpoint(folder)
+    path = next((near / CONFIG for near in (checkpoint, checkpoint.parent) if (near / CONFIG).exists()), None)
+    try:
+        if path is None:
+            raise FileNotFoundError(f"{CONFIG} is missing")
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {**about, "vocabulary": tuple(about["vocabulary"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "Copy config.json of the run beside it."
+        raise UserError("damaged_checkpoint", f"Nothing tells what {folder} is of: {error}.", hint) from error
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of WEIGHTS or EMA in float32, of a checkpoint or of a packed run, where they are in several files."""
+    files = sorted(checkpoint.glob(name.replace(".", "-*."))) or [checkpoint / name]
+    return {key: tensor.float() for file in files for key, tensor in load_file(file).items()}
+
+
 def read_state(checkpoint: Path) -> dict:
     """The bookkeeping of a checkpoint.
 
@@ -81,7 +127,7 @@ def read_state(checkpoint: Path) -> dict:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(checkpoint, error) from error
+        raise damaged(checkpoint, error) from error
 
 
 def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -91,10 +137,10 @@ def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimi
         UserError: it is damaged, or of another network.
     """
     try:
-        weights, averaged = _load(checkpoint, WEIGHTS), _load(checkpoint, EMA)
+        weights, averaged = read_tensors(checkpoint, WEIGHTS), read_tensors(checkpoint, EMA)
         moments = load_file(checkpoint / OPTIMIZER) if (checkpoint / OPTIMIZER).exists() else {}
     except (OSError, SafetensorError) as error:
-        raise _damaged(checkpoint, error) from error
+        raise damaged(checkpoint, error) from error
     base = {name: tensor for name, tensor in network.state_dict().items() if name in frozen(network)}
     try:
         network.load_state_dict({**base, **weights})
@@ -109,58 +155,13 @@ def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimi
         state = {key: moments[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in moments}
         if state:
             optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
-            optimizer.state[parameter]["step"] = moments[f"step.{name}"]
+            # a fused optimizer counts on the GPU, others on the CPU
+            where = parameter.device if optimizer.defaults.get("fused") else "cpu"
+            optimizer.state[parameter]["step"] = moments[f"step.{name}"].to(where)
 
 
-def pack(run: Path, out: Path) -> Path:
-    """Write the newest checkpoint of a run for moving: float16, files of at most 15 MiB, 64 MiB in all.
-
-    Raises:
-        UserError: there is no checkpoint, it is too large, or `out` is not empty.
-    """
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Name the folder of a run.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError("not_empty", f"{out} is not empty.", "Choose another folder for the packed run.")
-    state = read_state(checkpoint)
-    parts = {name: {key: value.half() for key, value in _load(checkpoint, name).items()} for name in (WEIGHTS, EMA)}
-    size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    if size > PACKED_BYTES:
-        raise UserError(
-            "too_large",
-            f"{checkpoint} would take {size / 2**20:.0f} MiB; a packed run takes at most {PACKED_BYTES >> 20}.",
-            "Move the folder of the checkpoint itself.",
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, tensors in parts.items():
-        for number, shard in enumerate(_shards(tensors)):
-            _save(out / _shard_name(name, number), shard)
-    _write_state(out, state)
-    return out
-
-
-def _shard_name(name: str, number: int) -> str:  # "model.safetensors" -> "model-0.safetensors"
-    return name.replace(".", f"-{number}.")
-
-
-def _shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    shards, size = [{}], 0
-    for name, tensor in tensors.items():
-        if size + tensor.nbytes > PACKED_FILE_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
-
-
-def _load(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
-    files = sorted(checkpoint.glob(name.replace(".", "-*."))) or [checkpoint / name]
-    return {key: tensor.float() for file in files for key, tensor in load_file(file).items()}
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a file and wait until it is on the disk."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -188,7 +189,8 @@ def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> 
     }
 
 
-def _damaged(checkpoint: Path, error: Exception) -> UserError:
+def damaged(checkpoint: Path, error: Exception) -> UserError:
+    """What is said of a checkpoint that cannot be read."""
     return UserError(
         "damaged_checkpoint",
         f"The checkpoint {checkpoint} cannot be read: {error}.",

@@ -55,26 +55,23 @@ class TrainConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
 
 
-def read_config(source: Path | str, changes: Sequence[str] = ()) -> TrainConfig:
+def read_config(source: Path | str, changes: Sequence[str] = (), overlays: Sequence[Path | str] = ()) -> TrainConfig:
     """A run's configuration from a TOML file or the name of one in `configs/`.
 
-    changes: "key=value" in TOML, such as "batch=96" or "network.embedding=512".
+    changes: "key=value" in TOML, such as "batch=96" or "network.embedding=512"; they come last.
+    overlays: more such files, each of which changes what those before it say.
 
     Raises:
         UserError: there is no such file, or it is not a configuration.
     """
-    path = Path(source)
-    if not path.exists() and (CONFIGS / f"{source}.toml").exists():
-        path = CONFIGS / f"{source}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-        raise UserError("bad_config", f"There is no configuration {source}.", f"Name a TOML file or one of: {known}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        for change in changes:
-            merge(values, parse_change(change))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError("bad_config", f"{path} is not valid TOML: {error}.") from error
+    path, values = found_config(source), {}
+    for file in (path, *map(found_config, overlays)):
+        try:
+            merge(values, tomllib.loads(file.read_text(encoding="utf-8")))
+        except tomllib.TOMLDecodeError as error:
+            raise UserError("bad_config", f"{file} is not valid TOML: {error}.") from error
+    for change in changes:
+        merge(values, parse_change(change))
     kinds = {known.name: known.type for known in fields(TrainConfig)}
     for name, value in values.items():
         if name not in kinds:
@@ -92,6 +89,21 @@ def read_config(source: Path | str, changes: Sequence[str] = ()) -> TrainConfig:
         if getattr(config, name) < 1:
             raise UserError("bad_config", f"{name} must be 1 or more.")
     return config
+
+
+def found_config(source: Path | str) -> Path:
+    """The file of a configuration, given by its path or its name in `configs/`.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(source)
+    if not path.exists() and (CONFIGS / f"{source}.toml").exists():
+        path = CONFIGS / f"{source}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
+        raise UserError("bad_config", f"There is no configuration {source}.", f"Name a TOML file or one of: {known}.")
+    return path
 
 
 def resized(sizes: Sizes, changes: dict) -> Sizes:

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training of the decoder of motion latents: to mend what warping the static frames leaves undone."""
 
-import json
 from functools import cache
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from backend.models import motion_latents
@@ -16,7 +13,7 @@ from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training import motion_task
 from backend.training.batches import Batch
-from backend.training.checkpoint import checkpoints
+from backend.training.checkpoint import read_about, read_average
 from backend.training.config import TrainConfig
 
 PRESENCE = 0.68  # quantile: a limb that is somewhere here is rather kept than wiped out, as a median (0.5) would
@@ -59,9 +56,9 @@ def estimated(
 ) -> Tensor:  # [B, T, 4, h, w]
     """Most of the latents as the motion network makes them out through noise."""
     size, device = len(latents), latents.device
-    timestep = (torch.rand(size, generator=noise) * NOISIEST).clamp_min(0.01).to(device)
-    chosen = (torch.rand(size, generator=noise) < ESTIMATED).to(device)
-    eps = torch.randn(latents.shape, generator=noise).to(device)
+    timestep = (torch.rand(size, generator=noise, device=device) * NOISIEST).clamp_min(0.01).to(device)
+    chosen = (torch.rand(size, generator=noise, device=device) < ESTIMATED).to(device)
+    eps = torch.randn(latents.shape, generator=noise, device=device)
     known = torch.ones(size, dtype=torch.bool, device=device)
     given = (timestep, batch.times, batch.camera_to_world, batch.tokens, magnitude, known)
     network = motion_network(config.motion_run, device)
@@ -71,16 +68,15 @@ def estimated(
 
 @cache
 def motion_network(run: str, device: torch.device) -> SmallVideoNet:
-    """The averaged network of the newest checkpoint of a motion run.
+    """The averaged network of a motion run, checkpoint or packed run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is of another task.
     """
-    found = checkpoints(Path(run))
-    if not found:
-        raise UserError("no_checkpoint", f"{run} holds no checkpoint of a motion network.", "Train that first.")
-    about = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    about = read_about(run)
+    if about["task"] != "motion":
+        raise UserError("runs_differ", f"{run} trained the task {about['task']}, not motion.")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()}
-    network = motion_task.build(TrainConfig(task="motion", network=sizes), Vocabulary(tuple(about["vocabulary"])))
-    network.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+    network = motion_task.build(TrainConfig(task="motion", network=sizes), Vocabulary(about["vocabulary"]))
+    network.load_state_dict(read_average(run))
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -63,14 +63,14 @@ def loss(network: torch.nn.Module, batch: ViewBatch, config: TrainConfig, noise:
     image = look.image.tokens(video.flatten(0, 1)).unflatten(0, (size, frames))
     text, cameras = look.text(list(batch.captions)), from_orbit(batch.camera_to_world)
 
-    known = (torch.rand(size, generator=noise) >= config.drop_all).to(device)
+    known = (torch.rand(size, generator=noise, device=device) >= config.drop_all).to(device)
     given = join(
         *(lay_out(text[k], cameras[k] * known[k], image[k] * known[k], pixels[k] * known[k]) for k in range(size))
     )
 
     schedule = linear_schedule()
-    timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise).to(device)
-    eps = torch.randn(clean.shape, generator=noise).to(device)
+    timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise, device=device)
+    eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(schedule, clean, eps, timestep.repeat_interleave(frames * views))
     predicted = network(
         add_pixel_view(noisy, views),

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a run tells while it trains: log.jsonl, tensorboard, sample sheets, and a line on the terminal."""
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,18 @@ class Meter:
         self._sums: dict[str, torch.Tensor] = {}
         self._last: dict[str, float] = {}
         self._start = now
+        self._waited = self._waited_before = 0.0  # seconds since the last record, and up to it
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this lasts, training waits for samples."""
+        before = time.monotonic()
+        yield
+        self._waited += time.monotonic() - before
+
+    def waited_share(self) -> float:
+        """The share of all the time that was spent waiting."""
+        return (self._waited_before + self._waited) / max(time.monotonic() - self._start, 1e-9)
 
     def add(self, values: dict[str, torch.Tensor], share: float = 1.0) -> None:
         """Add up, on the device: no step waits for its own figures."""
@@ -71,10 +85,12 @@ class Meter:
         self._steps += 1
 
     def means(self) -> tuple[float, dict[str, float]]:
-        """Steps a second and mean values since the last call."""
+        """Steps a second and mean values since the last call; `waiting`: the share of the time, see `waiting`."""
         now = time.monotonic()
         values = {name: round(float(value) / self._steps, 4) for name, value in self._sums.items()}
         rate = self._steps / (now - self._since)
+        values["waiting"] = round(self._waited / (now - self._since), 4)
+        self._waited, self._waited_before = 0.0, self._waited_before + self._waited
         self._steps, self._sums, self._since = 0, {}, now
         return rate, values
 

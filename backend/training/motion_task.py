@@ -33,7 +33,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     size, device = len(batch.tokens), batch.tokens.device
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=noise).to(device)
+        return torch.rand(shape, generator=noise, device=device)
 
     still = draw(size) < config.static
     moving = torch.where(still[:, None, None, None, None], batch.static, batch.moving)
@@ -45,7 +45,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     known = fate >= config.drop_all
     worded = fate >= config.drop_all + config.drop_text
     timestep = timesteps(draw(size))
-    eps = torch.randn(clean.shape, generator=noise).to(device)
+    eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(clean, eps, timestep)
     given = (timestep, batch.times, batch.camera_to_world, batch.tokens * worded[:, None], magnitude, known)
     predicted = network(noisy, condition(batch.static), *given).float()

@@ -20,11 +20,14 @@ class Plan:
     first_step: int = 0  # the step of the network at which it began
     seconds: float = 0.0  # spent, over all attempts
 
-    def share(self, step: int, seconds: float) -> float:
-        """How much of the plan is done, 0..1, at a step and `seconds` after this attempt began."""
+    def share(self, step: int, seconds: float, kept: float = 0.0) -> float:
+        """How much of the plan is done, 0..1, at a step and `seconds` after this attempt began.
+
+        kept: seconds at the end of a plan in minutes in which there is something else to do.
+        """
         if self.steps is not None:
             return min(1.0, (step - self.first_step) / self.steps)
-        return min(1.0, (self.seconds + seconds) / (60 * self.minutes))
+        return min(1.0, (self.seconds + seconds) / max(60 * self.minutes - kept, 1e-9))
 
     def seconds_left(self, step: int, seconds: float, rate: float) -> float:
         """Seconds until the end at `rate` steps a second."""

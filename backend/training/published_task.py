@@ -72,14 +72,14 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     clean, still = look.latents(moving, noise), look.latents(static, noise)
     magnitude = motion_magnitude(batch.moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
 
-    known = (torch.rand(size, generator=noise) >= config.drop_all).to(device)
-    orbit_known = (torch.rand(size, generator=noise) >= config.drop_orbit).to(device)
+    known = (torch.rand(size, generator=noise, device=device) >= config.drop_all).to(device)
+    orbit_known = (torch.rand(size, generator=noise, device=device) >= config.drop_orbit).to(device)
     texts = [text if kept else NEGATIVE_PROMPT for text, kept in zip(batch.captions, known.tolist(), strict=True)]
     image = look.image(static[:, 0]) * known[:, None]
     schedule = cosine_schedule()
-    timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise).to(device)
+    timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise, device=device)
     alpha_bar = schedule.alphas_cumprod.to(device)[timestep]
-    eps = torch.randn(clean.shape, generator=noise).to(device)
+    eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(schedule, clean, eps, timestep)
     target = velocity(schedule, clean, eps, timestep)
     predicted = network(

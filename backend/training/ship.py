@@ -3,11 +3,11 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch.nn import Module
 
 from backend.data.captions import subject
@@ -21,7 +21,7 @@ from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
 from backend.progress import UserError
 from backend.training import decoder_task, motion_task, scene_flow_task, small_fourdm_task, static_task
-from backend.training.checkpoint import checkpoints, read_state
+from backend.training.checkpoint import found_checkpoint, read_about, read_average, read_state
 from backend.training.config import TrainConfig
 from blender_addon.contract.arrays import atomic_file
 
@@ -69,15 +69,17 @@ def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0"
     scene_flow.save(out, network, {"name": name, "licence": licence, "trained": trained})
 
 
-def ship_small_fourdm(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+def ship_small_fourdm(run: Path, out: Path, *, name: str, base: Path | None = None, licence: str = "CC0-1.0") -> None:
     """Write the small 4DM of a run, its motion modules on their base, to the folder `out`.
+
+    base: where the run of the base is now, if not where it was.
 
     Raises:
         UserError: the run has no checkpoint, or is that of a base alone.
     """
-    network, config, vocabulary, trained = finished("small_fourdm", run)
-    if not config.base_run:
+    if not told_of("small_fourdm", run)["base_run"]:
         raise UserError("runs_differ", f"{run} has no motion modules.", "Train them: docs/training.md.")
+    network, config, vocabulary, trained = finished("small_fourdm", run, base=base)
     about = {"name": name, "licence": licence, "resolution": config.resolution, "trained": trained}
     kinesplat_small_4dm.save(out, network, vocabulary, about)
 
@@ -105,37 +107,45 @@ def ship_fourdm(run: Path, out: Path) -> None:
 
 def _ship_half(run: Path, out: Path, task: str, **told: str) -> int:
     """Write the averaged network of the newest checkpoint in bf16. Returns its steps."""
-    found = checkpoints(run)
-    if not found:
-        raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
-    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    if about["task"] != task:
-        raise UserError("runs_differ", f"{run} trained the task {about['task']}, not {task}.")
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(found[-1] / "ema.safetensors").items()}
-    steps = read_state(found[-1])["step"]
+    about = told_of(task, run)
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in read_average(run).items()}
+    steps = read_state(found_checkpoint(run))["step"]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / SINGLE) as file:
         file.write(save(tensors, {"steps": str(steps), "network": json.dumps(about["network"]), **told}))
     return steps
 
 
-def finished(task: str, run: Path) -> tuple[Module, TrainConfig, Vocabulary, dict]:
-    """The averaged network of a run's newest checkpoint, its settings, its words, and how long it was trained.
+def finished(task: str, run: Path, *, base: Path | None = None) -> tuple[Module, TrainConfig, Vocabulary, dict]:
+    """The averaged network of a run, checkpoint or packed run, its settings, words, and how long it was trained.
+
+    base: where the run of a frozen base is, if not where the configuration says.
 
     Raises:
-        UserError: the run has no checkpoint.
+        UserError: there is no checkpoint, or it is of another task.
     """
-    found = checkpoints(run)
-    if not found:
-        raise UserError("no_checkpoint", f"{run} holds no checkpoint.", "Train first.")
-    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(tuple(about.pop("vocabulary")))
+    about = told_of(task, run)
+    vocabulary = Vocabulary(about.pop("vocabulary"))
     config = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
+    if base is not None:
+        config = replace(config, base_run=str(base))
     network = TASKS[task].build(config, vocabulary)
     frozen = network.state_dict()  # comes from where the base came from; all of it is replaced where there is none
-    network.load_state_dict({**frozen, **load_file(found[-1] / "ema.safetensors")})
-    steps = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))["step"]
+    network.load_state_dict({**frozen, **read_average(run)})
+    steps = read_state(found_checkpoint(run))["step"]
     return network, config, vocabulary, {"steps": steps, "batch": config.batch}
+
+
+def told_of(task: str, run: Path) -> dict:
+    """`read_about`, which has to name the task.
+
+    Raises:
+        UserError: there is no checkpoint, or it is of another task.
+    """
+    about = read_about(run)
+    if about["task"] != task:
+        raise UserError("runs_differ", f"{run} trained the task {about['task']}, not {task}.")
+    return about
 
 
 def known_subjects(assets: Path) -> Memory:

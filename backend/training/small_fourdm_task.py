@@ -5,10 +5,8 @@ The first run has no `base_run` and samples of one moment; the second names the 
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +15,7 @@ from backend.models.small_fourdm import SmallConditions, SmallFourDM, SmallFourD
 from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training.batches import GuessedViewBatch
-from backend.training.checkpoint import newest_checkpoint
+from backend.training.checkpoint import read_average
 from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
 
@@ -33,11 +31,8 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:
     sizes = asdict(SmallFourDMConfig(vocabulary=len(vocabulary.words), motion=bool(config.base_run)))
     network = SmallFourDM(resized(SmallFourDMConfig(**sizes), config.network))
     if config.base_run:
-        found = newest_checkpoint(Path(config.base_run))
-        if found is None:
-            raise UserError("no_checkpoint", f"{config.base_run} holds no checkpoint.", "Train the base first.")
         try:
-            lacking, unknown = network.load_state_dict(load_file(found / "ema.safetensors"), strict=False)
+            lacking, unknown = network.load_state_dict(read_average(config.base_run), strict=False)
         except RuntimeError as error:
             raise UserError("runs_differ", f"The network of {config.base_run} has other sizes.") from error
         if unknown or any("motion" not in name for name in lacking):
@@ -55,12 +50,12 @@ def loss(
     """
     size, device = len(batch.tokens), batch.tokens.device
     clean = to_latents(batch.views)
-    fate = torch.rand(size, generator=noise).to(device)
-    worded = torch.rand(size, generator=noise).to(device) >= config.drop_text
+    fate = torch.rand(size, generator=noise, device=device)
+    worded = torch.rand(size, generator=noise, device=device) >= config.drop_text
     given = conditions(batch)
     given = SmallConditions(given.video, given.guess, given.camera_to_world, given.tokens * worded[:, None])
-    timestep = timesteps(torch.rand(size, generator=noise).to(device))
-    eps = torch.randn(clean.shape, generator=noise).to(device)
+    timestep = timesteps(torch.rand(size, generator=noise, device=device))
+    eps = torch.randn(clean.shape, generator=noise, device=device)
     predicted = network(add_noise(clean, eps, timestep), timestep, given.without(fate >= config.drop_all)).float()
     weight = importance(batch)
     return {"loss": (weight * (predicted - clean).square()).mean() / weight.mean()}

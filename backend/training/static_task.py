@@ -33,11 +33,11 @@ def loss(network: torch.nn.Module, batch: StillBatch, config: TrainConfig, noise
     """Denoising loss on volumes."""
     size, device = len(batch.tokens), batch.tokens.device
     clean = batch.volume * 2 - 1
-    fate = torch.rand(size, generator=noise).to(device)
+    fate = torch.rand(size, generator=noise, device=device)
     shown = (fate >= config.drop_all) & (fate >= config.drop_image)  # the first so many see neither, then text alone
     worded = (fate >= config.drop_all) & (fate < 1 - config.drop_text)  # the last so many see the image alone
-    timestep = noise_levels(torch.rand(size, generator=noise).to(device))
-    eps = torch.randn(clean.shape, generator=noise).to(device)
+    timestep = noise_levels(torch.rand(size, generator=noise, device=device))
+    eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(clean, eps, timestep)
     predicted = network(noisy, batch.first, shown.to(clean), timestep, batch.tokens * worded[:, None]).float()
 

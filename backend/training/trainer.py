@@ -36,13 +36,22 @@ from backend.training import (
     static_task,
 )
 from backend.training.batches import Batch, draw, draw_now, micro_batches
-from backend.training.checkpoint import load_checkpoint, newest_checkpoint, read_state, save_checkpoint
+from backend.training.checkpoint import (
+    found_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from backend.training.config import TrainConfig
 from backend.training.interrupts import stop_on_signals
 from backend.training.logbook import Logbook, Meter, progress_line
+from backend.training.packed import check_place, pack
 from backend.training.plan import Plan, learning_rate, make_plan
+from backend.training.stretch import Pace, Reserve
 
-# A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...}.
+# A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...},
+# where noise is a generator on the device of the batch.
 TASKS = {
     "motion": motion_task,
     "decoder": decoder_task,
@@ -74,6 +83,8 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     resume: Path | None = None,
+    packed: Path | None = None,
+    began: float | None = None,
 ) -> bool:
     """Train, writing checkpoints, figures and sheets to the folder `out`; True if the plan is done.
 
@@ -81,10 +92,18 @@ def train(
     length of the whole. `resume` names a run, a checkpoint or a packed run to go on from with a *new* plan of that
     length (see `plan.make_plan`); its learning rate warms up again.
 
+    packed: a folder that always holds the newest checkpoint as a packed run, with log and newest sheet. Then `minutes`
+    is all there is: what comes after the last step, a validation included, is done by then (see `stretch.Reserve`).
+    began: when the clock of `minutes` was started, by `time.monotonic`; default: now.
+
     Raises:
         UserError: what was given cannot be used.
         BadFileError: the assets cannot.
     """
+    start = time.monotonic() if began is None else began
+    if packed is not None:
+        check_place(packed, renew=True)
+    use_fast_kernels()
     accelerator = Accelerator(mixed_precision=precision(config), cpu=not torch.cuda.is_available())
     say = print if accelerator.is_main_process else lambda *_, **__: None
 
@@ -101,8 +120,11 @@ def train(
     # 2. Samples.
     task = TASKS[config.task]
     stream = sample_stream(config, assets, "train")
-    vocabulary = stored_vocabulary(begin) or Vocabulary(
-        tuple(sorted({word for text in stream.captions() for word in words(text)}))
+    below = config.base_run or config.motion_run
+    vocabulary = (
+        stored_vocabulary(begin)
+        or (stored_vocabulary(found_checkpoint(below)) if below else None)
+        or Vocabulary(tuple(sorted({word for text in stream.captions() for word in words(text)})))
     )
 
     # 3. Network, its moving average, optimizer.
@@ -135,32 +157,49 @@ def train(
         ranks=accelerator.num_processes,
         accumulate=config.accumulate,
     )
-    start = time.monotonic()
-    meter = Meter()
+    meter, pace = Meter(), Pace(accelerator.device)
+    reserve = Reserve(plan.minutes) if packed is not None and plan.minutes is not None else None
+    fixed: tuple[Batch, ...] = ()  # samples of validation
 
     def save() -> None:
         if accelerator.is_main_process:
             spent = replace(plan, seconds=plan.seconds + time.monotonic() - start)
             told = {"step": step, "samples": number, "plan": asdict(spent), "vocabulary": vocabulary.words}
             save_checkpoint(out, plain, ema, wrapped.optimizer, told)
+            if packed is not None:
+                pack(out, packed, renew=True)
+
+    def validate() -> None:
+        nonlocal fixed
+        if log and config.task in VALIDATIONS and config.sheet_minutes:
+            fixed = fixed or validation_batches(config, assets, stream, vocabulary, accelerator.device)
+            with accelerator.autocast():
+                figures, sheet = VALIDATIONS[config.task].validate(ema, *fixed, config.seed)
+            log.write(step, {name: round(value, 4) for name, value in figures.items()}, "validation")
+            path = log.write_sheet(step, sheet)
+            say(*(f"{name} {value:.3f}  " for name, value in figures.items()), path, flush=True)
 
     with contextlib.ExitStack() as stack:
         signalled = stack.enter_context(stop_on_signals())
         log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
-        batches = stack.enter_context(contextlib.closing(draw(stream, numbers, vocabulary, config.workers)))
-        fixed = None  # samples of validation
+        drawn = draw(stream, numbers, vocabulary, config.workers, accelerator.device, say)
+        batches = stack.enter_context(contextlib.closing(drawn))
+        first = step
         while True:
-            share, stop = agreed(accelerator, plan.share(step, time.monotonic() - start), bool(signalled()))
+            kept = reserve.seconds if reserve else 0.0
+            share, stop = agreed(accelerator, plan.share(step, time.monotonic() - start, kept), bool(signalled()))
             if share >= 1 or stop:
                 break
+            lap = time.monotonic()
             for group in wrapped.param_groups:
                 group["lr"] = learning_rate(config, plan, step, share)
             for micro in range(config.accumulate):
-                batch = next(batches).to(accelerator.device)
+                with meter.waiting():
+                    batch = next(batches).to(accelerator.device)
                 last = micro == config.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     with accelerator.autocast():
-                        losses = task.loss(network, batch, config, generator(config, batch))
+                        losses = task.loss(network, batch, config, generator(config, batch, accelerator.device))
                     accelerator.backward(losses["loss"] / config.accumulate)
                 meter.add(losses, 1 / config.accumulate)
             meter.add({"norm": accelerator.clip_grad_norm_(network.parameters(), config.clip)})
@@ -169,6 +208,9 @@ def train(
             wrapped.zero_grad()
             step, number = step + 1, number + per_step
             update_average(ema, plain, min(config.ema, step / (step + 10)))
+            pace.step()
+            if reserve and step > first + 1:  # the first one compiles
+                reserve.step(time.monotonic() - lap)
 
             if log and step % config.log_steps == 0:
                 rate, means = meter.means()
@@ -178,17 +220,24 @@ def train(
                 log.write(step, values)
                 left = plan.seconds_left(step, elapsed, rate)
                 say(progress_line(step, rate * per_step, values, left), flush=True)
+            if packed is not None and step == first + 1:  # a rehearsal: what cannot be written fails now
+                pace.wait()
+                lap = time.monotonic()
+                validate()
+                save()
+                if reserve:
+                    reserve.close(time.monotonic() - lap)
             if meter.due("save", config.save_minutes):
                 save()
-            if log and config.task in VALIDATIONS and meter.due("sheet", config.sheet_minutes):
-                fixed = fixed or validation_batches(config, assets, stream, vocabulary, accelerator.device)
-                with accelerator.autocast():
-                    figures, sheet = VALIDATIONS[config.task].validate(ema, *fixed, config.seed)
-                log.write(step, {name: round(value, 4) for name, value in figures.items()}, "validation")
-                path = log.write_sheet(step, sheet)
-                say(*(f"{name} {value:.3f}  " for name, value in figures.items()), path, flush=True)
+            if meter.due("sheet", config.sheet_minutes):
+                validate()
+        pace.wait()
+        waited = meter.waited_share()
+        if packed is not None and not stop:  # who sends a signal is in a hurry
+            validate()
         save()
     accelerator.wait_for_everyone()
+    say(f"{waited:.0%} of the time was spent waiting for samples.")
     if stop:
         say(f"Stopped at step {step:,}, saved in {out}. The same command goes on from there.", flush=True)
     else:
@@ -204,9 +253,7 @@ def starting_point(out: Path, resume: Path | None) -> Path | None:
     """
     if resume is None:
         return newest_checkpoint(out)
-    begin = newest_checkpoint(resume)
-    if begin is None:
-        raise UserError("no_checkpoint", f"{resume} holds no checkpoint.", "Name the folder of a run.")
+    begin = found_checkpoint(resume)
     mine = newest_checkpoint(out)
     if mine is not None and mine.resolve() != begin.resolve():
         hint = "Leave out --resume to go on with it, or choose another --out."
@@ -261,10 +308,18 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
+def use_fast_kernels() -> None:
+    """On a GPU: TF32 where something is in float32, and the convolutions that are fastest at these sizes."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
 def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """AdamW."""
+    """AdamW, on a GPU in one kernel."""
     trained = trained_parameters(network)
-    return torch.optim.AdamW(trained, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    told = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": trained[0].is_cuda or None}
+    return torch.optim.AdamW(trained, config.learning_rate, **told)
 
 
 def average_of(network: nn.Module) -> nn.Module:
@@ -276,9 +331,12 @@ def average_of(network: nn.Module) -> nn.Module:
     return ema
 
 
-def generator(config: TrainConfig, batch: Batch) -> torch.Generator:
-    """The noise of a micro-batch: the same whoever draws it, and whenever."""
-    return torch.Generator().manual_seed(config.seed * 1_000_003 + batch.number // config.batch)
+def generator(config: TrainConfig, batch: Batch, device: torch.device) -> torch.Generator:
+    """The noise of a micro-batch: the same whoever draws it, and whenever, on this kind of device.
+
+    A large batch takes more noise than a processor makes while a GPU trains.
+    """
+    return torch.Generator(device).manual_seed(config.seed * 1_000_003 + batch.number // config.batch)
 
 
 def agreed(accelerator: Accelerator, share: float, stop: bool) -> tuple[float, bool]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from backend.progress import UserError
-from backend.training import checkpoint
+from backend.training import checkpoint, packed
 
 
 def networks(value: float) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
@@ -112,18 +112,21 @@ def test_damage_is_told(tmp_path):
 
 
 def test_packed_files_stay_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PACKED_FILE_BYTES", 14)
+    monkeypatch.setattr(packed, "FILE_BYTES", 14)
     save(tmp_path / "run", 7)
-    packed = checkpoint.pack(tmp_path / "run", tmp_path / "packed")
-    names = sorted(path.name for path in packed.glob("*.safetensors"))
+    folder = packed.pack(tmp_path / "run", tmp_path / "packed")
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
     assert names == ["ema-0.safetensors", "ema-1.safetensors", "model-0.safetensors", "model-1.safetensors"]
     network, ema, _ = networks(-1.0)
     optimizer = torch.optim.AdamW(network.parameters())
-    checkpoint.load_checkpoint(packed, network, ema, optimizer)
+    checkpoint.load_checkpoint(folder, network, ema, optimizer)
     assert all(
         (tensor == 7).all() and tensor.dtype == torch.float32 for tensor in [*network.parameters(), *ema.parameters()]
     )
     assert not optimizer.state
-    monkeypatch.setattr(checkpoint, "PACKED_BYTES", 10)
+    averaged = checkpoint.read_average(folder)
+    assert set(averaged) == {"weight", "bias"}
+    assert all((tensor == 7).all() for tensor in averaged.values())
+    monkeypatch.setattr(packed, "BYTES", 10)
     with pytest.raises(UserError, match="would take"):
-        checkpoint.pack(tmp_path / "run", tmp_path / "elsewhere")
+        packed.pack(tmp_path / "run", tmp_path / "elsewhere")

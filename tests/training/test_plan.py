@@ -15,9 +15,23 @@ from backend.training.plan import Plan, learning_rate, make_plan
 from backend.training.trainer import TASKS
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.toml")))
+OVERLAYS = ("gpu",)
+
+
+@pytest.mark.parametrize("name", sorted({file.stem for file in CONFIGS.glob("*.toml")} - {*OVERLAYS}))
 def test_shipped_configurations_are_read(name):
     assert read_config(name).task in TASKS
+    assert read_config(name, overlays=OVERLAYS).compile
+
+
+def test_a_second_configuration_changes_lines_of_the_first(tmp_path):
+    (tmp_path / "more.toml").write_text("batch = 5\nworkers = 2\n[network]\nembedding = 32\n")
+    plain = read_config("kinesplat_small_motion")
+    config = read_config("kinesplat_small_motion", ["batch=7"], [tmp_path / "more.toml"])
+    assert (config.batch, config.workers, config.seed) == (7, 2, plain.seed)
+    assert config.network == {**plain.network, "embedding": 32}
+    with pytest.raises(UserError, match="nowhere"):
+        read_config("kinesplat_small_motion", overlays=["nowhere"])
 
 
 def test_published_configuration_is_the_papers():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from backend.progress import UserError
 from backend.training import checkpoint, motion_task
+from backend.training.packed import pack
 from backend.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,12 +90,12 @@ def test_sheets_and_figures_while_it_trains(tiny, assets, tmp_path):
 def test_a_packed_run_goes_on_elsewhere(tiny, assets, tmp_path):
     config = tiny()
     train(config, assets, tmp_path / "run", steps=2)
-    packed = checkpoint.pack(tmp_path / "run", tmp_path / "packed")
+    packed = pack(tmp_path / "run", tmp_path / "packed")
     assert max(file.stat().st_size for file in packed.iterdir()) < 16 * 2**20
     train(config, assets, tmp_path / "there", steps=1, resume=packed)
     assert checkpoint.read_state(checkpoint.newest_checkpoint(tmp_path / "there"))["step"] == 3
     with pytest.raises(UserError, match="not empty"):
-        checkpoint.pack(tmp_path / "run", packed)
+        pack(tmp_path / "run", packed)
 
 
 @pytest.mark.slow

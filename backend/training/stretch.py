@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A stretch of borrowed time: it ends by the clock, with all that comes after the last step done."""
+
+from collections import deque
+
+import torch
+
+MARGIN = 0.02  # of all the time, for what nobody has measured: processes that end, disks that are busy
+AHEAD = 2  # steps that the loop may be before the GPU
+
+
+class Reserve:
+    """Seconds of a plan that are kept for what comes after its last step: validation, checkpoint, packing.
+
+    They are measured once, right after the first step, and grow with the longest step.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._margin = MARGIN * 60 * minutes
+        self._closing = self._longest = 0.0
+
+    def step(self, seconds: float) -> None:
+        """A step has taken so long."""
+        self._longest = max(self._longest, seconds)
+
+    def close(self, seconds: float) -> None:
+        """Closing has taken so long."""
+        self._closing = seconds
+
+    @property
+    def seconds(self) -> float:
+        """What is to be kept. The step under way when time is up, and those the GPU has not done yet, come on top."""
+        return self._margin + 1.5 * self._closing + (1 + AHEAD) * self._longest
+
+
+class Pace:
+    """Keeps the loop from running far before a GPU, so that its clock tells the truth."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: deque[torch.cuda.Event] = deque()
+
+    def step(self) -> None:
+        """One more step has been asked for; waits until the GPU has done the one before the last."""
+        if self._device.type != "cuda":
+            return
+        self._marks.append(torch.cuda.Event())
+        self._marks[-1].record()
+        if len(self._marks) > AHEAD:
+            self._marks.popleft().synchronize()
+
+    def wait(self) -> None:
+        """Wait until the GPU has done all of it."""
+        while self._marks:
+            self._marks.popleft().synchronize()
