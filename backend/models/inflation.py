@@ -65,30 +65,76 @@ def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by success
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _look(color, depth, poses, distance, half, out):
-    """March the rays of each view through {points whose distance from the middle plane is at most `depth`}."""
+    """March the rays of each view through {points whose distance from the middle plane is at most `depth`}.
+
+    All rays take the same steps, and each only those that lie in a box round these points.
+    """
     size = color.shape[0]
     reach = np.float32(0.87)  # half the diagonal of the cube that a subject fits into
     pixel = np.float32(2 * half / size)
     step = np.float32(STEP * distance) * pixel
+    steps = np.empty(int(2 * reach / step) + 2, np.float32)
+    count, t = 0, np.float32(distance) - reach
+    while t < distance + reach:
+        steps[count] = t
+        count += 1
+        t += step
+    low, high = _box(depth, distance, half, pixel, step)
+    if low[0] > high[0]:
+        return
+    direction = np.empty(3, np.float32)
     for v in range(poses.shape[0]):
         pose = poses[v]
         for row in range(size):
             for column in range(size):
                 a = (column + np.float32(0.5)) * pixel - np.float32(half)
                 b = np.float32(half) - (row + np.float32(0.5)) * pixel
-                dx = pose[0, 0] * a + pose[0, 1] * b - pose[0, 2]
-                dy = pose[1, 0] * a + pose[1, 1] * b - pose[1, 2]
-                dz = pose[2, 0] * a + pose[2, 1] * b - pose[2, 2]
-                t = np.float32(distance) - reach
-                while t < distance + reach:
-                    y = pose[1, 3] + t * dy
+                for k in range(3):
+                    direction[k] = pose[k, 0] * a + pose[k, 1] * b - pose[k, 2]
+                enter, leave = steps[0], steps[count - 1]
+                for k in range(3):
+                    if abs(direction[k]) < np.float32(1e-6):
+                        if pose[k, 3] < low[k] or pose[k, 3] > high[k]:
+                            leave = enter - 2 * step
+                    else:
+                        one = (low[k] - pose[k, 3]) / direction[k]
+                        two = (high[k] - pose[k, 3]) / direction[k]
+                        enter, leave = max(enter, min(one, two)), min(leave, max(one, two))
+                if leave < enter:
+                    continue
+                first = max(0, int((enter - steps[0]) / step) - 1)
+                last = min(count, int((leave - steps[0]) / step) + 3)
+                for t in steps[first:last]:
+                    y = pose[1, 3] + t * direction[1]
                     along = y + np.float32(distance)  # depth as the first camera sees it
                     if along > np.float32(0.05):
-                        i = math.floor(((pose[0, 3] + t * dx) / along + np.float32(half)) / pixel)
-                        j = math.floor((np.float32(half) - (pose[2, 3] + t * dz) / along) / pixel)
+                        i = math.floor(((pose[0, 3] + t * direction[0]) / along + np.float32(half)) / pixel)
+                        j = math.floor((np.float32(half) - (pose[2, 3] + t * direction[2]) / along) / pixel)
                         if 0 <= i < size and 0 <= j < size and depth[j, i] > 0 and abs(y) <= max(depth[j, i], step / 2):
                             for k in range(3):
                                 out[v, row, column, k] = min(max(color[j, i, k], np.float32(0)), np.float32(1))
                             out[v, row, column, 3] = 1
                             break
-                    t += step
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _box(depth, distance, half, pixel, step):
+    """Corners [3] of a box round what is inflated, with a step to spare; the first beyond the second: there is none."""
+    size = depth.shape[0]
+    left, right, top, bottom = size, -1, size, -1
+    thick = step / 2
+    for j in range(size):
+        for i in range(size):
+            if depth[j, i] > 0:
+                left, right, top, bottom = min(left, i), max(right, i), min(top, j), max(bottom, j)
+                thick = max(thick, depth[j, i])
+    low, high = np.full(3, np.float32(1)), np.full(3, np.float32(-1))
+    if right < 0:
+        return low, high
+    near, far = distance - thick, distance + thick  # of the first camera
+    xs = (left * pixel - half, (right + 1) * pixel - half)
+    zs = (half - (bottom + 1) * pixel, half - top * pixel)
+    low[0], high[0] = min(xs[0] * near, xs[0] * far) - step, max(xs[1] * near, xs[1] * far) + step
+    low[1], high[1] = -thick - step, thick + step
+    low[2], high[2] = min(zs[0] * near, zs[0] * far) - step, max(zs[1] * near, zs[1] * far) + step
+    return low, high

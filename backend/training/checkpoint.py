@@ -94,7 +94,7 @@ def read_average(folder: Path | str) -> dict[str, torch.Tensor]:
 
 
 def read_about(folder: Path | str) -> dict:
-    """The configuration that a run was made with, and its `vocabulary`.
+    """The configuration that a run was made with, and its `vocabulary`, a tuple, empty where it has none.
 
     Raises:
         UserError: there is no checkpoint, or nothing tells what it is of.
@@ -105,7 +105,7 @@ def read_about(folder: Path | str) -> dict:
         if path is None:
             raise FileNotFoundError(f"{CONFIG} is missing")
         about = json.loads(path.read_text(encoding="utf-8"))
-        return {**about, "vocabulary": tuple(about["vocabulary"])}
+        return {**about, "vocabulary": tuple(about.get("vocabulary", ()))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "Copy config.json of the run beside it."
         raise UserError("damaged_checkpoint", f"Nothing tells what {folder} is of: {error}.", hint) from error

@@ -14,7 +14,6 @@ from backend.training.interrupts import stop_on_signals
 from backend.training.plan import Plan, learning_rate, make_plan
 from backend.training.trainer import TASKS
 
-
 OVERLAYS = ("gpu",)
 
 

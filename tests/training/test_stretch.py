@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole way from baked assets alone to weights that generate, in stretches, through packed runs, without network."""
+"""The whole way from baked assets alone to weights that generate, in stretches, by packed runs, without network."""
 
 import json
 import os

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Samples that processes draw in pieces are those that one thread draws."""
+
+import contextlib
+from itertools import islice
+
+import pytest
+import torch
+
+from backend.models.text import Vocabulary
+from backend.training import batches
+
+
+@pytest.fixture
+def stream(tiny, assets):
+    from backend.training.trainer import sample_stream
+
+    return sample_stream(tiny(), assets, "train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["enough", "none"])
+def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room):
+    monkeypatch.setattr(batches, "PIECE", 2)
+    monkeypatch.setattr(batches, "SHARED", tmp_path if room == "none" else tmp_path / "nowhere")
+    usage = type("Usage", (), {"free": 0})
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage)
+    words, told = Vocabulary(("lever",)), []
+    taken = {}
+    for workers in (0, 2):
+        numbers = batches.micro_batches(3, 5)
+        with contextlib.closing(batches.draw(stream, numbers, words, workers, "cpu", told.append)) as drawn:
+            taken[workers] = list(islice(drawn, 3))
+    assert len(told) == (room == "none")
+    for one, other in zip(taken[0], taken[2], strict=True):
+        assert (one.number, one.captions) == (other.number, other.captions)
+        for name, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, name)), name
+
+
+def test_pieces_are_the_batches(stream):
+    numbers = iter([range(3, 13), range(13, 23)])
+    assert [list(piece) for piece in batches._pieces(numbers)] == [
+        list(range(3, 11)),
+        [11, 12],
+        list(range(13, 21)),
+        [21, 22],
+    ]
