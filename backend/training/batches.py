@@ -8,6 +8,7 @@ whatever the number of processes: two processes do what one does that accumulate
 import contextlib
 import itertools
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backend.data.samples import SampleStream
 from backend.models.text import Vocabulary
+from backend.training.interrupts import SIGNALS
 
 AHEAD = 2  # micro-batches that wait ready
 PIECE = 8  # samples that a process draws at a time
@@ -185,6 +187,7 @@ def _draw_in_processes(
         prefetch_factor=PIECES_AHEAD,
         multiprocessing_context="spawn",  # a fork would copy the locks of our threads
         pin_memory=device.type == "cuda",
+        worker_init_fn=_deaf,
     )
     waiting: list[Drawn] = []
     for piece in loader:
@@ -194,6 +197,12 @@ def _draw_in_processes(
         if sum(len(captions) for _, _, captions in waiting) == len(first):
             yield _joined(waiting)
             waiting = []
+
+
+def _deaf(_: int) -> None:
+    """Ctrl-C, and what ends a whole group of processes, is for the one that trains: it saves, and ends the others."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _pieces(numbers: Iterator[range]) -> Iterator[range]:

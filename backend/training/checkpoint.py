@@ -5,6 +5,7 @@ A checkpoint is a folder `step_N` with model, EMA and optimizer as safetensors a
 is not in it. Whatever is read here may be a run, one of its checkpoints, or a packed run (`packed`).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,18 @@ def read_average(folder: Path | str) -> dict[str, torch.Tensor]:
         return read_tensors(checkpoint, EMA)
     except (OSError, SafetensorError) as error:
         raise damaged(checkpoint, error) from error
+
+
+def digest_of_average(folder: Path | str) -> str:
+    """SHA-256 of the averaged network in float16: that of a run is that of the same run packed.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_average(folder).items()):
+        digest.update(name.encode() + tensor.half().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_about(folder: Path | str) -> dict:

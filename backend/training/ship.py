@@ -129,6 +129,7 @@ def finished(task: str, run: Path, *, base: Path | None = None) -> tuple[Module,
     config = TrainConfig(**{key: value for key, value in about.items() if key in KEYS})
     if base is not None:
         config = replace(config, base_run=str(base))
+    small_fourdm_task.check_base(config, about)
     network = TASKS[task].build(config, vocabulary)
     frozen = network.state_dict()  # comes from where the base came from; all of it is replaced where there is none
     network.load_state_dict({**frozen, **read_average(run)})

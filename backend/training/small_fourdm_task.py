@@ -15,7 +15,7 @@ from backend.models.small_fourdm import SmallConditions, SmallFourDM, SmallFourD
 from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training.batches import GuessedViewBatch
-from backend.training.checkpoint import read_average
+from backend.training.checkpoint import digest_of_average, read_average
 from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
 
@@ -39,6 +39,21 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:
             raise UserError("runs_differ", f"{config.base_run} is not the base of this network.")
         network.freeze_base()
     return network
+
+
+def check_base(config: TrainConfig, about: dict) -> None:
+    """Whether the base of `config` is that on which the motion modules that `about` tells of were trained.
+
+    Raises:
+        UserError: it is another one, or there is none.
+    """
+    known = about.get("base_digest")
+    if config.base_run and known and digest_of_average(config.base_run) != known:
+        raise UserError(
+            "other_base",
+            f"The motion modules were not trained on the base in {config.base_run}.",
+            "Name the base that they were trained on, in the state that it had then.",
+        )
 
 
 def loss(

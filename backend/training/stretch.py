@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stretch of borrowed time: it ends by the clock, with all that comes after the last step done."""
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 
+from backend.progress import UserError
+
 MARGIN = 0.02  # of all the time, for what nobody has measured: processes that end, disks that are busy
 AHEAD = 2  # steps that the loop may be before the GPU
+
+
+@contextlib.contextmanager
+def enough_memory(batch: int) -> Iterator[None]:
+    """While this lasts, a GPU that is too small is told of in words.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = f"Try --set batch={max(batch // 2, 1)} --set accumulate=2, which trains the same."
+        raise UserError("out_of_memory", f"Samples by {batch} do not fit into the GPU's memory.", hint) from error
 
 
 class Reserve:

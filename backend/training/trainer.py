@@ -37,9 +37,11 @@ from backend.training import (
 )
 from backend.training.batches import Batch, draw, draw_now, micro_batches
 from backend.training.checkpoint import (
+    digest_of_average,
     found_checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    read_about,
     read_state,
     save_checkpoint,
 )
@@ -48,7 +50,7 @@ from backend.training.interrupts import stop_on_signals
 from backend.training.logbook import Logbook, Meter, progress_line
 from backend.training.packed import check_place, pack
 from backend.training.plan import Plan, learning_rate, make_plan
-from backend.training.stretch import Pace, Reserve
+from backend.training.stretch import Pace, Reserve, enough_memory
 
 # A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...},
 # where noise is a generator on the device of the batch.
@@ -129,6 +131,8 @@ def train(
 
     # 3. Network, its moving average, optimizer.
     torch.manual_seed(config.seed)
+    if begin and config.base_run:
+        small_fourdm_task.check_base(config, read_about(begin))
     plain = task.build(config, vocabulary)
     plain = (plain if config.task in CONTIGUOUS else channels_last(plain)).to(accelerator.device)
     ema = average_of(plain)
@@ -141,6 +145,7 @@ def train(
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         base = {"base": task.BASE} if hasattr(task, "BASE") else {}  # the weights of a frozen one
+        base |= {"base_digest": digest_of_average(config.base_run)} if config.base_run else {}
         record = json.dumps({**asdict(config), **base, "vocabulary": vocabulary.words}, indent=1)
         (out / "config.json").write_text(record, encoding="utf-8")
     accelerator.wait_for_everyone()
@@ -182,6 +187,7 @@ def train(
     with contextlib.ExitStack() as stack:
         signalled = stack.enter_context(stop_on_signals())
         log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
+        stack.enter_context(enough_memory(config.batch))
         drawn = draw(stream, numbers, vocabulary, config.workers, accelerator.device, say)
         batches = stack.enter_context(contextlib.closing(drawn))
         first = step

@@ -78,7 +78,6 @@ def test_small_4dm_in_stretches(place, monkeypatch):
     assert stretch("4dm", "base", "base2", "--resume", "base1") == 0
     only_packed_remains("base2")
     assert read_state(found_checkpoint("base2"))["step"] == 4
-    shutil.rmtree("base1")
     assert stretch("4dm", "motion4", "motion1", "--set", 'base_run="base2"') == 0
     only_packed_remains("motion1")
     assert all("motion" in name for name in read_average("motion1"))  # the base travels by itself
@@ -88,6 +87,7 @@ def test_small_4dm_in_stretches(place, monkeypatch):
     os.rename("base2", "elsewhere")
     ship = ["train", "ship", "--small-4dm", "motion2", "--name", "tiny 4dm", "--out", "weights"]
     assert main(ship) == 1  # the base is not where it was
+    assert main([*ship, "--base", "base1"]) == 1  # the base as it was earlier
     assert main([*ship, "--base", "elsewhere"]) == 0
     model = kinesplat_small_4dm.load(Path("weights"), "cpu")
     kept, base = model.network.state_dict(), read_average("elsewhere")
@@ -158,6 +158,15 @@ def test_a_packed_run_replaces_nothing_else(place):
     assert not Path("runs").exists()  # told before anything begins
     with pytest.raises(UserError, match="no checkpoint"):
         packed.pack(place / "nowhere", place / "out")
+
+
+def test_a_gpu_that_is_too_small_is_told_of(place, monkeypatch, capsys):
+    def loss(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.small_fourdm_task, "loss", loss)
+    assert stretch("4dm", "base", "base1") == 1
+    assert "--set batch=1 --set accumulate=2" in capsys.readouterr().err
 
 
 def test_what_is_kept_at_the_end():
