@@ -107,6 +107,8 @@ def add_evaluate_video(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", choices=MODELS, default=SMALL,
                         help="that invents the other views (default: %(default)s)")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where the published model's weights are")
+    parser.add_argument("--small-weights", type=Path, metavar="DIR",
+                        help="other weights of the small model than the shipped ones")  # fmt: skip
     parser.add_argument("--device", choices=DEVICES, default="auto",
                         help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
     parser.add_argument("--fast", action="store_true",

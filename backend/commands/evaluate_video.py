@@ -17,6 +17,7 @@ from backend.evaluation.video_truth import MOST_FRAMES, RESOLUTION
 from backend.progress import Progress, Run, UserError
 from backend.video.framing import Framing
 from backend.video.intake import STAGE_SHARES, take_in
+from blender_addon.contract.requests import SMALL
 
 
 def evaluate(options: Namespace) -> int:
@@ -26,6 +27,8 @@ def evaluate(options: Namespace) -> int:
         UserError: the options do not fit together, or what is needed is missing.
         BadFileError: a file of the assets is missing or damaged.
     """
+    if options.small_weights and options.model != SMALL:
+        raise UserError("bad_options", f"--small-weights goes with --model {SMALL}.")
     cases = cases_of(options.preset, options.case, options.representation, options.seed, options.model)
     networks = load_networks(options.lpips, options.i3d, options.clip)
     if options.video is None and options.frames > MOST_FRAMES:
@@ -33,7 +36,7 @@ def evaluate(options: Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as show:
         run = Run(options.out, on_progress=show, device=options.device)
-        maker = shipped_maker(options.model, options.preset, options.weights, run)
+        maker = shipped_maker(options.model, options.preset, options.weights, run, options.small_weights)
         rest = {"networks": networks, "resolution": max(RESOLUTION, maker.model.framing.size), "run": run}
         if options.video:
             summary = evaluate_films(films_of(options, maker.model.framing, show), options.out, maker, cases, **rest)

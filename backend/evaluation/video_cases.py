@@ -24,10 +24,12 @@ from torch import Tensor
 
 from backend.evaluation.video_truth import cameras
 from backend.models.lpips import find_lpips
+from backend.models.shipped import CARD
 from backend.pipelines import clips, fourdiffusion
 from backend.pipelines.fourdiffusion_guidance import Guidance
 from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.multi_view_video import MultiViewVideo, straight
+from backend.pipelines.small_views import SmallVideoModel
 from backend.pipelines.video_model import VideoModel, load_video_model, within_memory
 from backend.progress import Progress, Run, UserError
 from backend.splatting.checkpoint import state_key
@@ -113,16 +115,20 @@ def cases_of(preset: str, names: list[str] | None, representations: list[str], s
     ]
 
 
-def shipped_maker(name: str, preset: str, weights: Path | None, run: Run) -> Maker:
+def shipped_maker(name: str, preset: str, weights: Path | None, run: Run, small: Path | None = None) -> Maker:
     """4Diffusion with one of `requests.MODELS`, as a request uses it, on the device of `run`.
 
-    weights: folder of those of the published model and of LPIPS, by default the usual one.
+    weights: folder of those of the published model and of LPIPS, by default the usual one; small: of the small model,
+    by default the one that is shipped.
 
     Raises:
         UserError: weights are missing, or the device cannot be used.
     """
     clips.engine_of(run)  # kernels are compiled before anything is timed
-    model = load_video_model(name, run, weights=weights)
+    if small is None:
+        model = load_video_model(name, run, weights=weights)
+    else:
+        model = SmallVideoModel(device="cpu" if run.device == "cpu" else None, weights=small)
 
     def generate(video: Tensor, prompt: str, model: VideoModel, settings: Settings, run: Run) -> Clip:
         run.plan(fourdiffusion.stages(settings))
@@ -132,6 +138,7 @@ def shipped_maker(name: str, preset: str, weights: Path | None, run: Run) -> Mak
     digest = hashlib.sha256(json.dumps(model.models(), sort_keys=True).encode())
     for path in sorted([*(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")), *BACKEND.glob(CARDS)]):
         digest.update(path.read_bytes())
+    digest.update(b"" if small is None else (small / CARD).read_bytes())
     lpips = "with" if find_lpips(weights) else "without"
     return Maker(model, preset, f"{model.name}, {lpips} LPIPS, {digest.hexdigest()[:12]}", generate)
 

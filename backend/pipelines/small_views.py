@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from backend.guidance.sampling import Branches, begin, sample
 from backend.guidance.schedules import TRAIN_STEPS
 from backend.models.diffusion import scheduler, share
 from backend.models.inflation import inflated_views
-from backend.models.kinesplat_small_4dm import KinesplatSmall4DM, load
+from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
 from backend.models.small_fourdm import CHANNELS, SmallConditions, to_latents, to_pictures
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, straight, view_poses
@@ -33,13 +34,15 @@ RESCALE = 0.2
 
 
 class SmallVideoModel:
-    """A `video_model.VideoModel`: kinesplat-small-4dm, or `model` instead of it."""
+    """A `video_model.VideoModel`: kinesplat-small-4dm as shipped or from the folder `weights`, or `model` instead."""
 
     # Seen from the front, most subjects are longer than they are wide: from the side they would not fit otherwise.
     framing = replace(FOURDIFFUSION, size=SIDE, largest=0.65)
 
-    def __init__(self, model: KinesplatSmall4DM | None = None, device: str | None = None) -> None:
-        self._model = model or load(device=device)
+    def __init__(
+        self, model: KinesplatSmall4DM | None = None, device: str | None = None, weights: Path | None = None
+    ) -> None:
+        self._model = model or load(weights or FOLDER, device)
         self.name = self._model.name
 
     def models(self) -> list[dict]:

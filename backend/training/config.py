@@ -33,7 +33,7 @@ class TrainConfig:
     drop_all: float = 0.1  # samples without text and magnitude (4DM: image and cameras), for guidance
     drop_text: float = 0.1  # samples without text only
     drop_image: float = 0.5  # static network: samples without the image, those of drop_all among them
-    drop_orbit: float = 0.0  # published network: samples without the static orbit
+    drop_orbit: float = 0.0  # samples without the static orbit; 1: the small network never sees it, also in use
     static: float = 0.05  # samples that do not move (m = 0)
     reconstruction_weight: float = 0.3  # omega of Eq. 2
     precision: str = "auto"  # "bf16", "fp32", or bf16 where the hardware has matrix units for it

@@ -18,14 +18,19 @@ CONDITION_CHANNELS = 16  # static RGBA in 2 x 2 blocks
 
 
 def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
-    """The network, freshly initialised."""
+    """The network, freshly initialised; where all samples go without the static orbit, blind to it."""
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
     shape = {
         "latent_channels": motion_latents.CHANNELS,
         "condition_channels": CONDITION_CHANNELS,
         "vector_channels": motion_latents.FLOW_CHANNELS,
     }
-    return SmallVideoNet(SmallConfig(**shape, vocabulary=len(vocabulary.words), **sizes))
+    network = SmallVideoNet(SmallConfig(**shape, vocabulary=len(vocabulary.words), **sizes))
+    if config.drop_orbit >= 1:  # weights of what is always 0 stay as they are
+        first = motion_latents.CHANNELS
+        with torch.no_grad():
+            network.entrance.weight[:, first : first + CONDITION_CHANNELS] = 0
+    return network
 
 
 def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:
@@ -48,7 +53,10 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(clean, eps, timestep)
     given = (timestep, batch.times, batch.camera_to_world, batch.tokens * worded[:, None], magnitude, known)
-    predicted = network(noisy, condition(batch.static), *given).float()
+    shown = condition(batch.static)
+    if config.drop_orbit:
+        shown = shown * (draw(size) >= config.drop_orbit)[:, None, None, None, None]
+    predicted = network(noisy, shown, *given).float()
 
     weight = importance(moving, batch.static)
     error = (weight * (predicted - clean).square()).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))

@@ -97,7 +97,8 @@ def test_small_4dm_in_stretches(place, monkeypatch):
     run.folder.mkdir()
     run.plan({"Viewing": 1.0})
     run.begin("Viewing")
-    views = SmallVideoModel(model).views(torch.rand(2, 4, SIDE, SIDE), "lever", seed=0, steps=1, elevation=0, run=run)
+    model = SmallVideoModel(device="cpu", weights=Path("weights"))
+    views = model.views(torch.rand(2, 4, SIDE, SIDE), "lever", seed=0, steps=1, elevation=0, run=run)
     assert np.isfinite(np.asarray(views.pictures, np.float32)).all()
 
 

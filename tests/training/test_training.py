@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training import checkpoint, motion_task
+from backend.training.batches import draw_now
 from backend.training.packed import pack
-from backend.training.trainer import train
+from backend.training.trainer import sample_stream, train
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER)
@@ -96,6 +98,21 @@ def test_a_packed_run_goes_on_elsewhere(tiny, assets, tmp_path):
     assert checkpoint.read_state(checkpoint.newest_checkpoint(tmp_path / "there"))["step"] == 3
     with pytest.raises(UserError, match="not empty"):
         pack(tmp_path / "run", packed)
+
+
+@pytest.mark.slow
+def test_without_the_static_orbit_the_network_is_blind_to_it(tiny, assets, tmp_path):
+    config = tiny(drop_orbit=1.0)
+    assert train(config, assets, tmp_path, steps=3)
+    words = Vocabulary(checkpoint.read_about(tmp_path)["vocabulary"])
+    network = motion_task.build(tiny(), words)
+    network.load_state_dict(checkpoint.read_average(tmp_path))
+    batch = draw_now(sample_stream(config, assets, "train"), range(2), words)
+    noisy = torch.randn(2, 24, 4, 8, 8)
+    given = (torch.ones(2), batch.times, batch.camera_to_world, batch.tokens, torch.ones(2), torch.ones(2) > 0)
+    seen = [network(noisy, motion_task.condition(batch.static * share), *given) for share in (0, 1)]
+    assert torch.equal(*seen)
+    assert seen[0].abs().max() > 0
 
 
 @pytest.mark.slow
