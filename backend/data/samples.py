@@ -122,7 +122,19 @@ class SampleStream:
 
     Families are drawn evenly, then kinds of motion within the family, then clips: what repeats in the data (one
     skeleton with many skins) does not rule the training. `families` raises or lowers the share of a family.
+
+    It is pickled as what it was made of: a process that gets it reads the assets itself, and does not keep the sender.
     """
+
+    def __new__(cls, *args: object, **options: object) -> "SampleStream":
+        """Remember what it is made of."""
+        made = super().__new__(cls)
+        made._made_of = args, options
+        return made
+
+    def __reduce__(self) -> tuple:
+        args, options = self._made_of
+        return _make, (type(self), args, options)
 
     def __init__(
         self,
@@ -169,6 +181,10 @@ class SampleStream:
         kinds = self._groups[self._families[rng.choice(len(self._families), p=self._weights)]]
         clips = kinds[rng.integers(len(kinds))]
         return clips[rng.integers(len(clips))]
+
+
+def _make(kind: type[SampleStream], args: tuple, options: dict) -> SampleStream:
+    return kind(*args, **options)
 
 
 def random_view(rng: np.random.Generator, *, loop: bool) -> View:

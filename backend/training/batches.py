@@ -27,6 +27,7 @@ AHEAD = 2  # micro-batches that wait ready
 PIECE = 8  # samples that a process draws at a time
 PIECES_AHEAD = 4  # such pieces that wait ready, per process
 SHARED = Path("/dev/shm")  # where Linux keeps memory that processes share
+SAMPLE_BYTES = 7 * 2**20  # of the largest kind of sample, at 64 pixels
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,7 @@ def _shared_memory_suffices(stream: SampleStream, workers: int, say: Callable[..
     """Whether what waits ready fits into shared memory: containers often have 64 MiB of it."""
     if not SHARED.exists():  # other systems have no such limit
         return True
-    size = sum(array.nbytes for array in _draw(stream, range(1))[1].values())
-    needed = size * PIECE * (PIECES_AHEAD + 1) * workers
+    needed = int(SAMPLE_BYTES * (stream.resolution / 64) ** 2) * PIECE * (PIECES_AHEAD + 1) * workers
     free = shutil.disk_usage(SHARED).free
     if needed > free:
         say(f"{SHARED} has {free >> 20} MiB free and {needed >> 20} are needed: samples take the slower way, by pipes.")

@@ -239,7 +239,7 @@ def train(
                 validate()
         pace.wait()
         waited = meter.waited_share()
-        if packed is not None and not stop:  # who sends a signal is in a hurry
+        if packed is not None and not stop and step > first:  # who sends a signal is in a hurry
             validate()
         save()
     accelerator.wait_for_everyone()

@@ -4,6 +4,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 from itertools import islice
 
@@ -43,6 +44,12 @@ def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room)
         for name, value in vars(one).items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, getattr(other, name)), name
+
+
+def test_a_stream_is_sent_as_what_it_is_made_of(stream):
+    sent = pickle.dumps(stream)
+    assert len(sent) < 1000
+    assert (pickle.loads(sent).sample(3).moving == stream.sample(3).moving).all()
 
 
 def test_pieces_are_the_batches(stream):
