@@ -4,8 +4,9 @@
 import argparse
 import logging
 import sys
+import time
 
-from backend import __version__
+from backend import STARTED, __version__
 from backend.commands.construct import add_construct
 from backend.commands.evaluate import add_evaluate
 from backend.commands.generate import add_generate
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_warm_up(commands)
 
     options = parser.parse_args(arguments)
+    options.began = STARTED if arguments is None else time.monotonic()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return options.func(options)

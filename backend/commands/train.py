@@ -2,7 +2,6 @@
 """The command `train`: training of the networks, `train pack` and `train ship` for what comes of it."""
 
 import argparse
-import time
 from pathlib import Path
 
 from backend.options import positive
@@ -87,7 +86,6 @@ def minutes(text: str) -> float:
 
 def train(options: argparse.Namespace) -> int:
     """Train until the plan is done, or somebody stops it."""
-    began = time.monotonic()
     try:
         from backend.training.config import read_config
         from backend.training.trainer import train as run_training
@@ -115,7 +113,7 @@ def train(options: argparse.Namespace) -> int:
         steps=options.steps,
         resume=options.resume,
         packed=options.pack,
-        began=began,
+        began=options.began,
     )
     return 0 if done else 130
 

@@ -9,7 +9,7 @@ import torch
 
 from backend.progress import UserError
 
-MARGIN = 0.02  # of all the time, for what nobody has measured: processes that end, disks that are busy
+MARGIN, MARGIN_SECONDS, MARGIN_MOST = 0.01, 6.0, 0.1  # for what is not measured: processes that end, busy disks
 AHEAD = 2  # steps that the loop may be before the GPU
 
 
@@ -34,7 +34,8 @@ class Reserve:
     """
 
     def __init__(self, minutes: float) -> None:
-        self._margin = MARGIN * 60 * minutes
+        seconds = 60 * minutes
+        self._margin = min(MARGIN * seconds + MARGIN_SECONDS, MARGIN_MOST * seconds)
         self._closing = self._longest = 0.0
 
     def step(self, seconds: float) -> None:

@@ -165,6 +165,7 @@ def train(
     meter, pace = Meter(), Pace(accelerator.device)
     reserve = Reserve(plan.minutes) if packed is not None and plan.minutes is not None else None
     fixed: tuple[Batch, ...] = ()  # samples of validation
+    validated = -1  # the step of the last one
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -175,8 +176,9 @@ def train(
                 pack(out, packed, renew=True)
 
     def validate() -> None:
-        nonlocal fixed
-        if log and config.task in VALIDATIONS and config.sheet_minutes:
+        nonlocal fixed, validated
+        if log and config.task in VALIDATIONS and config.sheet_minutes and validated != step:
+            validated = step
             fixed = fixed or validation_batches(config, assets, stream, vocabulary, accelerator.device)
             with accelerator.autocast():
                 figures, sheet = VALIDATIONS[config.task].validate(ema, *fixed, config.seed)

@@ -171,6 +171,7 @@ def test_a_gpu_that_is_too_small_is_told_of(place, monkeypatch, capsys):
 
 
 def test_what_is_kept_at_the_end():
+    assert Reserve(0.1).seconds == pytest.approx(0.6)
     reserve = Reserve(10)
     assert reserve.seconds == 12
     reserve.close(20)
