@@ -4,6 +4,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,17 @@ SECONDS = 25.0  # that have to be left for a plan
 
 
 def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
-    """A row with everything on the GPU, and one block by block."""
+    """Rows with everything on the GPU, before and after steps are recorded, and one block by block."""
     rate = matrix_rate(setting.matrix, setting.device, setting.dtype)
-    for plan in (PLANS[0], PLANS[-1]):
+    for plan in (replace(PLANS[0], recorded=False), PLANS[0], PLANS[-1]):
         if clock.case(plan.name, SECONDS):
-            row = views(plan, setting, rate)
+            row = views(plan, setting, rate, clock)
             yield row
             if row["GiB"] is not None:
                 yield Figure(f"memory of 4DM, {plan.name}", row["GiB"], "GiB", at_most=row["foretold GiB"])
 
 
-def views(plan: MemoryPlan, setting: Setting, rate: float) -> dict:
+def views(plan: MemoryPlan, setting: Setting, rate: float, clock: Clock) -> dict:
     """The four views of a video. rate: operations a second of matrix products."""
     device, ends = setting.device, []
     loaded = setting.networks(*SOURCES)
@@ -53,12 +54,15 @@ def views(plan: MemoryPlan, setting: Setting, rate: float) -> dict:
             steps=setting.video_steps, dtype=setting.dtype, run=run,
         )  # fmt: skip
         seconds = time.perf_counter() - start
+    for sentence in run.notes:
+        clock.tell(f"{plan.name}: {sentence}")
     peak = peak_gib(device)
-    networks.forget(*loaded)
+    networks.rest()
     step = float(np.median(np.diff(ends))) if len(ends) > 1 else seconds
     operations = setting.operations["fourdm"]()
     return {
         "plan": plan.name,
+        "speed": "recorded" if plan.recorded else "plain",
         "steps": setting.video_steps,
         "seconds": seconds,
         "s a step": step,

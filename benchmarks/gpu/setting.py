@@ -57,6 +57,7 @@ class Training:
     config: str  # name of a configuration
     changes: dict = field(default_factory=dict)  # of its fields
     seconds: float = 40.0
+    steps: int | None = None  # in the place of the seconds
     clips_per_second: float | None = None  # figure; or else the share of the matrix rate
 
 
@@ -71,6 +72,7 @@ class Setting:
     frames: int = 24
     pixels: int = 256
     steps: int = 50  # of denoising an orbit
+    kernels: object | None = None  # `models.fused.Kernels` in the place of those that are compiled
     plans: Sequence[str] | None = None  # of the orbit; None: all
     video_frames: int = 8
     video_steps: int = 100

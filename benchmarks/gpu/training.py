@@ -61,7 +61,8 @@ def measured(training: Training, compiled: bool, setting: Setting) -> dict:
     operations = step_operations(config, setting) / config.batch
     reset_peak(setting.device)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(trainer, "draw", waits.watched(trainer.draw)):
-        trainer.train(config, setting.assets, Path(folder), minutes=training.seconds / 60)
+        length = {"steps": training.steps} if training.steps else {"minutes": training.seconds / 60}
+        trainer.train(config, setting.assets, Path(folder), **length)
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     begun = waits.begun()
     samples = config.batch * waits.steps_since(begun) / waits.seconds_since(begun)
@@ -128,12 +129,12 @@ class Waits:
 
 
 def step_operations(config: TrainConfig, setting: Setting) -> float:
-    """Floating-point operations of a step, there and back, counted on a batch of two samples."""
+    """Floating-point operations of a step, there and back, counted on a batch of two samples on the CPU."""
     config = replace(config, compile=False)
     task, vocabulary = trainer.TASKS[config.task], Vocabulary(("dog",))
-    network = task.build(config, vocabulary).to(setting.device)
+    network = task.build(config, vocabulary)
     stream = trainer.sample_stream(config, setting.assets, "train")
-    batch = draw_now(stream, range(2), vocabulary).to(setting.device)
+    batch = draw_now(stream, range(2), vocabulary)
     with FlopCounterMode(display=False) as counter:
         losses = task.loss(network, batch, config, torch.Generator().manual_seed(0))
         losses["loss"].backward()

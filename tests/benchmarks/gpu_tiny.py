@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `python -m benchmarks.gpu` measures, shrunk so far that a CPU does it in seconds."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from backend.models import fused
 from backend.models.fourdm import FourDM, FourDMConfig
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.rendering import Quality
@@ -43,13 +46,14 @@ def setting(**changes: object) -> Setting:
     make = {name: (lambda name=name: made[name]) for name in made}
     make |= {"fourdm": lambda: FourDM(VIDEO), "image_encoder": Looks}
     operations = {
-        "orbit": lambda: networks.orbit_operations(published_tiny.IMAGE, FRAMES, PIXELS),
-        "fourdm": lambda: networks.fourdm_operations(VIDEO, 8, PIXELS, FEATURES[0]),
+        "orbit": cache(lambda: networks.orbit_operations(published_tiny.IMAGE, FRAMES, PIXELS)),
+        "fourdm": cache(lambda: networks.fourdm_operations(VIDEO, 8, PIXELS, FEATURES[0])),
     }
     small = {
         "frames": FRAMES,
         "pixels": PIXELS,
         "steps": 2,
+        "kernels": fused.Kernels(fused.norm, fused.gate),
         "video_steps": 2,
         "sds_steps": (0, 1),
         "repeats": 1,
@@ -70,8 +74,8 @@ def setting(**changes: object) -> Setting:
         "rasterize": ((200, 32),),
         "rasterize_seconds": 0.1,
         "trainings": (
-            Training("kinesplat_small_motion", MOTION, seconds=1.0),
-            Training("kinesplat_small_4dm", FOURDM, seconds=1.0),
+            Training("kinesplat_small_motion", MOTION, steps=4),
+            Training("kinesplat_small_4dm", FOURDM, steps=4),
         ),
     }
     return Setting(torch.device("cpu"), torch.float32, make, operations, **{**small, **changes})
