@@ -84,11 +84,13 @@ class FourDMGuidance:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         on_part: Callable[[], None] = lambda: None,
+        keep: bool | None = None,
     ) -> None:
         """`on_part` is called before each few pictures are encoded, also for their gradient; may cancel by raising.
 
         Where 4DM computes in bf16 its VAE does so, too, here: its gradient would otherwise cost more than 4DM itself.
-        Pictures for people are decoded in float32 nevertheless.
+        Pictures for people are decoded in float32 nevertheless. keep: whether all that the encoder has computed is kept
+        for the gradient, rather than computed once more; None: where there is plenty of memory.
         """
         self.schedule, self.scale, self.rescale = linear_schedule(), sds.GUIDANCE, sds.RESCALE
         self._on_part = on_part
@@ -97,7 +99,9 @@ class FourDMGuidance:
             self._vae = nn.Module.to(copy.deepcopy(self._vae), dtype)
         share = (videomv_orbit.PIXELS / 256) ** 2 * (1 if dtype == torch.bfloat16 else 2)
         kept = share * KEPT * RUN_FRAMES * VIEWS
-        self._keeps = plan.resident and device.type == "cuda" and free_bytes(device) > 2 * kept  # for 4DM and a field
+        if keep is None:  # as much again has to be left, for 4DM and for what is optimised
+            keep = plan.resident and device.type == "cuda" and free_bytes(device) > 2 * kept
+        self._keeps = keep
         self._conditions, self._plan, self._device, self.dtype = conditions, plan, device, dtype
 
     def encode(self, pictures: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
     for row in parts(guidance, setting, rate):
         denoising = denoising or row["seconds"]
         yield row
+    before = FourDMGuidance(vae, network, known, PLANS[0], device, torch.float32, keep=False)
+    yield encoding(before, "VAE of the renders, and back, in float32 and once more for the gradient", setting)
+    del before
     views = setting.video_steps * denoising
     for representation in REPRESENTATIONS:
         settings = replace(Settings.for_preset("published", representation), **setting.sds_changes)
@@ -91,9 +94,16 @@ def parts(guidance: FourDMGuidance, setting: Setting, rate: float) -> Iterator[d
         seconds = timed(lambda: branches(latents, rows), device, setting.repeats)
     told = {"what": "4DM, both branches", "seconds": seconds}
     yield {**told, "of the matrix rate": setting.operations["fourdm"]() / seconds / rate}
-    pictures = torch.rand(frames * VIEWS, 4, setting.pixels, setting.pixels, device=device).requires_grad_()
-    seconds = timed(lambda: guidance.encode(pictures).square().sum().backward(), device, setting.repeats)
-    yield {"what": "VAE of the renders, and back", "seconds": seconds}
+    yield encoding(guidance, "VAE of the renders, and back, as in the steps below", setting)
+
+
+def encoding(guidance: FourDMGuidance, what: str, setting: Setting) -> dict:
+    """The way from renders to latents, and the gradient's way back."""
+    count, side = setting.video_frames * VIEWS, setting.pixels
+    pictures = torch.rand(count, 4, side, side, device=setting.device).requires_grad_()
+    reset_peak(setting.device)
+    seconds = timed(lambda: guidance.encode(pictures).square().sum().backward(), setting.device, setting.repeats)
+    return {"what": what, "seconds": seconds, "GiB": peak_gib(setting.device)}
 
 
 def subject_of(representation: str, settings: Settings, setting: Setting, clock: Clock) -> Subject:

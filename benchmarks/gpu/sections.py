@@ -32,6 +32,7 @@ class Section:
 SECTIONS = (
     Section("orbit", "orbit", "moving orbit of 24 x 256 px by each memory plan, before and after the speed-ups", 60),
     Section("sds", "sds", "4DM's views and a step of 4D-aware score distillation", 60),
+    Section("profile", "profiles", "where the time of a pass goes", 30),
     Section("request", "request", "a text, an image and an object become clips", 60),
     Section("training", "training", "throughput of kinesplat-small's motion network and of the small 4DM", 60),
     Section("construction", "construction", "the paper's schedule on every engine", 60),

@@ -71,6 +71,15 @@ def test_sds_foretells_the_whole_fit(tmp_path: Path) -> None:
     assert "gaussians" in figures[0]["what"]
 
 
+def test_profile(tmp_path: Path) -> None:
+    rows, _ = measured("profile", tmp_path)
+    names = ["moving network", "moving network, compiled", "4DM"]
+    assert list(dict.fromkeys(row["network"] for row in rows)) == names
+    for name in names:
+        assert sum(row["share"] for row in rows if row["network"] == name) == pytest.approx(1)
+    assert any("conv" in row["work"] for row in rows)
+
+
 def test_vae(tmp_path: Path) -> None:
     rows, _ = measured("vae", tmp_path)
     assert [row["layout"] for row in rows] == ["contiguous", "channels last"]
