@@ -183,8 +183,10 @@ def generate_problem(options: argparse.Namespace) -> str:
     if options.pipeline not in (None, PIPELINES[kind]):
         return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
     invented = (options.motion, options.steps, options.guidance_motion, options.guidance_static)
-    if options.video and (options.refine or options.compile or any(one is not None for one in invented)):
-        return "--video goes without --refine, --compile, --motion, --steps and --guidance-...: its preset decides"
+    if options.video and (options.refine or any(one is not None for one in invented)):
+        return "--video goes without --refine, --motion, --steps and --guidance-...: its preset decides"
+    if options.video and options.compile:
+        return "--compile is for VideoMV's networks, not for --video"
     if not options.video and (said := video_options(options)):
         return f"--{next(iter(said))} goes with --video"
     if options.orbit and (options.text or options.frames_only):

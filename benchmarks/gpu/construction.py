@@ -27,8 +27,8 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
     ).at(setting.construction_pixels)
     config = setting.construction or paper_schedule(0)
     schedule = "paper"
+    warm_up(print)  # quality is measured by the CPU's kernels on every engine
     if not engine.is_gpu:
-        warm_up(print)
         if setting.construction is None:
             schedule = "a twentieth of the paper's"
             names = ("shape_steps", "coarse_steps", "fine_steps")

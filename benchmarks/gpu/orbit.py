@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from backend.pipelines.diffusion4d_published import generate_moving, needed, wit
 from backend.pipelines.memory_plan import GIB, PLANS, MemoryPlan, Networks, choose
 from backend.pipelines.published_needs import need
 from backend.progress import Progress, Run
-from benchmarks.gpu.setting import Clock, Setting, matrix_rate, peak_gib, reset_peak, wait
+from benchmarks.gpu.setting import Clock, Setting, attempted, matrix_rate, peak_gib, reset_peak, wait
 from benchmarks.report import Figure
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
@@ -62,8 +63,11 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
             continue
         if not clock.case(case.name, SECONDS):
             continue
-        row = measured(case, setting, loaded, rate, clock)
+        known = {"plan": case.name, "speed": case.speed}
+        row = attempted(partial(measured, case, setting, loaded, rate, clock), setting, **known)
         yield row
+        if "failed" in row:
+            continue
         if row["GiB"] is not None:
             yield Figure(f"memory, {case.name}, {case.speed}", row["GiB"], "GiB", at_most=row["foretold GiB"])
         if case.plan.resident and (best is None or row["seconds"] < best["seconds"]):

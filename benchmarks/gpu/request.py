@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from backend.pipelines.videomv_orbit import static_cameras
 from backend.progress import Run
 from backend.splatting.rasterize import warm_up
 from benchmarks.gpu.orbit import disc
-from benchmarks.gpu.setting import Clock, Setting, peak_gib, reset_peak, wait
+from benchmarks.gpu.setting import Clock, Setting, attempted, peak_gib, reset_peak, wait
 from benchmarks.report import Figure
 from blender_addon.contract.requests import PUBLISHED, generation_request
 
@@ -38,8 +39,10 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
     for kind in setting.kinds:
         if not clock.case(f"a request of an {kind}" if kind != "text" else "a request of a text", SECONDS):
             continue
-        row = measured(kind, setting, clock)
+        row = attempted(partial(measured, kind, setting, clock), setting, kind=kind)
         yield row
+        if "failed" in row:
+            continue
         limit = SECONDS if setting.device.type == "cuda" else None
         yield Figure(f"{kind}, end to end", row["seconds"], "s", at_most=limit)
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,15 +20,17 @@ from backend.pipelines.fourdiffusion_subjects import FieldSubject, GaussianSubje
 from backend.pipelines.memory_plan import PLANS
 from backend.pipelines.multi_view_video import VIEWS, MultiViewVideo, view_poses
 from backend.splatting.engine import choose_engine
+from backend.splatting.rasterize import warm_up
 from benchmarks.gpu.orbit import disc
-from benchmarks.gpu.setting import Clock, Setting, matrix_rate, peak_gib, reset_peak, timed, wait
+from benchmarks.gpu.setting import Clock, Setting, attempted, matrix_rate, peak_gib, reset_peak, timed, wait
 from benchmarks.report import Figure
 from blender_addon.contract.clip import BasisMotion, Clip
 
 REPRESENTATIONS = ("gaussians", "nerf")
 SECONDS = 20.0  # that have to be left for a size of the renders
 MINUTES = 10.0  # for 4DM's views and the fit of Gaussians
-SLOW = 20.0  # seconds of a step after which larger renders are not tried
+LONG = 15.0  # seconds of steps after which no more are made
+SLOW = 5.0  # seconds of a step after which larger renders are not tried
 
 
 def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
@@ -54,10 +57,15 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
                 break
             if not clock.case(f"{representation}, renders of {pixels} px", SECONDS):
                 break
-            subject = subject_of(representation, settings, setting, clock)
-            row = steps_of(subject, guidance, settings, index, setting, clock)
+            label = {"what": "step of a fit", "representation": representation, "pixels": pixels}
+            row = attempted(
+                partial(steps_of, representation, guidance, settings, index, setting, clock), setting, **label
+            )
+            yield row
+            if "failed" in row:
+                vae.to(device), network.to(device)
+                break
             steps.append(row["s a step"])
-            yield {"what": "step of a fit", "representation": representation, **row}
         if len(steps) == len(settings.pixels):
             seconds = sum(
                 (end - begin) * settings.iterations * one
@@ -110,6 +118,7 @@ def subject_of(representation: str, settings: Settings, setting: Setting, clock:
     """What is optimised: a ball of Gaussians, or a field as it begins."""
     if representation == "nerf":
         return FieldSubject(settings.grid, settings.quality, 0, setting.device)
+    warm_up(print)  # compiled once per computer
     engine = choose_engine("auto" if setting.device.type == "cuda" else "cpu", print)
     for sentence in engine.notes:
         clock.tell(sentence)
@@ -117,9 +126,10 @@ def subject_of(representation: str, settings: Settings, setting: Setting, clock:
 
 
 def steps_of(
-    subject: Subject, guidance: FourDMGuidance, settings: Settings, index: int, setting: Setting, clock: Clock
+    representation: str, guidance: FourDMGuidance, settings: Settings, index: int, setting: Setting, clock: Clock
 ) -> dict:
     """Steps at the size of the renders that comes `index`-th: the median."""
+    subject = subject_of(representation, settings, setting, clock)
     pictures = np.repeat(disc(setting.video_frames, setting.pixels)[None], VIEWS, 0)
     anchor = Anchor.of(MultiViewVideo.standing(pictures, np.linspace(0, 1, setting.video_frames), 0.0))
     first = int(np.ceil(MILESTONES[index] * settings.iterations))
@@ -131,11 +141,13 @@ def steps_of(
         step(subject, guidance, anchor, settings, iteration)
         wait(setting.device)
         times.append(time.perf_counter() - start)
-        if len(times) > warm and not clock.allows(times[-1]):
+        if len(times) > 1 and (sum(times) > LONG or not clock.allows(times[-1])):
             break
     return {
+        "what": "step of a fit",
+        "representation": representation,
         "pixels": settings.pixels[index],
-        "s a step": statistics.median(times[warm:]),
+        "s a step": statistics.median(times[warm:] or times[-1:]),
         "GiB": peak_gib(setting.device),
     }
 

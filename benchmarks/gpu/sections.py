@@ -12,10 +12,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from backend.versions import versions
-from benchmarks.gpu.setting import Clock, Setting
+from benchmarks.gpu.setting import Clock, Setting, sentence
 from benchmarks.report import Figure, machine, print_report
 
 
@@ -72,8 +70,7 @@ def run_sections(setting: Setting, names: Sequence[str], minutes: float | None, 
         told = report["sections"][section.name]
         figures = [Figure(**{key: value for key, value in one.items() if key != "met"}) for one in told["figures"]]
         print_report(f"{section.name}: {section.about}", told["rows"], figures)
-        for sentence in told["told"]:
-            print(sentence)
+        print(*told["told"], sep="\n")
         if stopped:
             break
     if report["left_out"]:
@@ -84,7 +81,8 @@ def run_sections(setting: Setting, names: Sequence[str], minutes: float | None, 
     if stopped:
         return 130
     sections = report["sections"].values()
-    fine = all(not one["failed"] and all(figure["met"] for figure in one["figures"]) for one in sections)
+    failed = any(one["failed"] or any("failed" in row for row in one["rows"]) for one in sections)
+    fine = not failed and all(figure["met"] for one in sections for figure in one["figures"])
     return 0 if fine and not report["left_out"] else 1
 
 
@@ -115,16 +113,6 @@ def measure(section: Section, setting: Setting, clock: Clock, report: dict, out:
         with suppress(RuntimeError):  # a GPU that has failed fails here again
             setting.free()
         write(report, out)
-
-
-def sentence(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, ImportError) and error.name:
-        return f"The package {error.name} is missing."
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The GPU's memory did not suffice."
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 
 
 def write(report: dict, out: Path) -> None:

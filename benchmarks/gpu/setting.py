@@ -3,6 +3,7 @@
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,6 +134,27 @@ class Setting:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, ImportError) and error.name:
+        return f"The package {error.name} is missing."
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU's memory did not suffice."
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+
+
+def attempted(work: Callable[[], dict], setting: Setting, **known: object) -> dict:
+    """The row that `work` returns; where it fails, what is `known` of the row, and `failed`: why."""
+    try:
+        return work()
+    except Exception as error:  # whatever it is: the other rows are still worth having
+        traceback.print_exc()
+        row = {**known, "failed": sentence(error)}
+    setting.free()
+    return row
 
 
 def wait(device: torch.device) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,7 @@ from backend.models.text import Vocabulary
 from backend.training import trainer
 from backend.training.batches import draw_now
 from backend.training.config import TrainConfig, read_config
-from benchmarks.gpu.setting import Clock, Setting, Training, matrix_rate, peak_gib, reset_peak
+from benchmarks.gpu.setting import Clock, Setting, Training, attempted, matrix_rate, peak_gib, reset_peak
 from benchmarks.report import Figure
 
 UTILISATION = 0.4  # of the matrix rate; or else so many clips a second as the run's figure says
@@ -35,8 +36,10 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
         for compiled in (False, True) if setting.device.type == "cuda" else (False,):
             name = f"{training.config}, compiled" if compiled else training.config
             if clock.case(name, training.seconds + SPARE):
-                rows.append(measured(training, compiled, setting))
-                yield rows[-1]
+                known = {"configuration": training.config, "compiled": compiled}
+                row = attempted(partial(measured, training, compiled, setting), setting, **known)
+                rows += [] if "failed" in row else [row]
+                yield row
         if rows and setting.device.type == "cuda":
             best = max(rows, key=lambda row: row["samples/s"])
             yield from figures_of(training, best)

@@ -42,6 +42,7 @@ def measured(name: str, tmp_path: Path, **changes: object) -> tuple[list[dict], 
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_orbit(tmp_path: Path) -> None:
     rows, _ = measured("orbit", tmp_path, plans=[PLANS[0].name, "12 GB"])
     assert [row["plan"] for row in rows] == 4 * [PLANS[0].name] + ["12 GB"]
@@ -59,6 +60,7 @@ def test_fourdm(tmp_path: Path) -> None:
     assert all(row["of the matrix rate"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_sds_foretells_the_whole_fit(tmp_path: Path) -> None:
     rows, figures = measured("sds", tmp_path)
     steps = [row for row in rows if row["what"] == "step of a fit"]
@@ -71,6 +73,7 @@ def test_sds_foretells_the_whole_fit(tmp_path: Path) -> None:
     assert "gaussians" in figures[0]["what"]
 
 
+@pytest.mark.slow
 def test_profile(tmp_path: Path) -> None:
     rows, _ = measured("profile", tmp_path)
     names = ["moving network", "moving network, compiled", "4DM"]
@@ -197,6 +200,22 @@ def test_a_section_that_fails_is_told_and_the_next_begins(modules, tmp_path: Pat
     assert report["sections"]["three"]["figures"][0]["met"]
     assert "gsplat" in capsys.readouterr().out
     assert {"kinesplat", "python", "torch"} <= set(report["versions"])
+
+
+def test_a_row_that_fails_is_told_and_the_next_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = fourdm.generate_views
+
+    def generate(*given: object, **named: object):
+        if given[3].plan == PLANS[0]:
+            raise RuntimeError("operation not permitted\nand much more")
+        return real(*given, **named)
+
+    monkeypatch.setattr(fourdm, "generate_views", generate)
+    out = tmp_path / "gpu.json"
+    assert run_sections(gpu_tiny.setting(), ["4dm"], None, out) == 1
+    rows = json.loads(out.read_text(encoding="utf-8"))["sections"]["4dm"]["rows"]
+    assert rows[1] == {"plan": PLANS[0].name, "failed": "RuntimeError: operation not permitted"}
+    assert rows[2]["seconds"] > 0
 
 
 def test_what_was_measured_is_written_before_the_next_row(modules, tmp_path: Path) -> None:
