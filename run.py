@@ -94,7 +94,9 @@ def build(python: Path, arguments: list[str]) -> int:
 
 def bench(python: Path, arguments: list[str]) -> int:
     """One benchmark, or the list of them."""
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text("utf-8"))
+    folder = ROOT / "benchmarks"
+    names = [path.stem for path in folder.glob("*.py") if "def main" in path.read_text("utf-8")]
+    names = sorted([*names, *(path.parent.name for path in folder.glob("*/__main__.py"))])
     if not arguments or arguments[0] not in names:
         print("Benchmarks: " + ", ".join(names))
         return 0 if not arguments else 2

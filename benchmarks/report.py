@@ -16,6 +16,8 @@ from rich.table import Table
 
 from backend.versions import versions
 
+LOG_WIDTH = 220  # characters
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -53,24 +55,32 @@ def write_report(
         "machine": machine(),
         "versions": versions(),
     }
+    print_report(title, rows, figures)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Console().print(f"Written to {out}", highlight=False)
+    return report
+
+
+def print_report(title: str, rows: list[dict], figures: list[Figure]) -> None:
+    """The rows as a table, whose columns are all keys that occur, and the figures with their limits."""
     console = Console()
+    if not console.is_terminal:  # a file or a log, where a table may be as wide as it is
+        console = Console(width=LOG_WIDTH)
     if rows:
         table = Table(title=title)
-        for column in rows[0]:
-            table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+        for column in dict.fromkeys(key for row in rows for key in row):
+            first = next(row[column] for row in rows if column in row)
+            table.add_column(column, justify="left" if isinstance(first, str) else "right")
         for row in rows:
-            table.add_row(*(_text(value) for value in row.values()))
+            table.add_row(*(_text(row.get(column.header)) for column in table.columns))
         console.print(table)
     for figure in figures:
         limits = [f"at most {_text(figure.at_most)}"] if figure.at_most is not None else []
         limits += [f"at least {_text(figure.at_least)}"] if figure.at_least is not None else []
         verdict = f"needed {' and '.join(limits)}: {'met' if figure.met else 'NOT met'}" if limits else "no limit"
         console.print(f"{figure.what}: {_text(figure.value)} {figure.unit} ({verdict})", highlight=False)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        console.print(f"Written to {out}", highlight=False)
-    return report
 
 
 def cpu_milliseconds(work: Callable[[], object], repeats: int, seconds: float = 10.0) -> float:

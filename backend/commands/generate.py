@@ -50,6 +50,9 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
                            help="where its weights are (default: as for `weights`)")  # fmt: skip
     published.add_argument("--refine", action="store_true",
                            help="refine the still subject through Gaussians (3D-aware denoising)")  # fmt: skip
+    published.add_argument("--compile", action="store_true",
+                           help="compile what lies between the matrix products of VideoMV's networks: the first use "
+                                "takes longer")  # fmt: skip
     published.add_argument("--dry-run", action="store_true",
                            help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
     add_video_options(parser)
@@ -99,7 +102,7 @@ def generate(options: argparse.Namespace) -> int:
             image=options.image,
             captured=captured,
             model=options.model,
-            published={"weights": options.weights, "refine": options.refine} if published else {},
+            published=published_options(options) if published else {},
             seed=options.seed,
             motion=options.motion,
             steps=options.steps,
@@ -125,6 +128,11 @@ def generate(options: argparse.Namespace) -> int:
     if options.work is None:
         shutil.rmtree(work, ignore_errors=True)
     return 0
+
+
+def published_options(options: argparse.Namespace) -> dict:
+    """What `diffusion4d_published.generate` is told beside the request."""
+    return {"weights": options.weights, "refine": options.refine, "compiled": options.compile}
 
 
 def generate_from_video(options: argparse.Namespace) -> int:
@@ -177,14 +185,16 @@ def generate_problem(options: argparse.Namespace) -> str:
     invented = (options.motion, options.steps, options.guidance_motion, options.guidance_static)
     if options.video and (options.refine or any(one is not None for one in invented)):
         return "--video goes without --refine, --motion, --steps and --guidance-...: its preset decides"
+    if options.video and options.compile:
+        return "--compile is for VideoMV's networks, not for --video"
     if not options.video and (said := video_options(options)):
         return f"--{next(iter(said))} goes with --video"
     if options.orbit and (options.text or options.frames_only):
         return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
     if not options.orbit and (options.static or options.surface):
         return "--static and --surface go with --orbit"
-    if options.model != PUBLISHED and (options.weights or options.refine or options.dry_run):
-        return f"--weights, --refine and --dry-run go with --model {PUBLISHED}"
+    if options.model != PUBLISHED and (options.weights or options.refine or options.compile or options.dry_run):
+        return f"--weights, --refine, --compile and --dry-run go with --model {PUBLISHED}"
     if not (options.out or options.frames_only or options.dry_run):
         return "say where the result goes: --out CLIP.npz or --frames-only OUT"
     return ""

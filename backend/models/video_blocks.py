@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-GROUPS = 32  # of every group norm
+from backend.models.fused import GROUPS, Kernels
 
 
 class GroupNorm(nn.GroupNorm):
@@ -21,12 +21,33 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(GROUPS, channels, eps)
+        self.fused: Kernels | None = None  # see `backend.models.fused`
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
+        if self.fused is not None:
+            return self.fused.normed(x, self, False)
         # A picture one pixel wide: its memory is channels-last, for which torch has a kernel of its own on the CPU.
         picture = x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
         return super().forward(picture).permute(0, 2, 3, 1).reshape(x.shape)
+
+    def activated(self, x: Tensor) -> Tensor:
+        """Normalise, then SiLU."""
+        if self.fused is not None:
+            return self.fused.normed(x, self, True)
+        return functional.silu(self(x))
+
+
+class Activated(nn.Sequential):
+    """Group norm, SiLU, and what comes after them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, ..., C]."""
+        norm, _, *others = self
+        x = norm.activated(x)
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 class Conv2d(nn.Conv2d):
@@ -70,9 +91,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(inputs), nn.SiLU(), Conv2d(inputs, outputs))
+        self.in_layers = Activated(GroupNorm(inputs), nn.SiLU(), Conv2d(inputs, outputs))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
-        self.out_layers = nn.Sequential(
+        self.out_layers = Activated(
             GroupNorm(outputs), nn.SiLU(), nn.Dropout(dropout), zeroed(Conv2d(outputs, outputs))
         )
         self.skip_connection = nn.Identity() if inputs == outputs else Conv2d(inputs, outputs, 1)
@@ -94,10 +115,10 @@ class TimeConvs(nn.Module):
         super().__init__()
         layer = lambda: (GroupNorm(channels), nn.SiLU(), nn.Dropout(dropout), TimeConv(channels, channels))  # noqa: E731
         norm, activation, _, conv = layer()
-        self.conv1 = nn.Sequential(norm, activation, conv)  # without dropout, so that its key is one less
-        self.conv2 = nn.Sequential(*layer())
-        self.conv3 = nn.Sequential(*layer())
-        self.conv4 = nn.Sequential(*layer())
+        self.conv1 = Activated(norm, activation, conv)  # without dropout, so that its key is one less
+        self.conv2 = Activated(*layer())
+        self.conv3 = Activated(*layer())
+        self.conv4 = Activated(*layer())
         zeroed(self.conv4[-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,9 +240,12 @@ class GatedGelu(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.proj = nn.Linear(inputs, 2 * outputs)
+        self.fused: Kernels | None = None  # see `backend.models.fused`
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., C]."""
+        if self.fused is not None:
+            return self.fused.gate(self.proj(x))
         value, gate = self.proj(x).chunk(2, -1)
         return value * functional.gelu(gate)
 

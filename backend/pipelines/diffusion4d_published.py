@@ -21,7 +21,7 @@ from torch.nn import functional
 from backend.guidance.classifier_free import guide, guide_plain
 from backend.guidance.sampling import Network, batched, begin, joined, one_by_one, sample
 from backend.guidance.schedules import cosine_schedule, set_timesteps
-from backend.models import encoders, published
+from backend.models import encoders, fused, published
 from backend.models.checkpoints import load_strictly, locate, read_tensors
 from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
@@ -31,6 +31,7 @@ from backend.pipelines.diffusion4d import FRAMED_SHARE, MOVING, STILL, as_tensor
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
 from backend.pipelines.published_needs import demand_weights, licences, plans
+from backend.pipelines.recorded_steps import recorded
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, STYLES, decode, encode, encode_texts, encode_view
 from backend.progress import Run
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
@@ -38,6 +39,7 @@ from blender_addon.contract.frames import GeneratedFrames
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
 
+VIDEO_NETWORKS = ("text", "image", "moving")
 STATIC_NAME, STATE_NAME = "static.npz", "moving_state.npz"
 Loaders = Mapping[str, Callable[[], nn.Module]]
 
@@ -51,13 +53,14 @@ def generate(
     *,
     weights: Path | None = None,
     refine: bool = False,
+    compiled: bool = False,
     loaders: Callable[[torch.dtype], Loaders] | None = None,
 ) -> GeneratedFrames:
     """The frames of one request: the still subject where it is not given, then its motion.
 
     static: [T, H, W, 4] uint8, straight alpha, or None; cameras: of `static`; image: [H, W, 4] uint8 or None;
     weights: folder of all published weights, by default the usual one; refine: VideoMV's 3D-aware refinement of the
-    still subject; loaders: of networks, in the place of those from `weights`.
+    still subject; compiled: see `with_kernels`; loaders: of networks, in the place of those from `weights`.
 
     Raises:
         UserError: weights are missing, the GPU is too small, or the inputs cannot be used.
@@ -71,6 +74,8 @@ def generate(
         if "moving" in names:
             published.locate_trained(weights)
     made = loaders(dtype) if loaders else weight_loaders(weights, dtype, device)
+    if compiled:
+        made = with_kernels(made, device, dtype, run)
     networks = Networks(made, device, run.check)
 
     def work(plan: MemoryPlan) -> GeneratedFrames:
@@ -203,17 +208,18 @@ def generate_moving(
         times = set_timesteps(schedule, steps)
         side = videomv_orbit.PIXELS // LATENT_PIXEL
         shape = (1, len(static), LATENT_CHANNELS, side, side)
-        clean = sample(
-            videomv_orbit.kept_state(run.folder / STATE_NAME, device) or begin(shape, seed, device),
-            times,
-            schedule,
-            branches,
-            rule,
-            dtype=dtype,
-            on_step=videomv_orbit.on_step(
-                run, STATE_NAME, len(times), lambda latents: videomv_orbit.preview(latents[0])
-            ),
-        )
+        with recorded(branches, plan, device, run) as branches:
+            clean = sample(
+                videomv_orbit.kept_state(run.folder / STATE_NAME, device) or begin(shape, seed, device),
+                times,
+                schedule,
+                branches,
+                rule,
+                dtype=dtype,
+                on_step=videomv_orbit.on_step(
+                    run, STATE_NAME, len(times), lambda latents: videomv_orbit.preview(latents[0])
+                ),
+            )
 
     # 3. Pictures, cut out.
     pictures, unplain = cut_out(decode(clean[0], networks))
@@ -277,6 +283,28 @@ def weight_loaders(folder: Path | None, dtype: torch.dtype, device: torch.device
         "moving": lambda: fast(published.load_trained(folder, dtype)),
         "refiner": lambda: load_refiner(folder, dtype),
     }
+
+
+def with_kernels(
+    loaders: Loaders, device: torch.device, dtype: torch.dtype, run: Run, kernels: fused.Kernels | None = None
+) -> Loaders:
+    """The same networks, with what lies between matrix products compiled (see `models.fused`).
+
+    Where that does not work a note says why, and they are as they were. kernels: in the place of those compiled here.
+    """
+    run.say("Compiling for this GPU")
+    try:
+        tried = fused.trial(device, kernels, dtype)
+    except RuntimeError as error:
+        run.note(f"Nothing could be compiled for this device, so that it ran without, slower: {error}")
+        return loaders
+
+    def load(name: str) -> nn.Module:
+        network = loaders[name]()
+        fused.fuse(network, tried)
+        return network
+
+    return {name: partial(load, name) if name in VIDEO_NETWORKS else given for name, given in loaders.items()}
 
 
 def load_refiner(folder: Path | None, dtype: torch.dtype) -> LGM:

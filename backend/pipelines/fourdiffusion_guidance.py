@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """4DM as a judge of renders: its VAE with a gradient, its predictions for the frames and cameras of an iteration."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,8 +19,8 @@ from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import lay_out, unconditional
 from backend.pipelines import videomv_orbit
-from backend.pipelines.memory_plan import MemoryPlan, Networks
-from backend.pipelines.multi_view_video import branches_of
+from backend.pipelines.memory_plan import GIB, MemoryPlan, Networks, free_bytes
+from backend.pipelines.multi_view_video import RUN_FRAMES, VIEWS, branches_of
 from backend.pipelines.videomv_orbit import encode, encode_texts
 
 NEGATIVE_PROMPT = (  # of 4Diffusion's optimisation; sampling has another
@@ -27,6 +28,8 @@ NEGATIVE_PROMPT = (  # of 4Diffusion's optimisation; sampling has another
     "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
     "bad proportions"
 )
+
+KEPT = 0.38 * GIB  # that the VAE's encoder keeps of a picture of 256 pixels for its gradient, in bf16; from shapes
 
 
 class Guidance(Protocol):
@@ -81,20 +84,36 @@ class FourDMGuidance:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         on_part: Callable[[], None] = lambda: None,
+        keep: bool | None = None,
     ) -> None:
-        """`on_part` is called before each few pictures are encoded, also for their gradient; may cancel by raising."""
+        """`on_part` is called before each few pictures are encoded, also for their gradient; may cancel by raising.
+
+        Where 4DM computes in bf16 its VAE does so, too, here: its gradient would otherwise cost more than 4DM itself.
+        Pictures for people are decoded in float32 nevertheless. keep: whether all that the encoder has computed is kept
+        for the gradient, rather than computed once more; None: where there is plenty of memory.
+        """
         self.schedule, self.scale, self.rescale = linear_schedule(), sds.GUIDANCE, sds.RESCALE
         self._on_part = on_part
         self._vae, self._network = vae.requires_grad_(False), network.requires_grad_(False)
+        if dtype == torch.bfloat16:  # fp16 overflows in it
+            self._vae = nn.Module.to(copy.deepcopy(self._vae), dtype)
+        share = (videomv_orbit.PIXELS / 256) ** 2 * (1 if dtype == torch.bfloat16 else 2)
+        kept = share * KEPT * RUN_FRAMES * VIEWS
+        if keep is None:  # as much again has to be left, for 4DM and for what is optimised
+            keep = plan.resident and device.type == "cuda" and free_bytes(device) > 2 * kept
+        self._keeps = keep
         self._conditions, self._plan, self._device, self.dtype = conditions, plan, device, dtype
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Means of the encoder's distributions, on white; the public code draws from them, whose spread is tiny.
 
-        A few pictures at a time, and once more for their gradient, so that memory does not grow with their number.
+        A few pictures at a time, and once more for their gradient, so that memory does not grow with their number; only
+        where there is plenty of memory they are done once.
         """
         side = videomv_orbit.PIXELS
         parts = pictures.split(self._plan.vae_chunk)
+        if self._keeps:
+            return torch.cat([self._encoded(part, side) for part in parts])
         return torch.cat([checkpoint(self._encoded, part, side, use_reentrant=False) for part in parts])
 
     def branches(self, poses: Tensor, frames: np.ndarray) -> Branches:

@@ -35,17 +35,18 @@ class MemoryPlan:
     streamed: bool = False  # the video networks' blocks are on the GPU one at a time
     vae_chunk: int = 8  # pictures that the VAE takes at once
     vae_tiling: bool = False  # the VAE works on tiles of pictures larger than its own 512 pixels
+    recorded: bool = False  # denoising steps are recorded once and replayed, see `recorded_steps`
 
 
 PLANS = (
-    MemoryPlan("everything on the GPU"),
+    MemoryPlan("everything on the GPU", recorded=True),
     MemoryPlan("one stage after another", resident=False, together=False, vae_chunk=4),
     MemoryPlan("in slices", resident=False, together=False, slice_tokens=4096, vae_chunk=1, vae_tiling=True),
     MemoryPlan(
         "block by block", resident=False, together=False, slice_tokens=2048, streamed=True, vae_chunk=1, vae_tiling=True
     ),
 )
-ON_CPU = replace(PLANS[0], name="on the CPU", together=False, vae_chunk=1)
+ON_CPU = replace(PLANS[0], name="on the CPU", together=False, vae_chunk=1, recorded=False)
 
 
 @dataclass(frozen=True)

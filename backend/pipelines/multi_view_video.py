@@ -30,6 +30,7 @@ from backend.models.videomv import LATENT_CHANNELS
 from backend.pipelines import videomv_orbit
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import Networks
+from backend.pipelines.recorded_steps import recorded
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, decode, encode, encode_texts, kept_state, preview
 from backend.progress import Run
 from blender_addon.contract.orbit import Cameras, Orbit, intrinsics
@@ -126,12 +127,16 @@ def generate_views(
         side = videomv_orbit.PIXELS // LATENT_PIXEL
         shape = (len(frames) * VIEWS, LATENT_CHANNELS, side, side)
         name = f"views_{index}.npz"
-        with networks.using("fourdm") as [network]:
+        plan, device = networks.plan, networks.device
+        with (
+            networks.using("fourdm") as [network],
+            recorded(branches_of(network, clips, together=plan.together), plan, device, run) as branches,
+        ):
             latents = sample(
-                kept_state(run.folder / name, networks.device) or begin(shape, seed, networks.device),
+                kept_state(run.folder / name, device) or begin(shape, seed, device),
                 timesteps,
                 schedule,
-                branches_of(network, clips, together=networks.plan.together),
+                branches,
                 partial(guide_plain, scale=guidance),
                 dtype=dtype,
                 on_step=videomv_orbit.on_step(

@@ -23,6 +23,7 @@ from backend.models.encoders import Encoders
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import Networks
+from backend.pipelines.recorded_steps import recorded
 from backend.pipelines.refine3d import BACKGROUND, refiner
 from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
@@ -122,16 +123,17 @@ def generate_static(
         refinement = None
         if refine:
             refinement = Refinement.as_published(_refine(*others, poses, BACKGROUND[kind], plan.vae_chunk), len(times))
-        clean = sample(
-            kept_state(run.folder / STATE_NAME, device) or begin(shape, seed, device),
-            times,
-            schedule,
-            branches,
-            partial(guide_plain, scale=style.guidance),
-            dtype=dtype,
-            refinement=refinement,
-            on_step=on_step(run, STATE_NAME, len(times), lambda latents: preview(latents[0].movedim(1, 0))),
-        )
+        with recorded(branches, plan, device, run) as branches:
+            clean = sample(
+                kept_state(run.folder / STATE_NAME, device) or begin(shape, seed, device),
+                times,
+                schedule,
+                branches,
+                partial(guide_plain, scale=style.guidance),
+                dtype=dtype,
+                refinement=refinement,
+                on_step=on_step(run, STATE_NAME, len(times), lambda latents: preview(latents[0].movedim(1, 0))),
+            )
 
     # 3. Pictures, cut out.
     pictures, unplain = cut_out(decode(clean.transpose(1, 2)[0], networks))

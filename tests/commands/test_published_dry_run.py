@@ -84,7 +84,7 @@ def test_options_reach_the_published_size(tmp_path: Path, monkeypatch: pytest.Mo
     settings, options = told[0]
     asked = (settings["steps"], settings["guidance_motion"], settings["guidance_static"], settings["motion"])
     assert asked == (50, 7.0, 0.5, 3.0)
-    assert options == {"weights": tmp_path, "refine": True}
+    assert options == {"weights": tmp_path, "refine": True, "compiled": False}
 
 
 def test_missing_weights_are_told_before_anything_begins(tmp_path: Path, capsys) -> None:
