@@ -64,10 +64,13 @@ class Refinement:
         return cls(refine, frozenset(round(share * count) for share in REFINED))
 
 
-def begin(shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> State:
-    """Pure noise of this shape. The same on every device: it is drawn on the CPU."""
+def begin(shape: Sequence[int], seed: int, device: torch.device | str = "cpu", temperature: float = 1.0) -> State:
+    """Pure noise of this shape. The same on every device: it is drawn on the CPU.
+
+    temperature: standard deviation of the noise; below 1, samples come closer to what is most likely.
+    """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(*shape, generator=generator)
+    noise = temperature * torch.randn(*shape, generator=generator)
     return State(noise.to(device), 0, generator.get_state())
 
 

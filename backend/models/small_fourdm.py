@@ -197,6 +197,28 @@ def to_pictures(latents: Tensor) -> Tensor:
     return torch.cat([(on_white - 1 + alpha).clamp_min(0).minimum(alpha), alpha], -3)
 
 
+def completed(views: Tensor, guess: Tensor) -> Tensor:
+    """Latents [..., 4, H, W] of views, made as opaque as the inflated input at least, in its color where that adds.
+
+    What the input shows is there, though a network that is unsure of its place leaves out what is thin.
+    """
+    (color, alpha), (guessed, known) = ((one / 2 + 0.5).split([3, 1], -3) for one in (views, guess))  # color on white
+    lacking = (known - alpha).clamp(0, 1)
+    share = lacking / known.clamp_min(1e-3)
+    return torch.cat([color - share * (1 - guessed), alpha + lacking], -3) * 2 - 1
+
+
+def decided(views: Tensor, contrast: float = 2.0) -> Tensor:
+    """Latents [..., 4, H, W] of views with harder outlines: the likeliest outline in the place of the mean of all.
+
+    contrast: by how much opacities move away from a half.
+    """
+    on_white, alpha = (views / 2 + 0.5).clamp(0, 1).split([3, 1], -3)
+    color = ((on_white - 1 + alpha) / alpha.clamp_min(0.05)).clamp(0, 1)
+    alpha = ((alpha - 0.5) * contrast + 0.5).clamp(0, 1)
+    return torch.cat([color * alpha + 1 - alpha, alpha], -3) * 2 - 1
+
+
 def nothing(like: Tensor) -> Tensor:
     """Latents [..., 4, H, W] of empty pictures."""
     empty = torch.ones(CHANNELS, 1, 1, device=like.device, dtype=like.dtype)

@@ -49,7 +49,7 @@ PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"
 VIDEO_NAME, VIEWS_NAME, FIT_NAME = "video.npz", "views.npz", "fit.npz"
 BEGUN_NAME = "views.key"  # of the views whose sampling the folder keeps, in `views_*.npz`
-ALGORITHM = 3  # counts changes that make older checkpoints useless
+ALGORITHM = 4  # counts changes that make older checkpoints useless
 FRAMES = 8, 64  # least and most that a clip has
 DEPARTURE = "Gaussians were optimised in place of the paper's radiance field."
 

@@ -208,6 +208,12 @@ def test_the_seed_decides() -> None:
     assert not torch.allclose(first, other)
 
 
+def test_temperature_scales_the_noise_alone() -> None:
+    warm, cool = begin((3, 4, 5, 5), seed=1), begin((3, 4, 5, 5), seed=1, temperature=0.25)
+    torch.testing.assert_close(cool.latents, 0.25 * warm.latents)
+    assert torch.equal(cool.random, warm.random)
+
+
 def test_networks_may_be_in_half_precision() -> None:
     """They get and give bf16; the scheduler stays in float32, so that only the predictions are coarse."""
     seen = set()

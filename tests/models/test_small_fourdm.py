@@ -11,6 +11,8 @@ from backend.models.small_fourdm import (
     SmallConditions,
     SmallFourDM,
     SmallFourDMConfig,
+    completed,
+    decided,
     nothing,
     to_latents,
     to_pictures,
@@ -107,6 +109,27 @@ def test_pictures_go_to_latents_and_back() -> None:
     assert (wild >= 0).all()
     assert (wild[:, :3] <= wild[:, 3:]).all()
     assert (wild <= 1).all()
+
+
+def test_what_the_input_shows_is_there() -> None:
+    """Where the views are less opaque than the inflated input, that fills the difference; elsewhere they stay."""
+    guess = torch.zeros(1, 4, 2, 2)
+    guess[..., 0, :] = torch.tensor([0.2, 0.0, 0.0, 1.0])[None, :, None]  # dark red, in the upper row
+    views = torch.zeros(1, 4, 2, 2)
+    views[..., 0] = torch.tensor([0.0, 0.3, 0.0, 0.5])[None, :, None]  # half seen green, in the left column
+    made = to_pictures(completed(to_latents(views), to_latents(guess)))
+    torch.testing.assert_close(made[0, :, 0, 0], torch.tensor([0.1, 0.3, 0.0, 1.0]))
+    torch.testing.assert_close(made[0, :, 0, 1], guess[0, :, 0, 1])
+    torch.testing.assert_close(made[0, :, 1], views[0, :, 1])
+    torch.testing.assert_close(to_pictures(completed(to_latents(guess), to_latents(guess))), guess)
+
+
+def test_outlines_are_decided() -> None:
+    """Opacities move away from a half, and colors stay what they are."""
+    pictures = torch.tensor([0.6, 0.2, 0.1, 1.0])[:, None, None] * torch.tensor([[0.0, 0.2, 0.4], [0.5, 0.7, 1.0]])
+    hard = to_pictures(decided(to_latents(pictures)))
+    torch.testing.assert_close(hard[3], torch.tensor([[0.0, 0.0, 0.3], [0.5, 0.9, 1.0]]))
+    torch.testing.assert_close(hard[:3], torch.tensor([0.6, 0.2, 0.1])[:, None, None] * hard[3])
 
 
 @pytest.fixture

@@ -77,6 +77,9 @@ def test_distillation_has_a_gradient(model: SmallVideoModel, tmp_path: Path, sca
         branches = guidance.branches(poses, np.arange(3, 11))
         conditional, unconditional = branches(latents.detach(), torch.full((len(latents),), 500))
         assert torch.equal(conditional, unconditional) == (scale == 1)
+        shown = guidance.encode(disc_video(12))[3:11].unflatten(0, (8, 1))  # from the front, the first of the sides
+        front = conditional.unflatten(0, (8, VIEWS))[:, :1]
+        assert (front[:, :, 3] > 0.8)[shown[:, :, 3] == 1].float().mean() > 0.97  # but for the inflated rim
         loss = distillation_loss(
             latents, torch.randn_like(latents), 500, branches, guidance.schedule, guidance.scale, guidance.rescale
         )
