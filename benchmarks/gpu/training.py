@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,8 @@ def measured(training: Training, compiled: bool, setting: Setting) -> dict:
     rate = matrix_rate(setting.matrix, setting.device, setting.dtype)
     operations = step_operations(config, setting) / config.batch
     reset_peak(setting.device)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(trainer, "draw", waits.watched(trainer.draw)):
+    watched = mock.patch.object(trainer, "draw", waits.watched(trainer.draw))
+    with tempfile.TemporaryDirectory() as folder, watched, kernels_as_before():
         length = {"steps": training.steps} if training.steps else {"minutes": training.seconds / 60}
         trainer.train(config, setting.assets, Path(folder), **length)
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -84,6 +86,17 @@ def measured(training: Training, compiled: bool, setting: Setting) -> dict:
         "GiB": peak_gib(setting.device),
         "assets": setting.assets.name,
     }
+
+
+@contextmanager
+def kernels_as_before() -> Iterator[None]:
+    """What training chooses for the whole process does not reach the other sections."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 class Waits:

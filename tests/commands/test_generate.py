@@ -53,7 +53,6 @@ def generate(*arguments: object) -> int:
         (("--text", "a ball", "--motion", "99", "--out", "x.npz"), "must lie between"),
         (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
         (("--video", "x.mp4", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
-        (("--video", "x.mp4", "--model", "published", "--compile", "--out", "x.npz"), "not for --video"),
         (("--text", "a ball", "--compile", "--out", "x.npz"), "go with --model published"),
         (("--video", "x.mp4", "--out", "x.npz"), "--steps"),
         (("--video", "x.mp4", "--frames", "7", "--out", "x.npz"), "must lie between"),
