@@ -47,7 +47,9 @@ def add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
 def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
     """`train pack` and `train ship`."""
     packing = kinds.add_parser("pack", help="newest checkpoint of a run as small files, to go on elsewhere")
-    packing.add_argument("run", type=Path, metavar="RUN")
+    packing.add_argument("run", type=Path, metavar="RUN|WEIGHTS",
+                         help="run, or weights such as those in backend/weights, of which each network becomes a "
+                              "packed run in DIR")  # fmt: skip
     packing.add_argument("--out", type=Path, required=True, metavar="DIR", help="for --resume on the other machine")
     packing.set_defaults(func=pack_run)
     shipping = kinds.add_parser("ship", help="weights that the program loads, from finished runs")
@@ -119,12 +121,15 @@ def train(options: argparse.Namespace) -> int:
 
 
 def pack_run(options: argparse.Namespace) -> int:
-    """Pack a run for moving."""
+    """Pack a run, or those of weights, for moving."""
+    from backend.models.shipped import CARD
     from backend.training.packed import pack
+    from backend.training.unship import unship
 
-    folder = pack(options.run, options.out)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder}: {size / 2**20:.1f} MiB. Go on with: train diffusion4d --resume {folder} ...")
+    shipped = (options.run / CARD).is_file()
+    for folder in unship(options.run, options.out) if shipped else [pack(options.run, options.out)]:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f"{folder}: {size / 2**20:.1f} MiB. Go on with: train diffusion4d|4dm --resume {folder} ...")
     return 0
 
 

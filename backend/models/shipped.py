@@ -52,11 +52,13 @@ def read_card(folder: Path, kind: str, version: int) -> dict:
 
 def load_network(network: torch.nn.Module, folder: Path, names: list[str], device: str) -> None:
     """Give a network its weights, in float32, ready for use on `device`."""
-    tensors = {}
-    for name in names:
-        tensors.update(load_file(folder / name))
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    network.load_state_dict({name: tensor.float() for name, tensor in read_tensors(folder, names).items()})
     network.eval().requires_grad_(False).to(device)
+
+
+def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a network, in float16, from its files in `folder`. Use within `readable`."""
+    return {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
 
 
 def default_device() -> str:

@@ -124,6 +124,13 @@ def read_about(folder: Path | str) -> dict:
         raise UserError("damaged_checkpoint", f"Nothing tells what {folder} is of: {error}.", hint) from error
 
 
+def write_about(folder: Path, state: dict, about: dict) -> None:
+    """What `read_state` and `read_about` find in a packed run."""
+    _write_state(folder, state)
+    with atomic_file(folder / CONFIG) as file:
+        file.write(json.dumps(about, indent=1).encode())
+
+
 def read_tensors(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
     """The tensors of WEIGHTS or EMA in float32, of a checkpoint or of a packed run, where they are in several files."""
     files = sorted(checkpoint.glob(name.replace(".", "-*."))) or [checkpoint / name]

@@ -49,20 +49,10 @@ def pack(run: Path, out: Path, *, renew: bool = False) -> Path:
         }
     except (OSError, SafetensorError) as error:
         raise damaged(checkpoint, error) from error
-    size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    files = {shard_name(name, k): shard for name in parts for k, shard in enumerate(_shards(parts[name]))}
-    if size > BYTES or len(files) + 2 > FILES:
-        raise UserError(
-            "too_large",
-            f"{checkpoint} would take {size / 2**20:.0f} MiB; a packed run takes at most {BYTES >> 20}.",
-            "Move the folder of the checkpoint itself.",
-        )
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, shard in files.items():
-        save_tensors(part / name, shard)
-    for source in _companions(checkpoint, FILES - len(files)):
+    files = write_parts(part, parts)
+    for source in _companions(checkpoint, FILES - files):
         if source.name == LOG:
             (part / LOG).write_bytes(_tail(source, LOG_BYTES))
         else:
@@ -71,6 +61,26 @@ def pack(run: Path, out: Path, *, renew: bool = False) -> Path:
         shutil.rmtree(out)
     os.replace(part, out)
     return out
+
+
+def write_parts(folder: Path, parts: dict[str, dict[str, torch.Tensor]]) -> int:
+    """Write float16 tensors of WEIGHTS and EMA to a new folder, in files that are small enough; returns how many.
+
+    Raises:
+        UserError: they are too large.
+    """
+    size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+    files = {shard_name(name, k): shard for name in parts for k, shard in enumerate(_shards(parts[name]))}
+    if size > BYTES or len(files) + 2 > FILES:
+        raise UserError(
+            "too_large",
+            f"The networks take {size / 2**20:.0f} MiB; a packed run takes at most {BYTES >> 20}.",
+            "Move the folder of the checkpoint itself.",
+        )
+    folder.mkdir(parents=True)
+    for name, shard in files.items():
+        save_tensors(folder / name, shard)
+    return len(files)
 
 
 def check_place(out: Path, *, renew: bool = False) -> None:

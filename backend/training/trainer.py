@@ -131,7 +131,7 @@ def train(
 
     # 3. Network, its moving average, optimizer.
     torch.manual_seed(config.seed)
-    if begin and config.base_run:
+    if begin and config.base_run and resume is None:  # a new plan may put them on a base that has been trained on
         small_fourdm_task.check_base(config, read_about(begin))
     plain = task.build(config, vocabulary)
     plain = (plain if config.task in CONTIGUOUS else channels_last(plain)).to(accelerator.device)
