@@ -358,9 +358,10 @@ def test_distances_between_sets_need_enough_clips(monkeypatch: pytest.MonkeyPatc
 def test_cases_follow_what_is_asked() -> None:
     full, no_sds, no_anchor = cases_of("preview", None, ["gaussians"], 3, SMALL)
     assert (full.label, no_sds.label, no_anchor.label) == (FULL, NO_SDS, NO_ANCHOR)
-    assert (full.settings.sds_weight, full.settings.anchor_weight, full.settings.seed) == (1, 1, 3)
-    assert (no_sds.settings.sds_weight, no_sds.settings.anchor_weight) == (0, 1)
-    assert (no_anchor.settings.sds_weight, no_anchor.settings.anchor_weight) == (1, 0)
+    usual = Settings.for_preset("preview", "gaussians", 3, SMALL)
+    assert full.settings == usual
+    assert no_sds.settings == replace(usual, sds_weight=0.0)
+    assert no_anchor.settings == replace(usual, anchor_weight=0.0)
     both = cases_of("preview", [FULL, ANCHOR_ONLY], ["gaussians", "nerf"], 0, SMALL)
     assert [case.label for case in both] == ["gaussians full", "gaussians anchor-only", "nerf full", "nerf anchor-only"]
     assert [case.sees_views for case in both] == [True, False, True, False]

@@ -128,5 +128,5 @@ def test_packed_files_stay_small(tmp_path, monkeypatch):
     assert set(averaged) == {"weight", "bias"}
     assert all((tensor == 7).all() for tensor in averaged.values())
     monkeypatch.setattr(packed, "BYTES", 10)
-    with pytest.raises(UserError, match="would take"):
+    with pytest.raises(UserError, match="networks take"):
         packed.pack(tmp_path / "run", tmp_path / "elsewhere")
