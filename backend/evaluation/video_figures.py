@@ -48,7 +48,8 @@ def figures_of(drawn: Tensor, frozen: Tensor, true: Tensor, networks: Networks) 
     lpips = networks.lpips
     figures = likeness(drawn[NOVEL].flatten(0, 1), true[NOVEL].flatten(0, 1), "novel", lpips)
     figures |= _some(likeness(frozen[NOVEL].flatten(0, 1), true[NOVEL].flatten(0, 1), "novel_frozen"), "psnr", "iou")
-    figures |= _some(likeness(drawn[BETWEEN].flatten(0, 1), true[BETWEEN].flatten(0, 1), "between"), "psnr", "iou")
+    between = likeness(drawn[BETWEEN].flatten(0, 1), true[BETWEEN].flatten(0, 1), "between", lpips)
+    figures |= _some(between, "psnr", "ssim", "dssim", "lpips", "iou")
     figures |= _some(likeness(drawn[0], true[0], "input"), "psnr", "ssim", "iou")
     return figures | _of_clip(drawn[: len(ORTHOGONAL)], true[: len(ORTHOGONAL)], networks)
 

@@ -54,8 +54,9 @@ def _on_white(pictures: Tensor) -> np.ndarray:  # [V, T, H, W, 4] -> [4 T, H, W,
 COLUMNS = {
     "magnitude": "m", "psnr_novel": "PSNR novel", "psnr_novel_frozen": "frozen", "psnr_foreground_novel": "foreground",
     "ssim_novel": "SSIM novel", "lpips_novel": "LPIPS novel", "dssim_novel": "D-SSIM novel", "iou_novel": "IoU novel",
-    "psnr_between": "PSNR between", "psnr_input": "PSNR input", "ssim_input": "SSIM input", "iou_input": "IoU input",
-    "lpips_input": "LPIPS input", "views_psnr_novel": "PSNR views", "views_iou_novel": "IoU views",
+    "psnr_between": "PSNR between", "lpips_between": "LPIPS between", "dssim_between": "D-SSIM between",
+    "psnr_input": "PSNR input", "ssim_input": "SSIM input", "iou_input": "IoU input", "lpips_input": "LPIPS input",
+    "views_psnr_novel": "PSNR views", "views_iou_novel": "IoU views",
     "psnr_model_views": "PSNR to views", "stray": "stray", "clip_i": "CLIP-I", "clip_c": "CLIP-C",
     "fvd_handcrafted": "FVD handcr.", "fvd": "FVD", "seconds": "s",
 }  # fmt: skip

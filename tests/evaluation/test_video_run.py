@@ -167,6 +167,7 @@ def test_the_truth_is_told_from_no_motion(assets: Path, clips: list[ChosenClip],
     for row, frozen in zip(summary["assets"], still["assets"], strict=True):
         assert row["iou_novel"] > 0.8  # cameras and times of truth and result agree
         assert row["iou_between"] > 0.8
+        assert row["dssim_between"] == pytest.approx((1 - row["ssim_between"]) / 2)
         assert row["psnr_novel"] > frozen["psnr_novel"] + 0.5
         assert row["psnr_novel_frozen"] == pytest.approx(frozen["psnr_novel"], abs=1e-4)
         assert row["views_psnr_novel"] > 60  # the model knows them
