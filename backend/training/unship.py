@@ -16,7 +16,8 @@ from backend.training.config import TrainConfig, read_config
 from backend.training.packed import check_place, write_parts
 
 Tensors = dict[str, torch.Tensor]
-DATA_DECIDES = ("vocabulary", "motion", "latent_channels", "condition_channels", "vector_channels")  # not a configuration
+# Sizes on a card that no configuration names.
+DATA_DECIDES = ("vocabulary", "motion", "latent_channels", "condition_channels", "vector_channels")
 
 
 def unship(weights: Path, out: Path) -> list[Path]:

@@ -133,7 +133,8 @@ def test_kinesplat_small_in_stretches(place):
     assert main(["train", "pack", "weights", "--out", "again"]) == 0
     assert same(read_average("again/motion"), averaged)
     assert stretch("diffusion4d", "motion", "motion3", "--resume", "again/motion") == 0
-    assert stretch("diffusion4d", "decoder", "decoder2", "--set", 'motion_run="motion3"', "--resume", "again/decoder") == 0
+    on_it = ("--set", 'motion_run="motion3"', "--resume", "again/decoder")
+    assert stretch("diffusion4d", "decoder", "decoder2", *on_it) == 0
 
 
 def test_weights_that_no_run_makes_are_told(place):
