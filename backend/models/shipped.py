@@ -88,7 +88,8 @@ def write_model(
         write(name, tensors)
     for part, network in parts.items():
         files[part] = []
-        for number, tensors in enumerate(_shards(network.state_dict())):
+        halves = {key: one.detach().to("cpu", torch.float16).contiguous() for key, one in network.state_dict().items()}
+        for number, tensors in enumerate(shards(halves)):
             name = f"{part}-{number}.safetensors"
             write(name, tensors)
             files[part].append(name)
@@ -102,14 +103,13 @@ def sizes(values: dict) -> dict:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The tensors in float16, in order, in parts that stay under the file size."""
-    shards, size = [{}], 0
-    for name, tensor in state.items():
-        half = tensor.detach().to("cpu", torch.float16).contiguous()
-        if size + half.nbytes > MAX_FILE_BYTES and shards[-1]:
-            shards.append({})
+def shards(tensors: dict[str, torch.Tensor], most: int = MAX_FILE_BYTES) -> list[dict[str, torch.Tensor]]:
+    """The tensors in order, in parts of at most `most` bytes; a larger tensor is a part of its own."""
+    parts, size = [{}], 0
+    for name, tensor in tensors.items():
+        if size + tensor.nbytes > most and parts[-1]:
+            parts.append({})
             size = 0
-        shards[-1][name] = half
-        size += half.nbytes
-    return shards
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    return parts

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from backend.models.shipped import shards
 from backend.progress import UserError
 from backend.training.checkpoint import (
     CONFIG,
@@ -70,7 +71,7 @@ def write_parts(folder: Path, parts: dict[str, dict[str, torch.Tensor]]) -> int:
         UserError: they are too large.
     """
     size = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    files = {shard_name(name, k): shard for name in parts for k, shard in enumerate(_shards(parts[name]))}
+    files = {shard_name(name, k): shard for name in parts for k, shard in enumerate(shards(parts[name], FILE_BYTES))}
     if size > BYTES or len(files) + 2 > FILES:
         raise UserError(
             "too_large",
@@ -113,14 +114,3 @@ def _tail(path: Path, most: int) -> bytes:
     """The last whole lines of a file."""
     data = path.read_bytes()
     return data if len(data) <= most else data[-most:].partition(b"\n")[2]
-
-
-def _shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    shards, size = [{}], 0
-    for name, tensor in tensors.items():
-        if size + tensor.nbytes > FILE_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards

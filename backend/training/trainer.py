@@ -203,7 +203,7 @@ def train(
                 group["lr"] = learning_rate(config, plan, step, share)
             for micro in range(config.accumulate):
                 with meter.waiting():
-                    batch = next(batches).to(accelerator.device)
+                    batch = next(batches)
                 last = micro == config.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     with accelerator.autocast():

@@ -147,8 +147,8 @@ def test_weights_that_no_run_makes_are_told(place):
 def test_minutes_are_all_there_is(place, monkeypatch):
     monkeypatch.setattr(trainer, "save_checkpoint", slowed(trainer.save_checkpoint, 0.3))
     begun = time.monotonic()
-    assert stretch("4dm", "base", "base1", "--minutes", "0.1") == 0
-    assert time.monotonic() - begun < 12  # of 6, on a machine that is busy
+    assert stretch("4dm", "base", "base1", "--minutes", "0.2") == 0
+    assert time.monotonic() - begun < 24  # of 12, on a machine that is busy
     assert read_state(Path("base1"))["step"] > 1
     rates = [json.loads(line)["lr"] for line in Path("base1/log.jsonl").read_text().splitlines()]
     assert rates[-1] < max(rates) / 4  # and all of the plan was carried out
