@@ -386,8 +386,8 @@ def _distillation(
         looked.timestep,
         guidance.branches(looked.poses, looked.frames),
         guidance.schedule,
-        guidance.scale if settings.guidance is None else settings.guidance,
-        guidance.rescale if settings.rescale is None else settings.rescale,
+        guidance.scale,
+        guidance.rescale,
         guidance.dtype,
     )
     return settings.sds_weight * loss.to(pictures.device)  # Gaussians may be drawn on the CPU beside a GPU

@@ -29,8 +29,6 @@ class Settings:
     elevation: float = 0.0  # of the views of 4DM, degrees
     pixels: tuple[int, int, int] = (64, 192, 256)  # side of the renders, from each of MILESTONES on
     anchor_pixels: int | None = None  # side of the anchor's renders; None: that of the views of 4DM
-    guidance: float | None = None  # scale of score distillation; None: the video model's own
-    rescale: float | None = None  # the same of how much contrast is taken back
     final_times: tuple[float, float] = sds.FINAL  # of the diffusion, once they are annealed
     sds_weight: float = 1.0  # 0: an ablation
     anchor_weight: float = 1.0  # 0: an ablation
