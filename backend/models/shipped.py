@@ -89,7 +89,7 @@ def write_model(
     for part, network in parts.items():
         files[part] = []
         halves = {key: one.detach().to("cpu", torch.float16).contiguous() for key, one in network.state_dict().items()}
-        for number, tensors in enumerate(shards(halves)):
+        for number, tensors in enumerate(shards(halves, MAX_FILE_BYTES)):
             name = f"{part}-{number}.safetensors"
             write(name, tensors)
             files[part].append(name)
@@ -103,7 +103,7 @@ def sizes(values: dict) -> dict:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def shards(tensors: dict[str, torch.Tensor], most: int = MAX_FILE_BYTES) -> list[dict[str, torch.Tensor]]:
+def shards(tensors: dict[str, torch.Tensor], most: int) -> list[dict[str, torch.Tensor]]:
     """The tensors in order, in parts of at most `most` bytes; a larger tensor is a part of its own."""
     parts, size = [{}], 0
     for name, tensor in tensors.items():
