@@ -348,20 +348,16 @@ def test_another_computer(addons, home) -> None:
 
 def test_a_slow_backend_delays_nobody_but_the_thread(addons, home) -> None:
     with FakeBackend(home) as backend:
-        backend.delay = 0.3
+        backend.delay = 2.0
         addon = addons()
-        slowest = 0.0
-        row = None
+        start = time.monotonic()
+        addon.generate()
         for _ in range(100):
-            start = time.perf_counter()
-            if row is None:
-                row = addon.generate()
             addon.thread.look_again()
             while not addon.thread.events.empty():
                 addon.board.apply(addon.thread.events.get())
-            slowest = max(slowest, time.perf_counter() - start)
             time.sleep(0.005)
-        assert slowest < 0.05
+        assert time.monotonic() - start < backend.delay  # had anything waited for one answer, it would be more
 
 
 def test_stopping_leaves_no_thread(addons, home) -> None:
