@@ -54,6 +54,7 @@ def test_orbit(tmp_path: Path) -> None:
         assert row["of the matrix rate"] == pytest.approx(row["TFLOP/s"] / row["matrix TFLOP/s"])
 
 
+@pytest.mark.slow
 def test_fourdm(tmp_path: Path) -> None:
     rows, _ = measured("4dm", tmp_path)
     assert [row["plan"] for row in rows] == [PLANS[0].name, PLANS[0].name, PLANS[-1].name]
@@ -104,6 +105,7 @@ def test_rasterize(tmp_path: Path) -> None:
     assert rows[0]["CPU ms"] > 0
 
 
+@pytest.mark.slow
 def test_requests_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     short = ConstructConfig(gaussians=200, shape_steps=2, coarse_steps=2, fine_steps=2)
     monkeypatch.setattr(ConstructConfig, "for_preset", lambda *_: short)
@@ -113,6 +115,7 @@ def test_requests_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert all(row["Writing the clip s"] >= 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     rows, _ = measured("training", tmp_path)
     assert [row["configuration"] for row in rows] == ["kinesplat_small_motion", "kinesplat_small_4dm"]
@@ -202,6 +205,7 @@ def test_a_section_that_fails_is_told_and_the_next_begins(modules, tmp_path: Pat
     assert {"kinesplat", "python", "torch"} <= set(report["versions"])
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_told_and_the_next_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = fourdm.generate_views
 

@@ -240,6 +240,7 @@ def test_a_step_renders_as_many_pictures_however_long_the_clip(frames: int) -> N
 # A network that knows the truth
 
 
+@pytest.mark.slow
 def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
     subject, run = subject_of("gaussians", TINY), planned(tmp_path)
     settings = replace(TINY, representation="gaussians", iterations=150, pixels=(24, 24, 24))
@@ -325,7 +326,7 @@ def test_lpips_is_used_where_it_is_given(tmp_path: Path) -> None:
     assert not run.notes
 
 
-@pytest.mark.parametrize("kind", ["nerf", "gaussians"])
+@pytest.mark.parametrize("kind", [pytest.param("nerf", marks=pytest.mark.slow), "gaussians"])
 @pytest.mark.parametrize("frames", [8, 13])
 def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.splatting.checkpoint.INTERVAL", 0.0)

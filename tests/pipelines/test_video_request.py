@@ -68,7 +68,8 @@ def run_in(folder: Path, **options) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("preset", "representation"), [("draft", "nerf"), ("preview", "gaussians"), ("preview", "nerf")]
+    ("preset", "representation"),
+    [("draft", "nerf"), ("preview", "gaussians"), pytest.param("preview", "nerf", marks=pytest.mark.slow)],
 )
 def test_a_film_becomes_a_clip(preset: str, representation: str, film: Path, tmp_path: Path) -> None:
     told: list[Progress] = []

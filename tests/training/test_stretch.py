@@ -113,6 +113,7 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_kinesplat_small_in_stretches(place):
     assert stretch("diffusion4d", "motion", "motion1") == 0
     assert stretch("diffusion4d", "motion", "motion2", "--resume", "motion1") == 0
@@ -144,6 +145,7 @@ def test_weights_that_no_run_makes_are_told(place):
     assert not Path("again").exists()
 
 
+@pytest.mark.slow
 def test_minutes_are_all_there_is(place, monkeypatch):
     monkeypatch.setattr(trainer, "save_checkpoint", slowed(trainer.save_checkpoint, 0.3))
     begun = time.monotonic()
