@@ -31,7 +31,7 @@ from backend.splatting.observations import Observations, read_observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras, read_surface_samples
-from blender_addon.contract.requests import PUBLISHED
+from blender_addon.contract.requests import BOUNDS, PUBLISHED
 
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
@@ -138,7 +138,7 @@ def generate_moving(
     magnitude: float,
     *,
     seed: int = 0,
-    steps: int = 24,
+    steps: int = int(BOUNDS["steps"].default),
     w1: float = 1.0,
     w2: float = 0.25,
     sampler: str = "ddim",
@@ -202,7 +202,7 @@ def generate_static(
     image: np.ndarray | None = None,
     *,
     seed: int = 0,
-    steps: int = 24,
+    steps: int = int(BOUNDS["steps"].default),
     guidance: float = 1.0,
     sampler: str = "ddim",
     run: Run | None = None,

@@ -17,7 +17,7 @@ The bounds below are the only place where limits stand: the panel's properties a
      "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
-                  "steps": 24, "frames": 24,
+                  "steps": 12, "frames": 24,
                   "model": "kinesplat-small" | "published",                # the latter needs weights and a GPU
                   "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py
      "inputs": {"static":    {"frames": [...], "cameras": {...}},          # kind object; else null
@@ -87,7 +87,7 @@ BOUNDS = {
     "motion": Bound(3.0, 0.0, 15.0),
     "guidance_motion": Bound(1.0, 0.0, 10.0),
     "guidance_static": Bound(0.25, 0.0, 2.0),
-    "steps": Bound(24, 4, 100),
+    "steps": Bound(12, 4, 100),
     "video_frames": Bound(8, 8, VIDEO_LIMITS.pictures),
     "video_seconds": Bound(0.0, 0.0, VIDEO_LIMITS.seconds),  # where the range of a video begins and ends
 }
