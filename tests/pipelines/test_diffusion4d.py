@@ -283,6 +283,24 @@ def test_the_amplitude_stays_within_limits() -> None:
     assert not nothing.any()
 
 
+def test_a_subject_is_not_moved_until_it_is_gone() -> None:
+    static = diffusion4d.as_tensor(ball_orbit(32)[0])
+    latents = torch.ones(1)
+
+    def dissolve(latents: torch.Tensor, at: int = 20) -> torch.Tensor:
+        """One view goes pale as the amplitude grows."""
+        faded = static.clone()
+        faded[:, at] *= (1 - 0.3 * latents).clamp(0, 1)
+        return faded
+
+    sized = diffusion4d.with_magnitude(latents, 1e4, static, dissolve)
+    assert float(latents) < float(sized) < diffusion4d.AMPLITUDE_LIMITS[1]
+    assert diffusion4d.least_left(dissolve(sized), static) >= diffusion4d.LEAST_LEFT
+    # Where it never keeps enough, it moves as little as may be.
+    gone = diffusion4d.with_magnitude(latents, 1e4, static, lambda latents: dissolve(latents * 100))
+    torch.testing.assert_close(gone, latents * diffusion4d.AMPLITUDE_LIMITS[0])
+
+
 def test_what_does_not_move_stays_as_it_is(tmp_path: Path) -> None:
     pictures, cameras = ball_orbit(48)
     still = kinesplat_small.load(write_tiny_model(tmp_path, moves=False))
