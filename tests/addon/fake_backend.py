@@ -127,6 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.backend.connections.add(self.connection)
 
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the other side has gone while it waited
+            super().handle()
+
     def finish(self) -> None:
         self.backend.connections.discard(self.connection)
         with contextlib.suppress(OSError):
