@@ -3,6 +3,6 @@
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: one that began last would be waited for by everybody else."""
+    """The window's files come first, then those with slow tests: what began last would be waited for by all others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)  # stable
+    items.sort(key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow))  # stable
