@@ -25,9 +25,11 @@ from backend.models.motion_magnitude import motion_magnitude
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
+from backend.pipelines.coherence import Coherence
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.observations import Observations, read_observations
+from backend.splatting.surface_motion import Surface, make_surface
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras, read_surface_samples
@@ -37,7 +39,7 @@ PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
 FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
-AMPLITUDE_LIMITS = (1 / 3, 3.0)  # how far the solved amplitude may lie from the network's own
+AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 LEAST_LEFT = 0.6  # of the subject's coverage in each view (all but 1 in 50 true clips keep more): else it is torn
 WITHDRAWAL = 0.75  # of the amplitude, as often as that takes, but not to below the lower limit
 MAX_IMAGE_PIXELS = 50_000_000
@@ -182,19 +184,21 @@ def generate_moving(
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
 
+    cohere = Coherence(surface_of(static, cameras), motion_latents.latent_unit(asked))
+
     def decode(latents: Tensor, full: Tensor | None = None) -> Tensor:
         return model.decoder(latents, small, asked, viewmats, focal, full)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with matrix_precision(model.device):
             out = model.motion(latents.expand(branches, -1, -1, -1, -1), condition, timestep, *given).float()
-        return guide(out[:1], out[1:2], out[2:], w1, w2)
+        return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
-    latents = with_magnitude(latents, magnitude, full, lambda sized: decode(sized, full))
-    return as_pictures(decode(latents, full))
+    size = size_of_magnitude(magnitude, full, lambda size: decode(cohere(latents * size), full))
+    return as_pictures(decode(cohere(latents * size), full))
 
 
 @torch.no_grad()
@@ -312,21 +316,23 @@ def denoise(
     return clean
 
 
-def with_magnitude(latents: Tensor, magnitude: float, static: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """The latents in the size that has the wanted motion magnitude.
+def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float], Tensor]) -> float:
+    """What latents are to be multiplied by, so that their frames have the wanted motion magnitude.
 
     What moves, and how, is the network's; how far is solved for, as the size of latents is all that amplitude is. It
     ends before the subject does: rather less motion than was asked for than wings that are gone.
+
+    decode: the frames [1, T, 4, H, W], premultiplied, of latents of a size.
     """
     size = 1.0
     for _ in range(AMPLITUDE_STEPS):
-        found = float(magnitude_of(decode(latents * size), static))
+        found = float(magnitude_of(decode(size), static))
         if magnitude <= 0 or found < 1e-6:
-            return latents * size
+            return size
         size = float(np.clip(size * (magnitude / found) ** 0.5, *AMPLITUDE_LIMITS))
-    while least_left(decode(latents * size), static) < LEAST_LEFT and size > AMPLITUDE_LIMITS[0]:
+    while least_left(decode(size), static) < LEAST_LEFT and size > AMPLITUDE_LIMITS[0]:
         size = max(size * WITHDRAWAL, AMPLITUDE_LIMITS[0])
-    return latents * size
+    return size
 
 
 def least_left(moving: Tensor, static: Tensor) -> float:  # [1, T, 4, H, W] premultiplied
@@ -364,6 +370,11 @@ def as_pictures(frames: Tensor) -> np.ndarray:  # [T, H, W, 4] uint8
     values = frames[0].permute(0, 2, 3, 1).cpu()
     color = values[..., :3] / values[..., 3:].clamp_min(1e-3)
     return (torch.cat([color, values[..., 3:]], -1).clamp(0, 1) * 255).round().byte().numpy()
+
+
+def surface_of(static: np.ndarray, cameras: Cameras) -> Surface:
+    """The surface that a static orbit shows, as the moving one is to move it."""
+    return make_surface(observations(static, replace(cameras, times=np.zeros_like(cameras.times))), cameras.times)
 
 
 def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Motion latents of which all frames tell one movement of one surface."""
+
+import torch
+from torch import Tensor
+
+from backend.models.motion_latents import FLOW_CHANNELS, fill
+from backend.splatting.surface_motion import Surface, flow_of, lift
+
+FIRST_ROUNDS, ROUNDS = 3, 1  # of least squares, without and with a beginning
+MOST_GAIN = 1.5  # least squares shrink what does not fit together
+
+
+class Coherence:
+    """Brings latents into line, time after time: what differs little from the last ones takes little work."""
+
+    def __init__(self, surface: Surface, unit: Tensor) -> None:
+        """unit: what latents are multiplied by (`motion_latents.latent_unit`)."""
+        self.surface, self.unit = surface, unit[0, :, :FLOW_CHANNELS].cpu()
+        self.shifts: Tensor | None = None  # of control points, the last ones
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:  # [1, T, 4, h, w]
+        """The latents with the flow of the movement that comes nearest to theirs."""
+        flow = latents[0, :, :FLOW_CHANNELS].cpu() * self.unit
+        rounds = FIRST_ROUNDS if self.shifts is None else ROUNDS
+        self.shifts = lift(self.surface, flow, self.shifts, rounds)
+        told, coverage = flow_of(self.surface, self.shifts, flow.shape[-1])
+        gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
+        out = latents.clone()
+        filled = fill(min(max(gain, 1.0), MOST_GAIN) * told, coverage)
+        out[0, :, :FLOW_CHANNELS] = (filled / self.unit).to(latents)
+        return out

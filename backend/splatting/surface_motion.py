@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one movement of a surface that scene flow in the pictures of an orbit tells.
+
+Each picture of an orbit shows another moment from another side. A network that draws their scene flow errs in each of
+them on its own: a limb that is right in one picture is torn in the next. But all of them show one surface, which moves
+steadily, and rigidly in the small. The movement that comes nearest to all flows at once is found by least squares:
+control points shifted along series in time, held together as rigidly as possible (Sorkine and Alexa 2007: turns of the
+neighbourhoods and shifts in alternation), with flows far off the others counting less.
+
+It says where points are that no picture shows, and its own pictures of flow fit together.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backend.splatting.control_points import ControlPoints, make_control_points
+from backend.splatting.gaussians import spread_samples
+from backend.splatting.motion import TimeBasis
+from backend.splatting.observations import Observations
+from backend.splatting.visual_hull import visual_hull
+from blender_addon.contract.orbit import SurfaceSamples
+
+POINTS, CONTROL_POINTS = 3_000, 128
+BASIS = TimeBasis(loop=False, harmonics=5)
+RIGIDITY = 1.0  # against stretched neighbourhoods, beside mean square distances from the flow
+SPECTRAL = 1e-4  # against fast terms, by the fourth power of their frequency
+RIDGE = 1e-4  # against what nothing shows
+OUTLIER = 0.05  # clip space; flow so far off the movement counts half
+SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
+SIGHT_DEPTH = 0.06  # clip space; what lies deeper behind what a camera sees first is hidden from it
+GRAZING = 0.4  # least weight of a visible point, seen edge-on
+COVERED = 0.1  # of the weight of the best covered pixel, from which on a pixel shows the surface
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Points on a subject's surface at time 0, what moves them, and the cameras round them. Clip space, float32."""
+
+    points: Tensor  # [N, 3]
+    normals: Tensor  # [N, 3]
+    control: ControlPoints
+    weights: Tensor  # [N, B] of the control points, sum 1
+    viewmats: Tensor  # [T, 4, 4] world to camera, OpenCV axes
+    focal: Tensor  # [T] focal length / half the picture's width
+    functions: Tensor  # [T, J] of time, at the times of the motion pictures
+    prior: Tensor  # [J B, J B] what series of shifts cost in themselves, of which `_turned` is the linear part
+
+    def moved(self, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, N, 3]
+        """How far the points have moved with control points that are shifted so far."""
+        return self.weights @ shifts
+
+
+def make_surface(still: Observations, times: np.ndarray, samples: SurfaceSamples | None = None) -> Surface:
+    """The surface that pictures of time 0 show, for motion pictures from the same cameras at `times` [T], 0..1.
+
+    samples: of the true surface, where it is known; else the visual hull serves.
+
+    Raises:
+        UserError: the silhouettes have no place in common.
+    """
+    rng = np.random.default_rng(0)
+    if samples is None:
+        points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, rng)
+    else:
+        points, normals = spread_samples(samples.points, samples.normals, POINTS, rng)
+    control = make_control_points(points, CONTROL_POINTS)
+    weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
+    functions = BASIS(torch.from_numpy(times).float()).T.contiguous()
+    return Surface(
+        points=torch.from_numpy(points),
+        normals=torch.from_numpy(normals),
+        control=control,
+        weights=weights,
+        viewmats=still.viewmats,
+        focal=2 * still.Ks[:, 0, 0] / still.images.shape[2],
+        functions=functions,
+        prior=_prior(control, functions),
+    )
+
+
+def lift(surface: Surface, flow: Tensor, begin: Tensor | None = None, rounds: int = 3) -> Tensor:
+    """The shifts [T, B, 3] of the control points with which the surface moves most nearly as the flow says.
+
+    flow: [T, 3, h, w] how far what a pixel shows has moved since time 0, world axes, times 2 / depth; begin: shifts
+    from which to go on, such as those of a flow that differed little; rounds: of looking up the flow where the points
+    have moved to, and of turning the neighbourhoods.
+    """
+    frames, functions = len(flow), surface.functions
+    bases, terms = len(surface.control.points), functions.shape[1]
+    shifts = torch.zeros(frames, bases, 3) if begin is None else begin
+    trusting = begin is None  # nothing tells outliers yet
+    for _ in range(rounds):
+        weight, target = _evidence(surface, flow, surface.moved(shifts), trusting)
+        weight = weight / len(surface.points) / frames
+        weighted = surface.weights * weight[..., None]  # [T, N, B]
+        grams = surface.weights.T @ weighted
+        products = (functions[:, :, None] * functions[:, None, :]).flatten(1).T @ grams.flatten(1)
+        matrix = products.unflatten(1, (bases, bases)).unflatten(0, (terms, terms)).transpose(1, 2)
+        wanted = weighted.transpose(1, 2) @ target + RIGIDITY / frames * _turned(surface.control, shifts)
+        wanted = torch.einsum("tj,tbc->jbc", functions, wanted).flatten(0, 1)
+        factor = torch.linalg.cholesky(matrix.reshape_as(surface.prior) + surface.prior)
+        series = torch.cholesky_solve(wanted, factor).unflatten(0, (terms, bases))
+        shifts, trusting = torch.einsum("tj,jbc->tbc", functions, series), False
+    return shifts
+
+
+def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Pictures of the flow with which the surface moves, from its own cameras: the reverse of `lift`.
+
+    Returns flow times coverage [T, 3, size, size], and coverage [T, 1, size, size], 1 where the surface is.
+    """
+    moved = surface.moved(shifts)
+    place, depth = _projected(surface, surface.points + moved)
+    seen = _visibility(surface, surface.points + moved, place, depth)
+    flow = torch.cat([moved * (2 / depth)[..., None], torch.ones_like(depth)[..., None]], -1) * seen[..., None]
+    pixel = (place + 1) / 2 * size - 0.5
+    corner = pixel.floor()
+    share = pixel - corner
+    frames = torch.arange(len(moved))[:, None] * (size * size)
+    sums = torch.zeros(len(moved) * size * size, 4)
+    for step in ((0, 0), (1, 0), (0, 1), (1, 1)):  # bilinear
+        step = torch.tensor(step)
+        cell = (corner + step).long()
+        inside = ((cell >= 0) & (cell < size)).all(-1)
+        weight = torch.where(step == 1, share, 1 - share).prod(-1)
+        index = frames + cell[..., 1] * size + cell[..., 0]
+        sums.index_add_(0, index[inside], (flow * weight[..., None])[inside])
+    sums = sums.unflatten(0, (len(moved), size, size)).permute(0, 3, 1, 2)
+    enough = COVERED * sums[:, 3:].amax((2, 3), keepdim=True)
+    coverage = (sums[:, 3:] / enough.clamp_min(1e-6)).clamp(0, 1)
+    return sums[:, :3] / sums[:, 3:].clamp_min(1e-6) * coverage, coverage
+
+
+def _evidence(surface: Surface, flow: Tensor, moved: Tensor, trusting: bool) -> tuple[Tensor, Tensor]:
+    """Where each point should be by each picture's flow, from time 0 [T, N, 3], and how much that counts [T, N]."""
+    place, depth = _projected(surface, surface.points + moved)
+    weight = _visibility(surface, surface.points + moved, place, depth)
+    found = functional.grid_sample(flow, place[:, None], align_corners=False, padding_mode="border")[:, :, 0]
+    target = found.transpose(1, 2) * (depth / 2)[..., None]
+    if not trusting:
+        weight = weight / (1 + (target - moved).square().sum(-1) / OUTLIER**2)
+    return weight, target
+
+
+def _projected(surface: Surface, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Points [T, N, 3] in the pictures, -1..1 from edge to edge [T, N, 2], and their depths [T, N]."""
+    rotation, shift = surface.viewmats[:, :3, :3], surface.viewmats[:, :3, 3]
+    camera = points @ rotation.transpose(1, 2) + shift[:, None]
+    depth = camera[..., 2].clamp_min(1e-3)
+    return surface.focal[:, None, None] * camera[..., :2] / depth[..., None], depth
+
+
+def _visibility(surface: Surface, points: Tensor, place: Tensor, depth: Tensor) -> Tensor:  # [T, N]
+    """How well the cameras see points [T, N, 3]: 0 behind others, else by how squarely they face the camera."""
+    cells = ((place + 1) / 2 * SIGHT_CELLS).long().clamp(0, SIGHT_CELLS - 1)
+    cell = cells[..., 1] * SIGHT_CELLS + cells[..., 0]
+    nearest = torch.full((len(points), SIGHT_CELLS**2), torch.inf).scatter_reduce(1, cell, depth, "amin")
+    cameras = -(surface.viewmats[:, None, :3, 3] @ surface.viewmats[:, :3, :3])
+    squarely = (functional.normalize(cameras - points, dim=-1) * surface.normals).sum(-1)
+    return (depth < nearest.gather(1, cell) + SIGHT_DEPTH) * squarely.clamp(GRAZING, 1)
+
+
+def _prior(control: ControlPoints, functions: Tensor) -> Tensor:  # [T, J] -> [J B, J B]
+    """The quadratic part of what a movement costs in itself."""
+    count, (first, second) = len(control.points), control.edges.long().T
+    weights = control.edge_weights / len(first)
+    stretch = torch.zeros(count, count)
+    for i, j, sign in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
+        stretch.index_put_((i, j), sign * weights, accumulate=True)
+    smooth = torch.diag(SPECTRAL * BASIS.frequencies**4 + RIDGE)
+    each = torch.eye(count) / count
+    return torch.kron(functions.T @ functions / len(functions), RIGIDITY * stretch) + torch.kron(smooth, each)
+
+
+def _turned(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
+    """The linear part: what pulls at control points whose neighbours' edges are turned as their neighbourhoods are."""
+    first, second = control.edges.long().T
+    weights = (control.edge_weights / len(first))[:, None]
+    edges = control.points[second] - control.points[first]
+    moved = edges + shifts[:, second] - shifts[:, first]
+    spread = torch.zeros(*shifts.shape, 3)
+    spread.index_add_(1, first, weights[..., None] * moved[..., :, None] * edges[:, None, :])
+    u, _, vh = torch.linalg.svd(spread)
+    handed = torch.ones(*shifts.shape)
+    handed[..., 2] = torch.det(u @ vh).sign()  # turns, not mirror images
+    turns = (u * handed[..., None, :]) @ vh  # [T, B, 3, 3]
+    pull = weights * ((turns[:, first] @ edges[..., None])[..., 0] - edges)
+    return torch.zeros_like(shifts).index_add_(1, second, pull).index_add_(1, first, -pull)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one movement behind flows of all pictures: found from its own flow, through noise, and through a torn picture."""
+
+import numpy as np
+import pytest
+import torch
+
+from backend.splatting.surface_motion import Surface, flow_of, lift, make_surface
+from tests.splatting.scenes import swinging_arm
+
+
+@pytest.fixture(scope="module")
+def surface() -> Surface:
+    scene = swinging_arm(frames=13, pixels=64)
+    return make_surface(scene.static, np.linspace(0, 1, len(scene.static.images)))
+
+
+def sway(surface: Surface) -> torch.Tensor:  # [T, B, 3]
+    """The upper half bends to the side and back."""
+    points = surface.control.points
+    height = (points[:, 2] - points[:, 2].min()).clamp_min(0)
+    time = torch.linspace(0, 1, len(surface.viewmats))
+    swing = 0.3 * torch.sin(2 * torch.pi * time)[:, None] * height
+    return torch.stack([swing, 0 * swing, 0 * swing], -1)
+
+
+def error(surface: Surface, found: torch.Tensor, true: torch.Tensor) -> float:
+    """Mean distance of the points from where they should be, relative to their movement."""
+    found, true = surface.moved(found), surface.moved(true)
+    return float((found - true).norm(dim=-1).mean() / true.norm(dim=-1).mean())
+
+
+def pictures(surface: Surface, shifts: torch.Tensor) -> torch.Tensor:
+    """Flow that is known everywhere: between the points that of the whole picture's mean."""
+    told, coverage = flow_of(surface, shifts, 32)
+    mean = told.sum((2, 3), keepdim=True) / coverage.sum((2, 3), keepdim=True)
+    return told + (1 - coverage) * mean
+
+
+def test_a_movement_is_found_from_its_flow(surface: Surface) -> None:
+    true = sway(surface)
+    found = lift(surface, pictures(surface, true), rounds=5)
+    assert error(surface, found, true) < 0.3
+    assert found[0].abs().max() < 1e-6  # nothing has moved at time 0
+
+
+def test_a_torn_picture_is_overruled_by_the_others(surface: Surface) -> None:
+    true = sway(surface)
+    flow = pictures(surface, true)
+    torn = flow.clone()
+    torn[len(torn) // 2] += 0.5
+    whole, mended = (lift(surface, one, rounds=5) for one in (flow, torn))
+    assert error(surface, mended, whole) < 0.2
+
+
+def test_no_flow_moves_nothing(surface: Surface) -> None:
+    flow = torch.zeros(len(surface.viewmats), 3, 16, 16)
+    assert lift(surface, flow).abs().max() < 1e-5
