@@ -17,17 +17,19 @@ class Coherence:
     def __init__(self, surface: Surface, unit: Tensor) -> None:
         """unit: what latents are multiplied by (`motion_latents.latent_unit`)."""
         self.surface, self.unit = surface, unit[0, :, :FLOW_CHANNELS].cpu()
-        self.shifts: Tensor | None = None  # of control points, the last ones
+        self.shifts: Tensor | None = None  # of control points, for the last latents in their own size
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor) -> Tensor:  # [1, T, 4, h, w]
-        """The latents with the flow of the movement that comes nearest to theirs."""
+    def __call__(self, latents: Tensor, size: float = 1.0) -> Tensor:  # [1, T, 4, h, w]
+        """The latents times `size`, with the flow of the movement that comes nearest to theirs."""
+        latents = latents * size
         flow = latents[0, :, :FLOW_CHANNELS].cpu() * self.unit
-        rounds = FIRST_ROUNDS if self.shifts is None else ROUNDS
-        self.shifts = lift(self.surface, flow, self.shifts, rounds)
-        told, coverage = flow_of(self.surface, self.shifts, flow.shape[-1])
+        if self.shifts is None:
+            shifts = lift(self.surface, flow, rounds=FIRST_ROUNDS)
+        else:
+            shifts = lift(self.surface, flow, self.shifts * size, ROUNDS)
+        self.shifts = shifts / size
+        told, coverage = flow_of(self.surface, shifts, flow.shape[-1])
         gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
-        out = latents.clone()
         filled = fill(min(max(gain, 1.0), MOST_GAIN) * told, coverage)
-        out[0, :, :FLOW_CHANNELS] = (filled / self.unit).to(latents)
-        return out
+        return torch.cat([(filled / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)

@@ -151,6 +151,9 @@ def generate_moving(
 ) -> np.ndarray:
     """The moving orbit of a static orbit (Diffusion4D, section 3; guidance: Eq. 3).
 
+    Beyond the paper, each estimate of the clean latents is brought into line with one movement of the subject's surface
+    (`Coherence`).
+
     Args:
         static: [T, H, W, 4] uint8, straight alpha, all at time 0, H = W; more pixels than the network has are kept.
         cameras: of both orbits; their times are those of the moving one.
@@ -165,6 +168,9 @@ def generate_moving(
 
     Returns:
         [T, H, W, 4] uint8, straight alpha.
+
+    Raises:
+        UserError: the static orbit shows nothing that all its views agree on.
     """
     model = model or load()
     full = as_tensor(static, model.device)
@@ -183,7 +189,6 @@ def generate_moving(
         torch.tensor([True, False, True], device=model.device),
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
-
     cohere = Coherence(surface_of(static, cameras), motion_latents.latent_unit(asked))
 
     def decode(latents: Tensor, full: Tensor | None = None) -> Tensor:
@@ -197,8 +202,8 @@ def generate_moving(
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
-    size = size_of_magnitude(magnitude, full, lambda size: decode(cohere(latents * size), full))
-    return as_pictures(decode(cohere(latents * size), full))
+    size = size_of_magnitude(magnitude, full, lambda size: decode(cohere(latents, size), full))
+    return as_pictures(decode(cohere(latents, size), full))
 
 
 @torch.no_grad()

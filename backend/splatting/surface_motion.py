@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.splatting.control_points import ControlPoints, make_control_points
-from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.visual_hull import visual_hull
-from blender_addon.contract.orbit import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
 BASIS = TimeBasis(loop=False, harmonics=5)
@@ -54,19 +52,13 @@ class Surface:
         return self.weights @ shifts
 
 
-def make_surface(still: Observations, times: np.ndarray, samples: SurfaceSamples | None = None) -> Surface:
+def make_surface(still: Observations, times: np.ndarray) -> Surface:
     """The surface that pictures of time 0 show, for motion pictures from the same cameras at `times` [T], 0..1.
-
-    samples: of the true surface, where it is known; else the visual hull serves.
 
     Raises:
         UserError: the silhouettes have no place in common.
     """
-    rng = np.random.default_rng(0)
-    if samples is None:
-        points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, rng)
-    else:
-        points, normals = spread_samples(samples.points, samples.normals, POINTS, rng)
+    points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, np.random.default_rng(0))
     control = make_control_points(points, CONTROL_POINTS)
     weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
     functions = BASIS(torch.from_numpy(times).float()).T.contiguous()
@@ -85,9 +77,11 @@ def make_surface(still: Observations, times: np.ndarray, samples: SurfaceSamples
 def lift(surface: Surface, flow: Tensor, begin: Tensor | None = None, rounds: int = 3) -> Tensor:
     """The shifts [T, B, 3] of the control points with which the surface moves most nearly as the flow says.
 
-    flow: [T, 3, h, w] how far what a pixel shows has moved since time 0, world axes, times 2 / depth; begin: shifts
-    from which to go on, such as those of a flow that differed little; rounds: of looking up the flow where the points
-    have moved to, and of turning the neighbourhoods.
+    Args:
+        surface: what moves.
+        flow: [T, 3, h, w] how far what a pixel shows has moved since time 0, world axes, times 2 / depth.
+        begin: shifts from which to go on, such as those of a flow that differed little.
+        rounds: of looking up the flow where the points have moved to, and of turning the neighbourhoods.
     """
     frames, functions = len(flow), surface.functions
     bases, terms = len(surface.control.points), functions.shape[1]

@@ -31,7 +31,9 @@ class Scene:
     tracks: np.ndarray  # [T, M, 3]
 
 
-def swinging_arm(frames: int = 9, pixels: int = 48, loop: bool = True, closed: bool = True) -> Scene:
+def swinging_arm(
+    frames: int = 9, pixels: int = 48, loop: bool = True, closed: bool = True, static_views: int = 12
+) -> Scene:
     """The scene, with `frames` times; `loop` swings to the side and back, otherwise to the side only."""
     rng = np.random.default_rng(5)
     body, body_normals = _ellipsoid(rng, 300, (0.0, 0.0, -0.15), (0.18, 0.14, 0.3))
@@ -44,7 +46,8 @@ def swinging_arm(frames: int = 9, pixels: int = 48, loop: bool = True, closed: b
     turns = np.stack([c, 0 * s, -s, 0 * s, 0 * s + 1, 0 * s, s, 0 * s, c], axis=1).reshape(-1, 3, 3)  # in x and z
     means = np.stack([np.concatenate([body, (arm - shoulder) @ turn.T + shoulder]) for turn in turns])
     colors = np.concatenate([np.full((len(body), 3), BLUE), np.full((len(arm), 3), ORANGE)])
-    return _scene(means, normals, (colors + rng.normal(size=colors.shape) * 0.12).clip(0.02, 0.98), pixels, closed)
+    speckled = (colors + rng.normal(size=colors.shape) * 0.12).clip(0.02, 0.98)
+    return _scene(means, normals, speckled, pixels, closed, static_views)
 
 
 def two_arms(lag: float, frames: int = 13, pixels: int = 48) -> Scene:
@@ -71,7 +74,14 @@ def two_arms(lag: float, frames: int = 13, pixels: int = 48) -> Scene:
     return _scene(np.stack([np.concatenate(moment) for moment in parts]), normals, colors, pixels)
 
 
-def _scene(means: np.ndarray, normals: np.ndarray, colors: np.ndarray, pixels: int, closed: bool = True) -> Scene:
+def _scene(
+    means: np.ndarray,
+    normals: np.ndarray,
+    colors: np.ndarray,
+    pixels: int,
+    closed: bool = True,
+    static_views: int = 12,
+) -> Scene:
     """The scene of points at `means` [T, N, 3]; normals and colours [N, 3]."""
     frames, rest = len(means), means[0]
     times = np.arange(frames) / (frames - 1)
@@ -99,7 +109,7 @@ def _scene(means: np.ndarray, normals: np.ndarray, colors: np.ndarray, pixels: i
     shown = np.repeat(np.arange(1, frames - 1, 2), len(views))
     return Scene(
         moving=picture(orbit_cameras(orbit, pixels, pixels, moving=True)),
-        static=picture(orbit_cameras(Orbit(frames=12, closed=False), pixels, pixels, moving=False)),
+        static=picture(orbit_cameras(Orbit(frames=static_views, closed=False), pixels, pixels, moving=False)),
         truth=picture(
             Cameras(
                 camera_to_world=np.stack([orbit_camera(*view, 2.0) for view in views] * (len(shown) // len(views))),

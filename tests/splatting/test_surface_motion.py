@@ -11,7 +11,7 @@ from tests.splatting.scenes import swinging_arm
 
 @pytest.fixture(scope="module")
 def surface() -> Surface:
-    scene = swinging_arm(frames=13, pixels=64)
+    scene = swinging_arm(pixels=64, static_views=24)
     return make_surface(scene.static, np.linspace(0, 1, len(scene.static.images)))
 
 
