@@ -116,7 +116,7 @@ def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Pat
 
 def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:
     # The flows of an untrained network have no movement in common.
-    monkeypatch.setattr(diffusion4d, "Coherence", lambda *_: lambda latents: latents)
+    monkeypatch.setattr(diffusion4d, "Coherence", lambda *_: lambda latents, size=1.0: latents * size)
     pictures, cameras = ball_orbit()
 
     def moving(prompt: str = "a ball bounces", magnitude: float = 2.0, **settings) -> np.ndarray:
