@@ -86,7 +86,7 @@ def measure(
         cpu, wall = time.process_time(), time.monotonic()
         moving = diffusion4d.generate_moving(
             static, cameras, prompt, MAGNITUDE, steps=steps, sampler=sampler, model=model
-        )
+        ).pictures
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
     return {
         "precision": precision,

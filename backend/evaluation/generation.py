@@ -29,7 +29,7 @@ from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, sta
 from backend.progress import Progress, Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file
-from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
 SETTINGS = (
     "static3d",
@@ -55,7 +55,7 @@ class Sampling:
 class Generator:
     """What is evaluated."""
 
-    moving: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_moving
+    moving: Callable[..., np.ndarray]  # the pictures of backend.pipelines.diffusion4d.generate_moving
     static: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_static
     version: str  # differs whenever results may
 
@@ -93,13 +93,23 @@ class Cache:
         return self._kept(key, sampling, make)[0]
 
     def moving(
-        self, static: np.ndarray, cameras: Cameras, prompt: str, magnitude: float, sampling: Sampling, run: Run
+        self,
+        static: np.ndarray,
+        surface: SurfaceSamples | None,
+        cameras: Cameras,
+        prompt: str,
+        magnitude: float,
+        sampling: Sampling,
+        run: Run,
     ) -> Generated:
         """A generated moving orbit."""
-        key = ("moving", _digest(static), cameras.to_json(), prompt, magnitude)
+        samples = surface and [_digest(array) for array in (surface.points, surface.normals)]
+        key = ("moving", _digest(static), samples, cameras.to_json(), prompt, magnitude)
 
         def make() -> np.ndarray:
-            return self.generator.moving(static, cameras, prompt, magnitude, **asdict(sampling), run=run)
+            return self.generator.moving(
+                static, cameras, prompt, magnitude, surface=surface, **asdict(sampling), run=run
+            )
 
         frames, seconds, cpu_seconds = self._kept(key, sampling, make)
         return Generated(frames, static, magnitude_of(frames, static), seconds, cpu_seconds)
@@ -223,8 +233,8 @@ def _evaluate_setting(
         for k, one in enumerate(samplings):
             done = 2 * (index * seeds + k)
             first, second = (_part_of(run, done + step, 2 * len(truths) * seeds) for step in range(2))
-            static = _static_orbit(setting, truth, cache, one, first)
-            own.append(cache.moving(static, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
+            given = _still_subject(setting, truth, cache, one, first)
+            own.append(cache.moving(*given, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
         generated.append(own)
 
     run.begin(_stage("Control of motion", setting))
@@ -242,12 +252,15 @@ def _evaluate_setting(
     return {"mean": mean, "assets": rows}
 
 
-def _static_orbit(setting: str, truth: Truth, cache: Cache, sampling: Sampling, run: Run) -> np.ndarray:
+def _still_subject(
+    setting: str, truth: Truth, cache: Cache, sampling: Sampling, run: Run
+) -> tuple[np.ndarray, SurfaceSamples | None]:
+    """What is to be moved: its static orbit, and its surface where that is known."""
     if setting == "static3d":
-        return truth.static
+        return truth.static, truth.surface
     still = Cameras(**{**vars(truth.cameras), "times": np.zeros(len(truth.cameras.times))})
     image = truth.static[0] if setting == "image" else None
-    return cache.static(still, truth.clip.prompt, image, sampling, run)
+    return cache.static(still, truth.clip.prompt, image, sampling, run), None
 
 
 def _part_of(run: Run, done: int, total: int) -> Run:
@@ -333,12 +346,12 @@ def _control(
     by_clip: dict[str, dict] = {}
     blocks = []
     for index, truth in enumerate(chosen):
-        static = _static_orbit(setting, truth, cache, sampling, _part_of(run, index, len(chosen)))
+        given = _still_subject(setting, truth, cache, sampling, _part_of(run, index, len(chosen)))
         own = {}
         for step, magnitude in enumerate((0.0, *LADDER)):
             part = _part_of(run, index * (len(LADDER) + 1) + step, len(chosen) * (len(LADDER) + 1))
-            own[magnitude] = cache.moving(static, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
-        still = premultiplied(own[0.0].moving), premultiplied(static)
+            own[magnitude] = cache.moving(*given, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
+        still = premultiplied(own[0.0].moving), premultiplied(given[0])
         values = [own[magnitude].magnitude for magnitude in LADDER]
         by_clip[truth.clip.name] = {
             "spearman": motion.spearman(LADDER, values),

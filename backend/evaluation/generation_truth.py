@@ -9,9 +9,9 @@ import numpy as np
 from backend.data.curation import magnitude_of
 from backend.data.views import FRAMES, DatasetView
 from backend.evaluation.choice import ChosenClip
-from backend.evaluation.truth import MOVING, STATIC, Plan, Shots, read_pictures, render_usable
+from backend.evaluation.truth import MOVING, STATIC, Plan, Shots, read_pictures, read_surface, render_usable
 from backend.progress import Run
-from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
 RESOLUTION, SAMPLES = 64, 32  # pixels, of Cycles
 
@@ -24,6 +24,7 @@ class Truth:
     moving: np.ndarray  # [T, H, W, 4] uint8, frame i at time i / (T - 1)
     static: np.ndarray  # [T, H, W, 4] uint8, the same cameras, all at time 0
     cameras: Cameras  # of the moving orbit
+    surface: SurfaceSamples  # at time 0
     magnitude: float  # m of Eq. 1
 
 
@@ -32,10 +33,11 @@ def make_truths(
 ) -> tuple[list[Truth], dict[str, str]]:
     """As `truth.render_usable`, with the pictures read."""
     cameras = {video: DatasetView().cameras(RESOLUTION, video) for video in (MOVING, STATIC)}
-    plan = Plan({video: Shots(one, SAMPLES) for video, one in cameras.items()})
+    plan = Plan({video: Shots(one, SAMPLES) for video, one in cameras.items()}, surface=True)
     usable, left_out = render_usable(assets, clips, folder, renderer, plan, run, limit)
     truths = []
     for clip in usable:
         moving, static = (read_pictures(folder / clip.name, video, FRAMES) for video in (MOVING, STATIC))
-        truths.append(Truth(clip, moving, static, cameras[MOVING], magnitude_of(moving, static)))
+        surface, _ = read_surface(folder / clip.name)
+        truths.append(Truth(clip, moving, static, cameras[MOVING], surface, magnitude_of(moving, static)))
     return truths, left_out

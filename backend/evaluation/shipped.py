@@ -12,7 +12,7 @@ from backend.models.kinesplat_small import CARD, FOLDER, load
 from backend.pipelines import diffusion4d
 
 BACKEND = Path(__file__).resolve().parents[1]
-ROOMS = ("models", "guidance", "pipelines")  # whose code decides what comes out
+ROOMS = ("models", "guidance", "pipelines", "splatting")  # whose code decides what comes out
 
 
 def shipped_generator(weights: Path | None = None) -> Generator:
@@ -28,7 +28,7 @@ def shipped_generator(weights: Path | None = None) -> Generator:
     for path in sorted(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")):
         digest.update(path.read_bytes())
     return Generator(
-        moving=partial(diffusion4d.generate_moving, model=model),
+        moving=lambda *given, **settings: diffusion4d.generate_moving(*given, **settings, model=model).pictures,
         static=partial(diffusion4d.generate_static, model=model),
         version=f"{model.name} on {device}, {digest.hexdigest()[:12]}",
     )

@@ -14,6 +14,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.estimate import demand_memory, estimate
+from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
@@ -46,6 +47,7 @@ def construct_clip(
     settings: dict,
     run: Run,
     changes: dict | None = None,
+    told: SurfaceMotion | None = None,
     *,
     guided: bool = True,
 ) -> Clip:
@@ -53,8 +55,9 @@ def construct_clip(
 
     `settings` are those of a request: preset, gaussians, seed, and, where they are there,
     sh_degree, color_space and motion_model.
-    `changes` are other values for fields of `ConstructConfig`; requests have none. `guided`: whether scene flow guides
-    the motion, where there is its network; several views of each time need none.
+    `changes` are other values for fields of `ConstructConfig`; requests have none. `told`: the movement, where it was
+    there before the pictures. `guided`: whether else scene flow guides the motion, where there is its network; several
+    views of each time need none.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
@@ -69,8 +72,9 @@ def construct_clip(
     needed = estimate(config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
-    flow = observe_scene_flow(moving, static) if guided and scene_flow.available() else None
-    clip = construct(moving, static, surface, config, run, engine, flow)
+    if told is None and guided and scene_flow.available():
+        told = observe_scene_flow(moving, static)
+    clip = construct(moving, static, surface, config, run, engine, told)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there
@@ -79,7 +83,7 @@ def construct_clip(
             "The construction went astray and gave no usable clip.",
             "Try again with another seed or another preset.",
         )
-    made = {"construction": asdict(config), "engine": engine.name, "guided": flow is not None}
+    made = {"construction": asdict(config), "engine": engine.name, "guided": told is not None}
     return replace(clip, provenance={**clip.provenance, **made})
 
 

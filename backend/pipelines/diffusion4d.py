@@ -9,6 +9,7 @@ static orbit (given, or made from the text or image)
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +29,12 @@ from backend.pipelines import clips
 from backend.pipelines.coherence import Coherence
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
+from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
-from backend.splatting.surface_motion import Surface, make_surface
+from backend.splatting.surface_motion import make_surface
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
-from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras, read_surface_samples
+from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
 from blender_addon.contract.requests import BOUNDS, PUBLISHED
 
 PIPELINE = "diffusion4d"
@@ -78,7 +80,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
 
             frames = diffusion4d_published.generate(static, cameras, image, settings, run, **published)
         else:
-            frames = generate(static, cameras, image, settings, run)
+            frames = generate(static, cameras, image, surface, settings, run)
         write_frames(run.folder / FRAMES_NAME, frames)
     if not building:
         run.finish()
@@ -89,6 +91,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
         surface,
         settings,
         run,
+        told=told_by(frames),
     )
     for sentence in frames.provenance.get("warnings", ()):
         run.note(sentence)
@@ -97,11 +100,16 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
 
 
 def generate(
-    static: np.ndarray | None, cameras: Cameras | None, image: np.ndarray | None, settings: dict, run: Run
+    static: np.ndarray | None,
+    cameras: Cameras | None,
+    image: np.ndarray | None,
+    surface: SurfaceSamples | None,
+    settings: dict,
+    run: Run,
 ) -> GeneratedFrames:
     """The frames of one request: the still subject where it is not given, then its motion.
 
-    static: [T, H, W, 4] uint8, straight alpha, or None; cameras: of `static`; image: [H, W, 4] uint8 or None.
+    static: [T, H, W, 4] uint8, straight alpha, or None; cameras, surface: of `static`; image: [H, W, 4] uint8 or None.
     """
     model = load(device="cpu" if run.device == "cpu" else None)
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
@@ -117,21 +125,32 @@ def generate(
         settings["motion"],
         w1=settings["guidance_motion"],
         w2=settings["guidance_static"],
+        surface=surface,
         **common,
     )
     return GeneratedFrames(
-        moving=moving,
+        moving=moving.pictures,
         static=static,
         cameras=cameras,
         prompt=settings["prompt"],
         motion=settings["motion"],
-        motion_measured=measured_magnitude(moving, static),
+        motion_measured=measured_magnitude(moving.pictures, static),
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
             "warnings": warnings(model, settings["prompt"]),
         },
+        points=moving.points,
+        movement=moving.movement,
     )
+
+
+class MovingOrbit(NamedTuple):
+    """A moving orbit, and the movement of the subject's surface that it shows."""
+
+    pictures: np.ndarray  # [T, H, W, 4] uint8, straight alpha
+    points: np.ndarray  # [N, 3] float32, on the surface at time 0, clip space
+    movement: np.ndarray  # [T, N, 3] float32, of these from there
 
 
 @torch.no_grad()
@@ -146,9 +165,10 @@ def generate_moving(
     w1: float = 1.0,
     w2: float = 0.25,
     sampler: str = "ddim",
+    surface: SurfaceSamples | None = None,
     run: Run | None = None,
     model: KinesplatSmall | None = None,
-) -> np.ndarray:
+) -> MovingOrbit:
     """The moving orbit of a static orbit (Diffusion4D, section 3; guidance: Eq. 3).
 
     Beyond the paper, each estimate of the clean latents is brought into line with one movement of the subject's surface
@@ -163,11 +183,9 @@ def generate_moving(
         steps: denoising steps.
         w1, w2: weights of Eq. 3. The network at m = 0 is the static model.
         sampler: "ddim" or "dpm".
+        surface: points on the subject's surface; without them the visual hull of the static orbit serves.
         run: told after each step, and may cancel there.
         model: instead of the one that comes with the program.
-
-    Returns:
-        [T, H, W, 4] uint8, straight alpha.
 
     Raises:
         UserError: the static orbit shows nothing that all its views agree on.
@@ -189,7 +207,8 @@ def generate_moving(
         torch.tensor([True, False, True], device=model.device),
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
-    cohere = Coherence(surface_of(static, cameras), motion_latents.latent_unit(asked))
+    still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
+    cohere = Coherence(make_surface(still, cameras.times, surface), motion_latents.latent_unit(asked))
 
     def decode(latents: Tensor, full: Tensor | None = None) -> Tensor:
         return model.decoder(latents, small, asked, viewmats, focal, full)
@@ -203,7 +222,8 @@ def generate_moving(
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
     size = size_of_magnitude(magnitude, full, lambda size: decode(cohere(latents, size), full))
-    return as_pictures(decode(cohere(latents, size), full))
+    pictures = as_pictures(decode(cohere(latents, size), full))
+    return MovingOrbit(pictures, cohere.surface.points.numpy(), cohere.movement.numpy())
 
 
 @torch.no_grad()
@@ -377,9 +397,12 @@ def as_pictures(frames: Tensor) -> np.ndarray:  # [T, H, W, 4] uint8
     return (torch.cat([color, values[..., 3:]], -1).clamp(0, 1) * 255).round().byte().numpy()
 
 
-def surface_of(static: np.ndarray, cameras: Cameras) -> Surface:
-    """The surface that a static orbit shows, as the moving one is to move it."""
-    return make_surface(observations(static, replace(cameras, times=np.zeros_like(cameras.times))), cameras.times)
+def told_by(frames: GeneratedFrames) -> SurfaceMotion | None:
+    """The movement that generated frames show, where it is known."""
+    known = frames.points, frames.movement, frames.cameras.times
+    if frames.points is None:
+        return None
+    return SurfaceMotion(*(torch.from_numpy(array).float() for array in known))
 
 
 def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:

@@ -5,7 +5,7 @@ One view per time leaves the motion open; what decides the views that nobody sho
 priors, and a guide where there is one. Four stages, each from what the former one found:
 
 1. *Shape*: canonical Gaussians, those of time 0, from the static orbit.
-2. *Guide*: the motion that scene flow (`guide.SceneFlow`) tells, at all times at once. No pictures; skipped without it.
+2. *Guide*: the motion that is told (`guide`), at all times at once. No pictures; skipped without it.
 3. *Motion, coarse*: small pictures and few Gaussians; the shape is held. Without a guide, times near time 0 come first,
    and the window of times grows from there, so that each pose starts from a neighbour that is already right. Several
    hypotheses are tried; where both sides move alike, pictures in the mirror show the other one (`symmetry`). (The
@@ -32,7 +32,7 @@ from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
-from backend.splatting.guide import Guide, SceneFlow, make_guide
+from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
@@ -62,7 +62,7 @@ def construct(
     config: ConstructConfig,
     run: Run,
     engine: Engine = CPU,
-    flow: SceneFlow | None = None,
+    told: SceneFlow | SurfaceMotion | None = None,
 ) -> Clip:
     """A clip of the subject that `moving` shows.
 
@@ -76,7 +76,7 @@ def construct(
             has stages of their own before or after plans with `STAGE_SHARES`.
         engine: what it runs on (`engine.choose_engine`). On a GPU each iteration looks at all pictures at once. A
             checkpoint of one engine is taken up by another.
-        flow: what is believed about the movement of the subject's surface, or None. With it the motion is found where
+        told: what is believed about the movement of the subject's surface, or None. With it the motion is found where
             pictures alone would leave it in the wrong place, and the priors need not be strong.
 
     Returns:
@@ -91,13 +91,13 @@ def construct(
         JobCancelled: by `run`.
     """
     with _one_torch_thread():
-        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, flow, config))
+        checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, told, config))
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
         if len(moving.images) >= MANY_VIEWS * frames:
             config = config.with_many_views()
-        elif flow:
+        elif told:
             config = config.with_guide()
         scene = prepare(moving, static, config, frames)
         if engine.is_gpu:
@@ -110,7 +110,7 @@ def construct(
             fit = Fit.from_arrays(saved, scene)
         if fit.stage == 0:
             _fit_shape(fit, scene, checkpoint, run)
-        guide = flow and make_guide(flow, fit.rest_means.cpu().numpy()).to(scene.device)
+        guide = told and make_guide(told, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
             _follow_guide(fit, scene, guide, checkpoint, run)
         if fit.stage == 2 and config.motion == "bases":
@@ -130,7 +130,7 @@ def _key(
     moving: Observations,
     static: Observations | None,
     surface: SurfaceSamples | None,
-    flow: SceneFlow | None,
+    told: SceneFlow | SurfaceMotion | None,
     config: ConstructConfig,
 ) -> str:
     parts: list = [{"algorithm": ALGORITHM, **asdict(config)}]
@@ -138,7 +138,7 @@ def _key(
         cameras = views and (views.cameras.camera_to_world, views.cameras.Ks, views.cameras.times)
         parts += [views.images, *cameras] if views else [None]
     parts += [surface.points, surface.normals] if surface else [None]
-    parts += vars(flow).values() if flow else [None]
+    parts += vars(told).values() if told else [None]
     return state_key(*parts)
 
 

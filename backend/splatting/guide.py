@@ -2,14 +2,16 @@
 """A guide to the motion: where each Gaussian is believed to go, from scene flow seen in pictures of time 0.
 
 Pictures alone pull a limb only where it nearly overlaps its image already, and say nothing of what they do not show.
-Scene flow, from a network that knows how things move (`models.scene_flow`) or from wherever it is known, says for
-points of the surface how far they move by which time, and how sure that is.
+What else is known about the movement is told by scene flow, from a network that knows how things move
+(`models.scene_flow`): for what pictures show, how far it moves by which time, and how sure that is. Or the movement is
+known as a whole, as where it was invented before the pictures were (`surface_motion`).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.splatting.gaussians import project
@@ -17,6 +19,7 @@ from backend.splatting.gaussians import project
 DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
 POINTS_PER_CELL = 4  # of the depth picture that decides this, on average: enough to close it against what is behind
 INSIDE = 0.5  # of coverage
+NEIGHBOURS = 3  # whose movements a point takes
 LEAST_MOTION = 0.003  # clip space; errors are told relative to the mean motion, or this
 
 
@@ -30,6 +33,15 @@ class SceneFlow:
     viewmats: Tensor  # [M, 4, 4] world to camera, OpenCV axes
     Ks: Tensor  # [M, 3, 3] pixels
     times: Tensor  # [M] 0..1
+
+
+@dataclass(frozen=True)
+class SurfaceMotion:
+    """How points on the surface move, all of it. Float32, clip space."""
+
+    points: Tensor  # [P, 3] at time 0
+    movement: Tensor  # [T, P, 3] from there
+    times: Tensor  # [T] 0..1
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,24 @@ class Guide:
         return (weight * distance).sum() / weight.sum().clamp_min(1e-6) / self.unit
 
 
-def make_guide(flow: SceneFlow, points: np.ndarray) -> Guide:  # [N, 3] float32
-    """What the flow says about points on the surface at time 0.
+def make_guide(told: SceneFlow | SurfaceMotion, points: np.ndarray) -> Guide:  # [N, 3] float32
+    """What is told about points on the surface at time 0."""
+    return _from_surface(told, points) if isinstance(told, SurfaceMotion) else _from_pictures(told, points)
 
-    Where several pictures show a point at one time, the surer ones count more.
-    """
+
+def _from_surface(told: SurfaceMotion, points: np.ndarray) -> Guide:
+    """Points move as those nearest to them do, the nearer ones more."""
+    distances, index = cKDTree(told.points.numpy()).query(points, k=min(NEIGHBOURS, len(told.points)))
+    distances, index = (torch.from_numpy(array.reshape(len(points), -1)) for array in (distances, index))
+    nearness = 1 / distances.float().clamp_min(1e-4)
+    shares = nearness / nearness.sum(1, keepdim=True)
+    movement = (told.movement[:, index] * shares[..., None]).sum(2)
+    unit = float(movement.norm(dim=-1).mean())
+    return Guide(told.times, movement, torch.ones(movement.shape[:2]), max(unit, LEAST_MOTION))
+
+
+def _from_pictures(flow: SceneFlow, points: np.ndarray) -> Guide:
+    """Where several pictures show a point at one time, the surer ones count more."""
     times = torch.unique(flow.times)
     precision = torch.zeros(len(times), len(points))
     movement = torch.zeros(len(times), len(points), 3)

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.splatting.control_points import ControlPoints, make_control_points
+from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.visual_hull import visual_hull
+from blender_addon.contract.orbit import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
 BASIS = TimeBasis(loop=False, harmonics=5)
@@ -52,13 +54,19 @@ class Surface:
         return self.weights @ shifts
 
 
-def make_surface(still: Observations, times: np.ndarray) -> Surface:
+def make_surface(still: Observations, times: np.ndarray, samples: SurfaceSamples | None = None) -> Surface:
     """The surface that pictures of time 0 show, for motion pictures from the same cameras at `times` [T], 0..1.
+
+    Its points are `samples` of it where they are known, else of the visual hull.
 
     Raises:
         UserError: the silhouettes have no place in common.
     """
-    points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    if samples is None:
+        points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, rng)
+    else:
+        points, normals = spread_samples(samples.points, samples.normals, POINTS, rng)
     control = make_control_points(points, CONTROL_POINTS)
     weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
     functions = BASIS(torch.from_numpy(times).float()).T.contiguous()

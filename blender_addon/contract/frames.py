@@ -15,10 +15,13 @@ from .orbit import Cameras
 from .requests import BOUNDS, MAX_PROMPT_LENGTH
 
 FORMAT = "kinesplat-frames"
-VERSION = 1
+VERSION = 2
+READABLE = 1, VERSION  # 1 has no movement
 MAX_FRAMES = int(BOUNDS["frames"].maximum)
+MOVEMENT = "points", "movement"  # arrays that some files lack
 MAX_RESOLUTION = int(BOUNDS["resolution"].maximum)
-MAX_FILE_BYTES = 2 * MAX_FRAMES * MAX_RESOLUTION**2 * 4 + (1 << 20)  # unpacked
+MAX_POINTS = 20_000
+MAX_FILE_BYTES = 2 * MAX_FRAMES * MAX_RESOLUTION**2 * 4 + (MAX_FRAMES + 1) * MAX_POINTS * 12 + (1 << 20)  # unpacked
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class GeneratedFrames:
     motion_measured: float = 0.0  # and that of these frames (Diffusion4D Eq. 1)
     seed: int = 0
     provenance: dict = field(default_factory=dict)  # pipeline, settings, models, versions; `warnings`: sentences
+    points: np.ndarray | None = None  # [P, 3] float32, on the subject's surface at time 0, clip space
+    movement: np.ndarray | None = None  # [T, P, 3] float32, of these from there; both, where it is known, or neither
 
     def static_cameras(self) -> Cameras:
         """The cameras of `static`."""
@@ -59,7 +64,9 @@ def write_frames(path: str | os.PathLike, frames: GeneratedFrames) -> None:
         "provenance": frames.provenance,
     }
     text = json.dumps(meta, allow_nan=False).encode()
-    write_arrays(path, {"meta": np.frombuffer(text, np.uint8), "moving": frames.moving, "static": frames.static})
+    arrays = {"meta": np.frombuffer(text, np.uint8), "moving": frames.moving, "static": frames.static}
+    known = {} if frames.points is None else {name: getattr(frames, name) for name in MOVEMENT}
+    write_arrays(path, arrays | known)
 
 
 def read_frames(path: str | os.PathLike) -> GeneratedFrames:
@@ -71,7 +78,8 @@ def read_frames(path: str | os.PathLike) -> GeneratedFrames:
     """
     label = os.path.basename(path)
     arrays = read_arrays(path, MAX_FILE_BYTES)
-    if set(arrays) != {"meta", "moving", "static"} or arrays["meta"].dtype != np.uint8:
+    names = {"meta", "moving", "static"}
+    if set(arrays) not in (names, names | set(MOVEMENT)) or arrays["meta"].dtype != np.uint8:
         raise BadFileError(f"{label} does not hold generated frames.")
     try:
         meta = json.loads(arrays["meta"].tobytes().decode("utf-8"))
@@ -80,7 +88,7 @@ def read_frames(path: str | os.PathLike) -> GeneratedFrames:
         raise BadFileError(f"{label} is damaged: its description cannot be read.") from error
     if file_format != FORMAT:
         raise BadFileError(f"{label} does not hold generated frames.")
-    if version != VERSION:
+    if version not in READABLE:
         raise BadFileError(
             f"{label} was made by another version of Kinesplat (format {version}, this one reads {VERSION})."
         )
@@ -89,6 +97,7 @@ def read_frames(path: str | os.PathLike) -> GeneratedFrames:
         cameras = meta["cameras"]
     except KeyError as error:
         raise BadFileError(f"{label} is damaged: its description lacks {error}.") from error
+    values |= {name: arrays[name] for name in MOVEMENT if name in arrays}
     frames = GeneratedFrames(arrays["moving"], arrays["static"], Cameras.from_json(cameras, label), **values)
     check_frames(frames, label)
     return frames
@@ -124,3 +133,11 @@ def check_frames(frames: GeneratedFrames, label: str = "The generated frames") -
         demand(is_number and 0 <= number < float("inf"), f"{name} must be a number, at least 0")
     demand(type(frames.seed) is int, "its seed is not a whole number")
     demand(isinstance(frames.provenance, dict), "its provenance is not a dictionary")
+    known = [getattr(frames, name) for name in MOVEMENT if getattr(frames, name) is not None]
+    if known:
+        demand(len(known) == 2, "it holds only one of points and movement")
+        demand(all(array.dtype == np.float32 for array in known), "its points and their movement are not float32")
+        points = len(frames.points)
+        fits = frames.points.shape == (points, 3) and frames.movement.shape == (count, points, 3)
+        demand(fits and 1 <= points <= MAX_POINTS, "its points and their movement do not fit together")
+        demand(all(np.isfinite(array).all() for array in known), "its points or their movement are not all finite")

@@ -59,4 +59,6 @@ def random_frames(seed: int = 0, size: int = 16, count: int = 24, **fields) -> G
         "provenance": {"warnings": ["The word flurb is not known."]},
     }  # fmt: skip
     cameras = orbit_cameras(Orbit(frames=count), size, size, moving=True)
-    return GeneratedFrames(moving, static, cameras, **{**description, **fields})
+    points, movement = (random.normal(size=size).astype(np.float32) for size in ((7, 3), (count, 7, 3)))
+    movement = {"points": points, "movement": movement}
+    return GeneratedFrames(moving, static, cameras, **{**description, **movement, **fields})

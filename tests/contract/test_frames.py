@@ -16,11 +16,25 @@ def test_round_trip(tmp_path):
     frames = random_frames()
     write_frames(tmp_path / "frames.npz", frames)
     again = read_frames(tmp_path / "frames.npz")
-    np.testing.assert_array_equal(again.moving, frames.moving)
-    np.testing.assert_array_equal(again.static, frames.static)
+    for name in ("moving", "static", "points", "movement"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(frames, name))
     assert again.cameras.to_json() == frames.cameras.to_json()
     for name in ("prompt", "motion", "motion_measured", "seed", "provenance"):
         assert getattr(again, name) == getattr(frames, name)
+
+
+def test_the_movement_need_not_be_known(tmp_path):
+    write_frames(tmp_path / "frames.npz", random_frames(points=None, movement=None))
+    assert read_frames(tmp_path / "frames.npz").points is None
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    def first(arrays, meta) -> None:
+        del arrays["points"], arrays["movement"]
+        meta.update(version=1)
+
+    rewritten(tmp_path / "frames.npz", first)
+    assert read_frames(tmp_path / "frames.npz").movement is None
 
 
 def test_cameras_of_the_static_orbit_show_one_moment():
@@ -38,6 +52,10 @@ BROKEN = {
     "a long prompt": ({"prompt": "x" * 501}, "prompt is not a short text"),
     "a seed that is none": ({"seed": 1.5}, "seed is not a whole number"),
     "no provenance": ({"provenance": None}, "provenance is not a dictionary"),
+    "points that do not move": ({"movement": None}, "only one of points and movement"),
+    "a movement of other points": ({"movement": np.zeros((24, 6, 3), np.float32)}, "do not fit together"),
+    "double points": ({"points": np.zeros((7, 3))}, "not float32"),
+    "lost points": ({"points": np.full((7, 3), np.nan, np.float32)}, "not all finite"),
     "other cameras": ({"cameras": random_frames(size=32).cameras}, "cameras do not fit"),
 }
 
@@ -65,7 +83,8 @@ FILES = {
     "no description": (lambda arrays, meta: arrays.pop("meta"), "does not hold generated frames"),
     "more in it": (lambda arrays, meta: arrays.update(more=np.zeros(1)), "does not hold generated frames"),
     "another format": (lambda arrays, meta: meta.update(format="kinesplat-clip"), "does not hold generated frames"),
-    "a later version": (lambda arrays, meta: meta.update(version=2), "made by another version"),
+    "a later version": (lambda arrays, meta: meta.update(version=3), "made by another version"),
+    "half a movement": (lambda arrays, meta: arrays.pop("points"), "does not hold generated frames"),
     "no seed": (lambda arrays, meta: meta.pop("seed"), "lacks 'seed'"),
     "no cameras": (lambda arrays, meta: meta.update(cameras=None), "no usable cameras"),
     "pictures too few": (lambda arrays, meta: arrays.update(moving=arrays["moving"][:9]), "differ in shape"),

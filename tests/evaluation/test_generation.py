@@ -15,7 +15,7 @@ from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
 from backend.progress import Run, UserError
-from blender_addon.contract.orbit import Orbit, orbit_cameras
+from blender_addon.contract.orbit import Orbit, SurfaceSamples, orbit_cameras
 
 SAMPLING = Sampling(seed=0, steps=4, w1=1.0, w2=0.25)
 
@@ -38,7 +38,8 @@ def truth_of(name: str, top: int, speed: float) -> Truth:
             frames[kind, t, top : top + 8, x : x + 6] = (40, 60, 200, 255)
     cameras = orbit_cameras(Orbit(count), size, size, moving=True)
     clip = ChosenClip(entry(name, "pets", ("Walk", 0.05)), 0)
-    return Truth(clip, frames[0], frames[1], cameras, magnitude_of(frames[0], frames[1]))
+    surface = SurfaceSamples(*np.eye(3, dtype=np.float32)[None].repeat(2, 0))
+    return Truth(clip, frames[0], frames[1], cameras, surface, magnitude_of(frames[0], frames[1]))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ class Blend:
         self.truths = truths
         self.calls: list[tuple[str, float]] = []
 
-    def moving(self, static, cameras, prompt, magnitude, *, seed, steps, w1, w2, run) -> np.ndarray:
+    def moving(self, static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, run) -> np.ndarray:
         truth = next(truth for truth in self.truths if (truth.static == static).all())
         self.calls.append((prompt, magnitude))
         run.plan({"Denoising": 1.0})
@@ -167,7 +168,7 @@ def test_a_second_run_takes_what_the_first_has_made(truths: list[Truth], tmp_pat
 
 
 def test_several_seeds_are_averaged(truths: list[Truth], tmp_path: Path) -> None:
-    def by_seed(static, cameras, prompt, magnitude, *, seed, steps, w1, w2, run) -> np.ndarray:
+    def by_seed(static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, run) -> np.ndarray:
         truth = next(truth for truth in truths if (truth.static == static).all())
         return truth.moving if seed % 2 else static
 

@@ -57,5 +57,7 @@ def test_a_larger_size_moves_further(surface: Surface) -> None:
     double = cohere(latents, 2.0)
     ratio = double[:, :, :3].norm() / single[:, :, :3].norm()
     assert 1.5 < float(ratio) < 2.5
+    further = cohere.movement.norm()
     again = cohere(latents)  # the size was that of one call
+    assert 1.5 < float(further / cohere.movement.norm()) < 2.5
     assert (again - single).norm() < 0.02 * single.norm()

@@ -18,11 +18,13 @@ from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGES
+from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import read_orbit_folder
+from backend.splatting.surface_motion import POINTS, Surface
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
-from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
+from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, write_surface_samples
 from blender_addon.contract.requests import build_request, file_sha256, generation_request
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
 
@@ -102,9 +104,32 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     assert frames.motion_measured == pytest.approx(diffusion4d.measured_magnitude(frames.moving, pictures))
     assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
     assert frames.provenance["warnings"] == []
+    assert (len(frames.points), np.abs(frames.points).max() < 1) == (POINTS, True)  # of the visual hull
     assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 5
     assert any(step.preview is not None and step.preview.shape == (32, 64, 3) for step in told)
     assert told[-1].fraction == 1.0
+
+
+def test_the_surface_of_an_object_is_what_moves(blobs: Blobs, tmp_path: Path) -> None:
+    normals = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    write_surface_samples(tmp_path / "surface.npz", SurfaceSamples(0.3 * normals, normals))
+    request = ball_request(blobs, surface=blobs.add((tmp_path / "surface.npz").read_bytes()))
+    frames = read_frames(diffusion4d.run_request(request, blobs, Run(tmp_path)))
+    np.testing.assert_array_equal(frames.points[:400], 0.3 * normals)
+
+
+def test_the_movement_guides_construction(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[SurfaceMotion | None] = []
+    construct = diffusion4d.clips.construct
+    spy = lambda *given: (told.append(given[-1]), construct(*given))[1]  # noqa: E731
+    monkeypatch.setattr(diffusion4d.clips, "construct", spy)
+    (tmp_path / "a").mkdir()
+    clip = read_clip(diffusion4d.run_request(ball_request(blobs, result="clip"), blobs, Run(tmp_path / "a")))
+    assert clip.provenance["guided"]
+    frames = read_frames(tmp_path / "a" / diffusion4d.FRAMES_NAME)
+    np.testing.assert_array_equal(told[0].movement, frames.movement)
+    np.testing.assert_array_equal(told[0].times, np.linspace(0, 1, 24, dtype=np.float32))
 
 
 def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Path) -> None:
@@ -114,13 +139,23 @@ def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Pat
     assert "ball" not in warning
 
 
+class Incoherence:
+    """Leaves latents as they are: the flows of an untrained network have no movement in common."""
+
+    def __init__(self, surface: Surface, unit: torch.Tensor) -> None:
+        self.surface, self.movement = surface, torch.zeros(24, len(surface.points), 3)
+
+    def __call__(self, latents: torch.Tensor, size: float = 1.0) -> torch.Tensor:
+        return latents * size
+
+
 def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The flows of an untrained network have no movement in common.
-    monkeypatch.setattr(diffusion4d, "Coherence", lambda *_: lambda latents, size=1.0: latents * size)
+    monkeypatch.setattr(diffusion4d, "Coherence", Incoherence)
     pictures, cameras = ball_orbit()
 
     def moving(prompt: str = "a ball bounces", magnitude: float = 2.0, **settings) -> np.ndarray:
-        return diffusion4d.generate_moving(pictures, cameras, prompt, magnitude, steps=4, model=model, **settings)
+        given = pictures, cameras, prompt, magnitude
+        return diffusion4d.generate_moving(*given, steps=4, model=model, **settings).pictures
 
     first = moving()
     assert (moving() == first).all()
@@ -300,7 +335,7 @@ def test_a_subject_is_not_moved_until_it_is_gone() -> None:
 def test_what_does_not_move_stays_as_it_is(tmp_path: Path) -> None:
     pictures, cameras = ball_orbit(48)
     still = kinesplat_small.load(write_tiny_model(tmp_path, moves=False))
-    moving = diffusion4d.generate_moving(pictures, cameras, "ball", 0.0, steps=4, w2=1.0, model=still)
+    moving = diffusion4d.generate_moving(pictures, cameras, "ball", 0.0, steps=4, w2=1.0, model=still).pictures
     assert np.abs(moving.astype(int) - pictures).max() <= 1  # finer pixels than the network's are kept
 
 
@@ -395,7 +430,7 @@ def fox() -> tuple[np.ndarray, Cameras]:
 def test_the_shipped_model_keeps_still_what_is_not_to_move(fox) -> None:
     pictures, cameras = fox
     still = diffusion4d.generate_moving(pictures, cameras, "a fox stands", 0.0, steps=6, model=kinesplat_small.load())
-    on_white = [diffusion4d.as_tensor(images) for images in (pictures, still)]
+    on_white = [diffusion4d.as_tensor(images) for images in (pictures, still.pictures)]
     on_white = [images[:, :, :3] + 1 - images[:, :, 3:] for images in on_white]
     assert -10 * torch.log10((on_white[0] - on_white[1]).square().mean()) >= 28
 
@@ -404,12 +439,8 @@ def test_the_shipped_model_keeps_still_what_is_not_to_move(fox) -> None:
 def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
     pictures, cameras = fox
     asked = [0.0, 0.5, 2.0, 4.0, 8.0]
-    measured = [
-        diffusion4d.measured_magnitude(
-            diffusion4d.generate_moving(pictures, cameras, "a fox runs", motion, steps=6, model=kinesplat_small.load()),
-            pictures,
-        )
-        for motion in asked
-    ]
+    model = kinesplat_small.load()
+    moving = [diffusion4d.generate_moving(pictures, cameras, "a fox runs", m, steps=6, model=model) for m in asked]
+    measured = [diffusion4d.measured_magnitude(one.pictures, pictures) for one in moving]
     assert spearmanr(asked, measured).statistic >= 0.8
     assert measured[-1] > 2.0

@@ -2,6 +2,7 @@
 """Scene flow as a guide: what it says about points, and what construction makes of it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from backend.evaluation.metrics import track_error
 from backend.progress import JobCancelled
 from backend.splatting.construct import construct
-from backend.splatting.guide import SceneFlow, make_guide
+from backend.splatting.guide import SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.render import render
 from tests.splatting.scenes import Scene, swinging_arm
 from tests.splatting.test_construct import TINY, arrays_of, cancel_after, planned
@@ -74,10 +75,27 @@ def test_the_surer_of_two_pictures_counts_more(scene: Scene) -> None:
     assert (together.movement - alone.movement)[seen].abs().max() < 0.02
 
 
-def test_a_guide_brings_the_motion_right(scene: Scene, tmp_path: Path) -> None:
+def true_motion(scene: Scene) -> SurfaceMotion:
+    """Every fourth point of the surface, and where it is at each time."""
+    rest, times = torch.from_numpy(scene.tracks[0, ::4]), torch.linspace(0, 1, len(scene.tracks))
+    return SurfaceMotion(rest, torch.from_numpy(scene.tracks[:, ::4]) - rest, times)
+
+
+def test_points_move_as_those_beside_them(scene: Scene) -> None:
+    told = true_motion(scene)
+    guide = make_guide(told, scene.tracks[0])
+    true = torch.from_numpy(scene.tracks - scene.tracks[0])
+    assert (guide.movement - true).norm(dim=-1).mean() < 0.1 * true.norm(dim=-1).mean()
+    torch.testing.assert_close(make_guide(told, told.points.numpy()).movement, told.movement, atol=1e-3, rtol=0)
+    one = make_guide(SurfaceMotion(told.points[:1], told.movement[:, :1], told.times), scene.tracks[0])
+    torch.testing.assert_close(one.movement, told.movement[:, :1].expand_as(true))
+
+
+@pytest.mark.parametrize("tell", [true_flow, true_motion])
+def test_a_guide_brings_the_motion_right(tell: Callable[[Scene], object], scene: Scene, tmp_path: Path) -> None:
     config = replace(TINY, guide_steps=60)
     inputs = scene.moving, scene.static, scene.surface, config
-    guided = construct(*inputs, planned(tmp_path / "a"), flow=true_flow(scene))
+    guided = construct(*inputs, planned(tmp_path / "a"), told=tell(scene))
     without = construct(*inputs, planned(tmp_path / "b"))
     errors = [track_error(clip.frames().means, scene.tracks) for clip in (guided, without)]
     assert errors[0] < 0.5
@@ -89,8 +107,8 @@ def test_a_guided_fit_that_was_stopped_goes_on_to_the_same_result(scene: Scene, 
     monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", math.inf)
     config, flow = replace(TINY, guide_steps=10), true_flow(scene)
     inputs = scene.moving, scene.static, scene.surface, config
-    whole = arrays_of(construct(*inputs, planned(tmp_path / "whole"), flow=flow))
+    whole = arrays_of(construct(*inputs, planned(tmp_path / "whole"), told=flow))
     with pytest.raises(JobCancelled):
-        construct(*inputs, planned(tmp_path / "cut", is_cancelled=cancel_after(TINY.shape_steps + 7)), flow=flow)
-    for name, array in arrays_of(construct(*inputs, planned(tmp_path / "cut"), flow=flow)).items():
+        construct(*inputs, planned(tmp_path / "cut", is_cancelled=cancel_after(TINY.shape_steps + 7)), told=flow)
+    for name, array in arrays_of(construct(*inputs, planned(tmp_path / "cut"), told=flow)).items():
         np.testing.assert_array_equal(array, whole[name])

@@ -15,6 +15,13 @@ def surface() -> Surface:
     return make_surface(scene.static, np.linspace(0, 1, len(scene.static.images)))
 
 
+def test_known_samples_are_the_surface() -> None:
+    scene = swinging_arm(pixels=64, static_views=24)
+    surface = make_surface(scene.static, np.linspace(0, 1, 24), scene.surface)
+    known = {point.tobytes() for point in scene.surface.points}
+    assert sum(point.numpy().tobytes() in known for point in surface.points) >= min(len(known), len(surface.points)) - 1
+
+
 def sway(surface: Surface) -> torch.Tensor:  # [T, B, 3]
     """The upper half bends to the side and back."""
     points = surface.control.points

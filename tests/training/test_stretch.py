@@ -129,7 +129,7 @@ def test_kinesplat_small_in_stretches(place):
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in model.motion.state_dict().items())
     cameras = orbit_cameras(Orbit(), 16, 16, moving=True)
     moving = generate_moving(np.full((24, 16, 16, 4), 200, np.uint8), cameras, "lever", 1.0, steps=1, model=model)
-    assert moving.shape == (24, 16, 16, 4)
+    assert moving.pictures.shape == (24, 16, 16, 4)
 
     assert main(["train", "pack", "weights", "--out", "again"]) == 0
     assert same(read_average("again/motion"), averaged)
