@@ -18,7 +18,8 @@ class Coherence:
         """unit: what latents are multiplied by (`motion_latents.latent_unit`)."""
         self.surface, self.unit = surface, unit[0, :, :FLOW_CHANNELS].cpu()
         self.shifts: Tensor | None = None  # of control points, for the last latents in their own size
-        self.movement: Tensor | None = None  # [T, N, 3] of the surface's points, as the last latents show it
+        self.told: Tensor | None = None  # [T, B, 3] shifts that the last latents tell of
+        self.flow: Tensor | None = None  # [T, 3, h, w] and their flow (`motion_latents.warp`)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, size: float = 1.0) -> Tensor:  # [1, T, 4, h, w]
@@ -33,6 +34,5 @@ class Coherence:
         told, coverage = flow_of(self.surface, shifts, flow.shape[-1])
         gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
         gain = min(max(gain, 1.0), MOST_GAIN)
-        self.movement = gain * self.surface.moved(shifts)
-        filled = fill(gain * told, coverage)
-        return torch.cat([(filled / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)
+        self.told, self.flow = gain * shifts, fill(gain * told, coverage)
+        return torch.cat([(self.flow / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)

@@ -27,11 +27,11 @@ from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
 from backend.pipelines.coherence import Coherence
+from backend.pipelines.moved_subject import make_moved_subject
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
-from backend.splatting.surface_motion import make_surface
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
@@ -191,14 +191,11 @@ def generate_moving(
         UserError: the static orbit shows nothing that all its views agree on.
     """
     model = model or load()
-    full = as_tensor(static, model.device)
-    small = functional.interpolate(full[0], (model.resolution,) * 2, mode="area")[None]
+    small = functional.interpolate(as_tensor(static, model.device)[0], (model.resolution,) * 2, mode="area")
     branches = 3  # conditional, unconditional, static model
     tokens = model.vocabulary.batch([prompt, "", prompt]).to(model.device)
     asked = torch.tensor([magnitude], device=model.device)
-    condition = functional.pixel_unshuffle(small[0], 2)[None] * 2 - 1
-    viewmats = torch.from_numpy(cameras.viewmats()).float()[None].to(model.device)
-    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width).float()[None].to(model.device)
+    condition = functional.pixel_unshuffle(small, 2)[None] * 2 - 1
     given = (
         torch.from_numpy(cameras.times).float()[None].expand(branches, -1).to(model.device),
         torch.from_numpy(cameras.camera_to_world).float()[None].expand(branches, -1, -1, -1).to(model.device),
@@ -208,22 +205,26 @@ def generate_moving(
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
     still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
-    cohere = Coherence(make_surface(still, cameras.times, surface), motion_latents.latent_unit(asked))
-
-    def decode(latents: Tensor, full: Tensor | None = None) -> Tensor:
-        return model.decoder(latents, small, asked, viewmats, focal, full)
+    subject = make_moved_subject(still, cameras.times, surface, run.check if run is not None else lambda: None)
+    cohere = Coherence(subject.surface, motion_latents.latent_unit(asked))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with matrix_precision(model.device):
             out = model.motion(latents.expand(branches, -1, -1, -1, -1), condition, timestep, *given).float()
         return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
+    def told() -> Tensor:  # [1, T, 4, H, W]
+        return subject.pictures(cohere.told, cohere.flow)[None]
+
+    def sized(size: float) -> Tensor:
+        cohere(latents, size)
+        return told()
+
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
-    latents = denoise(shape, predict, sampler, steps, seed, run, lambda clean: picture(decode(clean)), model.device)
-    size = size_of_magnitude(magnitude, full, lambda size: decode(cohere(latents, size), full))
-    pictures = as_pictures(decode(cohere(latents, size), full))
-    return MovingOrbit(pictures, cohere.surface.points.numpy(), cohere.movement.numpy())
+    latents = denoise(shape, predict, sampler, steps, seed, run, lambda _: picture(told()), model.device)
+    pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
+    return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.told).numpy())
 
 
 @torch.no_grad()

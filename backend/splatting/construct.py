@@ -28,18 +28,17 @@ from torch import Tensor
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.config import MANY_VIEWS, MOST_FRAMES, ConstructConfig
-from backend.splatting.densify import densify, shake
 from backend.splatting.engine import CPU, Engine
-from backend.splatting.fit import Fit
-from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
+from backend.splatting.fit import Fit, descend, generator
+from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
-from backend.splatting.scene import Pictures, Scene, pixel_size, prepare
+from backend.splatting.scene import Pictures, Scene, draw_views, prepare
+from backend.splatting.shape import reference_loss, shape_step, start
 from backend.splatting.symmetry import Mirror, find_plane
-from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
@@ -48,10 +47,6 @@ CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
 
-MOVING_AGREEMENT = 0.8  # of silhouettes that moved, on what belongs to the subject
-PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
-USUAL_SCALE = 0.01  # of Gaussians, clip space
-DENSIFY_SPAN = 0.1, 0.8  # of stage 1, in which it densifies; what came last has the rest to settle
 GPU_REPORT_STEPS = 10  # a step takes milliseconds there
 
 
@@ -105,7 +100,7 @@ def construct(
         saved = checkpoint.load()
         if saved is None:
             run.begin(SHAPE)
-            fit = _start(scene, static or moving, static is not None, surface)
+            fit = start(scene, static or moving, static is not None, surface)
         else:
             fit = Fit.from_arrays(saved, scene)
         if fit.stage == 0:
@@ -142,40 +137,17 @@ def _key(
     return state_key(*parts)
 
 
-def _start(scene: Scene, reference: Observations, still: bool, surface: SurfaceSamples | None) -> Fit:
-    """Discs on the subject's surface, coloured by the pictures, that do not move."""
-    config, chance = scene.config, scene.reference_chance
-    rng = np.random.default_rng(config.seed)
-    count = max(round((config.start_share if config.densify_times else 1.0) * config.gaussians), 1)
-    if surface is not None:
-        points, normals = spread_samples(surface.points, surface.normals, count, rng)
-    else:
-        points, normals = visual_hull(reference, chance, 1.0 if still else MOVING_AGREEMENT, count, rng)
-    colors = sample_colors(points, normals, reference, chance)
-    gaussians = discs(points, normals, colors, config.sh_degree).to(scene.device)
-    gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
-    return Fit(gaussians)
-
-
 # Stages
 
 
 def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None:
     """Stage 1: the Gaussians of time 0, from the pictures of time 0."""
-    config, gaussians = scene.config, fit.gaussians
     run.begin(SHAPE)
-    while fit.step < config.shape_steps:
-        rng = _generator(fit, config)
-        fit.set_shape_rates(1.0, harmonics=fit.step >= 0.5 * config.shape_steps)
-        pictures = scene.reference[0 if fit.step < 0.3 * config.shape_steps else 1]
-        _descend(
-            _reference_loss(fit, scene, pictures, rng) + _shape_prior(fit, scene, pictures, rng),
-            fit.shape_optimizer,
-        )
-        _densify(fit, config, rng)
-        _end_step(fit, scene, config.shape_steps, preview_shape, checkpoint, run)
+    while fit.step < scene.config.shape_steps:
+        shape_step(fit, scene)
+        _end_step(fit, scene, scene.config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
-    fit.rest_means = gaussians.means.detach().clone()
+    fit.rest_means = fit.gaussians.means.detach().clone()
     fit.begin_motion(scene)
 
 
@@ -191,8 +163,8 @@ def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Check
             share = min(1.0, (fit.step + 1) / 20) * config.final_rate ** max(0.0, 2 * done - 1)
             fit.set_motion_rates(share * config.guide_rate / config.motion_rate)
             error = guide.error(fit.motion.moved(guide.times, few, chosen).means, few.means)
-            prior = fit.motion.prior(0.0, _generator(fit, config))
-            _descend(error + config.guide_priors * prior, fit.motion_optimizer)
+            prior = fit.motion.prior(0.0, generator(fit, config))
+            descend(error + config.guide_priors * prior, fit.motion_optimizer)
             _end_step(fit, scene, config.guide_steps, preview_motion, checkpoint, run)
     fit.end_stage()
     fit.renew_motion_optimizer()
@@ -210,13 +182,13 @@ def _fit_motion(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpo
             fit.begin_motion(scene, hypothesis, kinds[hypothesis.kind])
         seen = scene if hypothesis.lag is None else scene.and_mirrored(Mirror(plane, hypothesis.lag))
         while fit.step < config.coarse_steps:
-            rng = _generator(fit, config)
+            rng = generator(fit, config)
             views = scene.indices(_views_in_window(seen, fit.step, rng))
             moved = fit.motion.moved(seen.times[views], few, chosen)
             fit.set_motion_rates(_motion_share(fit, config))
             loss = seen.moving[0].loss(views, moved, few, scene.coverage)
             loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
-            _descend(loss, fit.motion_optimizer)
+            descend(loss, fit.motion_optimizer)
             _end_step(fit, scene, config.coarse_steps, preview_motion, checkpoint, run, len(kinds) + len(lags))
         fit.end_trial(_tried(fit, seen, len(scene.times), few, chosen))
     fit.take_best(scene)
@@ -235,8 +207,8 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
     run.begin(COARSE if coarse else FINE)
     candidates = np.flatnonzero(scene.age > 0) if scene.has_static else np.arange(len(scene.age))
     while fit.step < steps:
-        rng = _generator(fit, config)
-        drawn = _views_in_window(scene, fit.step, rng) if coarse else _drawn(candidates, config.fine_frames, rng)
+        rng = generator(fit, config)
+        drawn = _views_in_window(scene, fit.step, rng) if coarse else draw_views(candidates, config.fine_frames, rng)
         views = scene.indices(drawn)
         moved = fit.motion.moved(scene.times[views], gaussians)
         loss = pictures.loss(views, moved, gaussians, scene.coverage)
@@ -244,61 +216,15 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
         if config.refine_weights:
             loss = loss + config.weight_prior * gaussians.weight_offsets.square().mean()
         if scene.has_static and rng.random() < static_chance:
-            loss = loss + 0.5 * _reference_loss(fit, scene, scene.reference[1], rng)
+            loss = loss + 0.5 * reference_loss(fit, scene, scene.reference[1], rng)
         fit.set_motion_rates(_motion_share(fit, config))
         fit.set_shape_rates(config.shape_share * config.final_shape_share ** _progress(fit, config))
-        _descend(loss, fit.motion_optimizer, fit.shape_optimizer)
+        descend(loss, fit.motion_optimizer, fit.shape_optimizer)
         _end_step(fit, scene, steps, preview_motion, checkpoint, run)
     fit.end_stage()
 
 
 # Parts of a step
-
-
-def _shape_prior(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
-    """Against opacity and size, the regularizers of Kheradmand et al. 2024 (Eq. 10), and against rough depth."""
-    config, gaussians = scene.config, fit.gaussians
-    sizes = gaussians.scales.mean() / USUAL_SCALE
-    prior = config.opacity_weight * gaussians.opacities.mean() + config.scale_weight * sizes
-    if config.depth_weight:
-        views = scene.indices(_drawn(np.arange(len(pictures.images)), config.shape_frames, rng))
-        prior = prior + config.depth_weight * pictures.roughness(views, gaussians.at_rest(len(views)), gaussians)
-    return prior
-
-
-def _densify(fit: Fit, config: ConstructConfig, rng: np.random.Generator) -> None:
-    """Let the Gaussians of stage 1 go where they are needed, and grow to their number (`densify`)."""
-    if config.langevin:
-        shake(fit.gaussians, config.langevin, rng)
-    done = [_densified(step, config) for step in (fit.step, fit.step + 1)]
-    if done[1] > done[0]:
-        share = config.start_share ** (1 - done[1] / config.densify_times)
-        densify(fit.gaussians, fit.shape_optimizer, round(share * config.gaussians), rng)
-
-
-def _densified(step: int, config: ConstructConfig) -> int:
-    """How many of `densify_times` lie before a step of stage 1."""
-    begin, end = DENSIFY_SPAN
-    return int(config.densify_times * min(max((step / config.shape_steps - begin) / (end - begin), 0.0), 1.0) + 1e-6)
-
-
-def _generator(fit: Fit, config: ConstructConfig) -> np.random.Generator:
-    return np.random.default_rng((config.seed, fit.stage, fit.step))
-
-
-def _descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-
-
-def _reference_loss(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
-    """How wrong the Gaussians of time 0 look in some pictures of it."""
-    gaussians, count = fit.gaussians, scene.config.shape_frames
-    views = _drawn(np.arange(len(pictures.images)), count, rng, scene.reference_chance)
-    return pictures.loss(scene.indices(views), gaussians.at_rest(len(views)), gaussians, scene.coverage)
 
 
 def _few(fit: Fit, scene: Scene) -> tuple[GaussianParameters, Tensor]:
@@ -349,13 +275,6 @@ def _views_in_window(scene: Scene, step: int, rng: np.random.Generator) -> np.nd
     chance = np.where((age[candidates] > window - 2) & (opened < 1), 2.0, 1.0)
     count = config.coarse_frames
     return rng.choice(candidates, count, replace=len(candidates) < count, p=chance / chance.sum())
-
-
-def _drawn(
-    candidates: np.ndarray, count: int, rng: np.random.Generator, chance: np.ndarray | None = None
-) -> np.ndarray:  # [min(count, V)]
-    """`count` different views, drawn by their chance; all of them where there are no more."""
-    return rng.choice(candidates, min(count, len(candidates)), replace=False, p=chance)
 
 
 def _end_step(

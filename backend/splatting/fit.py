@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backend.splatting.bases import BasesMotion
 from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
+from backend.splatting.config import ConstructConfig
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.hexplane import HexPlaneMotion
 from backend.splatting.hypotheses import Hypothesis, Trial, leader
@@ -135,6 +136,20 @@ class Fit:
             fit.motion.load({name: tensors[f"motion_{name}"] for name in fit.motion.parameters()})
             load_optimizer(fit.motion_optimizer, "motion", arrays)
         return fit
+
+
+def generator(fit: Fit, config: ConstructConfig) -> np.random.Generator:
+    """What is drawn by chance in a step of a stage."""
+    return np.random.default_rng((config.seed, fit.stage, fit.step))
+
+
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """One step of the optimizers."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def _optimizer(tensors: dict[str, Tensor]) -> torch.optim.Optimizer:

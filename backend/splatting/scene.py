@@ -179,6 +179,13 @@ def _difference(moving: Observations, view: int, first: list[Observations]) -> t
     return None
 
 
+def draw_views(
+    candidates: np.ndarray, count: int, rng: np.random.Generator, chance: np.ndarray | None = None
+) -> np.ndarray:  # [min(count, V)]
+    """`count` different views, drawn by their chance; all of them where there are no more."""
+    return rng.choice(candidates, min(count, len(candidates)), replace=False, p=chance)
+
+
 def _trust_in_moving(age: np.ndarray) -> np.ndarray:  # [V] frames -> [V]
     """How much each moving picture says about time 0; those of other times still show sides that none else shows."""
     return np.maximum(1 - age / max(age.max(), 1e-9), 0.1)

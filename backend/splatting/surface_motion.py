@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,6 +30,7 @@ BASIS = TimeBasis(loop=False, harmonics=5)
 RIGIDITY = 1.0  # against stretched neighbourhoods, beside mean square distances from the flow
 SPECTRAL = 1e-4  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
+UNTURNED = 0.03  # of a neighbourhood's edges, for no turn: what lies in a line tells none about itself
 OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
 SIGHT_DEPTH = 0.06  # clip space; what lies deeper behind what a camera sees first is hidden from it
@@ -137,6 +139,15 @@ def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor
     return sums[:, :3] / sums[:, 3:].clamp_min(1e-6) * coverage, coverage
 
 
+def poses(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 16]
+    """Shifted control points, turned as their neighbourhoods are, as `motion.blend` takes them."""
+    turns, points = _turns(surface.control, shifts), surface.control.points
+    translations = points + shifts - (turns @ points[:, :, None])[..., 0]
+    quats = Rotation.from_matrix(turns.flatten(0, 1).numpy()).as_quat(canonical=True)[:, [3, 0, 1, 2]]
+    quats = torch.from_numpy(quats).float().unflatten(0, turns.shape[:2])
+    return torch.cat([turns.flatten(2), translations, quats], -1).contiguous()
+
+
 def _evidence(surface: Surface, flow: Tensor, moved: Tensor, trusting: bool) -> tuple[Tensor, Tensor]:
     """Where each point should be by each picture's flow, from time 0 [T, N, 3], and how much that counts [T, N]."""
     place, depth = _projected(surface, surface.points + moved)
@@ -183,12 +194,19 @@ def _turned(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [
     first, second = control.edges.long().T
     weights = (control.edge_weights / len(first))[:, None]
     edges = control.points[second] - control.points[first]
+    pull = weights * ((_turns(control, shifts)[:, first] @ edges[..., None])[..., 0] - edges)
+    return torch.zeros_like(shifts).index_add_(1, second, pull).index_add_(1, first, -pull)
+
+
+def _turns(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3, 3]
+    """How the neighbourhoods of control points are turned by shifts: rotations that fit their edges best."""
+    first, second = control.edges.long().T
+    edges = control.points[second] - control.points[first]
     moved = edges + shifts[:, second] - shifts[:, first]
     spread = torch.zeros(*shifts.shape, 3)
-    spread.index_add_(1, first, weights[..., None] * moved[..., :, None] * edges[:, None, :])
-    u, _, vh = torch.linalg.svd(spread)
+    spread.index_add_(1, first, control.edge_weights[:, None, None] * moved[..., :, None] * edges[:, None, :])
+    size = spread.diagonal(dim1=-2, dim2=-1).abs().sum(-1).clamp_min(1e-12)
+    u, _, vh = torch.linalg.svd(spread + UNTURNED * size[..., None, None] * torch.eye(3))
     handed = torch.ones(*shifts.shape)
     handed[..., 2] = torch.det(u @ vh).sign()  # turns, not mirror images
-    turns = (u * handed[..., None, :]) @ vh  # [T, B, 3, 3]
-    pull = weights * ((turns[:, first] @ edges[..., None])[..., 0] - edges)
-    return torch.zeros_like(shifts).index_add_(1, second, pull).index_add_(1, first, -pull)
+    return (u * handed[..., None, :]) @ vh

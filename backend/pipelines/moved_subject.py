@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A still subject that is moved and looked at: pictures of a moving orbit from its static orbit and a movement.
+
+Gaussians that are fitted to the static orbit go along with the control points of the subject's surface. So a limb hides
+what is behind it, and a wing that was seen edge-on shows its face, from all sides alike. What the Gaussians leave
+undone in the static pictures (fine markings, hair-sharp outlines) is warped along with what it lies on: where nothing
+moves, the pictures are those that were given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from backend.models.motion_latents import warp
+from backend.splatting.config import ConstructConfig
+from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.motion import blend
+from backend.splatting.observations import Observations
+from backend.splatting.render import render
+from backend.splatting.shape import fit_still
+from backend.splatting.surface_motion import Surface, make_surface, poses
+from blender_addon.contract.orbit import SurfaceSamples
+
+PRESET = "draft"  # of construction, for the shape: what it lacks is warped
+GAUSSIANS = 5_000
+SHAPE_PIXELS = 128
+
+
+@dataclass(frozen=True)
+class MovedSubject:
+    """What is moved, and by what. Clip space; pictures premultiplied."""
+
+    gaussians: GaussianParameters
+    surface: Surface
+    index: Tensor  # [N, 4] control points that each Gaussian follows
+    weights: Tensor  # [N, 4] how much, sum 1
+    static: Observations
+    undone: Tensor  # [T, 4, H, W]: static pictures minus those of the Gaussians
+
+    def movement(self, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, P, 3]
+        """How far the points of the surface move."""
+        points, control = self.surface.points, self.surface.control
+        moved, _ = blend(
+            poses(self.surface, shifts), points, points.new_zeros(len(points), 4), control.index, control.weights
+        )
+        return moved - points
+
+    def pictures(self, shifts: Tensor, flow: Tensor, views: slice = slice(None)) -> Tensor:  # [V, 4, H, W]
+        """The subject with control points shifted by [T, B, 3], from the cameras of `views`.
+
+        flow [T, 3, h, w]: of the same movement, as `motion_latents.warp` takes it.
+        """
+        rest = self.static
+        drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts[views]), rest, views)
+        focal = self.surface.focal[views]
+        undone = warp(self.undone[views][None], flow[views][None], rest.viewmats[views][None], focal[None])[0]
+        pictures = drawn + undone
+        alpha = pictures[:, 3:].clamp(0, 1)
+        return torch.cat([torch.minimum(pictures[:, :3].clamp_min(0), alpha), alpha], 1)
+
+
+def make_moved_subject(
+    static: Observations, times: np.ndarray, samples: SurfaceSamples | None, check: Callable[[], None]
+) -> MovedSubject:
+    """Fit Gaussians to a static orbit and tie them to its surface.
+
+    Args:
+        static: pictures of time 0.
+        times: [T] 0..1, at which the same cameras are to see it move.
+        samples: of its surface; without them the visual hull serves.
+        check: called after each iteration.
+
+    Raises:
+        UserError: the silhouettes have no place in common.
+    """
+    surface = make_surface(static, times, samples)
+    config = replace(
+        ConstructConfig.for_preset(PRESET, GAUSSIANS), coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS
+    )
+    with torch.enable_grad():
+        gaussians = fit_still(static, samples, config, check)
+    _, nearest = cKDTree(surface.points.numpy()).query(gaussians.means.numpy())
+    index, weights = surface.control.index[nearest], surface.control.weights[nearest]
+    at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))
+    drawn = _drawn(gaussians, index, weights, at_rest, static, slice(None))
+    return MovedSubject(gaussians, surface, index, weights, static, static.images.permute(0, 3, 1, 2) - drawn)
+
+
+def _drawn(
+    gaussians: GaussianParameters, index: Tensor, weights: Tensor, moved: Tensor, cameras: Observations, views: slice
+) -> Tensor:  # [V, 4, H, W]
+    means, quats = blend(moved, gaussians.means, gaussians.quats, index, weights)
+    looks = gaussians.scales, gaussians.opacities, gaussians.colors
+    height, width = cameras.images.shape[1:3]
+    return render(means, quats, *looks, cameras.viewmats[views], cameras.Ks[views], width, height).permute(0, 3, 1, 2)
