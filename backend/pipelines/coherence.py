@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from backend.models.motion_latents import FLOW_CHANNELS, fill
-from backend.splatting.surface_motion import Surface, flow_of, lift
+from backend.splatting.surface_motion import Surface, flow_of, kept_in_view, lift
 
 FIRST_ROUNDS, ROUNDS = 3, 1  # of least squares, without and with a beginning
 MOST_GAIN = 1.5  # least squares shrink what does not fit together
@@ -34,5 +34,6 @@ class Coherence:
         told, coverage = flow_of(self.surface, shifts, flow.shape[-1])
         gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
         gain = min(max(gain, 1.0), MOST_GAIN)
-        self.told, self.flow = gain * shifts, fill(gain * told, coverage)
+        self.told = kept_in_view(self.surface, gain * shifts)
+        self.flow = fill(*flow_of(self.surface, self.told, flow.shape[-1]))
         return torch.cat([(self.flow / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)

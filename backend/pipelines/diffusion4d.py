@@ -42,8 +42,6 @@ READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inv
 FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
-LEAST_LEFT = 0.6  # of the subject's coverage in each view (all but 1 in 50 true clips keep more): else it is torn
-WITHDRAWAL = 0.75  # of the amplitude, as often as that takes, but not to below the lower limit
 MAX_IMAGE_PIXELS = 50_000_000
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
 PREVIEW_PIXELS = 48
@@ -345,8 +343,7 @@ def denoise(
 def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float], Tensor]) -> float:
     """What latents are to be multiplied by, so that their frames have the wanted motion magnitude.
 
-    What moves, and how, is the network's; how far is solved for, as the size of latents is all that amplitude is. It
-    ends before the subject does: rather less motion than was asked for than wings that are gone.
+    What moves, and how, is the network's; how far is solved for, as the size of latents is all that amplitude is.
 
     decode: the frames [1, T, 4, H, W], premultiplied, of latents of a size.
     """
@@ -356,15 +353,7 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
         if magnitude <= 0 or found < 1e-6:
             return size
         size = float(np.clip(size * (magnitude / found) ** 0.5, *AMPLITUDE_LIMITS))
-    while least_left(decode(size), static) < LEAST_LEFT and size > AMPLITUDE_LIMITS[0]:
-        size = max(size * WITHDRAWAL, AMPLITUDE_LIMITS[0])
     return size
-
-
-def least_left(moving: Tensor, static: Tensor) -> float:  # [1, T, 4, H, W] premultiplied
-    """The least share of the static subject's coverage that a frame has kept."""
-    shares = moving[:, :, 3].mean((2, 3)) / static[:, :, 3].mean((2, 3)).clamp_min(1e-6)
-    return float(shares.min())
 
 
 def magnitude_of(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]

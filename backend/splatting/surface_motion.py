@@ -35,6 +35,9 @@ OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
 SIGHT_DEPTH = 0.06  # clip space; what lies deeper behind what a camera sees first is hidden from it
 GRAZING = 0.4  # least weight of a visible point, seen edge-on
+# Shares of its travel, then of all its movement, that a subject may keep with so many of its points outside a picture.
+LESS = *((share, 1.0, 0.01) for share in (1.0, 0.75, 0.5, 0.25)), *((0.0, 0.8**n, 0.1) for n in range(12))
+EDGE = 0.97  # of the picture
 COVERED = 0.1  # of the weight of the best covered pixel, from which on a pixel shows the surface
 
 
@@ -137,6 +140,23 @@ def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor
     enough = COVERED * sums[:, 3:].amax((2, 3), keepdim=True)
     coverage = (sums[:, 3:] / enough.clamp_min(1e-6)).clamp(0, 1)
     return sums[:, :3] / sums[:, 3:].clamp_min(1e-6) * coverage, coverage
+
+
+def kept_in_view(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
+    """The same movement where it stays in the pictures; else the whole travels less, and if need be all moves less."""
+    travel = shifts.mean(1, keepdim=True)
+    at_rest = _outside(surface, torch.zeros_like(shifts))
+    for share, size, outside in LESS:
+        kept = size * (shifts - (1 - share) * travel)
+        if _outside(surface, kept) <= max(outside, at_rest):
+            break
+    return kept
+
+
+def _outside(surface: Surface, shifts: Tensor) -> float:
+    """The share of the points that lies outside the picture, in the picture with the most."""
+    place, _ = _projected(surface, surface.points + surface.moved(shifts))
+    return float((place.abs() > EDGE).any(-1).float().mean(1).max())
 
 
 def poses(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 16]
