@@ -32,6 +32,7 @@ from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
+from backend.splatting.rasterize import warm_up
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
@@ -115,6 +116,7 @@ def generate(
         run.begin(STILL)
         cameras = orbit_cameras(Orbit(frames=model.frames), STILL_PIXELS, STILL_PIXELS, moving=True)
         static = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
+    warm_up(run.say)  # moved subjects are drawn by the CPU, whatever device the networks have
     run.begin(MOVING)
     moving = generate_moving(
         static,

@@ -27,7 +27,7 @@ from blender_addon.contract.orbit import SurfaceSamples
 
 PRESET = "draft"  # of construction, for the shape: what it lacks is warped
 GAUSSIANS = 5_000
-SHAPE_PIXELS = 128
+SHAPE_PIXELS = 128  # longer side of the pictures that it is fitted to, at most
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,19 @@ class MovedSubject:
     undone: Tensor  # [T, 4, H, W]: static pictures minus those of the Gaussians
 
     def movement(self, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, P, 3]
-        """How far the points of the surface move."""
+        """How far the points of the surface move with control points that are shifted so far."""
         points, control = self.surface.points, self.surface.control
-        moved, _ = blend(
-            poses(self.surface, shifts), points, points.new_zeros(len(points), 4), control.index, control.weights
-        )
+        unturned = points.new_zeros(len(points), 4)
+        moved, _ = blend(poses(self.surface, shifts), points, unturned, control.index, control.weights)
         return moved - points
 
-    def pictures(self, shifts: Tensor, flow: Tensor, views: slice = slice(None)) -> Tensor:  # [V, 4, H, W]
-        """The subject with control points shifted by [T, B, 3], from the cameras of `views`.
+    def pictures(self, shifts: Tensor, flow: Tensor) -> Tensor:  # [T, 4, H, W]
+        """The subject with control points shifted by [T, B, 3], from the cameras of the static orbit.
 
         flow [T, 3, h, w]: of the same movement, as `motion_latents.warp` takes it.
         """
-        rest = self.static
-        drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts[views]), rest, views)
-        focal = self.surface.focal[views]
-        undone = warp(self.undone[views][None], flow[views][None], rest.viewmats[views][None], focal[None])[0]
+        drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts), self.static)
+        undone = warp(self.undone[None], flow[None], self.static.viewmats[None], self.surface.focal[None])[0]
         pictures = drawn + undone
         alpha = pictures[:, 3:].clamp(0, 1)
         return torch.cat([torch.minimum(pictures[:, :3].clamp_min(0), alpha), alpha], 1)
@@ -78,22 +75,21 @@ def make_moved_subject(
         UserError: the silhouettes have no place in common.
     """
     surface = make_surface(static, times, samples)
-    config = replace(
-        ConstructConfig.for_preset(PRESET, GAUSSIANS), coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS
-    )
+    config = ConstructConfig.for_preset(PRESET, GAUSSIANS)
+    config = replace(config, coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS)
     with torch.enable_grad():
         gaussians = fit_still(static, samples, config, check)
     _, nearest = cKDTree(surface.points.numpy()).query(gaussians.means.numpy())
     index, weights = surface.control.index[nearest], surface.control.weights[nearest]
     at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))
-    drawn = _drawn(gaussians, index, weights, at_rest, static, slice(None))
+    drawn = _drawn(gaussians, index, weights, at_rest, static)
     return MovedSubject(gaussians, surface, index, weights, static, static.images.permute(0, 3, 1, 2) - drawn)
 
 
 def _drawn(
-    gaussians: GaussianParameters, index: Tensor, weights: Tensor, moved: Tensor, cameras: Observations, views: slice
-) -> Tensor:  # [V, 4, H, W]
+    gaussians: GaussianParameters, index: Tensor, weights: Tensor, moved: Tensor, cameras: Observations
+) -> Tensor:  # [T, 4, H, W]
     means, quats = blend(moved, gaussians.means, gaussians.quats, index, weights)
     looks = gaussians.scales, gaussians.opacities, gaussians.colors
     height, width = cameras.images.shape[1:3]
-    return render(means, quats, *looks, cameras.viewmats[views], cameras.Ks[views], width, height).permute(0, 3, 1, 2)
+    return render(means, quats, *looks, cameras.viewmats, cameras.Ks, width, height).permute(0, 3, 1, 2)

@@ -17,8 +17,7 @@ spectral prior, stretching by the rigidity of the control points. Without a stat
 moving one, its pictures near time 0 weighing most; that is a guess, and a worse start.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -29,7 +28,7 @@ from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
 from backend.splatting.config import MANY_VIEWS, MOST_FRAMES, ConstructConfig
 from backend.splatting.engine import CPU, Engine
-from backend.splatting.fit import Fit, descend, generator
+from backend.splatting.fit import Fit, descend, generator, one_torch_thread
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
@@ -85,7 +84,7 @@ def construct(
         UserError: the inputs show nothing, do not fit together, or no motion can be told from them.
         JobCancelled: by `run`.
     """
-    with _one_torch_thread():
+    with one_torch_thread():
         checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, told, config))
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run)
@@ -320,14 +319,3 @@ def _to_clip(fit: Fit, scene: Scene) -> Clip:
         color_space=scene.config.color_space,
         provenance={"hypothesis": asdict(fit.hypothesis)},
     )
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The tensors here are small: more threads of torch's own would spin beside the rasteriser's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

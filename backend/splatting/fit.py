@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a fit changes, and how it is kept on disk."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
@@ -150,6 +152,17 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The tensors here are small: more threads of torch's own would spin beside the rasteriser's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _optimizer(tensors: dict[str, Tensor]) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backend.splatting.config import ConstructConfig
 from backend.splatting.densify import densify, shake
-from backend.splatting.fit import Fit, descend, generator
+from backend.splatting.fit import Fit, descend, generator, one_torch_thread
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
 from backend.splatting.observations import Observations
 from backend.splatting.scene import Pictures, Scene, draw_views, pixel_size, prepare
@@ -57,10 +57,11 @@ def fit_still(
     """
     scene = prepare(static, static, config, frames=1)
     fit = start(scene, static, True, surface)
-    while fit.step < config.shape_steps:
-        shape_step(fit, scene)
-        fit.step += 1
-        check()
+    with one_torch_thread():
+        while fit.step < config.shape_steps:
+            shape_step(fit, scene)
+            fit.step += 1
+            check()
     return fit.gaussians.picked(torch.arange(len(fit.gaussians.means)))
 
 

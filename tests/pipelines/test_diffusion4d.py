@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from backend.models import kinesplat_small
-from backend.models.motion_latents import CHANNELS, MotionDecoder
+from backend.models.motion_latents import warp
 from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
@@ -140,13 +140,15 @@ def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Pat
 
 
 class Incoherence:
-    """Leaves latents as they are: the flows of an untrained network have no movement in common."""
+    """Takes flows as they are: those of an untrained network have no movement in common."""
 
     def __init__(self, surface: Surface, unit: torch.Tensor) -> None:
-        self.surface, self.movement = surface, torch.zeros(24, len(surface.points), 3)
+        self.surface, self.unit = surface, unit[0, :, :3]
 
     def __call__(self, latents: torch.Tensor, size: float = 1.0) -> torch.Tensor:
-        return latents * size
+        self.flow = size * latents[0, :, :3] * self.unit
+        self.told = self.flow.mean((2, 3))[:, None].repeat(1, len(self.surface.control.points), 1)
+        return size * latents
 
 
 def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,51 +287,31 @@ def test_missing_weights_say_so(blobs: Blobs, tmp_path: Path, monkeypatch: pytes
 # --- motion magnitude ------------------------------------------------------------------------------------------------
 
 
-def warping(size: int = 32) -> tuple[torch.Tensor, Callable, torch.Tensor]:
-    """The ball's pictures, an untrained decoder (which only warps), and smooth latents for it."""
-    pictures, cameras = ball_orbit(size)
+@pytest.fixture
+def warped() -> tuple[torch.Tensor, Callable[[float], torch.Tensor]]:
+    """The ball's pictures, and these warped by a smooth flow times a size."""
+    pictures, cameras = ball_orbit(32)
     static = diffusion4d.as_tensor(pictures)
     viewmats = torch.from_numpy(cameras.viewmats()).float()[None]
     focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width).float()[None]
-    decoder, asked = MotionDecoder(width=8, blocks=1), torch.tensor([3.0])
-    coarse = torch.randn(len(pictures), CHANNELS, 3, 3, generator=torch.Generator().manual_seed(0))
-    latents = 0.5 * torch.nn.functional.interpolate(coarse, (size // 2, size // 2), mode="bicubic")[None]
-    return static, lambda latents: decoder(latents, static, asked, viewmats, focal), latents
+    coarse = torch.randn(len(pictures), 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    flow = 0.04 * torch.nn.functional.interpolate(coarse, (16, 16), mode="bicubic")[None]
+    return static, lambda size: warp(static, size * flow, viewmats, focal)
 
 
 @pytest.mark.parametrize("magnitude", [1.0, 3.0, 8.0])
-def test_the_amplitude_is_solved_for(magnitude: float) -> None:
-    static, decode, latents = warping()
-    with torch.no_grad():
-        size = diffusion4d.size_of_magnitude(magnitude, static, lambda size: decode(latents * size))
-        found = float(diffusion4d.magnitude_of(decode(latents * size), static))
+def test_the_amplitude_is_solved_for(magnitude: float, warped) -> None:
+    static, sized = warped
+    found = float(diffusion4d.magnitude_of(sized(diffusion4d.size_of_magnitude(magnitude, static, sized)), static))
     assert found == pytest.approx(magnitude, rel=0.1)
 
 
-def test_the_amplitude_stays_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion4d, "LEAST_LEFT", 0.0)
-    static, decode, latents = warping()
+def test_the_amplitude_stays_within_limits(warped) -> None:
+    static, sized = warped
     low, high = diffusion4d.AMPLITUDE_LIMITS
-    with torch.no_grad():
-        assert diffusion4d.size_of_magnitude(1e-4, static, lambda size: decode(latents * size)) == pytest.approx(low)
-        assert diffusion4d.size_of_magnitude(1e4, static, lambda size: decode(latents * size)) == pytest.approx(high)
-        assert diffusion4d.size_of_magnitude(3.0, static, lambda size: decode(latents * 0)) == 1
-
-
-def test_a_subject_is_not_moved_until_it_is_gone() -> None:
-    static = diffusion4d.as_tensor(ball_orbit(32)[0])
-
-    def dissolve(size: float, at: int = 20) -> torch.Tensor:
-        """One view goes pale as the amplitude grows."""
-        faded = static.clone()
-        faded[:, at] *= min(max(1 - 0.3 * size, 0), 1)
-        return faded
-
-    size = diffusion4d.size_of_magnitude(1e4, static, dissolve)
-    assert diffusion4d.least_left(dissolve(size), static) >= diffusion4d.LEAST_LEFT
-    # Where it never keeps enough, it moves as little as may be.
-    gone = diffusion4d.size_of_magnitude(1e4, static, lambda size: dissolve(size * 100))
-    assert gone == pytest.approx(diffusion4d.AMPLITUDE_LIMITS[0])
+    assert diffusion4d.size_of_magnitude(1e-4, static, sized) == pytest.approx(low)
+    assert diffusion4d.size_of_magnitude(1e4, static, sized) == pytest.approx(high)
+    assert diffusion4d.size_of_magnitude(3.0, static, lambda size: static) == 1
 
 
 def test_what_does_not_move_stays_as_it_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend.splatting.surface_motion import Surface, flow_of, lift, make_surface
+from backend.splatting.surface_motion import Surface, flow_of, kept_in_view, lift, make_surface
 from tests.splatting.scenes import swinging_arm
 
 
@@ -63,3 +63,23 @@ def test_a_torn_picture_is_overruled_by_the_others(surface: Surface) -> None:
 def test_no_flow_moves_nothing(surface: Surface) -> None:
     flow = torch.zeros(len(surface.viewmats), 3, 16, 16)
     assert lift(surface, flow).abs().max() < 1e-5
+
+
+def test_what_stays_in_view_moves_as_it_did(surface: Surface) -> None:
+    shifts = sway(surface)
+    torch.testing.assert_close(kept_in_view(surface, shifts), shifts)
+
+
+def test_who_would_leave_the_pictures_travels_less(surface: Surface) -> None:
+    away = torch.linspace(0, 2, len(surface.viewmats))[:, None, None] * torch.tensor([0.0, 0, 1])
+    shifts = sway(surface)
+    kept = kept_in_view(surface, shifts + away)
+    assert float(kept[-1, :, 2].mean()) < 0.55
+    own = kept - kept.mean(1, keepdim=True)
+    torch.testing.assert_close(own, shifts - shifts.mean(1, keepdim=True))  # its own movement is what it was
+
+
+def test_who_would_still_leave_them_moves_less(surface: Surface) -> None:
+    wild = 6 * sway(surface)
+    kept = kept_in_view(surface, wild)
+    assert 0.05 < float(kept.norm() / wild.norm()) < 0.8

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A still subject that is moved: it looks as it did where nothing moves, and as it should where the truth is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
+from backend.progress import JobCancelled
+from backend.splatting.motion import blend
+from backend.splatting.surface_motion import flow_of, poses
+from tests.splatting.scenes import Scene, swinging_arm
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return swinging_arm(frames=24, pixels=64, static_views=24, closed=False)
+
+
+@pytest.fixture(scope="module")
+def subject(scene: Scene) -> MovedSubject:
+    return make_moved_subject(scene.static, np.linspace(0, 1, 24), scene.surface, lambda: None)
+
+
+def shifts_of(subject: MovedSubject, scene: Scene) -> torch.Tensor:  # [24, B, 3]
+    """Control points go where the nearest points of the truth do."""
+    control, rest = subject.surface.control.points, torch.from_numpy(scene.tracks[0])
+    nearest = torch.cdist(control, rest).argmin(1)
+    return torch.from_numpy(scene.tracks[:, nearest.numpy()]) - rest[nearest]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def test_what_does_not_move_looks_as_it_was_given(scene: Scene, subject: MovedSubject) -> None:
+    still = torch.zeros(24, *subject.surface.control.points.shape)
+    pictures = subject.pictures(still, torch.zeros(24, 3, 32, 32))
+    torch.testing.assert_close(pictures, scene.static.images.permute(0, 3, 1, 2), atol=1e-4, rtol=0)
+
+
+def test_what_moves_is_seen_where_it_has_come(scene: Scene, subject: MovedSubject) -> None:
+    """The arm swings up through 55 degrees; static and moving pictures are from the same cameras."""
+    np.testing.assert_allclose(scene.static.viewmats, scene.moving.viewmats, atol=1e-6)
+    shifts = shifts_of(subject, scene)
+    flow, coverage = flow_of(subject.surface, shifts, 32)
+    pictures = subject.pictures(shifts, flow / coverage.clamp_min(1e-6))
+    true, static = (views.images.permute(0, 3, 1, 2) for views in (scene.moving, scene.static))
+    swung = slice(9, 15)  # far out
+    assert psnr(pictures[swung], true[swung]) > psnr(static[swung], true[swung]) + 8
+    assert (pictures[:, :3] <= pictures[:, 3:]).all()
+
+
+def test_the_movement_is_that_of_the_surface(scene: Scene, subject: MovedSubject) -> None:
+    movement = subject.movement(shifts_of(subject, scene))
+    nearest = torch.cdist(subject.surface.points, torch.from_numpy(scene.tracks[0])).argmin(1)
+    true = torch.from_numpy(scene.tracks[:, nearest.numpy()]) - torch.from_numpy(scene.tracks[0])[nearest]
+    assert (movement - true).norm(dim=-1).mean() < 0.15 * true.norm(dim=-1).mean()
+    assert not movement[0].abs().max() > 1e-5
+
+
+def test_a_turn_is_a_turn(subject: MovedSubject) -> None:
+    """Control points that are turned as a whole take Gaussians along, and turn these."""
+    c, s = np.cos(0.7), np.sin(0.7)
+    turn = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]]).float()
+    points = subject.surface.control.points
+    turned = poses(subject.surface, (points @ turn.T - points)[None])
+    means, quats = blend(turned, points, torch.tensor([[1.0, 0, 0, 0]]).expand(len(points), 4).contiguous(),
+                         torch.arange(len(points), dtype=torch.int32)[:, None].expand(-1, 4).contiguous(),
+                         torch.full((len(points), 4), 0.25))  # fmt: skip
+    torch.testing.assert_close(means[0], points @ turn.T, atol=1e-3, rtol=0)
+    expected = torch.tensor([np.cos(0.35), 0, 0, np.sin(0.35)]).float()
+    assert (quats[0] - expected).norm(dim=-1).median() < 0.05
+
+
+def test_fitting_the_shape_can_be_cancelled(scene: Scene) -> None:
+    def cancel() -> None:
+        raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel)
