@@ -34,6 +34,9 @@ class Coherence:
         told, coverage = flow_of(self.surface, shifts, flow.shape[-1])
         gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
         gain = min(max(gain, 1.0), MOST_GAIN)
-        self.told = kept_in_view(self.surface, gain * shifts)
-        self.flow = fill(*flow_of(self.surface, self.told, flow.shape[-1]))
+        wanted, told = gain * shifts, gain * told
+        self.told = kept_in_view(self.surface, wanted)
+        if self.told is not wanted:
+            told, coverage = flow_of(self.surface, self.told, flow.shape[-1])
+        self.flow = fill(told, coverage)
         return torch.cat([(self.flow / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)

@@ -23,6 +23,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.render import render
 from backend.splatting.shape import fit_still
 from backend.splatting.surface_motion import Surface, make_surface, poses
+from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.orbit import SurfaceSamples
 
 PRESET = "draft"  # of construction, for the shape: what it lacks is warped
@@ -74,7 +75,10 @@ def make_moved_subject(
     Raises:
         UserError: the silhouettes have no place in common.
     """
-    surface = make_surface(static, times, samples)
+    if samples is None:
+        rng = np.random.default_rng(0)
+        samples = SurfaceSamples(*visual_hull(static, np.ones(len(static.images)), 1.0, GAUSSIANS, rng))
+    surface = make_surface(samples, static, times)
     config = ConstructConfig.for_preset(PRESET, GAUSSIANS)
     config = replace(config, coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS)
     with torch.enable_grad():

@@ -48,13 +48,9 @@ def shape_step(fit: Fit, scene: Scene) -> None:
 
 
 def fit_still(
-    static: Observations, surface: SurfaceSamples | None, config: ConstructConfig, check: Callable[[], None]
+    static: Observations, surface: SurfaceSamples, config: ConstructConfig, check: Callable[[], None]
 ) -> GaussianParameters:
-    """The Gaussians of a subject that does not move, on the CPU. `check` is called after each iteration.
-
-    Raises:
-        UserError: the silhouettes have no place in common.
-    """
+    """The Gaussians of a subject that does not move, on the CPU. `check` is called after each iteration."""
     scene = prepare(static, static, config, frames=1)
     fit = start(scene, static, True, surface)
     with one_torch_thread():

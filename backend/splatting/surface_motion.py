@@ -22,7 +22,6 @@ from backend.splatting.control_points import ControlPoints, make_control_points
 from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
-from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.orbit import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
@@ -35,8 +34,8 @@ OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
 SIGHT_DEPTH = 0.06  # clip space; what lies deeper behind what a camera sees first is hidden from it
 GRAZING = 0.4  # least weight of a visible point, seen edge-on
-# Shares of its travel, then of all its movement, that a subject may keep with so many of its points outside a picture.
-LESS = *((share, 1.0, 0.01) for share in (1.0, 0.75, 0.5, 0.25)), *((0.0, 0.8**n, 0.1) for n in range(12))
+FEW, MANY = 0.01, 0.1  # of the points outside a picture: with more, the whole travels less, or all moves less
+LESS = *((share, 1.0, FEW) for share in (0.75, 0.5, 0.25)), *((0.0, 0.8**n, MANY) for n in range(12))  # of each
 EDGE = 0.97  # of the picture
 COVERED = 0.1  # of the weight of the best covered pixel, from which on a pixel shows the surface
 
@@ -59,19 +58,9 @@ class Surface:
         return self.weights @ shifts
 
 
-def make_surface(still: Observations, times: np.ndarray, samples: SurfaceSamples | None = None) -> Surface:
-    """The surface that pictures of time 0 show, for motion pictures from the same cameras at `times` [T], 0..1.
-
-    Its points are `samples` of it where they are known, else of the visual hull.
-
-    Raises:
-        UserError: the silhouettes have no place in common.
-    """
-    rng = np.random.default_rng(0)
-    if samples is None:
-        points, normals = visual_hull(still, np.ones(len(still.images)), 1.0, POINTS, rng)
-    else:
-        points, normals = spread_samples(samples.points, samples.normals, POINTS, rng)
+def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray) -> Surface:
+    """The surface that is sampled, for motion pictures from the cameras of `still` at `times` [T], 0..1."""
+    points, normals = spread_samples(samples.points, samples.normals, POINTS, np.random.default_rng(0))
     control = make_control_points(points, CONTROL_POINTS)
     weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
     functions = BASIS(torch.from_numpy(times).float()).T.contiguous()
@@ -144,8 +133,10 @@ def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor
 
 def kept_in_view(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
     """The same movement where it stays in the pictures; else the whole travels less, and if need be all moves less."""
-    travel = shifts.mean(1, keepdim=True)
     at_rest = _outside(surface, torch.zeros_like(shifts))
+    if _outside(surface, shifts) <= max(FEW, at_rest):
+        return shifts
+    travel = shifts.mean(1, keepdim=True)
     for share, size, outside in LESS:
         kept = size * (shifts - (1 - share) * travel)
         if _outside(surface, kept) <= max(outside, at_rest):

@@ -17,7 +17,7 @@ UNIT = latent_unit(torch.tensor([3.0]))
 @pytest.fixture(scope="module")
 def surface() -> Surface:
     scene = swinging_arm(pixels=64, static_views=24)
-    return make_surface(scene.static, np.linspace(0, 1, len(scene.static.images)))
+    return make_surface(scene.surface, scene.static, np.linspace(0, 1, len(scene.static.images)))
 
 
 def latents_of(surface: Surface) -> torch.Tensor:  # [1, T, 4, 32, 32]

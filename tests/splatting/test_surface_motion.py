@@ -12,12 +12,12 @@ from tests.splatting.scenes import swinging_arm
 @pytest.fixture(scope="module")
 def surface() -> Surface:
     scene = swinging_arm(pixels=64, static_views=24)
-    return make_surface(scene.static, np.linspace(0, 1, len(scene.static.images)))
+    return make_surface(scene.surface, scene.static, np.linspace(0, 1, len(scene.static.images)))
 
 
 def test_known_samples_are_the_surface() -> None:
     scene = swinging_arm(pixels=64, static_views=24)
-    surface = make_surface(scene.static, np.linspace(0, 1, 24), scene.surface)
+    surface = make_surface(scene.surface, scene.static, np.linspace(0, 1, 24))
     known = {point.tobytes() for point in scene.surface.points}
     assert sum(point.numpy().tobytes() in known for point in surface.points) >= min(len(known), len(surface.points)) - 1
 
