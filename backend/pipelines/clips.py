@@ -69,7 +69,7 @@ def construct_clip(
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
-    needed = estimate(config, *sizes, on_gpu=engine.is_gpu)
+    needed = estimate(config.with_guide() if told else config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():
