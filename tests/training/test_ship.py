@@ -46,6 +46,7 @@ def test_runs_that_do_not_fit_together_are_refused(runs, assets, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         ship({**runs, "static": tmp_path / "nowhere"}, assets, tmp_path / "out", name="x")
     config = json.loads((runs["static"] / "config.json").read_text())
-    (runs["static"] / "config.json").write_text(json.dumps({**config, "vocabulary": ["other"]}))
+    words = ["other", *config["vocabulary"][1:]]
+    (runs["static"] / "config.json").write_text(json.dumps({**config, "vocabulary": words}))
     with pytest.raises(UserError, match="different words"):
         ship(runs, assets, tmp_path / "out", name="x")
