@@ -54,7 +54,6 @@ def add_results_of_training(kinds: argparse._SubParsersAction) -> None:
     packing.set_defaults(func=pack_run)
     shipping = kinds.add_parser("ship", help="weights that the program loads, from finished runs")
     shipping.add_argument("--motion", type=Path, metavar="RUN", help="of kinesplat_small_motion")
-    shipping.add_argument("--decoder", type=Path, metavar="RUN", help="of kinesplat_small_decoder")
     shipping.add_argument("--static", type=Path, metavar="RUN",
                           help="of kinesplat_small_static (without it: memory and inflation)")  # fmt: skip
     shipping.add_argument(
@@ -153,9 +152,9 @@ def ship_runs(options: argparse.Namespace) -> int:
         ship_scene_flow(options.scene_flow, options.out, name=options.name)
         print(f"{options.out}: {options.name}")
         return 0
-    if not (options.motion and options.decoder and options.assets):
-        raise UserError("incomplete", "A model needs --motion, --decoder and --assets, or --scene-flow alone.")
-    runs = {"motion": options.motion, "decoder": options.decoder, "static": options.static}
+    if not (options.motion and options.assets):
+        raise UserError("incomplete", "A model needs --motion and --assets, or --scene-flow alone.")
+    runs = {"motion": options.motion, "static": options.static}
     ship({task: run for task, run in runs.items() if run}, options.assets, options.out, name=options.name)
     print(f"{options.out}: {options.name}")
     return 0

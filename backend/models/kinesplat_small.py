@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from backend.models.first_guess import Memory
-from backend.models.motion_latents import MotionDecoder
 from backend.models.shipped import (
     CARD,
     WEIGHTS,
@@ -36,7 +35,6 @@ class KinesplatSmall:
     """The networks, ready for use, in float32."""
 
     motion: SmallVideoNet  # static orbit -> motion latents
-    decoder: MotionDecoder  # motion latents -> moving orbit
     static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
     memory: Memory  # of known subjects
     vocabulary: Vocabulary
@@ -61,16 +59,12 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
     device = device or default_device()
     with readable(folder):
         card = read_card(folder, FORMAT, VERSION)
-        networks = {
-            "motion": SmallVideoNet(SmallConfig(**sizes(card["networks"]["motion"]))),
-            "decoder": MotionDecoder(**card["networks"]["decoder"]),
-        }
+        networks = {"motion": SmallVideoNet(SmallConfig(**sizes(card["networks"]["motion"])))}
         if "static" in card["networks"]:
             networks["static"] = VolumeNet(VolumeConfig(**sizes(card["networks"]["static"])))
         for part, network in networks.items():
             load_network(network, folder, card["files"][part], device)
-        for network in (networks["motion"], networks["decoder"]):
-            network.to(memory_format=torch.channels_last)
+        networks["motion"].to(memory_format=torch.channels_last)
         return KinesplatSmall(
             **{"static": None, **networks},
             memory=Memory(tuple(card["subjects"]), **load_file(folder / MEMORY)),
@@ -85,14 +79,12 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
 def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, memory: Memory, about: dict) -> None:
     """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
 
-    `parts`: motion, decoder and, if it has one, static; `about`: name, licence, resolution, frames and whatever the
-    card is to tell.
+    `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames and whatever the card is to
+    tell.
     """
     told = {
         **about,
-        "networks": {
-            part: network.sizes if part == "decoder" else asdict(network.config) for part, network in parts.items()
-        },
+        "networks": {part: asdict(network.config) for part, network in parts.items()},
         "vocabulary": vocabulary.words,
         "subjects": memory.subjects,
     }

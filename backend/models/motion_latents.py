@@ -2,15 +2,15 @@
 """Motion latents: how a moving orbit differs from its static orbit, small, smooth, and zero where nothing moves.
 
 Four channels at half resolution: scene flow (how far the surface point that a pixel sees has come since time 0, in
-world axes, times 2 / depth, so that it projects exactly without knowing the depth) and the change of coverage, which
-only teaches the network where outlines go. They play the part of the VAE's latents. Decoding warps the static frames by
-the flow, which keeps them sharp, and mends what a warp cannot do: ghosts behind thin limbs, torn edges.
+world axes, times 2 / depth, so that it projects exactly without knowing the depth) and the change of coverage. They
+play the part of the VAE's latents. What is decoded is the flow, which `pipelines/moved_subject.py` shows; the coverage
+only teaches the network where outlines go.
 
 Latents are divided by sqrt(m): their size says nothing about how *much* moves, which the magnitude alone decides.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 CHANNELS = 4
@@ -76,59 +76,3 @@ def warp(static: Tensor, flow: Tensor, viewmats: Tensor, focal: Tensor) -> Tenso
     grid_y = (y[None, :, None] - k * camera[:, 1] / 2) / nearer
     grid = torch.stack([grid_x, grid_y], -1)
     return functional.grid_sample(static.flatten(0, 1), grid, align_corners=False).unflatten(0, (batch, frames))
-
-
-class MotionDecoder(nn.Module):
-    """Motion latents and static orbit -> moving orbit: warp, then mend, which is learned at the network's size."""
-
-    def __init__(self, width: int = 64, blocks: int = 3) -> None:
-        super().__init__()
-        self.sizes = {"width": width, "blocks": blocks}
-        # Warped and static RGBA in 2 x 2 blocks, and the flow. Not the coverage: a decoder that was shown it painted
-        # whatever a network's guess of it said, and cut off limbs that the warp had right.
-        inputs = 4 * (4 + 4) + FLOW_CHANNELS
-        self.entrance = nn.Conv2d(inputs, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
-                nn.SiLU(),
-                nn.Conv2d(width, width, 3, padding=1),
-            )
-            for dilation in [1, 2, 1, 2, 1, 2][:blocks]
-        )
-        self.exit = nn.Conv2d(width, 4 * 5, 3, padding=1)
-        nn.init.zeros_(self.exit.weight)
-        nn.init.zeros_(self.exit.bias)
-
-    def forward(
-        self,
-        latents: Tensor,
-        static: Tensor,
-        magnitude: Tensor,
-        viewmats: Tensor,
-        focal: Tensor,
-        full: Tensor | None = None,
-    ) -> Tensor:  # [B, T, 4, H, W]
-        """Moving frames, premultiplied RGBA.
-
-        latents [B, T, 4, h/2, w/2]; static [B, T, 4, h, w] premultiplied; magnitude [B];
-        viewmats [B, T, 4, 4]; focal [B, T] (see `warp`); full [B, T, 4, H, W]: the static orbit in finer pixels, which
-        is what gets warped then.
-        """
-        flow = (latents * latent_unit(magnitude))[:, :, :FLOW_CHANNELS]
-        warped = warp(static, flow, viewmats, focal)
-        pictures = functional.pixel_unshuffle(torch.cat([warped, static], 2).flatten(0, 1), 2)
-        features = torch.cat([pictures, (flow / 0.1).flatten(0, 1)], 1)
-        hidden = self.entrance(features.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        mend = functional.pixel_shuffle(self.exit(functional.silu(hidden)), 2)
-        if full is not None:
-            warped = warp(full, flow, viewmats, focal)
-            mend = functional.interpolate(mend.float(), full.shape[-2:], mode="bilinear", align_corners=False)
-        mend = mend.unflatten(0, static.shape[:2]).to(warped)
-        # The gate scales how much of the warped pixel stays, so that a ghost goes away colour and all.
-        frames = warped * (1 + mend[:, :, 4:].clamp(-1, 1)) + mend[:, :, :4]
-        alpha = frames[:, :, 3:].clamp(0, 1)
-        return torch.cat([torch.minimum(frames[:, :, :3].clamp_min(0), alpha), alpha], 2)

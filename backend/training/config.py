@@ -44,7 +44,6 @@ class TrainConfig:
     log_steps: int = 50
     save_minutes: float = 5.0
     sheet_minutes: float = 20.0  # between sample sheets; 0: none
-    motion_run: str = ""  # folder of the motion network's run, whose estimates the decoder learns to mend
     base: str = ""  # published network: weights to begin from, videomv-i2v (also if empty) or i2vgen-xl
     base_run: str = ""  # small 4DM: folder of the run whose network is frozen under motion modules; empty: no modules
     times: int = 0  # small 4DM: moments of a sample, 1 without motion modules; 0: not asked

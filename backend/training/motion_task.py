@@ -74,7 +74,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
 
 
 def importance(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> [B, T, 1, H/2, W/2]
-    """How much each latent matters: what lies far from the subject is warped from nothing to nothing."""
+    """How much each latent matters: far from the subject there is nothing to move."""
     near = motion_latents.half(torch.maximum(moving, static)[:, :, 3:]).flatten(0, 1)
     return 0.1 + functional.max_pool2d(near, 3, 1, 1).unflatten(0, moving.shape[:2])
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How a motion network does on clips that it has never seen, while it trains: a few figures and a contact sheet.
 
-Frames are the static ones warped by the generated motion, as the decoder may not be trained yet.
+Frames are the static ones warped by the generated motion: `pipelines/moved_subject.py`, which shows it in use, has to
+fit Gaussians to each subject first.
 """
 
 import numpy as np

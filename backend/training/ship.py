@@ -20,7 +20,7 @@ from backend.models.text import Vocabulary
 from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
 from backend.progress import UserError
-from backend.training import decoder_task, motion_task, scene_flow_task, small_fourdm_task, static_task
+from backend.training import motion_task, scene_flow_task, small_fourdm_task, static_task
 from backend.training.checkpoint import found_checkpoint, read_about, read_average, read_state
 from backend.training.config import TrainConfig
 from blender_addon.contract.arrays import atomic_file
@@ -28,7 +28,6 @@ from blender_addon.contract.arrays import atomic_file
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
 TASKS = {
     "motion": motion_task,
-    "decoder": decoder_task,
     "static": static_task,
     "scene_flow": scene_flow_task,
     "small_fourdm": small_fourdm_task,
@@ -36,7 +35,7 @@ TASKS = {
 
 
 def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
-    """Write the model of the runs (motion, decoder and, if there is one, static) to the folder `out`.
+    """Write the model of the runs (motion and, if there is one, static) to the folder `out`.
 
     `assets`: the animated assets whose training split becomes the memory of known subjects.
 

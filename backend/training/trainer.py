@@ -25,7 +25,6 @@ from backend.models.precision import fast_bf16
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
 from backend.training import (
-    decoder_task,
     fourdm_task,
     motion_task,
     motion_validation,
@@ -56,7 +55,6 @@ from backend.training.stretch import Pace, Reserve, enough_memory
 # where noise is a generator on the device of the batch.
 TASKS = {
     "motion": motion_task,
-    "decoder": decoder_task,
     "static": static_task,
     "scene_flow": scene_flow_task,
     "published": published_task,
@@ -122,10 +120,9 @@ def train(
     # 2. Samples.
     task = TASKS[config.task]
     stream = sample_stream(config, assets, "train")
-    below = config.base_run or config.motion_run
     vocabulary = (
         stored_vocabulary(begin)
-        or (stored_vocabulary(found_checkpoint(below)) if below else None)
+        or (stored_vocabulary(found_checkpoint(config.base_run)) if config.base_run else None)
         or Vocabulary(tuple(sorted({word for text in stream.captions() for word in words(text)})))
     )
 

@@ -42,8 +42,7 @@ def unship(weights: Path, out: Path) -> list[Path]:
 def _small(weights: Path, card: dict, out: Path) -> list[Path]:
     runs = []
     for part, sizes in card["networks"].items():
-        below = {"motion_run": str(out / "motion")} if part == "decoder" else {}
-        config = _config(f"kinesplat_small_{part}", sizes, card, below)
+        config = _config(f"kinesplat_small_{part}", sizes, card)
         runs.append(_write(out / part, config, read_tensors(weights, card["files"][part]), card, card["trained"][part]))
     return runs
 

@@ -24,7 +24,7 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert (model.name, model.licence, model.resolution, model.frames) == ("tiny 1", "CC0-1.0", RESOLUTION, 24)
     assert model.vocabulary.words == WORDS
     assert model.device.type == "cpu"
-    parameters = [*model.motion.parameters(), *model.static.parameters(), *model.decoder.parameters()]
+    parameters = [*model.motion.parameters(), *model.static.parameters()]
     assert all(p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all() for p in parameters)
     again = kinesplat_small.load(write_tiny_model(folder.parent / "again"))
     for a, b in zip(model.motion.parameters(), again.motion.parameters(), strict=True):
@@ -45,8 +45,8 @@ def test_large_networks_are_written_in_several_files(tmp_path: Path, monkeypatch
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
-    (folder / "decoder-0.safetensors").unlink()
-    with pytest.raises(UserError, match=r"decoder-0\.safetensors is missing") as caught:
+    (folder / "static-0.safetensors").unlink()
+    with pytest.raises(UserError, match=r"static-0\.safetensors is missing") as caught:
         kinesplat_small.load(folder)
     assert (caught.value.code, "Install" in caught.value.hint) == ("weights_missing", True)
 
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
         (lambda card: card | {"version": 99}, "weights_version"),
         (lambda card: card | {"vocabulary": card["vocabulary"] * 2, "networks": {}}, "weights_damaged"),
         (
-            lambda card: card | {"networks": card["networks"] | {"decoder": {"width": 12, "blocks": 1}}},
+            lambda card: card | {"networks": {"motion": card["networks"]["motion"] | {"embedding": 12}}},
             "weights_version",
         ),
         (lambda card: [], "weights_damaged"),
@@ -108,5 +108,7 @@ def test_the_shipped_model_is_whole_and_small() -> None:
     assert 100 < len(model.vocabulary.words) < 1_000
     assert not model.vocabulary.unknown("a dog walks, a fish swims and a bird flies")
     files = list(kinesplat_small.FOLDER.glob("*"))
+    card = json.loads((kinesplat_small.FOLDER / kinesplat_small.CARD).read_text())
+    assert {path.name for path in files if path.suffix == ".safetensors"} == set(card["sha256"])
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
     assert all(path.stat().st_size < 16 * 2**20 for path in files)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Geometry of motion latents: what warps where, and that encoding and decoding are each other's reverse."""
+"""Geometry of motion latents: what warps where, what is filled, and what latents hold."""
 
 import numpy as np
 import pytest
 import torch
 
-from backend.models.motion_latents import MotionDecoder, encode, fill, half, latent_unit, warp
+from backend.models.motion_latents import encode, fill, half, latent_unit, warp
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
 SIZE, FRAMES = 32, 5
@@ -88,19 +88,3 @@ def test_latents_hold_flow_and_coverage_in_units_of_the_magnitude():
     ratio = latent_unit(magnitude)[1] / latent_unit(magnitude)[0]
     assert ratio.flatten().tolist() == pytest.approx([np.sqrt(8.05 / 0.55)] * 4)
     assert (encode(flow * 0, static, static, torch.zeros(2)) == 0).all()  # what does not move is zero
-
-
-def test_an_untrained_decoder_is_the_warp():
-    viewmats, focal = cameras()
-    alpha = torch.rand(1, FRAMES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
-    static = torch.cat([alpha * 0.5, alpha * 0.2, alpha, alpha], 2)
-    latents = torch.zeros(1, FRAMES, 4, SIZE // 2, SIZE // 2)
-    decoder = MotionDecoder(width=8, blocks=2)
-    with torch.no_grad():
-        still = decoder(latents, static, torch.tensor([0.0]), viewmats, focal)
-        torch.testing.assert_close(still, static, atol=1e-3, rtol=0)
-        torch.nn.init.normal_(decoder.exit.weight)
-        mended = decoder(latents + 0.3, static, torch.tensor([4.0]), viewmats, focal)
-    assert (mended[:, :, :3] <= mended[:, :, 3:]).all()  # still premultiplied
-    assert mended.min() >= 0
-    assert mended.max() <= 1

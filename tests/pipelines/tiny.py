@@ -8,7 +8,6 @@ import torch
 
 from backend.models import kinesplat_small
 from backend.models.first_guess import remember
-from backend.models.motion_latents import MotionDecoder
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
@@ -32,7 +31,7 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
     if not moves:
         torch.nn.init.zeros_(motion.exit.weight)
         torch.nn.init.zeros_(motion.exit.bias)
-    parts = {"motion": motion, "static": static, "decoder": MotionDecoder(width=8, blocks=1)}
+    parts = {"motion": motion, "static": static}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
     kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), about)
     return folder

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finished runs of all three tasks become weights that the program loads and uses."""
+"""Finished runs of both tasks become weights that the program loads and uses."""
 
 import json
 
@@ -13,7 +13,6 @@ from backend.training.trainer import train
 
 NETWORKS = {
     "motion": {},
-    "decoder": {"network": {"width": 8, "blocks": 1}},
     "static": {"network": {"widths": [8, 8, 8], "blocks": 1, "embedding": 16, "text_width": 8, "heads": 2}},
 }
 
@@ -45,8 +44,9 @@ def test_runs_become_weights(runs, assets, tmp_path):
 @pytest.mark.slow
 def test_runs_that_do_not_fit_together_are_refused(runs, assets, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
-        ship({**runs, "decoder": tmp_path / "nowhere"}, assets, tmp_path / "out", name="x")
-    config = json.loads((runs["decoder"] / "config.json").read_text())
-    (runs["decoder"] / "config.json").write_text(json.dumps({**config, "vocabulary": ["other"]}))
+        ship({**runs, "static": tmp_path / "nowhere"}, assets, tmp_path / "out", name="x")
+    config = json.loads((runs["static"] / "config.json").read_text())
+    words = ["other", *config["vocabulary"][1:]]
+    (runs["static"] / "config.json").write_text(json.dumps({**config, "vocabulary": words}))
     with pytest.raises(UserError, match="different words"):
         ship(runs, assets, tmp_path / "out", name="x")

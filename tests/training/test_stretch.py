@@ -29,7 +29,6 @@ CONFIGS = {
     "base": f'task = "small_fourdm"\ntimes = 1\n{COMMON}[network]\nwidths = [8, 8]\nblocks = [1, 1]\n{HEADS}',
     "motion4": f'task = "small_fourdm"\ntimes = 2\n{COMMON}[network]\nwidths = [8, 8]\nblocks = [1, 1]\n{HEADS}',
     "motion": f'task = "motion"\n{COMMON}[network]\nwidths = [8, 8, 8, 8]\nblocks = [0, 1, 0, 1]\n{HEADS}',
-    "decoder": f'task = "decoder"\n{COMMON}[network]\nwidth = 8\nblocks = 1\n',
     "sheets": "sheet_minutes = 1000\n",
 }
 
@@ -80,6 +79,7 @@ def test_small_4dm_in_stretches(place, monkeypatch):
     assert read_state(found_checkpoint("base2"))["step"] == 4
     assert stretch("4dm", "motion4", "motion1", "--set", 'base_run="base2"') == 0
     only_packed_remains("motion1")
+    assert read_about("motion1")["vocabulary"] == read_about("base2")["vocabulary"]
     assert all("motion" in name for name in read_average("motion1"))  # the base travels by itself
     assert stretch("4dm", "motion4", "motion2", "--set", 'base_run="base2"', "--resume", "motion1") == 0
     only_packed_remains("motion2")
@@ -118,12 +118,10 @@ def test_kinesplat_small_in_stretches(place):
     assert stretch("diffusion4d", "motion", "motion1") == 0
     assert stretch("diffusion4d", "motion", "motion2", "--resume", "motion1") == 0
     only_packed_remains("motion1", "motion2")
-    assert stretch("diffusion4d", "decoder", "decoder1", "--set", 'motion_run="motion2"') == 0
-    only_packed_remains("decoder1")
-    assert read_about("decoder1")["vocabulary"] == read_about("motion2")["vocabulary"]
+    assert read_about("motion2")["vocabulary"] == read_about("motion1")["vocabulary"]
 
-    ship = ["train", "ship", "--motion", "motion2", "--decoder", "decoder1", "--assets", "assets", "--name", "tiny"]
-    assert main([*ship, "--out", "weights"]) == 0
+    ship = ["train", "ship", "--motion", "motion2", "--assets", "assets", "--name", "tiny", "--out", "weights"]
+    assert main(ship) == 0
     model = kinesplat_small.load(Path("weights"), "cpu")
     averaged = read_average("motion2")
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in model.motion.state_dict().items())
@@ -134,8 +132,7 @@ def test_kinesplat_small_in_stretches(place):
     assert main(["train", "pack", "weights", "--out", "again"]) == 0
     assert same(read_average("again/motion"), averaged)
     assert stretch("diffusion4d", "motion", "motion3", "--resume", "again/motion") == 0
-    on_it = ("--set", 'motion_run="motion3"', "--resume", "again/decoder")
-    assert stretch("diffusion4d", "decoder", "decoder2", *on_it) == 0
+    assert read_state(Path("motion3"))["step"] == read_state(Path("motion2"))["step"] + 2
 
 
 def test_weights_that_no_run_makes_are_told(place):
