@@ -93,7 +93,7 @@ def test_a_second_run_goes_on_from_the_frames(tmp_path: Path, monkeypatch: pytes
     options = ("--text", "a ball", "--gaussians", 500, "--out", tmp_path / "clips" / "ball.npz")
     with monkeypatch.context() as patch:
 
-        def interrupted(*_) -> None:
+        def interrupted(*_, **__) -> None:
             raise KeyboardInterrupt
 
         patch.setattr(diffusion4d.clips, "construct_clip", interrupted)
