@@ -19,7 +19,6 @@ class Coherence:
         self.surface, self.unit = surface, unit[0, :, :FLOW_CHANNELS].cpu()
         self.shifts: Tensor | None = None  # of control points, for the last latents in their own size
         self.told: Tensor | None = None  # [T, B, 3] shifts that the last latents tell of
-        self.flow: Tensor | None = None  # [T, 3, h, w] and their flow (`motion_latents.warp`)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, size: float = 1.0) -> Tensor:  # [1, T, 4, h, w]
@@ -34,9 +33,10 @@ class Coherence:
         told, coverage = flow_of(self.surface, shifts, flow.shape[-1])
         gain = float((told * flow).sum() / (told.square() / coverage.clamp_min(1e-6)).sum().clamp_min(1e-9))
         gain = min(max(gain, 1.0), MOST_GAIN)
-        wanted, told = gain * shifts, gain * told
-        self.told = kept_in_view(self.surface, wanted)
-        if self.told is not wanted:
-            told, coverage = flow_of(self.surface, self.told, flow.shape[-1])
-        self.flow = fill(told, coverage)
-        return torch.cat([(self.flow / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)
+        self.told = gain * shifts
+        filled = fill(gain * told, coverage)
+        return torch.cat([(filled / self.unit).to(latents)[None], latents[:, :, FLOW_CHANNELS:]], 2)
+
+    def in_view(self) -> Tensor:  # [T, B, 3]
+        """The shifts that the last latents tell of, as far as the subject stays in the pictures."""
+        return kept_in_view(self.surface, self.told)

@@ -214,7 +214,7 @@ def generate_moving(
         return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
     def told() -> Tensor:  # [1, T, 4, H, W]
-        return subject.pictures(cohere.told, cohere.flow)[None]
+        return subject.pictures(cohere.in_view())[None]
 
     def sized(size: float) -> Tensor:
         cohere(latents, size)
@@ -224,7 +224,7 @@ def generate_moving(
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, lambda _: picture(told()), model.device)
     pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
-    return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.told).numpy())
+    return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.in_view()).numpy())
 
 
 @torch.no_grad()

@@ -15,20 +15,21 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from backend.models.motion_latents import warp
+from backend.models.motion_latents import fill, warp
 from backend.splatting.config import ConstructConfig
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.motion import blend
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
 from backend.splatting.shape import fit_still
-from backend.splatting.surface_motion import Surface, make_surface, poses
+from backend.splatting.surface_motion import Surface, flow_of, make_surface, poses
 from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.orbit import SurfaceSamples
 
-PRESET = "draft"  # of construction, for the shape: what it lacks is warped
-GAUSSIANS = 5_000
+PRESET = "final"  # of construction, for the shape: thin parts take many iterations
+GAUSSIANS = 3_000
 SHAPE_PIXELS = 128  # longer side of the pictures that it is fitted to, at most
+FLOW_PIXELS = 32  # to a side, of the flow by which is warped what the Gaussians leave undone
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,9 @@ class MovedSubject:
         moved, _ = blend(poses(self.surface, shifts), points, unturned, control.index, control.weights)
         return moved - points
 
-    def pictures(self, shifts: Tensor, flow: Tensor) -> Tensor:  # [T, 4, H, W]
-        """The subject with control points shifted by [T, B, 3], from the cameras of the static orbit.
-
-        flow [T, 3, h, w]: of the same movement, as `motion_latents.warp` takes it.
-        """
+    def pictures(self, shifts: Tensor) -> Tensor:  # [T, 4, H, W]
+        """The subject with control points shifted by [T, B, 3], from the cameras of the static orbit."""
+        flow = fill(*flow_of(self.surface, shifts, FLOW_PIXELS))
         drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts), self.static)
         undone = warp(self.undone[None], flow[None], self.static.viewmats[None], self.surface.focal[None])[0]
         pictures = drawn + undone

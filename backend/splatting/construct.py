@@ -41,7 +41,7 @@ from backend.splatting.symmetry import Mirror, find_plane
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 9  # counts changes that make older checkpoints useless
+ALGORITHM = 10  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}

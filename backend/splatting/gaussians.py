@@ -164,7 +164,10 @@ def sample_colors(
     views: Observations,
     view_weights: np.ndarray,  # [V]
 ) -> np.ndarray:  # [N, 3] float64, 0..1
-    """Colours of surface points, averaged over the views that see them; grey where none does."""
+    """Colours of surface points, averaged over the views that see them; where none does, that of the nearest one seen.
+
+    Grey where nothing is seen at all.
+    """
     images = views.images.numpy()
     height, width = images.shape[1:3]
     cell = max(max(width, height) / DEPTH_CELLS, 1.0)
@@ -184,7 +187,13 @@ def sample_colors(
         share = view_weight * facing[seen]
         total[seen] += share[:, None] * image[row[seen], column[seen], :3]
         weight[seen] += share
-    return np.where(weight[:, None] > 0, total / np.maximum(weight, 1e-9)[:, None], 0.5)
+    seen = weight > 0
+    if not seen.any():
+        return np.full((len(points), 3), 0.5)
+    colors = total / np.maximum(weight, 1e-9)[:, None]
+    _, nearest = cKDTree(points[seen]).query(points[~seen])
+    colors[~seen] = colors[seen][nearest]
+    return colors
 
 
 def project(

@@ -10,6 +10,7 @@ neighbourhoods and shifts in alternation), with flows far off the others countin
 It says where points are that no picture shows, and its own pictures of flow fit together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,7 @@ OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
 SIGHT_DEPTH = 0.06  # clip space; what lies deeper behind what a camera sees first is hidden from it
 GRAZING = 0.4  # least weight of a visible point, seen edge-on
-FEW, MANY = 0.01, 0.1  # of the points outside a picture: with more, the whole travels less, or all moves less
-LESS = *((share, 1.0, FEW) for share in (0.75, 0.5, 0.25)), *((0.0, 0.8**n, MANY) for n in range(12))  # of each
+FEW, MANY = 0.04, 0.12  # of the points outside a picture: with more, the whole travels less, or all moves less
 EDGE = 0.97  # of the picture
 COVERED = 0.1  # of the weight of the best covered pixel, from which on a pixel shows the surface
 
@@ -133,15 +133,26 @@ def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor
 
 def kept_in_view(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
     """The same movement where it stays in the pictures; else the whole travels less, and if need be all moves less."""
-    at_rest = _outside(surface, torch.zeros_like(shifts))
-    if _outside(surface, shifts) <= max(FEW, at_rest):
-        return shifts
     travel = shifts.mean(1, keepdim=True)
-    for share, size, outside in LESS:
-        kept = size * (shifts - (1 - share) * travel)
-        if _outside(surface, kept) <= max(outside, at_rest):
-            break
-    return kept
+    at_rest = _outside(surface, torch.zeros_like(shifts))
+
+    def stays(share: float, size: float, most: float) -> bool:
+        return _outside(surface, size * (shifts - (1 - share) * travel)) <= max(most, at_rest)
+
+    if stays(1.0, 1.0, FEW):
+        return shifts
+    share = _largest(lambda share: stays(share, 1.0, FEW))
+    size = 1.0 if share > 0 or stays(0.0, 1.0, MANY) else _largest(lambda size: stays(0.0, size, MANY))
+    return size * (shifts - (1 - share) * travel)
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """The largest share that fits, or 0."""
+    low, high = 0.0, 1.0
+    for _ in range(6):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _outside(surface: Surface, shifts: Tensor) -> float:

@@ -146,9 +146,12 @@ class Incoherence:
         self.surface, self.unit = surface, unit[0, :, :3]
 
     def __call__(self, latents: torch.Tensor, size: float = 1.0) -> torch.Tensor:
-        self.flow = size * latents[0, :, :3] * self.unit
-        self.told = self.flow.mean((2, 3))[:, None].repeat(1, len(self.surface.control.points), 1)
+        whole = (size * latents[0, :, :3] * self.unit).mean((2, 3), keepdim=True)[..., 0]
+        self.told = whole.transpose(1, 2).repeat(1, len(self.surface.control.points), 1)
         return size * latents
+
+    def in_view(self) -> torch.Tensor:
+        return self.told
 
 
 def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:

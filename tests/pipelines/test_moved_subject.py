@@ -8,7 +8,7 @@ import torch
 from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
 from backend.progress import JobCancelled
 from backend.splatting.motion import blend
-from backend.splatting.surface_motion import flow_of, poses
+from backend.splatting.surface_motion import poses
 from tests.splatting.scenes import Scene, swinging_arm
 
 
@@ -35,7 +35,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_what_does_not_move_looks_as_it_was_given(scene: Scene, subject: MovedSubject) -> None:
     still = torch.zeros(24, *subject.surface.control.points.shape)
-    pictures = subject.pictures(still, torch.zeros(24, 3, 32, 32))
+    pictures = subject.pictures(still)
     torch.testing.assert_close(pictures, scene.static.images.permute(0, 3, 1, 2), atol=1e-4, rtol=0)
 
 
@@ -43,8 +43,7 @@ def test_what_moves_is_seen_where_it_has_come(scene: Scene, subject: MovedSubjec
     """The arm swings up through 55 degrees; static and moving pictures are from the same cameras."""
     np.testing.assert_allclose(scene.static.viewmats, scene.moving.viewmats, atol=1e-6)
     shifts = shifts_of(subject, scene)
-    flow, coverage = flow_of(subject.surface, shifts, 32)
-    pictures = subject.pictures(shifts, flow / coverage.clamp_min(1e-6))
+    pictures = subject.pictures(shifts)
     true, static = (views.images.permute(0, 3, 1, 2) for views in (scene.moving, scene.static))
     swung = slice(9, 15)  # far out
     assert psnr(pictures[swung], true[swung]) > psnr(static[swung], true[swung]) + 8
