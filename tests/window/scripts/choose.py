@@ -48,7 +48,7 @@ def steps():
             seen.add("preview")
             picture("2_running")
 
-    yield from wait_until(lambda: all(job.caption for job in status.jobs), 120, "the candidates are there", look)
+    yield from wait_until(lambda: all(job.caption for job in status.jobs), 240, "the candidates are there", look)
     RESULT["captions"] = [job.caption for job in status.jobs]
     RESULT["warnings"] = [job.warnings for job in status.jobs]
     RESULT["group"] = len({job.group for job in status.jobs})
