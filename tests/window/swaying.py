@@ -14,11 +14,16 @@ from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.clip import Clip, FrameMotion, write_clip
 from blender_addon.contract.frames import GeneratedFrames
-from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
 
 def generate(
-    static: np.ndarray | None, cameras: Cameras, image: np.ndarray | None, settings: dict, run: Run
+    static: np.ndarray | None,
+    cameras: Cameras,
+    image: np.ndarray | None,
+    surface: SurfaceSamples | None,
+    settings: dict,
+    run: Run,
 ) -> GeneratedFrames:
     """The static orbit with its upper part swaying from side to side, once or more often as the seed says."""
     run.begin(diffusion4d.MOVING)

@@ -48,7 +48,12 @@ def steps():
             seen.add("preview")
             picture("2_running")
 
-    yield from wait_until(lambda: all(job.caption for job in status.jobs), 240, "the candidates are there", look)
+    ended = ("succeeded", "failed")
+    yield from wait_until(
+        lambda: all(job.state in ended for job in status.jobs), 120, "the candidates have ended", look
+    )
+    assert all(job.state == "succeeded" for job in status.jobs), [job.message for job in status.jobs]
+    yield from wait_until(lambda: all(job.caption for job in status.jobs), 20, "the candidates are there")
     RESULT["captions"] = [job.caption for job in status.jobs]
     RESULT["warnings"] = [job.warnings for job in status.jobs]
     RESULT["group"] = len({job.group for job in status.jobs})
