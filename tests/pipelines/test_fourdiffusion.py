@@ -27,6 +27,7 @@ from backend.pipelines.memory_plan import PLANS, Networks
 from backend.pipelines.multi_view_video import RUN_FRAMES, VIEWS
 from backend.pipelines.video_model import PublishedVideoModel
 from backend.progress import JobCancelled, Progress, Run, UserError
+from backend.splatting.config import ConstructConfig
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import check_clip
 from blender_addon.contract.requests import SMALL
@@ -525,9 +526,13 @@ def test_from_a_video_to_a_clip(
         return views_of(truth(frames), 64)
 
     monkeypatch.setattr(video_model, "generate_views", views)
+    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
+    for_preset = ConstructConfig.for_preset
+    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
     settings = replace(
-        TINY, representation=representation, iterations=2, construction="draft", gaussians=150, grid_pixels=24
-    )
+        TINY, representation=representation, iterations=2, construction="draft", gaussians=150, grid_pixels=24,
+        quality=replace(TINY.quality, samples=24),
+    )  # fmt: skip
     monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
     told: list[Progress] = []
     model, video = PublishedVideoModel(networks), rgba(brightening(frames))

@@ -115,7 +115,7 @@ def test_the_same_inputs_give_the_same_clip(scene: Scene, whole: tuple[Clip, Pat
     assert not np.array_equal(one["means"], other["means"])
 
 
-@pytest.mark.parametrize("reports", [6, 13, 20, 33, 45, 60])
+@pytest.mark.parametrize("reports", [6, *(pytest.param(at, marks=pytest.mark.slow) for at in (13, 20, 45)), 33, 60])
 def test_a_killed_fit_goes_on_to_the_same_result(
     scene: Scene, whole: tuple[Clip, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: int
 ) -> None:
@@ -208,6 +208,7 @@ def test_without_surface_samples_the_visual_hull_serves(scene: Scene, tmp_path: 
     assert mean_psnr(clip, scene.static) > 22
 
 
+@pytest.mark.slow
 def test_without_a_static_orbit_the_moving_one_serves(scene: Scene, tmp_path: Path) -> None:
     config = replace(TINY, shape_steps=60, coarse_steps=80, fine_steps=60, gaussians=600)
     clip = construct(scene.moving, None, None, config, planned(tmp_path))
