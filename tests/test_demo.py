@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("animated", [False, True], ids=["still", "animated"])
 def test_the_demo_goes_the_whole_way(tmp_path: Path, animated: bool) -> None:
     pytest.importorskip("bpy")
-    command = [sys.executable, "-m", "examples.demo", "--preset", "draft", "--width", "128", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.demo", "--preset", "draft", "--width", "64", "--out", str(tmp_path)]
     command += ["--animated"] if animated else ["--motion", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -77,6 +77,7 @@ def test_the_backend_is_killed_and_started_again(tracker, part) -> None:
     """The job is the backend's: it goes on."""
     bpy.ops.kinesplat.start_backend()
     moving_cube()
+    bpy.context.scene.kinesplat.preset = "draft"
     bpy.context.scene.kinesplat.gaussians = 500
     bpy.ops.kinesplat.generate()
     uid = active_job().uid

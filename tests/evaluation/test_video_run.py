@@ -27,6 +27,7 @@ from backend.pipelines import fourdiffusion
 from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import JobCancelled, Run, UserError
+from backend.splatting.config import ConstructConfig
 from backend.video.framing import Framing
 from blender_addon.contract.clip import Clip, FrameMotion
 from blender_addon.contract.requests import SMALL
@@ -265,6 +266,9 @@ def test_the_products_own_pipeline_makes_what_is_measured(
     assets: Path, clips: list[ChosenClip], seer: Seer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(video_cases, "load_video_model", lambda *_, **__: seer)
+    for_preset = ConstructConfig.for_preset
+    few = {"shape_steps": 60, "coarse_steps": 80, "fine_steps": 40, "hypotheses": ("free",)}
+    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
     maker = shipped_maker(SMALL, "preview", None, Run(tmp_path))
     small = {"iterations": 2, "construction": "draft", "gaussians": 500, "pixels": (16, 16, 16)}
     cases = [

@@ -249,6 +249,7 @@ def test_steps_that_are_done_are_not_done_again(make, networks, tmp_path: Path) 
     hook.remove()
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_down_the_ladder_from_the_last_step(
     make, networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def test_a_retry_goes_on_from_what_was_kept(film: Path, tmp_path: Path, monkeypa
     assert again.provenance["fit"]["losses"] == clip.provenance["fit"]["losses"]
     half = tmp_path / "run" / "views_0.npz"  # as video models leave it
     half.touch()
-    run_request(asked(end=0.5), blob, run_in(tmp_path / "run"), video_model=model)
+    views_of_request(asked(end=0.5), blob, run_in(tmp_path / "run"), video_model=model)
     assert len(model.asked) == 2  # another range is another video
     assert not half.exists()
 

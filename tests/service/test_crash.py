@@ -150,7 +150,7 @@ class Storm:
                 time.sleep(0.01)
                 continue
             # From before it is up until it has worked for a while.
-            time.sleep(dice.uniform(0.1, 2.0) if name == "worker" else dice.uniform(0.1, 5.0))
+            time.sleep(dice.uniform(0.1, 1.3) if name == "worker" else dice.uniform(0.1, 3.0))
             with contextlib.suppress(ProcessLookupError, psutil.Error):
                 os.kill(child.pid, signal.SIGKILL)
                 self.kills[name] += 1

@@ -20,7 +20,7 @@ from blender_addon.contract.orbit import intrinsics, orbit_camera
 from tests.splatting.scenes import Scene, two_arms
 
 SMALL = ConstructConfig(
-    gaussians=500, control_points=40, shape_steps=60, coarse_steps=150, fine_steps=60, coarse_pixels=32
+    gaussians=500, control_points=40, shape_steps=40, coarse_steps=100, fine_steps=40, coarse_pixels=32
 )
 
 

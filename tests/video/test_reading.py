@@ -417,7 +417,7 @@ def test_a_video_among_pictures(tmp_path, run):
 
 
 def test_cancelling_ends_the_process(tmp_path):
-    film = write_video(tmp_path / "film.mp4", count=400, size=(640, 480))
+    film = write_video(tmp_path / "film.mp4", count=400, size=(320, 240))
     seen: set[int] = set()
     before = children()
     ended = threading.Event()

@@ -14,11 +14,16 @@ from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.clip import Clip, FrameMotion, write_clip
 from blender_addon.contract.frames import GeneratedFrames
-from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
 
 def generate(
-    static: np.ndarray | None, cameras: Cameras, image: np.ndarray | None, settings: dict, run: Run
+    static: np.ndarray | None,
+    cameras: Cameras,
+    image: np.ndarray | None,
+    surface: SurfaceSamples | None,
+    settings: dict,
+    run: Run,
 ) -> GeneratedFrames:
     """The static orbit with its upper part swaying from side to side, once or more often as the seed says."""
     run.begin(diffusion4d.MOVING)
@@ -56,7 +61,7 @@ def run_video(request: dict, blob, run: Run) -> Path:
     run.begin(CORRECTING)
     picture = np.rint(255 * seen.on_background()[0]).astype(np.uint8)
     for step in range(25):
-        time.sleep(0.2)
+        time.sleep(0.1)
         run.report(step, 25, lambda: picture, detail=f"distillation {0.3 - step / 100:.2f}, anchor {9 - step / 5:.1f}")
     side = seen.frames.shape[1]
     middles = [np.argwhere(frame[..., 3] > 0.5).mean(axis=0) / side for frame in seen.frames]

@@ -25,20 +25,21 @@ from fox import install_extension, middle, set_up, time_ticks
 
 def steps():
     install_extension()
-    yield 1.0
+    yield 0.5
     set_up()
     rig = bpy.context.active_object
     rig.animation_data_clear()
     options = bpy.context.scene.kinesplat
     options.prompt, options.seed = "the fox sways wonderfully", 1
     options.preview_frames = True
-    yield 1.0
+    yield 0.5
     yield from open_tab("Kinesplat")
     status = bpy.context.window_manager.kinesplat
     yield from wait_until(lambda: status.backend_state == "running", 60, "the backend is found")
     picture("1_before")
 
-    yield from click(*(yield from find_button("bpy.ops.kinesplat.generate(")))
+    generate = yield from find_button("bpy.ops.kinesplat.generate(")
+    yield from click(*generate)
     yield from wait_until(lambda: len(status.jobs) == 2, 120, "the capture has ended")
     seen = set()
 
@@ -47,7 +48,12 @@ def steps():
             seen.add("preview")
             picture("2_running")
 
-    yield from wait_until(lambda: all(job.caption for job in status.jobs), 120, "the candidates are there", look)
+    ended = ("succeeded", "failed")
+    yield from wait_until(
+        lambda: all(job.state in ended for job in status.jobs), 120, "the candidates have ended", look
+    )
+    assert all(job.state == "succeeded" for job in status.jobs), [job.message for job in status.jobs]
+    yield from wait_until(lambda: all(job.caption for job in status.jobs), 20, "the candidates are there")
     RESULT["captions"] = [job.caption for job in status.jobs]
     RESULT["warnings"] = [job.warnings for job in status.jobs]
     RESULT["group"] = len({job.group for job in status.jobs})
@@ -66,7 +72,7 @@ def steps():
 
     with bpy.context.temp_override(window=window()):
         bpy.ops.kinesplat.open_frames(uid=status.jobs[0].uid)
-    yield 2.0
+    yield 1.0
     picture("5_image_sequence")
     windows = bpy.context.window_manager.windows
     editor = next(area for win in windows for area in win.screen.areas if area.type == "IMAGE_EDITOR")
@@ -82,7 +88,7 @@ def steps():
             bpy.ops.wm.window_close()
     yield 1.0
 
-    yield from click(*(yield from find_button("bpy.ops.kinesplat.build_job(")))
+    yield from click(*(yield from find_button("bpy.ops.kinesplat.build_job(", below=generate)))
     yield from wait_until(lambda: len(status.jobs) == 3, 10, "the construction is queued")
     built = status.jobs[0]
     yield from wait_until(lambda: status.jobs[0].state in ("succeeded", "failed"), 200, "the job has ended")
@@ -90,7 +96,7 @@ def steps():
     yield from wait_until(lambda: status.jobs[0].has_result and not status.jobs[0].is_fetching, 20, "it is here")
     yield 1.0
     before = set(bpy.data.objects)
-    yield from click(*(yield from find_button("bpy.ops.kinesplat.import_result(")))
+    yield from click(*(yield from find_button("bpy.ops.kinesplat.import_result(", below=generate)))
     yield from wait_until(lambda: set(bpy.data.objects) - before, 30, "the result is in the scene")
     (splats,) = set(bpy.data.objects) - before
     yield 1.5

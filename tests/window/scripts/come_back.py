@@ -13,7 +13,7 @@ from fox import ADDON, set_up
 
 def steps():
     bpy.ops.preferences.addon_enable(module=ADDON)
-    yield 1.0
+    yield 0.5
     set_up()
     yield from open_tab("Kinesplat")
     status = bpy.context.window_manager.kinesplat

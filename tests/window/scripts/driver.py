@@ -47,7 +47,7 @@ def play(steps: Generator[float, None, None]) -> None:
         bpy.ops.wm.quit_blender()
         return None
 
-    bpy.app.timers.register(advance, first_interval=3.0, persistent=True)
+    bpy.app.timers.register(advance, first_interval=1.5, persistent=True)
 
 
 def note(text: str) -> None:
@@ -70,11 +70,11 @@ def open_tab(name: str, width: int = 380) -> Generator[float, None, None]:
     """Open the viewport's sidebar at a tab."""
     area, _ = viewport()
     area.spaces.active.show_region_ui = True
-    yield 1.5
+    yield 0.6
     sidebar = viewport()[1]
     sidebar.active_panel_category = name
     sidebar.tag_redraw()
-    yield 1.5
+    yield 0.6
     note(f"sidebar {sidebar.width} x {sidebar.height}, tab {sidebar.active_panel_category}")
 
 
@@ -94,9 +94,9 @@ def move_mouse(x: int, y: int) -> None:
 def click(x: int, y: int) -> Generator[float, None, None]:
     """A real click with the left mouse button."""
     move_mouse(x, y)
-    yield 0.6
+    yield 0.3
     xdotool("click", 1)
-    yield 0.6
+    yield 0.4
 
 
 def press(key: str) -> None:
@@ -117,15 +117,15 @@ def find_button(call: str, below: tuple[int, int] | None = None) -> Generator[fl
     """
     _, sidebar = viewport()
     wm = bpy.context.window_manager
-    step = 9
+    step = 16  # a button is 20 high
     top = below[1] if below else sidebar.y + sidebar.height - step
     for x in (sidebar.x + sidebar.width // 3, sidebar.x + 2 * sidebar.width // 3):
         for y in range(top, sidebar.y, -step):
             wm.clipboard = ""
             move_mouse(x, y)
-            yield 0.08
+            yield 0.06
             press("ctrl+c")
-            yield 0.08
+            yield 0.06
             if wm.clipboard.startswith(call):
                 note(f"{call} is at {x}, {y}")
                 return x, y

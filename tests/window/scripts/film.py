@@ -26,7 +26,7 @@ from fox import ADDON, install_extension, time_ticks
 
 def steps():
     install_extension()
-    yield 1.0
+    yield 0.5
     scene = bpy.context.scene
     for obj in list(bpy.data.objects):
         bpy.data.objects.remove(obj)
@@ -44,25 +44,25 @@ def steps():
     options.video_path = str(JOB / "fox.mp4")
     yield from wait_until(lambda: all(status.video_icons), 30, "the frames are there")
     RESULT["whole"] = status.video_text
-    yield 1.0
+    yield 0.5
     picture("1_whole")
     options.use_whole_video, options.video_start, options.video_end = False, 13, 37
     yield from wait_until(lambda: status.video_numbers[2] == 37, 30, "the frames are those of the range")
     RESULT["part"], RESULT["numbers"] = status.video_text, list(status.video_numbers)
     RESULT["longest_tick_reading"], RESULT["longest_freeze_reading"] = max(ticks), longest_freeze()
-    yield 1.0
+    yield 0.5
     picture("2_part")
     options.video_path = str(JOB / "broken.mp4")
     yield from wait_until(lambda: status.video_problem, 30, "the bad file is refused")
     RESULT["problem"] = status.video_problem
-    yield 1.0
+    yield 0.5
     picture("3_bad_file")
     options.video_source, options.video_clip = "CLIP", bpy.data.movieclips.load(str(JOB / "fox.mp4"))
     yield from wait_until(lambda: all(status.video_icons), 30, "the movie clip is shown")
-    yield 1.0
+    yield 0.5
     picture("4_movie_clip")
     options.video_source = "STRIP"
-    yield 1.5
+    yield 0.7
     picture("5_no_strip")
     workspace = bpy.context.window_manager.windows[0].workspace
     if hasattr(workspace, "sequencer_scene"):
@@ -71,7 +71,7 @@ def steps():
     editor.active_strip = editor.strips.new_movie("shot", str(JOB / "fox.mp4"), 1, 10)
     yield from wait_until(lambda: all(status.video_icons), 30, "the strip is shown")
     RESULT["strip"] = status.video_text
-    yield 1.0
+    yield 0.5
     picture("5_strip")
     options.video_source, options.video_path = "FILE", str(JOB / "fox.mp4")
     yield from wait_until(lambda: all(status.video_icons), 30, "the file is shown again")
@@ -105,7 +105,7 @@ def steps():
     RESULT["distance"] = abs(low - scene.cursor.location.z)
     timing = sys.modules[f"{ADDON}.blender_addon.retime"].timing(splats)
     RESULT["played"] = [timing.first, timing.last]
-    yield 2.0
+    yield 1.0
     picture("7_imported")
     note("done")
 

@@ -27,9 +27,9 @@ from fox import install_extension, middle, set_up, time_ticks
 
 def steps():
     install_extension()
-    yield 1.0
+    yield 0.5
     set_up()
-    yield 1.0
+    yield 0.5
     yield from open_tab("Kinesplat")
     status = bpy.context.window_manager.kinesplat
     yield from wait_until(lambda: status.backend_state == "running", 30, "the backend is found")
@@ -65,7 +65,7 @@ def steps():
     picture("4_done")
 
     before = set(bpy.data.objects)
-    place = yield from find_button("bpy.ops.kinesplat.import_result(")
+    place = yield from find_button("bpy.ops.kinesplat.import_result(", below=place)
     yield from click(*place)
     yield from wait_until(lambda: set(bpy.data.objects) - before, 30, "the result is in the scene")
     yield 1.5
@@ -97,7 +97,7 @@ def steps():
         obj.hide_set(False)
     yield 0.6
     press("ctrl+z")
-    yield 2.0
+    yield 1.0
     RESULT["undone"] = name not in bpy.data.objects
     RESULT["left"] = sorted(obj.name for obj in bpy.data.objects if obj.type == "MESH")
     picture("8_undone")

@@ -18,11 +18,11 @@ def status():
 
 def steps():
     install_extension()
-    yield 1.0
+    yield 0.5
     set_up()
     bpy.context.scene.kinesplat.frames = 96  # more than can be rendered before the mouse is there
     before = sorted(obj.name for obj in bpy.data.objects), len(bpy.data.scenes)
-    yield 1.0
+    yield 0.5
     yield from open_tab("Kinesplat")
     yield from wait_until(lambda: status().backend_state == "running", 30, "the backend is found")
     generate = yield from find_button("bpy.ops.kinesplat.generate(")
@@ -35,15 +35,15 @@ def steps():
     picture("1_cancelled")
 
     bpy.context.scene.kinesplat.frames = 8
-    bpy.context.scene.kinesplat.gaussians = 2000
     bpy.context.scene.kinesplat.preset = "preview"  # takes long enough to leave in the middle
-    yield 1.0
+    bpy.context.scene.kinesplat.gaussians = 1000  # after the preset, which sets it as well
+    yield 0.5
     yield from click(*generate)
     yield from wait_until(lambda: len(status().jobs) == 1, 120, "the job is there")
     yield from wait_until(lambda: status().jobs[0].state == "running", 120, "the job runs")
     with bpy.context.temp_override(window=window()):
         bpy.ops.wm.read_homefile(app_template="", use_empty=True)
-    yield 2.0
+    yield 1.0
     RESULT["state_in_new_file"] = status().jobs[0].state
     yield from open_tab("Kinesplat")
     picture("2_new_file")
