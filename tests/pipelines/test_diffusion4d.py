@@ -16,11 +16,12 @@ from backend.models import kinesplat_small
 from backend.models.motion_latents import warp
 from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
+from backend.splatting import surface_motion
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import read_orbit_folder
-from backend.splatting.surface_motion import POINTS, Surface
+from backend.splatting.surface_motion import Surface
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
@@ -39,11 +40,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> kinesplat_small.Kinesplat
 
 @pytest.fixture(autouse=True)
 def tiny(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model in place of the shipped one, and presets with few steps."""
+    """The tiny model in place of the shipped one, coarse surfaces, and presets with few steps."""
     monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
     monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
     monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
     for_preset = ConstructConfig.for_preset
+    monkeypatch.setattr(surface_motion, "POINTS", 500)
+    monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
     few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
     monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
 
@@ -104,7 +107,7 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     assert frames.motion_measured == pytest.approx(diffusion4d.measured_magnitude(frames.moving, pictures))
     assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
     assert frames.provenance["warnings"] == []
-    assert (len(frames.points), np.abs(frames.points).max() < 1) == (POINTS, True)  # of the visual hull
+    assert (len(frames.points), np.abs(frames.points).max() < 1) == (500, True)  # of the visual hull
     assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 5
     assert any(step.preview is not None and step.preview.shape == (32, 64, 3) for step in told)
     assert told[-1].fraction == 1.0
