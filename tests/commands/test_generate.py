@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m backend generate`: from options to frames and clips, resumed where it was stopped."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,12 @@ from backend.models import kinesplat_small
 from backend.pipelines import diffusion4d, fourdiffusion
 from backend.pipelines.fourdiffusion_settings import Settings
 from backend.progress import JobCancelled, Progress, Run, UserError
-from backend.splatting.config import ConstructConfig
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.orbit import read_orbit_json, read_surface_samples
 from blender_addon.contract.requests import SMALL
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
-from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
+from tests.pipelines.tiny import RESOLUTION, ball_orbit, take_its_place, write_tiny_model
 from tests.video.films import picture, write_video
 
 DOG = Path(__file__).parents[2] / "examples" / "dog.glb"
@@ -29,12 +27,7 @@ DOG = Path(__file__).parents[2] / "examples" / "dog.glb"
 
 @pytest.fixture(autouse=True)
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = kinesplat_small.load(write_tiny_model(tmp_path / "weights"))
-    monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
-    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
-    for_preset = ConstructConfig.for_preset
-    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
-    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
+    take_its_place(kinesplat_small.load(write_tiny_model(tmp_path / "weights")), monkeypatch)
 
 
 def generate(*arguments: object) -> int:

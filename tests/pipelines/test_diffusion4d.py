@@ -16,8 +16,6 @@ from backend.models import kinesplat_small
 from backend.models.motion_latents import warp
 from backend.pipelines import diffusion4d
 from backend.progress import JobCancelled, Progress, Run, UserError
-from backend.splatting import surface_motion
-from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import read_orbit_folder
@@ -27,7 +25,7 @@ from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, write_surface_samples
 from blender_addon.contract.requests import build_request, file_sha256, generation_request
-from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
+from tests.pipelines.tiny import RESOLUTION, SURFACE_POINTS, ball_orbit, take_its_place, write_tiny_model
 
 FOX = Path(__file__).parent.parent / "data" / "fox_orbit"
 TO_OBJECT = np.diag([2.0, 2, 2, 1]).tolist()
@@ -40,15 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> kinesplat_small.Kinesplat
 
 @pytest.fixture(autouse=True)
 def tiny(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model in place of the shipped one, coarse surfaces, and presets with few steps."""
-    monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
-    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
-    monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
-    for_preset = ConstructConfig.for_preset
-    monkeypatch.setattr(surface_motion, "POINTS", 500)
-    monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
-    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
-    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
+    take_its_place(model, monkeypatch)
 
 
 class Blobs:
@@ -107,7 +97,7 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     assert frames.motion_measured == pytest.approx(diffusion4d.measured_magnitude(frames.moving, pictures))
     assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
     assert frames.provenance["warnings"] == []
-    assert (len(frames.points), np.abs(frames.points).max() < 1) == (500, True)  # of the visual hull
+    assert (len(frames.points), np.abs(frames.points).max() < 1) == (SURFACE_POINTS, True)  # of the visual hull
     assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 5
     assert any(step.preview is not None and step.preview.shape == (32, 64, 3) for step in told)
     assert told[-1].fraction == 1.0

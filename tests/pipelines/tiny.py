@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A kinesplat-small of a few thousand parameters, with weights of noise, and a subject that fits it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from backend.models import kinesplat_small
@@ -11,10 +13,14 @@ from backend.models.first_guess import remember
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
+from backend.pipelines import diffusion4d
+from backend.splatting import surface_motion
+from backend.splatting.config import ConstructConfig
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
 
 RESOLUTION = 16
+SURFACE_POINTS = 500
 WORDS = ("ball", "bounce", "roll")
 
 
@@ -35,6 +41,18 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
     kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), about)
     return folder
+
+
+def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model instead of the shipped one, coarse pictures and surfaces, and presets with few steps."""
+    monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
+    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
+    monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
+    monkeypatch.setattr(surface_motion, "POINTS", SURFACE_POINTS)
+    monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
+    for_preset = ConstructConfig.for_preset
+    few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
+    monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
 
 
 def ball_volume() -> np.ndarray:
