@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn import functional
 
 from backend.models.motion_latents import fill, warp
 from backend.splatting.config import ConstructConfig
@@ -41,7 +42,7 @@ class MovedSubject:
     index: Tensor  # [N, 4] control points that each Gaussian follows
     weights: Tensor  # [N, 4] how much, sum 1
     static: Observations
-    undone: Tensor  # [T, 4, H, W]: static pictures minus those of the Gaussians
+    undone: Tensor  # [T, 5, H, W]: static pictures minus those of the Gaussians, and how near these are
 
     def movement(self, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, P, 3]
         """How far the points of the surface move with control points that are shifted so far."""
@@ -55,7 +56,8 @@ class MovedSubject:
         flow = fill(*flow_of(self.surface, shifts, FLOW_PIXELS))
         drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts), self.static)
         undone = warp(self.undone[None], flow[None], self.static.viewmats[None], self.surface.focal[None])[0]
-        pictures = drawn + undone
+        stranded = (undone[:, 4:] - _nearness(drawn)).clamp_min(0)  # what it lay on is not there any more
+        pictures = drawn + (1 - stranded) * undone[:, :4]
         alpha = pictures[:, 3:].clamp(0, 1)
         return torch.cat([torch.minimum(pictures[:, :3].clamp_min(0), alpha), alpha], 1)
 
@@ -86,7 +88,14 @@ def make_moved_subject(
     index, weights = surface.control.index[nearest], surface.control.weights[nearest]
     at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))
     drawn = _drawn(gaussians, index, weights, at_rest, static)
-    return MovedSubject(gaussians, surface, index, weights, static, static.images.permute(0, 3, 1, 2) - drawn)
+    undone = torch.cat([static.images.permute(0, 3, 1, 2) - drawn, _nearness(drawn)], 1)
+    return MovedSubject(gaussians, surface, index, weights, static, undone)
+
+
+def _nearness(drawn: Tensor) -> Tensor:  # [T, 4, H, W] -> [T, 1, H, W]
+    """The most coverage around each pixel, as far as a cell of the flow reaches."""
+    reach = max(drawn.shape[-1] // FLOW_PIXELS, 2)
+    return functional.max_pool2d(drawn[:, 3:], 2 * reach + 1, stride=1, padding=reach)
 
 
 def _drawn(
