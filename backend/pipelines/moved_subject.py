@@ -31,6 +31,7 @@ PRESET = "final"  # of construction, for the shape: thin parts take many iterati
 GAUSSIANS = 3_000
 SHAPE_PIXELS = 128  # longer side of the pictures that it is fitted to, at most
 FLOW_PIXELS = 32  # to a side, of the flow by which is warped what the Gaussians leave undone
+NEAR = 1 / 64  # of the side of a picture, at least a pixel: farther from the Gaussians nothing is left undone
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def make_moved_subject(
 
 
 def _nearness(drawn: Tensor) -> Tensor:  # [T, 4, H, W] -> [T, 1, H, W]
-    """The most coverage around each pixel, as far as a cell of the flow reaches."""
-    reach = max(drawn.shape[-1] // FLOW_PIXELS, 2)
+    """The most coverage around each pixel."""
+    reach = max(round(NEAR * drawn.shape[-1]), 1)
     return functional.max_pool2d(drawn[:, 3:], 2 * reach + 1, stride=1, padding=reach)
 
 
