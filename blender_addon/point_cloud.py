@@ -50,7 +50,7 @@ def import_clip(
     collection: bpy.types.Collection | None = None,
     start: float | None = None,
 ) -> bpy.types.Object:
-    """Add a clip to a scene as one object that plays it.
+    """Add a clip to a scene as one object that plays it: once, or again and again if it was made for that.
 
     Args:
         clip: what to add.
@@ -97,6 +97,8 @@ def import_clip(
     set_draw_mode(splats, viewport=draw)
     _drive_render_width(splats, modifier)
     retime.create(splats, scene, clip.frame_count, clip.fps, scene.frame_current_final if start is None else start)
+    if clip.provenance.get("loop") is True:
+        retime.loop(splats)
     return splats
 
 

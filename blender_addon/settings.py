@@ -22,6 +22,7 @@ from .contract.requests import (
     COLOR_SPACES,
     CUTOUTS,
     GAUSSIANS_BY_PRESET,
+    LOOPS,
     MAX_PROMPT_LENGTH,
     MODELS,
     MOTION_MODELS,
@@ -52,6 +53,11 @@ REPRESENTATION_TEXTS = {
 MODEL_TEXTS = {
     "kinesplat-small": ("Kinesplat Small", "The small model that comes along. Works on any computer"),
     "published": ("Published", "The large model of the paper. Needs weights of its own and a graphics card"),
+}
+LOOP_TEXTS = {
+    "auto": ("Automatic", "As the prompt says: a walk ends as it began, a death does not"),
+    "yes": ("Yes", "It ends as it began, and repeats without a jump"),
+    "no": ("No", "It may end anywhere"),
 }
 COLOR_SPACE_TEXTS = {
     "srgb": ("sRGB", "Blend as image editors do; Scene Linear converts the colors for Blender's view transforms"),
@@ -182,6 +188,11 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         description="How much it moves: 0 is not at all, 1 a little, 3 a walk, 8 and more with its whole body",
         precision=1,
         step=50,
+    )
+    loop: EnumProperty(
+        name="Loop",
+        description="Whether the motion ends as it began, so that it can be repeated without a jump",
+        items=tuple((loop, *LOOP_TEXTS[loop]) for loop in LOOPS),
     )
     guidance_motion: _bounded_float(
         "guidance_motion",

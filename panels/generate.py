@@ -117,6 +117,7 @@ def draw_invention(layout: bpy.types.UILayout, options: settings.KINESPLAT_PG_sc
     row.use_property_split = False
     row.prop(options, "prompt", text="", icon="TEXT", placeholder="Prompt, such as: a fox runs")
     layout.prop(options, "motion", slider=True)
+    layout.prop(options, "loop")
     layout.prop(options, "seed")
     layout.prop(options, "preview_frames")
     if options.preview_frames:

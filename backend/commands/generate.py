@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backend.commands.construct import add_construction_options, construct
 from backend.options import add_video_options, bounded, video_options
-from blender_addon.contract.requests import BOUNDS, MODELS, PIPELINES, PUBLISHED, SMALL
+from blender_addon.contract.requests import BOUNDS, LOOPS, MODELS, PIPELINES, PUBLISHED, SMALL
 
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
@@ -39,6 +39,9 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         if bound in PUBLISHED_DEFAULTS:
             default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
         motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
+    motion.add_argument("--loop", choices=LOOPS,
+                        help=f"whether it ends as it began; {LOOPS[0]} (default): as the text says, a walk does and a "
+                             "death does not")  # fmt: skip
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
                         help="write the frames alone, of a video its four views: a contact sheet (OUT.png) or a "
                              "folder of orbits")  # fmt: skip
@@ -108,6 +111,7 @@ def generate(options: argparse.Namespace) -> int:
             steps=options.steps,
             guidance_motion=options.guidance_motion,
             guidance_static=options.guidance_static,
+            loop=options.loop or LOOPS[0],
             preset=options.preset,
             gaussians=options.gaussians,
             fps=BOUNDS["fps"].default if options.fps is None else options.fps,
@@ -182,9 +186,9 @@ def generate_problem(options: argparse.Namespace) -> str:
     kind = next((kind for kind in ("object", "image", "orbit", "video") if getattr(options, kind)), "text")
     if options.pipeline not in (None, PIPELINES[kind]):
         return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
-    invented = (options.motion, options.steps, options.guidance_motion, options.guidance_static)
+    invented = (options.motion, options.loop, options.steps, options.guidance_motion, options.guidance_static)
     if options.video and (options.refine or any(one is not None for one in invented)):
-        return "--video goes without --refine, --motion, --steps and --guidance-...: its preset decides"
+        return "--video goes without --refine, --motion, --loop, --steps and --guidance-...: its preset decides"
     if options.video and options.compile:
         return "--compile is for VideoMV's networks, not for --video"
     if not options.video and (said := video_options(options)):
@@ -195,6 +199,8 @@ def generate_problem(options: argparse.Namespace) -> str:
         return "--static and --surface go with --orbit"
     if options.model != PUBLISHED and (options.weights or options.refine or options.compile or options.dry_run):
         return f"--weights, --refine, --compile and --dry-run go with --model {PUBLISHED}"
+    if options.model == PUBLISHED and options.loop == "yes":
+        return f"--loop yes goes with --model {SMALL}"
     if not (options.out or options.frames_only or options.dry_run):
         return "say where the result goes: --out CLIP.npz or --frames-only OUT"
     return ""

@@ -20,7 +20,7 @@ from backend.models.shipped import (
     write_model,
 )
 from backend.models.small import SmallConfig, SmallVideoNet
-from backend.models.text import Vocabulary
+from backend.models.text import Vocabulary, words
 from backend.models.volume import VolumeConfig, VolumeNet
 
 __all__ = ["CARD", "FOLDER", "KinesplatSmall", "load", "save"]
@@ -38,6 +38,7 @@ class KinesplatSmall:
     static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
     memory: Memory  # of known subjects
     vocabulary: Vocabulary
+    one_way: frozenset[str]  # words in plain form for what ends elsewhere than it began
     resolution: int  # pixels
     frames: int
     name: str  # with its version, for provenance
@@ -47,6 +48,10 @@ class KinesplatSmall:
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.motion.parameters()).device
+
+    def loops(self, prompt: str) -> bool:
+        """Whether a motion is likely to end as it began: a walk and a swim do, a death and a jump onto something do not."""
+        return self.one_way.isdisjoint(words(prompt))
 
 
 @cache
@@ -69,6 +74,7 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
             **{"static": None, **networks},
             memory=Memory(tuple(card["subjects"]), **load_file(folder / MEMORY)),
             vocabulary=Vocabulary(tuple(card["vocabulary"])),
+            one_way=frozenset(card.get("one_way", ())),
             resolution=card["resolution"],
             frames=card["frames"],
             name=card["name"],
@@ -79,8 +85,8 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
 def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, memory: Memory, about: dict) -> None:
     """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
 
-    `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames and whatever the card is to
-    tell.
+    `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames, one_way and whatever the card
+    is to tell.
     """
     told = {
         **about,

@@ -111,6 +111,7 @@ def generate(
     static: [T, H, W, 4] uint8, straight alpha, or None; cameras, surface: of `static`; image: [H, W, 4] uint8 or None.
     """
     model = load(device="cpu" if run.device == "cpu" else None)
+    loop = {"yes": True, "no": False}.get(settings["loop"], model.loops(settings["prompt"]))
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)
@@ -125,6 +126,7 @@ def generate(
         settings["motion"],
         w1=settings["guidance_motion"],
         w2=settings["guidance_static"],
+        loop=loop,
         surface=surface,
         **common,
     )
@@ -139,6 +141,7 @@ def generate(
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
             "warnings": warnings(model, settings["prompt"]),
+            "loop": loop,
         },
         points=moving.points,
         movement=moving.movement,
@@ -165,6 +168,7 @@ def generate_moving(
     w1: float = 1.0,
     w2: float = 0.25,
     sampler: str = "ddim",
+    loop: bool | None = None,
     surface: SurfaceSamples | None = None,
     run: Run | None = None,
     model: KinesplatSmall | None = None,
@@ -183,6 +187,7 @@ def generate_moving(
         steps: denoising steps.
         w1, w2: weights of Eq. 3. The network at m = 0 is the static model.
         sampler: "ddim" or "dpm".
+        loop: the motion is to end as it began; None: where the prompt names none that ends elsewhere.
         surface: points on the subject's surface; without them the visual hull of the static orbit serves.
         run: told after each step, and may cancel there.
         model: instead of the one that comes with the program.
@@ -191,6 +196,7 @@ def generate_moving(
         UserError: the static orbit shows nothing that all its views agree on.
     """
     model = model or load()
+    loop = model.loops(prompt) if loop is None else loop
     small = functional.interpolate(as_tensor(static, model.device)[0], (model.resolution,) * 2, mode="area")
     branches = 3  # conditional, unconditional, static model
     tokens = model.vocabulary.batch([prompt, "", prompt]).to(model.device)
@@ -205,7 +211,8 @@ def generate_moving(
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
     still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
-    subject = make_moved_subject(still, cameras.times, surface, run.check if run is not None else lambda: None)
+    check = run.check if run is not None else lambda: None
+    subject = make_moved_subject(still, cameras.times, surface, check, loop=loop)
     cohere = Coherence(subject.surface, motion_latents.latent_unit(asked))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class MovedSubject:
 
 
 def make_moved_subject(
-    static: Observations, times: np.ndarray, samples: SurfaceSamples | None, check: Callable[[], None]
+    static: Observations, times: np.ndarray, samples: SurfaceSamples | None, check: Callable[[], None], *, loop: bool
 ) -> MovedSubject:
     """Fit Gaussians to a static orbit and tie them to its surface.
 
@@ -73,6 +73,7 @@ def make_moved_subject(
         times: [T] 0..1, at which the same cameras are to see it move.
         samples: of its surface; without them the visual hull serves.
         check: called after each iteration.
+        loop: it is to end at time 1 as it began at time 0.
 
     Raises:
         UserError: the silhouettes have no place in common.
@@ -80,7 +81,7 @@ def make_moved_subject(
     if samples is None:
         rng = np.random.default_rng(0)
         samples = SurfaceSamples(*visual_hull(static, np.ones(len(static.images)), 1.0, GAUSSIANS, rng))
-    surface = make_surface(samples, static, times)
+    surface = make_surface(samples, static, times, loop=loop)
     config = ConstructConfig.for_preset(PRESET, GAUSSIANS)
     config = replace(config, coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS)
     with torch.enable_grad():

@@ -65,10 +65,18 @@ class GenerationSettingsModel(SettingsModel):
     motion: bounded("motion", float)
     guidance_motion: bounded("guidance_motion", float)
     guidance_static: bounded("guidance_static", float)
+    loop: Literal[contract.LOOPS] = contract.LOOPS[0]
     steps: bounded("steps", int)
     frames: Literal[contract.GENERATED_FRAMES]
     model: Literal[contract.MODELS] = contract.SMALL
     result: Literal[contract.RESULTS]
+
+    @model_validator(mode="after")
+    def check(self) -> "GenerationSettingsModel":
+        """Only the small model ends motions as they began."""
+        if self.loop == "yes" and self.model == contract.PUBLISHED:
+            raise ValueError(f"only the model {contract.SMALL} makes loops")
+        return self
 
 
 class VideoSettingsModel(SettingsModel):

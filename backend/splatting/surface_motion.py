@@ -26,7 +26,7 @@ from backend.splatting.observations import Observations
 from blender_addon.contract.orbit import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
-BASIS = TimeBasis(loop=False, harmonics=5)
+HARMONICS = 5  # whole cycles of the fastest function of time
 RIGIDITY = 1.0  # against stretched neighbourhoods, beside mean square distances from the flow
 SPECTRAL = 1e-4  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
@@ -58,12 +58,16 @@ class Surface:
         return self.weights @ shifts
 
 
-def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray) -> Surface:
-    """The surface that is sampled, for motion pictures from the cameras of `still` at `times` [T], 0..1."""
+def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray, *, loop: bool = False) -> Surface:
+    """The surface that is sampled, for motion pictures from the cameras of `still` at `times` [T], 0..1.
+
+    loop: its movements end at time 1 as they began at time 0.
+    """
     points, normals = spread_samples(samples.points, samples.normals, POINTS, np.random.default_rng(0))
     control = make_control_points(points, CONTROL_POINTS)
     weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
-    functions = BASIS(torch.from_numpy(times).float()).T.contiguous()
+    basis = TimeBasis(loop, HARMONICS)
+    functions = basis(torch.from_numpy(times).float()).T.contiguous()
     return Surface(
         points=torch.from_numpy(points),
         normals=torch.from_numpy(normals),
@@ -72,7 +76,7 @@ def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray
         viewmats=still.viewmats,
         focal=2 * still.Ks[:, 0, 0] / still.images.shape[2],
         functions=functions,
-        prior=_prior(control, functions),
+        prior=_prior(control, functions, basis.frequencies),
     )
 
 
@@ -199,14 +203,14 @@ def _visibility(surface: Surface, points: Tensor, place: Tensor, depth: Tensor) 
     return (depth < nearest.gather(1, cell) + SIGHT_DEPTH) * squarely.clamp(GRAZING, 1)
 
 
-def _prior(control: ControlPoints, functions: Tensor) -> Tensor:  # [T, J] -> [J B, J B]
+def _prior(control: ControlPoints, functions: Tensor, frequencies: Tensor) -> Tensor:  # [T, J], [J] -> [J B, J B]
     """The quadratic part of what a movement costs in itself."""
     count, (first, second) = len(control.points), control.edges.long().T
     weights = control.edge_weights / len(first)
     stretch = torch.zeros(count, count)
     for i, j, sign in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
         stretch.index_put_((i, j), sign * weights, accumulate=True)
-    smooth = torch.diag(SPECTRAL * BASIS.frequencies**4 + RIDGE)
+    smooth = torch.diag(SPECTRAL * frequencies**4 + RIDGE)
     each = torch.eye(count) / count
     return torch.kron(functions.T @ functions / len(functions), RIGIDITY * stretch) + torch.kron(smooth, each)
 

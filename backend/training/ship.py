@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections import defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import torch
 from safetensors.torch import save
 from torch.nn import Module
 
-from backend.data.captions import subject
+from backend.data.captions import caption, subject
 from backend.data.samples import View, pose_clip
 from backend.data.stills import StillStream, colored_volume
 from backend.models import fourdm_weights, kinesplat_small, kinesplat_small_4dm, scene_flow
 from backend.models.checkpoints import SINGLE
 from backend.models.first_guess import Memory, remember
-from backend.models.text import Vocabulary
+from backend.models.text import Vocabulary, words
 from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
 from backend.progress import UserError
@@ -37,7 +38,8 @@ TASKS = {
 def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
     """Write the model of the runs (motion and, if there is one, static) to the folder `out`.
 
-    `assets`: the animated assets whose training split becomes the memory of known subjects.
+    `assets`: the animated assets whose training split becomes the memory of known subjects, and tells which words stand
+    for motions that end elsewhere than they began.
 
     Raises:
         UserError: a run has no checkpoint, or the runs do not fit together.
@@ -53,6 +55,7 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
         "licence": licence,
         "resolution": configs["motion"].resolution,
         "frames": 24,
+        "one_way": one_way_words(assets),
         "trained": trained,
     }
     kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), about)
@@ -146,6 +149,17 @@ def told_of(task: str, run: Path) -> dict:
     if about["task"] != task:
         raise UserError("runs_differ", f"{run} trained the task {about['task']}, not {task}.")
     return about
+
+
+def one_way_words(assets: Path) -> list[str]:
+    """Words in plain form of whose clips in the training split, two or more, most end elsewhere than they began."""
+    stream = StillStream(assets, "train")
+    looping = defaultdict(list)
+    for identity, asset in stream.assets.items():
+        for clip in asset.clips:
+            for word in set(words(caption(stream.entries[identity], clip.action))):
+                looping[word].append(clip.loop)
+    return sorted(word for word, loops in looping.items() if 2 * sum(loops) < len(loops) > 1)
 
 
 def known_subjects(assets: Path) -> Memory:

@@ -17,6 +17,7 @@ The bounds below are the only place where limits stand: the panel's properties a
      "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
+                  "loop": "auto" | "yes" | "no",   # the motion ends as it began; auto: where the prompt names such a motion
                   "steps": 12, "frames": 24,
                   "model": "kinesplat-small" | "published",                # the latter needs weights and a GPU
                   "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py
@@ -64,6 +65,7 @@ RESULTS = ("clip", "frames")
 SMALL, PUBLISHED = MODELS = ("kinesplat-small", "published")  # the one that comes along; that of the kind's paper
 REPRESENTATIONS = ("gaussians", "nerf")  # what is fitted to a video; Gaussians are faster, and a departure
 MOTION_MODELS = ("bases", "hexplane")
+LOOPS = ("auto", "yes", "no")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
@@ -163,6 +165,7 @@ def generation_request(
     motion: float = BOUNDS["motion"].default,
     guidance_motion: float = BOUNDS["guidance_motion"].default,
     guidance_static: float = BOUNDS["guidance_static"].default,
+    loop: str = LOOPS[0],
     steps: int = BOUNDS["steps"].default,
     model: str = SMALL,
     result: str = "clip",
@@ -181,6 +184,7 @@ def generation_request(
         motion: motion magnitude, how much the subject is to move; 0 is not at all.
         guidance_motion: w1, how closely the conditions are followed.
         guidance_static: w2, how closely the static orbit is kept.
+        loop: one of LOOPS: whether the motion is to end as it began. The published size knows only "auto", which is no.
         steps: denoising steps.
         model: one of MODELS. The published size was set to steps 50, guidance_motion 7 and guidance_static 0.5.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
@@ -196,6 +200,7 @@ def generation_request(
             "motion": motion,
             "guidance_motion": guidance_motion,
             "guidance_static": guidance_static,
+            "loop": loop,
             "steps": steps,
             "frames": GENERATED_FRAMES,
             "model": model,

@@ -158,6 +158,10 @@ class TestPlayback:
         assert (timing.first, timing.last, timing.repeat) == (10, 34, "HOLD")
         assert timing.speed == pytest.approx(1)
 
+    def test_a_clip_made_as_a_loop_plays_again_and_again(self):
+        for made, repeat in ({"loop": True}, "LOOP"), ({"loop": False}, "HOLD"):
+            assert retime.timing(import_clip(twisting_ring(5, 3, provenance=made))).repeat == repeat
+
     def test_a_clip_begins_at_the_current_frame(self):
         bpy.context.scene.frame_set(42)
         splats = point_cloud.import_clip(twisting_ring(5, 3), bpy.context.scene)

@@ -32,6 +32,14 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         assert torch.equal(a, a.half().float())  # as they lie in the file
 
 
+def test_words_tell_what_loops() -> None:
+    model = kinesplat_small.load()
+    for prompt in ("a dog walks", "eagle flying", "a fish", "", "a flurb flurbs"):
+        assert model.loops(prompt), prompt
+    for prompt in ("the spider dies", "rat death", "a man sits down", "a knight falls"):
+        assert not model.loops(prompt), prompt
+
+
 def test_large_networks_are_written_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 8_000
     monkeypatch.setattr(shipped, "MAX_FILE_BYTES", limit)

@@ -112,6 +112,25 @@ def test_the_surface_of_an_object_is_what_moves(blobs: Blobs, tmp_path: Path) ->
     np.testing.assert_array_equal(frames.points[:400], 0.3 * normals)
 
 
+@pytest.mark.parametrize(
+    ("loop", "prompt", "loops"),
+    [
+        ("auto", "a ball bounces", True),
+        ("auto", "", True),
+        ("auto", "the ball is rolling", False),
+        ("yes", "a ball rolls", True),
+        ("no", "a ball bounces", False),
+    ],
+)
+def test_a_loop_ends_as_it_began(loop: str, prompt: str, loops: bool, blobs: Blobs, tmp_path: Path) -> None:
+    path = diffusion4d.run_request(ball_request(blobs, loop=loop, prompt=prompt, motion=4.0), blobs, Run(tmp_path))
+    frames = read_frames(path)
+    assert frames.provenance["loop"] is loops
+    ends, farthest = (np.abs(moved).max() for moved in (frames.movement[-1], frames.movement))
+    assert (ends < 1e-3 * farthest) == loops
+    assert (frames.moving[-1] == frames.static[-1]).all() == loops
+
+
 def test_the_movement_guides_construction(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[SurfaceMotion | None] = []
     construct = diffusion4d.clips.construct

@@ -19,7 +19,7 @@ def scene() -> Scene:
 
 @pytest.fixture(scope="module")
 def subject(scene: Scene) -> MovedSubject:
-    return make_moved_subject(scene.static, np.linspace(0, 1, 24), scene.surface, lambda: None)
+    return make_moved_subject(scene.static, np.linspace(0, 1, 24), scene.surface, lambda: None, loop=False)
 
 
 def shifts_of(subject: MovedSubject, scene: Scene) -> torch.Tensor:  # [24, B, 3]
@@ -77,4 +77,4 @@ def test_fitting_the_shape_can_be_cancelled(scene: Scene) -> None:
         raise JobCancelled
 
     with pytest.raises(JobCancelled):
-        make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel)
+        make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel, loop=False)

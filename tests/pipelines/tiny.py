@@ -39,6 +39,7 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
         torch.nn.init.zeros_(motion.exit.bias)
     parts = {"motion": motion, "static": static}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
+    about["one_way"] = ["roll"]
     kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), about)
     return folder
 

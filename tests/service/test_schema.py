@@ -22,6 +22,7 @@ from blender_addon.contract.requests import (
     MAX_PROMPT_LENGTH,
     MODELS,
     PRESETS,
+    PUBLISHED,
     REPRESENTATIONS,
     RESULTS,
     build_request,
@@ -177,6 +178,8 @@ WRONG = {
     "text with a surface": ({"surface": "b" * 64}, "text", "has no inputs.surface"),
     "a result that does not exist": ({"result": "video"}, "text", "'clip' or 'frames'"),
     "a half step": ({"steps": 10.5}, "text", "integer"),
+    "a loop of some kind": ({"loop": "maybe"}, "text", "'auto', 'yes' or 'no'"),
+    "a loop of the published size": ({"loop": "yes", "model": PUBLISHED}, "text", "only the model kinesplat-small"),
 }
 
 

@@ -60,6 +60,19 @@ def test_a_torn_picture_is_overruled_by_the_others(surface: Surface) -> None:
     assert error(surface, mended, whole) < 0.2
 
 
+def test_a_loop_ends_as_it_began() -> None:
+    scene = swinging_arm(pixels=64, static_views=24)
+    times = np.linspace(0, 1, len(scene.static.images))
+    ends = []
+    for loop in (False, True):
+        surface = make_surface(scene.surface, scene.static, times, loop=loop)
+        drift = torch.linspace(0, 1, len(times))[:, None, None] * torch.tensor([0.2, 0.0, 0.0])
+        found = lift(surface, pictures(surface, sway(surface) + drift), rounds=5)
+        ends.append(float(found[-1].norm(dim=-1).mean()))
+    assert ends[0] > 0.1
+    assert ends[1] < 1e-4
+
+
 def test_no_flow_moves_nothing(surface: Surface) -> None:
     flow = torch.zeros(len(surface.viewmats), 3, 16, 16)
     assert lift(surface, flow).abs().max() < 1e-5
