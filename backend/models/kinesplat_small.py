@@ -50,7 +50,7 @@ class KinesplatSmall:
         return next(self.motion.parameters()).device
 
     def loops(self, prompt: str) -> bool:
-        """Whether a motion is likely to end as it began: a walk and a swim do, a death and a jump onto something do not."""
+        """Whether a motion is likely to end as it began: a walk does, a death does not."""
         return self.one_way.isdisjoint(words(prompt))
 
 
@@ -85,8 +85,8 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
 def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, memory: Memory, about: dict) -> None:
     """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
 
-    `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames, one_way and whatever the card
-    is to tell.
+    `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames, one_way and whatever the
+    card is to tell.
     """
     told = {
         **about,

@@ -17,7 +17,7 @@ The bounds below are the only place where limits stand: the panel's properties a
      "settings": {"seed", "preset", "gaussians", "fps", "sh_degree", "color_space", "motion_model",   # as above
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
-                  "loop": "auto" | "yes" | "no",   # the motion ends as it began; auto: where the prompt names such a motion
+                  "loop": "auto" | "yes" | "no",                           # it ends as it began; auto: by the prompt
                   "steps": 12, "frames": 24,
                   "model": "kinesplat-small" | "published",                # the latter needs weights and a GPU
                   "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py

@@ -47,7 +47,7 @@ def generate(*arguments: object) -> int:
         (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
         (("--video", "x.mp4", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
         (("--text", "a ball", "--compile", "--out", "x.npz"), "go with --model published"),
-        (("--text", "a ball", "--model", "published", "--loop", "yes", "--out", "x.npz"), "goes with --model kinesplat"),
+        (("--text", "a ball", "--model", "published", "--loop", "yes", "--out", "x.npz"), "--model kinesplat-small"),
         (("--video", "x.mp4", "--loop", "no", "--out", "x.npz"), "--loop"),
         (("--video", "x.mp4", "--out", "x.npz"), "--steps"),
         (("--video", "x.mp4", "--frames", "7", "--out", "x.npz"), "must lie between"),
