@@ -157,7 +157,7 @@ def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: C
                 with step("Rendering the source again"):
                     render_source(bpy, subject, out / "orbit" / "moving")
             with step("Importing"):
-                splats = import_result(bpy, uid, loops=frames is None)
+                splats = import_result(bpy, uid, loops=frames is None or frames.provenance["loop"])
         finally:
             with contextlib.suppress(DemoFailed):
                 call(bpy.ops.kinesplat.stop_backend)
