@@ -20,6 +20,7 @@ from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 
 FRAMES = 24
 FREE_LICENCES = ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0")
+WHOLE = 0.8  # of the samples: what is asked for is a whole cycle, or an action from its beginning to its end
 DEFAULT_LIGHT = (0.0, -0.9, -0.45, 0.75, 0.25)  # towards the light in camera axes, ambient, diffuse: near the stage's
 
 
@@ -189,7 +190,7 @@ def _make(kind: type[SampleStream], args: tuple, options: dict) -> SampleStream:
 
 def random_view(rng: np.random.Generator, *, loop: bool) -> View:
     """A way of looking at a clip. Most subjects face the front, as most assets do."""
-    span = rng.uniform(0.35, 1.0)
+    span = 1.0 if rng.random() < WHOLE else rng.uniform(0.35, 1.0)
     start = rng.random() if loop else rng.uniform(0, 1 - span)
     direction = np.array([rng.uniform(-1, 1), rng.uniform(-1, 0.2), -rng.uniform(0.2, 1)])
     ambient = rng.uniform(0.35, 0.85)
