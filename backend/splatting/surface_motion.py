@@ -28,7 +28,7 @@ from blender_addon.contract.orbit import SurfaceSamples
 POINTS, CONTROL_POINTS = 3_000, 128
 HARMONICS = 5  # whole cycles of the fastest function of time
 RIGIDITY = 1.0  # against stretched neighbourhoods, beside mean square distances from the flow
-SPECTRAL = 1e-4  # against fast terms, by the fourth power of their frequency
+SPECTRAL = 1e-3  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
 UNTURNED = 0.03  # of a neighbourhood's edges, for no turn: what lies in a line tells none about itself
 OUTLIER = 0.05  # clip space; flow so far off the movement counts half
