@@ -8,6 +8,7 @@ not run, `pump` and `wait` do the timer's work.
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import bpy
 import bpy.utils.previews
 
 from . import capture, film, preferences, settings, video_preview
-from .client import BackendError
+from .client import BackendError, file_problem
 from .http_thread import HttpThread
 from .job_board import Board, Row
 from .job_records import JobRecords
@@ -74,10 +75,19 @@ class Tracker:
     def http(self) -> HttpThread:
         """The thread, started when first needed."""
         if self._thread is None:
-            self._thread = HttpThread(self.records, self.records.client_id())
+            self._thread = HttpThread(self.records, self._client_id())
             self._thread.start()
             self._thread.connect(preferences.connection())
         return self._thread
+
+    def _client_id(self) -> str:
+        """This installation's id, or where it cannot be kept, one for now: clips can still be imported and played."""
+        try:
+            return self.records.client_id()
+        except OSError as error:
+            problem = file_problem(error, error.filename or self.records.folder)
+            self.notice = Notice(str(problem), problem.hint or "Without this folder nothing can be generated.")
+            return str(uuid.uuid4())
 
     def reconnect(self) -> None:
         """The preferences have changed."""
@@ -344,12 +354,13 @@ def wait(
             return
         now = time.monotonic()
         backend = tracker().board.backend
+        is_over = timeout is not None and now - start > timeout
         if backend.state in ("running", "starting"):
             last_seen = now
-        if now - last_seen > LOST_SECONDS:
+        elif is_over or now - last_seen > LOST_SECONDS:
             sentence = backend.sentence or "The backend is not running."
             raise BackendError(backend.code or "not_running", sentence, backend.hint)
-        if timeout is not None and now - start > timeout:
+        if is_over:
             raise BackendError("timeout", f"The job has not ended within {timeout:.0f} s; it goes on in the backend.")
         time.sleep(0.05)
 

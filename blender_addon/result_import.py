@@ -73,13 +73,13 @@ def _stand_on_cursor(splats: bpy.types.Object, clip: Clip, scene: bpy.types.Scen
 
 
 def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
-    """Beside the source object where that is in this scene, else where new objects go."""
+    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
+    wanted = [context.collection]
     if source is not None and source.name in context.scene.objects:
         in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
-        for collection in source.users_collection:
-            if collection in in_scene and collection.is_editable:
-                return collection
-    return context.collection
+        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
+    takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
+    return next(takes_objects, context.scene.collection)
 
 
 def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:

@@ -64,7 +64,7 @@ class JobOperator:
             self.report({"INFO"}, f"{row.name} is being fetched and appears in a moment")
             return False
         try:
-            job_tracker.wait(lambda: row.result is not None or row.fetching is None, COMMAND_TIMEOUT)
+            job_tracker.wait(lambda: row.result is not None or row.fetching is None)
         except BackendError as error:
             self.report({"ERROR"}, f"{error} {error.hint}".strip())
             return False

@@ -199,6 +199,19 @@ def test_the_source_is_found_under_another_name(job_tracker, backend, part) -> N
     assert find(record) == box
 
 
+def test_the_source_is_not_looked_for_by_name_in_other_files(job_tracker, backend, part, tmp_path) -> None:
+    moving_cube()
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "shot.blend"))
+    job_tracker.tracker().begin_capture(bpy.context)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1)
+    record = job_tracker.tracker().board.record(status().jobs[0].uid)
+    find = part("blender_addon.capture").find_source
+    bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "shot.blend"))  # without the id, which was not saved
+    assert find(record) == bpy.data.objects["Box"]
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "other.blend"))
+    assert find(record) is None
+
+
 def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()

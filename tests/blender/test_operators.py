@@ -155,10 +155,23 @@ def test_frame_range_without_motion(quick, backend) -> None:
     assert "no motion" in why_not(bpy.ops.kinesplat.generate)
 
 
-def test_no_backend(quick) -> None:
+@pytest.mark.parametrize("patience", [0.5, 30.0])  # less and more than the operator itself waits
+def test_no_backend(quick, part, monkeypatch, patience) -> None:
+    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", patience)
     said = error_of(bpy.ops.kinesplat.generate)
     assert "not running" in said
     assert "Start" in said
+
+
+def test_a_folder_that_cannot_be_written(quick, backend, part, monkeypatch, tmp_path) -> None:
+    """The extension is enabled all the same, says what is wrong, and imports files."""
+    (tmp_path / "addon").write_text("a file where the add-on's folder should be")
+    job_tracker = part("blender_addon.job_tracker")
+    job_tracker.pump()
+    assert str(tmp_path / "addon") in bpy.context.window_manager.kinesplat.notice
+    assert str(tmp_path / "addon") in error_of(bpy.ops.kinesplat.generate)
+    write_clip(tmp_path / "clip.npz", random_clip())
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / "clip.npz")) == {"FINISHED"}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +274,32 @@ def test_import_of_a_file(extension, part, tmp_path) -> None:
     assert bpy.ops.kinesplat.import_clip_file(filepath=str(path)) == {"FINISHED"}
     splats = bpy.context.active_object
     assert (splats.name, len(splats.data.vertices)) == ("Wave", 30)
+
+
+@pytest.mark.parametrize("override", [False, True])
+def test_collections_of_other_files_take_no_objects(extension, part, tmp_path, override) -> None:
+    library, clip = tmp_path / "library.blend", tmp_path / "clip.npz"
+    collection = bpy.data.collections.new("Set")
+    collection.objects.link(bpy.data.objects.new("Rock", bpy.data.meshes.new("Rock")))
+    bpy.data.libraries.write(str(library), {collection})
+    bpy.data.collections.remove(collection)
+    with bpy.data.libraries.load(str(library), link=True) as (_, wanted):
+        wanted.collections = ["Set"]
+    scene, view_layer = bpy.context.scene, bpy.context.view_layer
+    if override:
+        wanted.collections[0].override_hierarchy_create(scene, view_layer)
+    else:
+        scene.collection.children.link(wanted.collections[0])
+    view_layer.active_layer_collection = view_layer.layer_collection.children["Set"]
+    write_clip(clip, random_clip())
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(clip)) == {"FINISHED"}
+    assert bpy.context.active_object.users_collection == (scene.collection,)
+
+    rock = next(obj for obj in scene.objects if obj.name.startswith("Rock"))
+    record = part("blender_addon.job_records").JobRecord(uid="1", name="Rock", subject=rock.name)
+    result_import = part("blender_addon.result_import")
+    splats, _ = result_import.import_result(bpy.context, clip, record)
+    assert splats.users_collection == (scene.collection,)
 
 
 def test_an_import_can_fit_the_scene_to_the_clip(extension, tmp_path):
