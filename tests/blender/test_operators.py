@@ -302,6 +302,23 @@ def test_collections_of_other_files_take_no_objects(extension, part, tmp_path, o
     assert splats.users_collection == (scene.collection,)
 
 
+def test_import_of_several_files(extension, part, tmp_path) -> None:
+    """As the file browser and dropping name them; one that cannot be read does not keep the others out."""
+    for name, frames in (("short", 3), ("long", 9), ("bad", 0)):
+        path = tmp_path / f"{name}.npz"
+        write_clip(path, random_clip(frames=frames, name=name)) if frames else path.write_bytes(b"")
+    files = [{"name": f"{name}.npz"} for name in ("short", "bad", "long")]
+    said = error_of(
+        bpy.ops.kinesplat.import_clip_file,
+        filepath=str(tmp_path / "short.npz"), directory=str(tmp_path), files=files, fit_scene=True,
+    )  # fmt: skip
+    assert said.startswith("bad.npz")
+    assert sorted(obj.name for obj in bpy.context.selected_objects) == ["long", "short"]
+    assert bpy.context.scene.frame_end == max(
+        part("blender_addon.retime").timing(obj).last for obj in bpy.context.selected_objects
+    )
+
+
 def test_an_import_can_fit_the_scene_to_the_clip(extension, tmp_path):
     path = tmp_path / "clip.npz"
     write_clip(path, random_clip(frames=12, fps=30.0))
