@@ -293,15 +293,26 @@ class Tracker:
 
     def _import_what_was_asked_for(self) -> None:
         for row in list(self.board.rows.values()):
-            if row.import_when_fetched and row.result is not None:
-                row.import_when_fetched = False
+            if row.import_into and row.result is not None:
                 self._import(row)
 
     def _import(self, row: Row) -> None:
-        try:
-            bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
-        except RuntimeError as error:  # what the operator has reported
-            self.notice = Notice(str(error).removeprefix("Error: ").strip())
+        """Import as if it were asked for now, in a window that shows the scene; in Edit Mode it waits for its end."""
+        windows = bpy.data.window_managers[0].windows
+        window = next((window for window in windows if window.scene.name == row.import_into), windows[0])
+        with self.http.held(HOLD_SECONDS) as is_held:
+            if not is_held:
+                return
+            # A timer's context has no window, hence neither the view layer nor the screen that the user looks at.
+            with bpy.context.temp_override(window=window):
+                if bpy.context.mode != "OBJECT":
+                    return
+                row.import_into = ""
+                try:
+                    # True: an undo step of its own
+                    bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)
+                except RuntimeError as error:  # what the operator has reported
+                    self.notice = Notice(str(error).removeprefix("Error: ").strip())
 
 
 def tracker() -> Tracker:

@@ -195,8 +195,9 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
             )
             return {"CANCELLED"}
         if not self.has_result_here(row):
-            row.import_when_fetched = row.fetching is not None
+            row.import_into = context.scene.name if row.fetching is not None else ""
             return {"CANCELLED"}  # nothing to undo yet
+        row.import_into = ""  # not once more after the end of Edit Mode
         tracker = job_tracker.tracker()
         try:
             _, said = result_import.import_result(

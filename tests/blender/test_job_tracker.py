@@ -212,6 +212,31 @@ def test_the_source_is_not_looked_for_by_name_in_other_files(job_tracker, backen
     assert find(record) is None
 
 
+def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> None:
+    """And goes to the scene in which it was asked for, as the user sees it."""
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    row = next(iter(tracker.board.rows.values()))
+    scene, window = bpy.context.scene, bpy.context.window_manager.windows[0]
+    window.view_layer = scene.view_layers.new("Second")
+    window.view_layer.objects.active = bpy.data.objects["Box"]
+    bpy.ops.object.mode_set(mode="EDIT")
+    row.import_into = scene.name
+    before = set(bpy.data.objects)
+    tracker.tick()
+    assert set(bpy.data.objects) == before
+    assert status().notice == ""
+    bpy.ops.object.mode_set(mode="OBJECT")
+    with bpy.context.temp_override(window=None):  # as timers are called
+        tick_until(job_tracker, lambda: not row.import_into)
+    (splats,) = set(bpy.data.objects) - before
+    assert splats.select_get(view_layer=window.view_layer)
+    assert not splats.select_get(view_layer=scene.view_layers[0])
+    tracker.tick()
+    assert len(bpy.data.objects) == len(before) + 1
+
+
 def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()
