@@ -162,10 +162,11 @@ class Board:
                 if row := self.find(uid):
                     row.fetching, row.import_into = None, ""
                     row.message, row.hint = str(error), error.hint
-            case CommandFailed():
-                self.notice = event
-                if row := self.find(event.job_id):
-                    row.message, row.hint = str(event.error), event.error.hint
+            case CommandFailed(error, job_id):
+                if row := self.find(job_id):
+                    row.message, row.hint = str(error), error.hint
+                else:
+                    self.notice = event
 
     def _add(self, row: Row) -> Row:
         self.rows[row.uid] = row

@@ -42,6 +42,7 @@ class Notice(NamedTuple):
 
 
 NOTHING = Notice()
+OUTDATED_BY = {"not_installed": "running", "stop_failed": "stopped"}  # code of a notice -> state of the backend
 
 
 class Tracker:
@@ -200,8 +201,8 @@ class Tracker:
         if self.board.notice:
             error = self.board.notice.error
             self.notice, self.board.notice = Notice(str(error), error.hint, error.code), None
-        if self.notice.code == "not_installed" and self.board.backend.state == "running":
-            self.notice = NOTHING  # somebody has started it elsewhere
+        if OUTDATED_BY.get(self.notice.code) == self.board.backend.state:
+            self.notice = NOTHING
 
     def mirror(self, *, select: str = "", force: bool = False) -> bool:
         """Write the board into the window manager's properties where it has changed; whether it had."""

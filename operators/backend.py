@@ -60,6 +60,7 @@ class KINESPLAT_OT_stop_backend(bpy.types.Operator):
 
     def execute(self, context):
         tracker = job_tracker.tracker()
+        tracker.notice = job_tracker.NOTHING
         tracker.http.stop_backend()
         if bpy.app.background:
             try:

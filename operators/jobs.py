@@ -35,7 +35,9 @@ class JobOperator:
     def row(self, context) -> Row | None:
         """The job's row; where it is missing, that is reported."""
         job = settings.active_job(context)
-        row = job_tracker.tracker().board.find(self.uid or (job.uid if job else ""))
+        tracker = job_tracker.tracker()
+        tracker.notice = job_tracker.NOTHING  # of what the user did before
+        row = tracker.board.find(self.uid or (job.uid if job else ""))
         if row is None:
             self.report({"ERROR"}, JOB_GONE)
         return row

@@ -237,6 +237,34 @@ def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> No
     assert len(bpy.data.objects) == len(before) + 1
 
 
+def test_a_notice_ends_with_what_it_speaks_of(job_tracker, backend, part) -> None:
+    thread, client = part("blender_addon.http_thread"), part("blender_addon.client")
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+
+    def fail(code: str, job_id: str = "") -> None:
+        tracker.board.apply(thread.CommandFailed(client.BackendError(code, "It did not work."), job_id))
+        tracker.drain()
+        tracker.mirror()
+
+    fail("stop_failed")
+    assert status().notice == "It did not work."
+    tracker.board.apply(thread.BackendChanged("stopped"))
+    tracker.tick()
+    assert status().notice == ""
+
+    tracker.board.apply(thread.BackendChanged("running"))
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result)
+    fail("refused", status().jobs[0].job_id)
+    assert (status().jobs[0].message, status().notice) == ("It did not work.", "")  # said once, where it belongs
+    fail("refused")
+    assert status().notice
+    bpy.ops.kinesplat.import_result()
+    tracker.tick()
+    assert status().notice == ""
+
+
 def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()
