@@ -17,7 +17,7 @@ import bpy.utils.previews
 
 from . import capture, film, preferences, settings, video_preview
 from .client import BackendError, file_problem
-from .http_thread import HttpThread
+from .http_thread import BackendChanged, HttpThread
 from .job_board import Board, Row
 from .job_records import JobRecords
 from .subject import CaptureError
@@ -104,6 +104,8 @@ class Tracker:
             self.notice = Notice(str(error), error.hint, error.code)
             raise
         self.http.start_backend(installation, preferences.get().port)
+        self.board.backend = BackendChanged("starting")  # now, for whoever generates in the next line of a script
+        self.mirror()
 
     def fetch(self, row: Row) -> None:
         """Bring a job's result here."""

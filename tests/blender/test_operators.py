@@ -206,6 +206,26 @@ def test_full_disk_here(quick, backend, part, monkeypatch) -> None:
     assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
 
 
+def test_a_script_generates_right_after_the_start(quick, part, monkeypatch, tmp_path) -> None:
+    """In a window, Start returns before the backend answers, which may take longer than one that runs needs."""
+    backends = []
+
+    def start(*_) -> None:
+        time.sleep(1.5)  # longer than CONNECT_TIMEOUT
+        backends.append(FakeBackend(tmp_path / "home").__enter__())
+
+    monkeypatch.setattr(part("blender_addon.local_backend"), "start", start)
+    monkeypatch.setattr(part("blender_addon.preferences"), "installation", lambda: None)
+    tracker = part("blender_addon.job_tracker").tracker()
+    tracker.start_backend()
+    assert bpy.context.window_manager.kinesplat.backend_state == "starting"
+    try:
+        assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    finally:
+        for running in backends:
+            running.__exit__(None, None, None)
+
+
 def test_no_installation_to_start(quick, part) -> None:
     preferences = part("blender_addon.preferences").get()
     preferences.folder = str(part("blender_addon.job_tracker").tracker().records.folder)
