@@ -43,7 +43,7 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
         if lowest < TRANSPARENT_BOUNCES:
             warnings.append(f"Cycles needs {TRANSPARENT_BOUNCES} transparent bounces to draw Gaussians, not {lowest}")
     if scene.camera is None:
-        warnings.append("Quads face the scene's camera, and there is none")
+        warnings.append("Splats face the scene's camera, and there is none")
     for obj in splats:
         modifier = splat_object.playback_modifier(obj)
         if modifier is None:

@@ -121,7 +121,7 @@ class Stage:
         self._camera.matrix_world = Matrix(camera_to_world.tolist())
         if self._scene.render.engine == "CYCLES":
             self._scene.cycles.seed = seed
-        self._scene.render.filepath = str(path)
+        self._scene.render.filepath = str(path).replace("{", "{{").replace("}", "}}")  # or it is taken for a template
         path.unlink(missing_ok=True)
         self._render(frame, write_still=True)
         if not path.is_file():

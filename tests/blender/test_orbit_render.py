@@ -782,6 +782,15 @@ def test_a_folder_that_cannot_be_written(working_file, tmp_path):
     assert snapshot() == before
 
 
+def test_a_folder_of_any_name(working_file, tmp_path):
+    """Blender takes braces in an output path for a template, and # for the frame's number."""
+    folder = tmp_path / "a {b} ##_%d é"
+    orbit_render.render_orbit(
+        bpy.context, working_file, Orbit(frames=2), folder, moving=False, frame_range=(1, 1), samples=1
+    )
+    assert sorted(path.name for path in folder.glob("*.png")) == ["frame_000.png", "frame_001.png"]
+
+
 def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
     before = snapshot()
     steps = orbit_render.capture_steps(
