@@ -239,6 +239,7 @@ class Tracker:
 
     def _mirror_jobs(self, status: bpy.types.PropertyGroup, select: str) -> None:
         rows = list(self.board.rows.values())
+        is_cut_off = self.board.backend.state in ("stopped", "problem")
         self._films.keep_only(self.board.rows)
         if [job.uid for job in status.jobs] != [row.uid for row in rows]:
             active = status.jobs[status.active_job].uid if 0 <= status.active_job < len(status.jobs) else ""
@@ -248,10 +249,12 @@ class Tracker:
             uids = [row.uid for row in rows]
             status.active_job = uids.index(active) if active in uids else 0
         for job, row in zip(status.jobs, rows, strict=True):
-            job.name, job.job_id, job.state, job.stage = row.name, row.job_id, row.state, row.stage
-            job.detail = row.detail
+            job.name, job.job_id, job.state = row.name, row.job_id, row.state
+            job.stage, job.detail, left = row.stage, row.detail, row.seconds_left
+            if is_cut_off and row.state == "running":
+                job.stage, job.detail, left = "Goes on once the backend runs", "", None
             job.fraction = row.fraction if row.fetching is None else row.fetching
-            job.seconds_left = -1.0 if row.seconds_left is None else row.seconds_left
+            job.seconds_left = -1.0 if left is None else left
             job.ahead = row.ahead
             job.message, job.hint = row.message, row.hint
             job.is_live, job.has_result, job.is_fetching = row.is_live, row.has_result, row.fetching is not None

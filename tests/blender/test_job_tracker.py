@@ -237,6 +237,21 @@ def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> No
     assert len(bpy.data.objects) == len(before) + 1
 
 
+def test_a_job_whose_backend_is_gone_promises_nothing(job_tracker, backend, part) -> None:
+    backend.steps = 100_000
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].state == "running")
+    row = next(iter(job_tracker.tracker().board.rows.values()))
+    row.seconds_left, row.stage, row.detail = 9.0, "Fitting", "loss 0.1"
+    tracker = job_tracker.tracker()
+    tracker.mirror()
+    assert (status().jobs[0].stage, status().jobs[0].seconds_left) == ("Fitting", 9.0)
+    tracker.board.apply(part("blender_addon.http_thread").BackendChanged("stopped"))
+    tracker.mirror()
+    job = status().jobs[0]
+    assert (job.stage, job.detail, job.seconds_left) == ("Goes on once the backend runs", "", -1.0)
+
+
 def test_a_notice_ends_with_what_it_speaks_of(job_tracker, backend, part) -> None:
     thread, client = part("blender_addon.http_thread"), part("blender_addon.client")
     tracker = job_tracker.tracker()
