@@ -10,6 +10,8 @@ from PIL import Image
 
 bpy = pytest.importorskip("bpy")
 
+import addon_utils  # noqa: E402
+
 from blender_addon import orbit_render, stage, subject  # noqa: E402
 from blender_addon.contract.orbit import (  # noqa: E402
     Cameras,
@@ -625,6 +627,18 @@ def test_no_motion_is_refused_with_a_sentence(tmp_path):
         orbit_render.capture(bpy.context, cube, Orbit(frames=8), tmp_path, frame_range=(1, 20))
     with pytest.raises(CaptureError, match="ends at 1, before it starts at 20"):
         orbit_render.measure(bpy.context, cube, (20, 1))
+
+
+def test_geometry_is_read_without_cycles():
+    """Which may be switched off: then EEVEE renders the pictures."""
+    cube = add_cube(size=2)
+    addon_utils.disable("cycles")
+    try:
+        space = orbit_render.measure(bpy.context, cube, (1, 1))
+        assert len(orbit_render.sample_surface(space, 100).points) == 100
+    finally:
+        addon_utils.enable("cycles")
+    assert space.scale == pytest.approx(2)
 
 
 def test_a_mesh_that_is_rebuilt_moves():
