@@ -53,7 +53,8 @@ class KINESPLAT_OT_stop_backend(bpy.types.Operator):
         if preferences.get().backend == "REMOTE":
             cls.poll_message_set("The backend is on another computer: stop it there")
             return False
-        if context.window_manager.kinesplat.backend_state != "running":
+        status = context.window_manager.kinesplat
+        if status.backend_state != "running" and status.backend_code != "wrong_version":
             cls.poll_message_set("The backend is not running")
             return False
         return True

@@ -187,6 +187,15 @@ def test_wrong_backend(quick, backend, change, words) -> None:
     assert words in error_of(bpy.ops.kinesplat.generate)
 
 
+def test_a_backend_of_another_version_can_be_stopped(quick, backend, part) -> None:
+    backend.health["api_version"] = 99
+    tracker = part("blender_addon.job_tracker")
+    _ = tracker.tracker().http
+    tracker.pump(0.5)
+    assert bpy.context.window_manager.kinesplat.backend_code == "wrong_version"
+    assert bpy.ops.kinesplat.stop_backend.poll()
+
+
 def test_backend_with_a_full_disk(quick, backend, part) -> None:
     problem = {"code": "disk_full", "detail": "There is too little free space.", "hint": "Free some, then retry."}
     backend.problems["POST", "/jobs"] = (507, problem)
