@@ -309,7 +309,7 @@ class Tracker:
         with self.http.held(HOLD_SECONDS) as is_held:
             if not is_held:
                 return
-            # A timer's context has no window, hence neither the view layer nor the screen that the user looks at.
+            # A timer's context may lack a window, hence the view layer and the screen that the user looks at.
             with bpy.context.temp_override(window=window):
                 if bpy.context.mode != "OBJECT":
                     return
