@@ -134,8 +134,9 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
         raise CaptureError(f"The frame range {first} to {last} holds no motion. Choose an end after the start.")
     last = max(first, last)
     record = _record(
-        source.name, "orbit", subject=source.name, subject_uuid=_subject_uuid(source), frame_start=first, frame_end=last
-    )
+        source.name, "orbit", subject=source.name, subject_uuid=_subject_uuid(source), blend_file=bpy.data.filepath,
+        frame_start=first, frame_end=last,
+    )  # fmt: skip
     folder = store.outbox(record.uid)
     orbit = Orbit(frames=options.frames, elevation=options.elevation)
     how = {"samples": options.samples, "engine": None if options.engine == "AUTO" else options.engine}
@@ -388,7 +389,11 @@ def _subject_uuid(source: bpy.types.Object) -> str:
 
 
 def find_source(record: JobRecord) -> bpy.types.Object | None:
-    """The object that a job came from, if the open file has it: by its own id, else by name."""
+    """The object that a job came from, if the open file has it: by its own id, else, in the same file, by name.
+
+    In another file, an object of that name is another object: `Cube` and `Armature` are everywhere.
+    """
     same_id = [obj for obj in bpy.data.objects if record.subject_uuid and obj.get(SUBJECT_UUID) == record.subject_uuid]
     same_name = [obj for obj in same_id if obj.name == record.subject]  # a duplicate carries the same id
-    return next(iter(same_name or same_id), None) or bpy.data.objects.get(record.subject)
+    by_name = bpy.data.objects.get(record.subject) if record.blend_file == bpy.data.filepath else None
+    return next(iter(same_name or same_id), by_name)

@@ -54,7 +54,7 @@ class Row:
     preview: Path | None = None
     preview_rev: int = 0  # grows with each new picture
     fetching: float | None = None  # how much of the result is here, while it is coming
-    import_when_fetched: bool = False
+    import_into: str = ""  # the scene that gets the result as soon as it is here
     result_kind: str = "clip"  # what it ends with: a clip, or frames to choose from
     group: str = ""  # the same for all candidates that were asked for together
     warnings: tuple[str, ...] = ()  # sentences that came with the result
@@ -160,12 +160,13 @@ class Board:
                         self.keep(record)
             case ResultFailed(uid, error):
                 if row := self.find(uid):
-                    row.fetching, row.import_when_fetched = None, False
+                    row.fetching, row.import_into = None, ""
                     row.message, row.hint = str(error), error.hint
-            case CommandFailed():
-                self.notice = event
-                if row := self.find(event.job_id):
-                    row.message, row.hint = str(event.error), event.error.hint
+            case CommandFailed(error, job_id):
+                if row := self.find(job_id):
+                    row.message, row.hint = str(error), error.hint
+                else:
+                    self.notice = event
 
     def _add(self, row: Row) -> Row:
         self.rows[row.uid] = row

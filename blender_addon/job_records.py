@@ -35,6 +35,7 @@ class JobRecord:
     state: str = "queued"  # as the backend said last
     subject: str = ""  # name of the source object when it was captured
     subject_uuid: str = ""  # the same object's own id (a custom property), which survives renaming
+    blend_file: str = ""  # the file that it was in; empty where that had not been saved yet
     matrix_world: list[list[float]] = field(default_factory=list)  # of the source object at the first frame
     frame_start: int = 1
     frame_end: int = 1

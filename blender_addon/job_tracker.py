@@ -8,6 +8,7 @@ not run, `pump` and `wait` do the timer's work.
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import bpy
 import bpy.utils.previews
 
 from . import capture, film, preferences, settings, video_preview
-from .client import BackendError
-from .http_thread import HttpThread
+from .client import BackendError, file_problem
+from .http_thread import BackendChanged, HttpThread
 from .job_board import Board, Row
 from .job_records import JobRecords
 from .subject import CaptureError
@@ -41,6 +42,7 @@ class Notice(NamedTuple):
 
 
 NOTHING = Notice()
+OUTDATED_BY = {"not_installed": "running", "stop_failed": "stopped"}  # code of a notice -> state of the backend
 
 
 class Tracker:
@@ -74,10 +76,19 @@ class Tracker:
     def http(self) -> HttpThread:
         """The thread, started when first needed."""
         if self._thread is None:
-            self._thread = HttpThread(self.records, self.records.client_id())
+            self._thread = HttpThread(self.records, self._client_id())
             self._thread.start()
             self._thread.connect(preferences.connection())
         return self._thread
+
+    def _client_id(self) -> str:
+        """This installation's id, or where it cannot be kept, one for now: clips can still be imported and played."""
+        try:
+            return self.records.client_id()
+        except OSError as error:
+            problem = file_problem(error, error.filename or self.records.folder)
+            self.notice = Notice(str(problem), problem.hint or "Without this folder nothing can be generated.")
+            return str(uuid.uuid4())
 
     def reconnect(self) -> None:
         """The preferences have changed."""
@@ -93,6 +104,8 @@ class Tracker:
             self.notice = Notice(str(error), error.hint, error.code)
             raise
         self.http.start_backend(installation, preferences.get().port)
+        self.board.backend = BackendChanged("starting")  # now, for whoever generates in the next line of a script
+        self.mirror()
 
     def fetch(self, row: Row) -> None:
         """Bring a job's result here."""
@@ -190,8 +203,8 @@ class Tracker:
         if self.board.notice:
             error = self.board.notice.error
             self.notice, self.board.notice = Notice(str(error), error.hint, error.code), None
-        if self.notice.code == "not_installed" and self.board.backend.state == "running":
-            self.notice = NOTHING  # somebody has started it elsewhere
+        if OUTDATED_BY.get(self.notice.code) == self.board.backend.state:
+            self.notice = NOTHING
 
     def mirror(self, *, select: str = "", force: bool = False) -> bool:
         """Write the board into the window manager's properties where it has changed; whether it had."""
@@ -226,6 +239,7 @@ class Tracker:
 
     def _mirror_jobs(self, status: bpy.types.PropertyGroup, select: str) -> None:
         rows = list(self.board.rows.values())
+        is_cut_off = self.board.backend.state in ("stopped", "problem")
         self._films.keep_only(self.board.rows)
         if [job.uid for job in status.jobs] != [row.uid for row in rows]:
             active = status.jobs[status.active_job].uid if 0 <= status.active_job < len(status.jobs) else ""
@@ -235,10 +249,12 @@ class Tracker:
             uids = [row.uid for row in rows]
             status.active_job = uids.index(active) if active in uids else 0
         for job, row in zip(status.jobs, rows, strict=True):
-            job.name, job.job_id, job.state, job.stage = row.name, row.job_id, row.state, row.stage
-            job.detail = row.detail
+            job.name, job.job_id, job.state = row.name, row.job_id, row.state
+            job.stage, job.detail, left = row.stage, row.detail, row.seconds_left
+            if is_cut_off and row.state == "running":
+                job.stage, job.detail, left = "Goes on once the backend runs", "", None
             job.fraction = row.fraction if row.fetching is None else row.fetching
-            job.seconds_left = -1.0 if row.seconds_left is None else row.seconds_left
+            job.seconds_left = -1.0 if left is None else left
             job.ahead = row.ahead
             job.message, job.hint = row.message, row.hint
             job.is_live, job.has_result, job.is_fetching = row.is_live, row.has_result, row.fetching is not None
@@ -283,15 +299,26 @@ class Tracker:
 
     def _import_what_was_asked_for(self) -> None:
         for row in list(self.board.rows.values()):
-            if row.import_when_fetched and row.result is not None:
-                row.import_when_fetched = False
+            if row.import_into and row.result is not None:
                 self._import(row)
 
     def _import(self, row: Row) -> None:
-        try:
-            bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)  # True: an undo step of its own
-        except RuntimeError as error:  # what the operator has reported
-            self.notice = Notice(str(error).removeprefix("Error: ").strip())
+        """Import as if it were asked for now, in a window that shows the scene; in Edit Mode it waits for its end."""
+        windows = bpy.data.window_managers[0].windows
+        window = next((window for window in windows if window.scene.name == row.import_into), windows[0])
+        with self.http.held(HOLD_SECONDS) as is_held:
+            if not is_held:
+                return
+            # A timer's context may lack a window, hence the view layer and the screen that the user looks at.
+            with bpy.context.temp_override(window=window):
+                if bpy.context.mode != "OBJECT":
+                    return
+                row.import_into = ""
+                try:
+                    # True: an undo step of its own
+                    bpy.ops.kinesplat.import_result("EXEC_DEFAULT", True, uid=row.uid)
+                except RuntimeError as error:  # what the operator has reported
+                    self.notice = Notice(str(error).removeprefix("Error: ").strip())
 
 
 def tracker() -> Tracker:
@@ -344,12 +371,13 @@ def wait(
             return
         now = time.monotonic()
         backend = tracker().board.backend
+        is_over = timeout is not None and now - start > timeout
         if backend.state in ("running", "starting"):
             last_seen = now
-        if now - last_seen > LOST_SECONDS:
+        elif is_over or now - last_seen > LOST_SECONDS:
             sentence = backend.sentence or "The backend is not running."
             raise BackendError(backend.code or "not_running", sentence, backend.hint)
-        if timeout is not None and now - start > timeout:
+        if is_over:
             raise BackendError("timeout", f"The job has not ended within {timeout:.0f} s; it goes on in the backend.")
         time.sleep(0.05)
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,9 +207,11 @@ def stop(home: Path) -> None:
         BackendError: `stop_failed` where it does not end, or what answers there is not ours to end.
     """
     try:
-        server = answering(home)
+        server = read_server(home)
         client = BackendClient(server.url, server.token)
         try:
+            with _any_version():  # an older one, which goes on while extension and backend are updated, ends as well
+                check_identity(server, client.health())
             client.shutdown()
         finally:
             client.close()
@@ -281,6 +283,15 @@ def check_identity(server: Server, health: Health) -> None:
     """Raises BackendError (`not_running`) where the files speak of another process than the one that answers."""
     if abs(health.started - server.started) > 0.01:
         raise _not_running()
+
+
+@contextlib.contextmanager
+def _any_version() -> Iterator[None]:
+    try:
+        yield
+    except BackendError as error:
+        if error.code != "wrong_version":
+            raise
 
 
 def _environment(home: Path) -> dict[str, str]:

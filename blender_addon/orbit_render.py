@@ -127,7 +127,7 @@ def measure_steps(
         elif len(vertices):
             farthest = max(farthest, float(np.linalg.norm(vertices - first.vertices, axis=1).max()))
 
-    yield from _in_steps(subject, (64, 64), "CYCLES", 1, len(moments), look, "measure")
+    yield from _in_steps(subject, (64, 64), None, 1, len(moments), look, "measure")
     points = np.concatenate(outlines)
     if not len(points):
         raise CaptureError(f"{subject.name} has no faces. Only surfaces can be captured.")
@@ -325,7 +325,7 @@ def sample_surface_steps(
         corners = (geometry.triangles.astype(np.float64) - space.to_world[:3, 3]) / space.scale
         samples.append(_sample_triangles(corners, geometry.normals, count, seed, space.subject.name))
 
-    yield from _in_steps(space.subject, (64, 64), "CYCLES", 1, 1, sample, "surface")
+    yield from _in_steps(space.subject, (64, 64), None, 1, 1, sample, "surface")
     return samples[0]
 
 
@@ -438,7 +438,7 @@ def _write_surface_steps(space: ClipSpace, folder: Path) -> Generator[CapturePro
 def _in_steps(
     subject: Subject,
     size: tuple[int, int],
-    engine: str,
+    engine: str | None,
     samples: int,
     count: int,
     work: Callable[[Stage, int], None],

@@ -137,10 +137,11 @@ def installation() -> local_backend.Installation:
 
 
 def data_folder() -> Path:
-    """Where the add-on keeps its own files; Blender gives each extension a folder."""
+    """Where the add-on keeps its own files; Blender gives each extension a folder. It may not be there yet."""
+    # Blender is not asked to make it: where it cannot, it answers with an empty path, which is the current folder.
     if _package.startswith("bl_ext."):
-        return Path(bpy.utils.extension_path_user(_package, create=True))
-    return Path(bpy.utils.user_resource("DATAFILES", path="kinesplat", create=True))
+        return Path(bpy.utils.extension_path_user(_package))
+    return Path(bpy.utils.user_resource("DATAFILES", path="kinesplat"))
 
 
 def package() -> str:

@@ -73,13 +73,13 @@ def _stand_on_cursor(splats: bpy.types.Object, clip: Clip, scene: bpy.types.Scen
 
 
 def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
-    """Beside the source object where that is in this scene, else where new objects go."""
+    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
+    wanted = [context.collection]
     if source is not None and source.name in context.scene.objects:
         in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
-        for collection in source.users_collection:
-            if collection in in_scene and collection.is_editable:
-                return collection
-    return context.collection
+        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
+    takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
+    return next(takes_objects, context.scene.collection)
 
 
 def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
@@ -89,6 +89,9 @@ def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
     if splats.name in context.view_layer.objects:  # its collection may be excluded
         context.view_layer.objects.active = splats
         splats.select_set(True)
+    for space in _viewports(context):
+        if space.local_view:  # else it would be there, selected, and not to be seen
+            splats.local_view_set(space, True)
 
 
 def _hide(context: bpy.types.Context, source: bpy.types.Object) -> bool:
@@ -103,12 +106,16 @@ def _hide(context: bpy.types.Context, source: bpy.types.Object) -> bool:
 
 def _show_colors(context: bpy.types.Context) -> bool:
     """Switch the solid viewports of this screen to material preview; whether there was one."""
-    areas = context.screen.areas if context.screen else []
-    solid = [area.spaces.active.shading for area in areas if area.type == "VIEW_3D"]
-    solid = [shading for shading in solid if shading.type == "SOLID"]
+    solid = [space.shading for space in _viewports(context) if space.shading.type == "SOLID"]
     for shading in solid:
         shading.type = "MATERIAL"
     return bool(solid)
+
+
+def _viewports(context: bpy.types.Context) -> list[bpy.types.SpaceView3D]:
+    """Those of this screen."""
+    areas = context.screen.areas if context.screen else []
+    return [area.spaces.active for area in areas if area.type == "VIEW_3D"]
 
 
 def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:

@@ -20,13 +20,16 @@ def ensure_scene_settings(scene: bpy.types.Scene) -> list[str]:
     Both the limit and the minimum count: below the minimum, Cycles ends rays at random, which makes noise.
     """
     changes = []
+    cycles = getattr(scene, "cycles", None)
+    if cycles is None:  # switched off in the preferences, or not built in
+        return changes
     for name, label in (
         ("transparent_max_bounces", "Transparent bounces"),
         ("min_transparent_bounces", "Minimum transparent bounces"),
     ):
-        before = getattr(scene.cycles, name, TRANSPARENT_BOUNCES)  # Cycles itself may be switched off
+        before = getattr(cycles, name)
         if before < TRANSPARENT_BOUNCES:
-            setattr(scene.cycles, name, TRANSPARENT_BOUNCES)
+            setattr(cycles, name, TRANSPARENT_BOUNCES)
             changes.append(f"{label} of Cycles raised from {before} to {TRANSPARENT_BOUNCES}")
     return changes
 
@@ -43,7 +46,7 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
         if lowest < TRANSPARENT_BOUNCES:
             warnings.append(f"Cycles needs {TRANSPARENT_BOUNCES} transparent bounces to draw Gaussians, not {lowest}")
     if scene.camera is None:
-        warnings.append("Quads face the scene's camera, and there is none")
+        warnings.append("Splats face the scene's camera, and there is none")
     for obj in splats:
         modifier = splat_object.playback_modifier(obj)
         if modifier is None:

@@ -121,7 +121,7 @@ class Stage:
         self._camera.matrix_world = Matrix(camera_to_world.tolist())
         if self._scene.render.engine == "CYCLES":
             self._scene.cycles.seed = seed
-        self._scene.render.filepath = str(path)
+        self._scene.render.filepath = str(path).replace("{", "{{").replace("}", "}}")  # or it is taken for a template
         path.unlink(missing_ok=True)
         self._render(frame, write_still=True)
         if not path.is_file():
@@ -145,8 +145,8 @@ class Stage:
 
 
 @contextlib.contextmanager
-def open_stage(subject: Subject, *, width: int, height: int, engine: str, samples: int) -> Iterator[Stage]:
-    """A stage for `subject` that renders pictures of `width` x `height` pixels.
+def open_stage(subject: Subject, *, width: int, height: int, engine: str | None, samples: int) -> Iterator[Stage]:
+    """A stage for `subject` that renders pictures of `width` x `height` pixels; without an engine, geometry alone.
 
     All that is added to the file is removed when the block ends, however it ends.
 
@@ -178,7 +178,10 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str, sample
         clock = add(bpy.data.scenes, NAME)
         _copy_conditions(source_scene, scene)
         _set_output(scene, width, height)
-        _set_engine(scene, engine, samples)
+        if engine is None:
+            scene.render.use_persistent_data = True
+        else:
+            _set_engine(scene, engine, samples)
         scene.world = add(bpy.data.worlds, NAME)
         _set_world(scene.world)
         for strength, angles, diameter in SUNS:

@@ -53,13 +53,15 @@ class KINESPLAT_OT_stop_backend(bpy.types.Operator):
         if preferences.get().backend == "REMOTE":
             cls.poll_message_set("The backend is on another computer: stop it there")
             return False
-        if context.window_manager.kinesplat.backend_state != "running":
+        status = context.window_manager.kinesplat
+        if status.backend_state != "running" and status.backend_code != "wrong_version":
             cls.poll_message_set("The backend is not running")
             return False
         return True
 
     def execute(self, context):
         tracker = job_tracker.tracker()
+        tracker.notice = job_tracker.NOTHING
         tracker.http.stop_backend()
         if bpy.app.background:
             try:

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Import of clip files from disk: by the file browser, by drag and drop, or from a script."""
 
-import bpy
-from bpy.props import BoolProperty, StringProperty
+import math
+import os
 
-from ..blender_addon import result_import
+import bpy
+from bpy.props import BoolProperty, CollectionProperty, StringProperty
+
+from ..blender_addon import result_import, retime
 from ..blender_addon.contract.arrays import BadFileError
 
 
 class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     bl_idname = "kinesplat.import_clip_file"
     bl_label = "Import Clip"
-    bl_description = "Add a Kinesplat clip (.npz) to the scene as keyframed Gaussians"
+    bl_description = "Add Kinesplat clips (.npz) to the scene as keyframed Gaussians"
     bl_options = {"REGISTER", "UNDO"}
 
     filepath: StringProperty(name="File", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    # Set by the file browser and by dropping, which may bring several files of one folder.
+    directory: StringProperty(subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE"})
+    files: CollectionProperty(type=bpy.types.OperatorFileListElement, options={"HIDDEN", "SKIP_SAVE"})
     filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
     fit_scene: BoolProperty(
         name="Fit Scene",
@@ -36,20 +42,34 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
         return {"RUNNING_MODAL"}
 
     def execute(self, context):
-        path = bpy.path.abspath(self.filepath)
+        names = [file.name for file in self.files if file.name]
+        paths = [os.path.join(self.directory, name) for name in names] if self.directory else []
+        imported = []
+        for path in paths or [self.filepath]:
+            splats = self.import_file(context, bpy.path.abspath(path), fit_scene=self.fit_scene and not imported)
+            imported += [splats] if splats else []
+        if self.fit_scene and imported:  # the first has set rate and start
+            ends = [timing.last for timing in map(retime.timing, imported) if timing]
+            context.scene.frame_end = max(context.scene.frame_end, *(math.ceil(end - 1e-3) for end in ends))
+        for splats in imported:
+            if splats.name in context.view_layer.objects:
+                splats.select_set(True)
+        return {"FINISHED"} if imported else {"CANCELLED"}
+
+    def import_file(self, context, path: str, *, fit_scene: bool) -> bpy.types.Object | None:
+        """Import one clip, and report what comes of it."""
         try:
-            _, said = result_import.import_result(context, path, fit_scene=self.fit_scene, show_colors=True)
+            splats, said = result_import.import_result(context, path, fit_scene=fit_scene, show_colors=True)
         except FileNotFoundError:
             self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
-            return {"CANCELLED"}
         except BadFileError as error:
             self.report({"ERROR"}, str(error))
-            return {"CANCELLED"}
         except OSError as error:
             self.report({"ERROR"}, f"{path} cannot be read: {error.strerror or error}")
-            return {"CANCELLED"}
-        self.report({"INFO"}, said)
-        return {"FINISHED"}
+        else:
+            self.report({"INFO"}, said)
+            return splats
+        return None
 
 
 class KINESPLAT_FH_clip(bpy.types.FileHandler):

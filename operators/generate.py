@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, reference_image, settings, splat_object, video_source
+from ..blender_addon import job_tracker, local_backend, reference_image, settings, splat_object, video_source
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -71,7 +71,9 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         at_once = self.wait or bpy.app.background
         try:
             if at_once:
-                job_tracker.wait(lambda: tracker.board.backend.state == "running", CONNECT_TIMEOUT)
+                is_starting = tracker.board.backend.state == "starting"
+                patience = local_backend.START_SECONDS if is_starting else CONNECT_TIMEOUT
+                job_tracker.wait(lambda: tracker.board.backend.state == "running", patience)
             tracker.begin_capture(context)
             row = tracker.step_capture(FIRST_PATIENCE)  # finds out whether this object can be captured at all
             while at_once and row is None:

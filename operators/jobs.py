@@ -35,7 +35,9 @@ class JobOperator:
     def row(self, context) -> Row | None:
         """The job's row; where it is missing, that is reported."""
         job = settings.active_job(context)
-        row = job_tracker.tracker().board.find(self.uid or (job.uid if job else ""))
+        tracker = job_tracker.tracker()
+        tracker.notice = job_tracker.NOTHING  # of what the user did before
+        row = tracker.board.find(self.uid or (job.uid if job else ""))
         if row is None:
             self.report({"ERROR"}, JOB_GONE)
         return row
@@ -64,7 +66,7 @@ class JobOperator:
             self.report({"INFO"}, f"{row.name} is being fetched and appears in a moment")
             return False
         try:
-            job_tracker.wait(lambda: row.result is not None or row.fetching is None, COMMAND_TIMEOUT)
+            job_tracker.wait(lambda: row.result is not None or row.fetching is None)
         except BackendError as error:
             self.report({"ERROR"}, f"{error} {error.hint}".strip())
             return False
@@ -195,8 +197,9 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
             )
             return {"CANCELLED"}
         if not self.has_result_here(row):
-            row.import_when_fetched = row.fetching is not None
+            row.import_into = context.scene.name if row.fetching is not None else ""
             return {"CANCELLED"}  # nothing to undo yet
+        row.import_into = ""  # not once more after the end of Edit Mode
         tracker = job_tracker.tracker()
         try:
             _, said = result_import.import_result(

@@ -35,7 +35,7 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
         row.label(text=text, icon=icon)
         if not is_local:
             split.operator("kinesplat.connect", text="Connect")
-        elif state in ("running", "stopping"):
+        elif state in ("running", "stopping") or status.backend_code == "wrong_version":
             split.operator("kinesplat.stop_backend", text="Stop")
         else:
             split.operator("kinesplat.start_backend", text="Start")

@@ -146,6 +146,17 @@ def test_stopping_what_does_not_run(tmp_path) -> None:
     local_backend.stop(tmp_path)
 
 
+def test_stopping_one_of_another_version(tmp_path, monkeypatch) -> None:
+    """It goes on while extension and backend are updated; nothing else would end it."""
+    monkeypatch.setattr(local_backend, "STOP_SECONDS", 0.1)
+    with FakeBackend(tmp_path) as backend:
+        backend.health["api_version"] = 99
+        with pytest.raises(BackendError) as caught:
+            local_backend.stop(tmp_path)
+        assert caught.value.code == "stop_failed"  # its process is this one, which goes on
+        assert ("POST", "/shutdown") in backend.calls
+
+
 def test_an_old_server_file_is_not_believed(tmp_path) -> None:
     with FakeBackend(tmp_path) as backend:
         assert local_backend.answering(tmp_path).pid == os.getpid()

@@ -199,6 +199,87 @@ def test_the_source_is_found_under_another_name(job_tracker, backend, part) -> N
     assert find(record) == box
 
 
+def test_the_source_is_not_looked_for_by_name_in_other_files(job_tracker, backend, part, tmp_path) -> None:
+    moving_cube()
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "shot.blend"))
+    job_tracker.tracker().begin_capture(bpy.context)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1)
+    record = job_tracker.tracker().board.record(status().jobs[0].uid)
+    find = part("blender_addon.capture").find_source
+    bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "shot.blend"))  # without the id, which was not saved
+    assert find(record) == bpy.data.objects["Box"]
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "other.blend"))
+    assert find(record) is None
+
+
+def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> None:
+    """And goes to the scene in which it was asked for, as the user sees it."""
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    row = next(iter(tracker.board.rows.values()))
+    scene, window = bpy.context.scene, bpy.context.window_manager.windows[0]
+    window.view_layer = scene.view_layers.new("Second")
+    window.view_layer.objects.active = bpy.data.objects["Box"]
+    bpy.ops.object.mode_set(mode="EDIT")
+    row.import_into = scene.name
+    before = set(bpy.data.objects)
+    tracker.tick()
+    assert set(bpy.data.objects) == before
+    assert status().notice == ""
+    bpy.ops.object.mode_set(mode="OBJECT")
+    with bpy.context.temp_override(window=None):  # as timers are called
+        tick_until(job_tracker, lambda: not row.import_into)
+    (splats,) = set(bpy.data.objects) - before
+    assert splats.select_get(view_layer=window.view_layer)
+    assert not splats.select_get(view_layer=scene.view_layers[0])
+    tracker.tick()
+    assert len(bpy.data.objects) == len(before) + 1
+
+
+def test_a_job_whose_backend_is_gone_promises_nothing(job_tracker, backend, part) -> None:
+    backend.steps = 100_000
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].state == "running")
+    row = next(iter(job_tracker.tracker().board.rows.values()))
+    row.seconds_left, row.stage, row.detail = 9.0, "Fitting", "loss 0.1"
+    tracker = job_tracker.tracker()
+    tracker.mirror()
+    assert (status().jobs[0].stage, status().jobs[0].seconds_left) == ("Fitting", 9.0)
+    tracker.board.apply(part("blender_addon.http_thread").BackendChanged("stopped"))
+    tracker.mirror()
+    job = status().jobs[0]
+    assert (job.stage, job.detail, job.seconds_left) == ("Goes on once the backend runs", "", -1.0)
+
+
+def test_a_notice_ends_with_what_it_speaks_of(job_tracker, backend, part) -> None:
+    thread, client = part("blender_addon.http_thread"), part("blender_addon.client")
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+
+    def fail(code: str, job_id: str = "") -> None:
+        tracker.board.apply(thread.CommandFailed(client.BackendError(code, "It did not work."), job_id))
+        tracker.drain()
+        tracker.mirror()
+
+    fail("stop_failed")
+    assert status().notice == "It did not work."
+    tracker.board.apply(thread.BackendChanged("stopped"))
+    tracker.tick()
+    assert status().notice == ""
+
+    tracker.board.apply(thread.BackendChanged("running"))
+    begin(job_tracker)
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result)
+    fail("refused", status().jobs[0].job_id)
+    assert (status().jobs[0].message, status().notice) == ("It did not work.", "")  # said once, where it belongs
+    fail("refused")
+    assert status().notice
+    bpy.ops.kinesplat.import_result()
+    tracker.tick()
+    assert status().notice == ""
+
+
 def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()

@@ -155,10 +155,23 @@ def test_frame_range_without_motion(quick, backend) -> None:
     assert "no motion" in why_not(bpy.ops.kinesplat.generate)
 
 
-def test_no_backend(quick) -> None:
+@pytest.mark.parametrize("patience", [0.5, 30.0])  # less and more than the operator itself waits
+def test_no_backend(quick, part, monkeypatch, patience) -> None:
+    monkeypatch.setattr(part("blender_addon.job_tracker"), "LOST_SECONDS", patience)
     said = error_of(bpy.ops.kinesplat.generate)
     assert "not running" in said
     assert "Start" in said
+
+
+def test_a_folder_that_cannot_be_written(quick, backend, part, monkeypatch, tmp_path) -> None:
+    """The extension is enabled all the same, says what is wrong, and imports files."""
+    (tmp_path / "addon").write_text("a file where the add-on's folder should be")
+    job_tracker = part("blender_addon.job_tracker")
+    job_tracker.pump()
+    assert str(tmp_path / "addon") in bpy.context.window_manager.kinesplat.notice
+    assert str(tmp_path / "addon") in error_of(bpy.ops.kinesplat.generate)
+    write_clip(tmp_path / "clip.npz", random_clip())
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / "clip.npz")) == {"FINISHED"}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +185,15 @@ def test_no_backend(quick) -> None:
 def test_wrong_backend(quick, backend, change, words) -> None:
     change(backend)
     assert words in error_of(bpy.ops.kinesplat.generate)
+
+
+def test_a_backend_of_another_version_can_be_stopped(quick, backend, part) -> None:
+    backend.health["api_version"] = 99
+    tracker = part("blender_addon.job_tracker")
+    _ = tracker.tracker().http
+    tracker.pump(0.5)
+    assert bpy.context.window_manager.kinesplat.backend_code == "wrong_version"
+    assert bpy.ops.kinesplat.stop_backend.poll()
 
 
 def test_backend_with_a_full_disk(quick, backend, part) -> None:
@@ -191,6 +213,26 @@ def test_full_disk_here(quick, backend, part, monkeypatch) -> None:
     monkeypatch.setattr(part("blender_addon.capture"), "_hash_steps", full)
     assert "is full" in error_of(bpy.ops.kinesplat.generate)
     assert list((part("blender_addon.job_tracker").tracker().records.folder / "outbox").glob("*")) == []
+
+
+def test_a_script_generates_right_after_the_start(quick, part, monkeypatch, tmp_path) -> None:
+    """In a window, Start returns before the backend answers, which may take longer than one that runs needs."""
+    backends = []
+
+    def start(*_) -> None:
+        time.sleep(1.5)  # longer than CONNECT_TIMEOUT
+        backends.append(FakeBackend(tmp_path / "home").__enter__())
+
+    monkeypatch.setattr(part("blender_addon.local_backend"), "start", start)
+    monkeypatch.setattr(part("blender_addon.preferences"), "installation", lambda: None)
+    tracker = part("blender_addon.job_tracker").tracker()
+    tracker.start_backend()
+    assert bpy.context.window_manager.kinesplat.backend_state == "starting"
+    try:
+        assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    finally:
+        for running in backends:
+            running.__exit__(None, None, None)
 
 
 def test_no_installation_to_start(quick, part) -> None:
@@ -261,6 +303,49 @@ def test_import_of_a_file(extension, part, tmp_path) -> None:
     assert bpy.ops.kinesplat.import_clip_file(filepath=str(path)) == {"FINISHED"}
     splats = bpy.context.active_object
     assert (splats.name, len(splats.data.vertices)) == ("Wave", 30)
+
+
+@pytest.mark.parametrize("override", [False, True])
+def test_collections_of_other_files_take_no_objects(extension, part, tmp_path, override) -> None:
+    library, clip = tmp_path / "library.blend", tmp_path / "clip.npz"
+    collection = bpy.data.collections.new("Set")
+    collection.objects.link(bpy.data.objects.new("Rock", bpy.data.meshes.new("Rock")))
+    bpy.data.libraries.write(str(library), {collection})
+    bpy.data.collections.remove(collection)
+    with bpy.data.libraries.load(str(library), link=True) as (_, wanted):
+        wanted.collections = ["Set"]
+    scene, view_layer = bpy.context.scene, bpy.context.view_layer
+    if override:
+        wanted.collections[0].override_hierarchy_create(scene, view_layer)
+    else:
+        scene.collection.children.link(wanted.collections[0])
+    view_layer.active_layer_collection = view_layer.layer_collection.children["Set"]
+    write_clip(clip, random_clip())
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(clip)) == {"FINISHED"}
+    assert bpy.context.active_object.users_collection == (scene.collection,)
+
+    rock = next(obj for obj in scene.objects if obj.name.startswith("Rock"))
+    record = part("blender_addon.job_records").JobRecord(uid="1", name="Rock", subject=rock.name)
+    result_import = part("blender_addon.result_import")
+    splats, _ = result_import.import_result(bpy.context, clip, record)
+    assert splats.users_collection == (scene.collection,)
+
+
+def test_import_of_several_files(extension, part, tmp_path) -> None:
+    """As the file browser and dropping name them; one that cannot be read does not keep the others out."""
+    for name, frames in (("short", 3), ("long", 9), ("bad", 0)):
+        path = tmp_path / f"{name}.npz"
+        write_clip(path, random_clip(frames=frames, name=name)) if frames else path.write_bytes(b"")
+    files = [{"name": f"{name}.npz"} for name in ("short", "bad", "long")]
+    said = error_of(
+        bpy.ops.kinesplat.import_clip_file,
+        filepath=str(tmp_path / "short.npz"), directory=str(tmp_path), files=files, fit_scene=True,
+    )  # fmt: skip
+    assert said.startswith("bad.npz")
+    assert sorted(obj.name for obj in bpy.context.selected_objects) == ["long", "short"]
+    assert bpy.context.scene.frame_end == max(
+        part("blender_addon.retime").timing(obj).last for obj in bpy.context.selected_objects
+    )
 
 
 def test_an_import_can_fit_the_scene_to_the_clip(extension, tmp_path):

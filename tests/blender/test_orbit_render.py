@@ -10,6 +10,8 @@ from PIL import Image
 
 bpy = pytest.importorskip("bpy")
 
+import addon_utils  # noqa: E402
+
 from blender_addon import orbit_render, stage, subject  # noqa: E402
 from blender_addon.contract.orbit import (  # noqa: E402
     Cameras,
@@ -627,6 +629,18 @@ def test_no_motion_is_refused_with_a_sentence(tmp_path):
         orbit_render.measure(bpy.context, cube, (20, 1))
 
 
+def test_geometry_is_read_without_cycles():
+    """Which may be switched off: then EEVEE renders the pictures."""
+    cube = add_cube(size=2)
+    addon_utils.disable("cycles")
+    try:
+        space = orbit_render.measure(bpy.context, cube, (1, 1))
+        assert len(orbit_render.sample_surface(space, 100).points) == 100
+    finally:
+        addon_utils.enable("cycles")
+    assert space.scale == pytest.approx(2)
+
+
 def test_a_mesh_that_is_rebuilt_moves():
     cube = add_cube()
     build = cube.modifiers.new("Build", "BUILD")
@@ -780,6 +794,15 @@ def test_a_folder_that_cannot_be_written(working_file, tmp_path):
             bpy.context, working_file, Orbit(frames=3), tmp_path, moving=False, frame_range=(1, 1), samples=1
         )
     assert snapshot() == before
+
+
+def test_a_folder_of_any_name(working_file, tmp_path):
+    """Blender takes braces in an output path for a template, and # for the frame's number."""
+    folder = tmp_path / "a {b} ##_%d é"
+    orbit_render.render_orbit(
+        bpy.context, working_file, Orbit(frames=2), folder, moving=False, frame_range=(1, 1), samples=1
+    )
+    assert sorted(path.name for path in folder.glob("*.png")) == ["frame_000.png", "frame_001.png"]
 
 
 def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):

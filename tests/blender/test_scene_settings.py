@@ -5,6 +5,8 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
+import addon_utils  # noqa: E402
+
 from blender_addon import node_groups, point_cloud, retime, versions  # noqa: E402
 from tests.blender.clips import add_camera, twisting_ring  # noqa: E402
 
@@ -37,6 +39,17 @@ def test_higher_settings_and_all_others_are_left_alone(scene):
     assert scene.cycles.min_transparent_bounces == 512
     assert scene.cycles.max_bounces == 3
     assert scene.view_settings.view_transform == "Filmic"
+
+
+def test_cycles_may_be_switched_off(scene):
+    addon_utils.disable("cycles")
+    try:
+        assert not hasattr(scene, "cycles")
+        assert point_cloud.ensure_scene_settings(scene) == []
+        point_cloud.import_clip(twisting_ring(n=5), scene)
+        assert point_cloud.scene_warnings(scene) == ["Splats face the scene's camera, and there is none"]
+    finally:
+        addon_utils.enable("cycles")
 
 
 def test_no_warnings_without_gaussians(scene):

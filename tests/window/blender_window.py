@@ -34,6 +34,11 @@ class Blender:
         """The path under which Blender sees the folder `work`."""
         return str(work) if self.root is None else "/job"
 
+    @property
+    def shaders(self) -> Path:
+        """Where compiled shaders are kept from one run to the next: without, each waits for them anew."""
+        return self.root / "var/cache/kinesplat" if self.root else DEFAULT_ROOT.expanduser().parent / "shaders"
+
     def run(
         self, work: Path, arguments: list[str], *, window: bool, limit: float, environment: dict[str, str] | None = None
     ) -> tuple[int, str]:
@@ -52,10 +57,13 @@ class Blender:
             command = ["bash", str(HERE / "in_root.sh"), str(self.root), str(work), *command]
         for folder in ("home", "run"):
             (work / folder).mkdir(mode=0o700, exist_ok=True)
+        shaders = self.shaders
+        shaders.mkdir(parents=True, exist_ok=True)
         variables = {
             "HOME": f"{inside}/home",
             "XDG_RUNTIME_DIR": f"{inside}/run",
             "LIBGL_ALWAYS_SOFTWARE": "1",
+            "MESA_SHADER_CACHE_DIR": f"/{shaders.relative_to(self.root or '/')}",
             "LANG": "C.UTF-8",
             "PATH": os.environ["PATH"] + ":/usr/sbin:/usr/bin:/sbin:/bin",
             "JOB": inside,

@@ -16,6 +16,7 @@ from driver import (
     open_tab,
     picture,
     play,
+    wait_for_colors,
     wait_until,
     watch_freezes,
     window,
@@ -99,13 +100,13 @@ def steps():
     yield from click(*(yield from find_button("bpy.ops.kinesplat.import_result(", below=generate)))
     yield from wait_until(lambda: set(bpy.data.objects) - before, 30, "the result is in the scene")
     (splats,) = set(bpy.data.objects) - before
-    yield 1.5
     RESULT["centre"] = list(middle(splats))
     RESULT["fox_centre"] = list(middle(rig.children[0]))
     RESULT["fox_size"] = max(rig.children[0].dimensions)
+    yield from wait_for_colors()
     picture("6_imported")
     bpy.context.scene.frame_set(8)
-    yield 1.5
+    yield from wait_for_colors()
     picture("7_frame_8")
     note("done")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import bpy
 
 sys.path.insert(0, str(Path(__file__).parent))
-from driver import RESULT, click, find_button, open_tab, picture, play, wait_until
+from driver import RESULT, click, find_button, open_tab, picture, play, wait_for_colors, wait_until
 from fox import ADDON, set_up
 
 
@@ -28,7 +28,7 @@ def steps():
     yield from wait_until(lambda: set(bpy.data.objects) - before, 60, "the result is in the scene")
     (splats,) = set(bpy.data.objects) - before
     RESULT["points"] = len(splats.data.vertices)
-    yield 1.0
+    yield from wait_for_colors()
     picture("4_imported")
 
 

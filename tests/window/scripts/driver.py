@@ -20,10 +20,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import bpy
+import numpy as np
 
 JOB = Path(os.environ["JOB"])
 RESULT: dict = {}  # what the script found out; goes to result.json
 TICK = 0.02
+COLORED = 30  # of 255, between the largest and the smallest channel of a pixel: more than a theme's grays
+FEWEST_COLORED = 500  # pixels of a subject
 
 _last_tick = 0.0
 _longest = 0.0
@@ -86,6 +89,34 @@ def picture(name: str) -> None:
     _last_tick = time.monotonic()
 
 
+def wait_for_colors(seconds: float = 300) -> Generator[float, None, None]:
+    """Wait until the viewport shows something in color, and the same thing twice.
+
+    EEVEE compiles its shaders in the background, for minutes on a slow computer, and shows an empty scene meanwhile.
+    """
+    area, sidebar = viewport()
+    space = area.spaces.active
+    window().scene.eevee.taa_samples = 1  # each further one is another picture, and slow without a graphics card
+    space.overlay.show_overlays = space.show_gizmo = False  # outlines and axes have colors as well
+    rim = 80  # headers and tools lie over the region
+    x, y = area.x + rim, window().height - (area.y + area.height - rim)
+    crop = f"{area.width - sidebar.width - 2 * rim}x{area.height - 2 * rim}+{x}+{y}"
+    former = b""
+
+    def is_drawn() -> bool:
+        nonlocal former
+        command = ["import", "-window", "root", "-crop", crop, "-depth", "8", "rgb:-"]
+        shown = subprocess.run(command, check=True, capture_output=True).stdout
+        pixels = np.frombuffer(shown, np.uint8).reshape(-1, 3).astype(np.int16)
+        colored = np.count_nonzero(np.ptp(pixels, axis=1) > COLORED)
+        stands_still, former = shown == former, shown
+        return stands_still and colored > FEWEST_COLORED
+
+    yield from wait_until(is_drawn, seconds, "the viewport shows colors", area.tag_redraw, every=1.0)
+    space.overlay.show_overlays = space.show_gizmo = True
+    yield 1.0
+
+
 def move_mouse(x: int, y: int) -> None:
     """Move the mouse to a place in the window, counted from its lower left corner as Blender does."""
     xdotool("mousemove", x, window().height - y)
@@ -133,7 +164,11 @@ def find_button(call: str, below: tuple[int, int] | None = None) -> Generator[fl
 
 
 def wait_until(
-    condition: Callable[[], bool], seconds: float, what: str, each: Callable[[], None] = lambda: None
+    condition: Callable[[], bool],
+    seconds: float,
+    what: str,
+    each: Callable[[], None] = lambda: None,
+    every: float = 0.25,
 ) -> Generator[float, None, None]:
     """Wait for something that Blender does by itself."""
     end = time.monotonic() + seconds
@@ -141,7 +176,7 @@ def wait_until(
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:.0f} s: {what}")
         each()
-        yield 0.25
+        yield every
     note(what)
 
 

@@ -18,6 +18,7 @@ from driver import (
     picture,
     play,
     viewport,
+    wait_for_colors,
     wait_until,
     watch_freezes,
 )
@@ -105,7 +106,7 @@ def steps():
     RESULT["distance"] = abs(low - scene.cursor.location.z)
     timing = sys.modules[f"{ADDON}.blender_addon.retime"].timing(splats)
     RESULT["played"] = [timing.first, timing.last]
-    yield 1.0
+    yield from wait_for_colors()
     picture("7_imported")
     note("done")
 

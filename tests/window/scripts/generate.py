@@ -19,10 +19,19 @@ from driver import (
     play,
     press,
     viewport,
+    wait_for_colors,
     wait_until,
     watch_freezes,
+    window,
 )
 from fox import install_extension, middle, set_up, time_ticks
+
+
+def toggle_local_view():
+    area, _ = viewport()
+    region = next(region for region in area.regions if region.type == "WINDOW")
+    with bpy.context.temp_override(window=window(), area=area, region=region):
+        bpy.ops.view3d.localview(frame_selected=False)
 
 
 def steps():
@@ -64,11 +73,11 @@ def steps():
     yield 1.0
     picture("4_done")
 
+    toggle_local_view()
     before = set(bpy.data.objects)
     place = yield from find_button("bpy.ops.kinesplat.import_result(", below=place)
     yield from click(*place)
     yield from wait_until(lambda: set(bpy.data.objects) - before, 30, "the result is in the scene")
-    yield 1.5
     (splats,) = set(bpy.data.objects) - before
     name = splats.name
     rig = next(obj for obj in bpy.data.objects if obj.type == "ARMATURE")
@@ -78,17 +87,20 @@ def steps():
         "points": len(splats.data.vertices) if splats.type == "MESH" else len(splats.data.points),
         "modifiers": [modifier.type for modifier in splats.modifiers],
         "in_scene": name in bpy.context.scene.objects,
+        "in_local_view": splats.local_view_get(viewport()[0].spaces.active),
         "centre": list(middle(splats)),
         "fox_centre": list(middle(bpy.data.objects["fox"] if "fox" in bpy.data.objects else rig.children[0])),
         "fox_size": max(rig.children[0].dimensions),
     }
+    toggle_local_view()
+    yield from wait_for_colors()
     picture("5_imported")
     for obj in [rig, *rig.children_recursive]:
         obj.hide_set(True)
-    yield 1.0
+    yield from wait_for_colors()
     picture("6_gaussians_alone")
     bpy.context.scene.frame_set(12)
-    yield 1.5
+    yield from wait_for_colors()
     picture("7_frame_12")
 
     area, sidebar = viewport()
@@ -100,6 +112,7 @@ def steps():
     yield 1.0
     RESULT["undone"] = name not in bpy.data.objects
     RESULT["left"] = sorted(obj.name for obj in bpy.data.objects if obj.type == "MESH")
+    yield from wait_for_colors()
     picture("8_undone")
     note("done")
 
