@@ -27,6 +27,23 @@ def enough_memory(batch: int) -> Iterator[None]:
         raise UserError("out_of_memory", f"Samples by {batch} do not fit into the GPU's memory.", hint) from error
 
 
+@contextlib.contextmanager
+def able_to_compile() -> Iterator[None]:
+    """While this lasts, a machine on which torch.compile does not work is told of in words.
+
+    Raises:
+        UserError: it is one.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).partition("\n\n")[0].split())  # then follows what helps developers of torch
+        hint = "Install a C compiler, such as gcc, or train without: --set compile=false."
+        raise UserError("not_compiled", f"The network cannot be compiled here: {reason}", hint) from error
+
+
 class Reserve:
     """Seconds of a plan that are kept for what comes after its last step: validation, checkpoint, packing.
 
