@@ -186,7 +186,7 @@ def train(
     with contextlib.ExitStack() as stack:
         signalled = stack.enter_context(stop_on_signals())
         log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
-        stack.enter_context(enough_memory(config.batch))
+        stack.enter_context(enough_memory(config.batch, config.accumulate))
         stack.enter_context(able_to_compile() if config.compile else contextlib.nullcontext())
         drawn = draw(stream, numbers, vocabulary, config.workers, accelerator.device, say)
         batches = stack.enter_context(contextlib.closing(drawn))
