@@ -186,7 +186,7 @@ def base_python() -> Base:
 
 def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
     """Make the environment in `folder`; the stamp is written last."""
-    print("Setting up Kinesplat (once, a few minutes, about 2.5 GB on disk).", flush=True)
+    print("Setting up Kinesplat (once, a few minutes, about 3 GB on disk).", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     log_path = ENVIRONMENTS / "setup.log"
     started = time.monotonic()

@@ -227,10 +227,8 @@ class Tracker:
         backend = self.board.backend
         status.backend_state, status.backend_code = backend.state, backend.code
         status.backend_message, status.backend_hint = backend.sentence, backend.hint
-        status.backend_url, status.backend_version = backend.url, backend.version
         status.notice, status.notice_hint, status.notice_code = self.notice
         status.capture_active = run is not None
-        status.capture_name = run.record.name if run else ""
         status.capture_text = run.text if run else ""
         status.capture_fraction = run.fraction if run else 0.0
         status.video_text, status.video_problem, status.video_icons, status.video_numbers = self.video.state

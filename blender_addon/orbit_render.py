@@ -156,11 +156,6 @@ def measure(
     return _exhaust(measure_steps(context, obj, frame_range, frames=frames))
 
 
-def has_motion(context: bpy.types.Context, obj: bpy.types.Object | None, frame_range: tuple[float, float]) -> bool:
-    """Whether the evaluated surface of `obj` and its children moves within the frame range. Raises as `measure`."""
-    return measure(context, obj, frame_range).moves
-
-
 def fitting_distance(outline: np.ndarray, orbit: Orbit) -> float:
     """The orbit's distance, enlarged just as far as needed for every point to stay in the picture at every azimuth.
 

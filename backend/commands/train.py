@@ -153,7 +153,8 @@ def ship_runs(options: argparse.Namespace) -> int:
         print(f"{options.out}: {options.name}")
         return 0
     if not (options.motion and options.assets):
-        raise UserError("incomplete", "A model needs --motion and --assets, or --scene-flow alone.")
+        alone = "--scene-flow, --small-4dm, --published or --4dm"
+        raise UserError("incomplete", f"A model needs --motion and --assets, or one of {alone}, alone.")
     runs = {"motion": options.motion, "static": options.static}
     ship({task: run for task, run in runs.items() if run}, options.assets, options.out, name=options.name)
     print(f"{options.out}: {options.name}")

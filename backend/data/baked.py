@@ -68,6 +68,8 @@ def read_manifest(folder: Path, split: str | None = None) -> list[dict]:
     try:
         assets = json.loads(path.read_text(encoding="utf-8"))["assets"]
         return [asset for asset in assets if split is None or asset["split"] == split]
+    except FileNotFoundError as error:
+        raise BadFileError(f"{folder} holds no manifest.json: it is no folder of animated assets.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{path} is not a manifest of animated assets: {error}.") from error
 

@@ -25,7 +25,6 @@ from backend.progress import Run, UserError
 from blender_addon.contract.arrays import atomic_file
 
 CLIPS_PER_SHARD = 8
-RENDERERS = ("fast", "cycles")
 LARGEST = MAX_SIDE // FRAMES
 NOT_FREE = f"its licence is not one of {', '.join(FREE_LICENCES)}"
 

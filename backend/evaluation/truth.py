@@ -23,7 +23,6 @@ from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays
 from blender_addon.contract.orbit import Cameras, SurfaceSamples, read_surface_samples
 
-RENDERERS = ("cycles", "fast")
 MOVING, STATIC = "moving", "static"  # shots by which a clip's fitness is judged
 LEAVES_PICTURE = "the subject leaves the picture"
 LEAST_MAGNITUDE = 0.1  # m of Eq. 1: what moves less is no test of motion

@@ -68,13 +68,6 @@ def velocity(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timestep: T
     return signal * noise - spread * clean
 
 
-def training_target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
-    """What the network of this schedule is trained to predict."""
-    if predicts(scheduler) == CLEAN:
-        return clean
-    return noise if predicts(scheduler) == EPSILON else velocity(scheduler, clean, noise, timestep)
-
-
 def clean_of(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timestep: Tensor | int) -> Tensor:
     """The clean latents that a prediction at x_t amounts to. Noise tells nothing about them where a_t = 0."""
     if predicts(scheduler) == CLEAN:
@@ -83,16 +76,6 @@ def clean_of(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timest
     if predicts(scheduler) == EPSILON:
         return (noisy - spread * prediction) / signal
     return signal * noisy - spread * prediction
-
-
-def noise_of(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timestep: Tensor | int) -> Tensor:
-    """The noise that a prediction at x_t amounts to."""
-    if predicts(scheduler) == EPSILON:
-        return prediction
-    signal, spread = factors(scheduler, timestep, noisy)
-    if predicts(scheduler) == CLEAN:
-        return (noisy - signal * prediction) / spread
-    return signal * prediction + spread * noisy
 
 
 def prediction_of(scheduler: DDIMScheduler, clean: Tensor, noisy: Tensor, timestep: Tensor | int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backend.guidance.classifier_free import guide_plain
 from backend.guidance.sampling import Branches
-from backend.guidance.schedules import TRAIN_STEPS, add_noise, clean_of, factors, noise_of
+from backend.guidance.schedules import TRAIN_STEPS, add_noise, clean_of
 
 GUIDANCE = 5.0  # scale of classifier-free guidance
 RESCALE = 0.2  # how much of the contrast that guidance has added is taken back
@@ -85,26 +85,3 @@ def reconstruction(
 def reconstruction_loss(latents: Tensor, target: Tensor) -> Tensor:
     """1 / (2 B) sum (z - z0)^2 of latents [B, 4, h, w]: the form that 4Diffusion uses. Gradient: (z - z0) / B."""
     return 0.5 * (latents - target.detach()).square().sum() / len(latents)
-
-
-def score_loss(
-    latents: Tensor,
-    conditional: Tensor,
-    unconditional: Tensor,
-    noisy: Tensor,
-    noise: Tensor,
-    timestep: int,
-    scheduler: DDIMScheduler,
-    guidance: float = GUIDANCE,
-) -> Tensor:
-    """Score distillation as DreamFusion has it, to compare with.
-
-    Its gradient by the latents [B, 4, h, w] is g / B with g = (1 - a_t) (eps_guided - eps); its value is
-    sum g^2 / (2 B).
-    """
-    with torch.no_grad():
-        guided = noise_of(scheduler, guide_plain(conditional, unconditional, guidance), noisy, timestep)
-        _, spread = factors(scheduler, timestep, latents)
-        gradient = spread.square() * (guided - noise)
-    # A distance to a constant one such gradient away: value and gradient are those above.
-    return 0.5 * (latents - (latents.detach() - gradient)).square().sum() / len(latents)

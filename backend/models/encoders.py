@@ -131,13 +131,6 @@ class Encoders:
             part.to(device, dtype) if dtype else part.to(device)
         return self
 
-    def save_memory(self, tiling: bool = True) -> "Encoders":
-        """Let the VAE work on one picture at a time, and with `tiling` on parts of large ones, which changes seams."""
-        self.vae.enable_slicing()
-        if tiling:
-            self.vae.enable_tiling()
-        return self
-
 
 def load_imagedream_encoders(
     folder: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

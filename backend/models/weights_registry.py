@@ -13,8 +13,6 @@ from backend.models.checkpoints import KeyDifference, Shape, compare, expected_s
 from backend.progress import UserError
 
 REGISTRY = Path(__file__).resolve().parent / "weights.toml"
-COMMERCIAL_USE = ("yes", "no", "unclear")
-SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 

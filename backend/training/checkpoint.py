@@ -174,7 +174,10 @@ def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimi
     for name, parameter in network.named_parameters():
         state = {key: moments[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in moments}
         if state:
-            optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+            # files know no channels-last memory, and a fused optimizer wants one order in all that belongs together
+            optimizer.state[parameter] = {
+                key: torch.empty_like(parameter, requires_grad=False).copy_(tensor) for key, tensor in state.items()
+            }
             # a fused optimizer counts on the GPU, others on the CPU
             where = parameter.device if optimizer.defaults.get("fused") else "cpu"
             optimizer.state[parameter]["step"] = moments[f"step.{name}"].to(where)

@@ -11,21 +11,24 @@ from backend.models.motion_magnitude import latent_magnitude, motion_magnitude, 
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.training.batches import Batch
-from backend.training.config import TrainConfig
+from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
 
 CONDITION_CHANNELS = 16  # static RGBA in 2 x 2 blocks
 
 
 def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
-    """The network, freshly initialised; where all samples go without the static orbit, blind to it."""
-    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
+    """The network, freshly initialised; where all samples go without the static orbit, blind to it.
+
+    Raises:
+        UserError: there is no such size.
+    """
     shape = {
         "latent_channels": motion_latents.CHANNELS,
         "condition_channels": CONDITION_CHANNELS,
         "vector_channels": motion_latents.FLOW_CHANNELS,
     }
-    network = SmallVideoNet(SmallConfig(**shape, vocabulary=len(vocabulary.words), **sizes))
+    network = SmallVideoNet(resized(SmallConfig(**shape, vocabulary=len(vocabulary.words)), config.network))
     if config.drop_orbit >= 1:  # weights of what is always 0 stay as they are
         first = motion_latents.CHANNELS
         with torch.no_grad():

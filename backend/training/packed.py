@@ -37,7 +37,8 @@ SHEET_BYTES = 2 * 2**20
 def pack(run: Path, out: Path, *, renew: bool = False) -> Path:
     """Write the newest checkpoint of a run for moving: at most 8 files of at most 15 MiB, 64 MiB in all.
 
-    renew: replace an earlier packed run there. Killed at any moment, it leaves that or the new one.
+    renew: replace an earlier packed run there. Killed at any moment, it leaves that or the new one, at worst
+        beside it, as `.old` and `.part`.
 
     Raises:
         UserError: there is no checkpoint, it is damaged or too large, or `out` holds something else.
@@ -58,9 +59,12 @@ def pack(run: Path, out: Path, *, renew: bool = False) -> Path:
             (part / LOG).write_bytes(_tail(source, LOG_BYTES))
         else:
             shutil.copyfile(source, part / source.name)
+    former = out.with_name(out.name + ".old")
+    shutil.rmtree(former, ignore_errors=True)
     if out.exists():
-        shutil.rmtree(out)
+        os.replace(out, former)
     os.replace(part, out)
+    shutil.rmtree(former, ignore_errors=True)
     return out
 
 

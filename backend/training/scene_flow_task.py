@@ -7,7 +7,7 @@ from torch import Tensor
 from backend.models.scene_flow import SceneFlowConfig, SceneFlowNet
 from backend.models.text import Vocabulary
 from backend.training.batches import FlowBatch
-from backend.training.config import TrainConfig
+from backend.training.config import TrainConfig, resized
 
 SOFTEST = 0.5  # of coverage: pixels that show less of the subject teach nothing
 SPREAD_WEIGHT = 0.05
@@ -15,9 +15,12 @@ MOVED = 0.005  # of flow, added to a clip's mean motion where errors are told re
 
 
 def build(config: TrainConfig, vocabulary: Vocabulary) -> SceneFlowNet:
-    """The network, freshly initialised."""
-    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
-    return SceneFlowNet(SceneFlowConfig(**sizes))
+    """The network, freshly initialised.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    return SceneFlowNet(resized(SceneFlowConfig(), config.network))
 
 
 def loss(network: torch.nn.Module, batch: FlowBatch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:

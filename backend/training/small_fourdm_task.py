@@ -26,8 +26,11 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:
     """The network, freshly initialised; its base as `config.base_run` has left it, and frozen, if there is one.
 
     Raises:
-        UserError: there is no such size, or no such run.
+        UserError: there is no such size, or no such run; or several moments of a sample and no base to train them on.
     """
+    if config.times > 1 and not config.base_run:
+        hint = "Name the run of the base: --set 'base_run=\"RUN\"' (docs/training.md)."
+        raise UserError("no_base", "Motion modules are trained on a base, and none is named.", hint)
     sizes = asdict(SmallFourDMConfig(vocabulary=len(vocabulary.words), motion=bool(config.base_run)))
     network = SmallFourDM(resized(SmallFourDMConfig(**sizes), config.network))
     if config.base_run:

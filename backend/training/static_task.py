@@ -9,7 +9,7 @@ from backend.models.diffusion import add_noise
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet
 from backend.training.batches import StillBatch
-from backend.training.config import TrainConfig
+from backend.training.config import TrainConfig, resized
 
 PURE_NOISE = 0.7  # of the samples
 
@@ -24,9 +24,12 @@ def noise_levels(uniform: Tensor) -> Tensor:
 
 
 def build(config: TrainConfig, vocabulary: Vocabulary) -> VolumeNet:
-    """The network, freshly initialised."""
-    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.network.items()}
-    return VolumeNet(VolumeConfig(vocabulary=len(vocabulary.words), **sizes))
+    """The network, freshly initialised.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    return VolumeNet(resized(VolumeConfig(vocabulary=len(vocabulary.words)), config.network))
 
 
 def loss(network: torch.nn.Module, batch: StillBatch, config: TrainConfig, noise: torch.Generator) -> dict[str, Tensor]:

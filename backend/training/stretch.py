@@ -14,7 +14,7 @@ AHEAD = 2  # steps that the loop may be before the GPU
 
 
 @contextlib.contextmanager
-def enough_memory(batch: int) -> Iterator[None]:
+def enough_memory(batch: int, accumulate: int = 1) -> Iterator[None]:
     """While this lasts, a GPU that is too small is told of in words.
 
     Raises:
@@ -23,8 +23,27 @@ def enough_memory(batch: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        hint = f"Try --set batch={max(batch // 2, 1)} --set accumulate=2, which trains the same."
+        hint = "Take a GPU with more of it."
+        if batch > 1:
+            hint = f"Try --set batch={batch // 2} --set accumulate={2 * accumulate}, which trains the same."
         raise UserError("out_of_memory", f"Samples by {batch} do not fit into the GPU's memory.", hint) from error
+
+
+@contextlib.contextmanager
+def able_to_compile() -> Iterator[None]:
+    """While this lasts, a machine on which torch.compile does not work is told of in words.
+
+    Raises:
+        UserError: it is one.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).partition("\n\n")[0].split())  # then follows what helps developers of torch
+        hint = "Install a C compiler, such as gcc, or train without: --set compile=false."
+        raise UserError("not_compiled", f"The network cannot be compiled here: {reason}", hint) from error
 
 
 class Reserve:

@@ -49,7 +49,7 @@ from backend.training.interrupts import stop_on_signals
 from backend.training.logbook import Logbook, Meter, progress_line
 from backend.training.packed import check_place, pack
 from backend.training.plan import Plan, learning_rate, make_plan
-from backend.training.stretch import Pace, Reserve, enough_memory
+from backend.training.stretch import Pace, Reserve, able_to_compile, enough_memory
 
 # A task is a module: build(config, vocabulary) -> network; loss(network, batch, config, noise) -> {"loss": ..., ...},
 # where noise is a generator on the device of the batch.
@@ -186,7 +186,8 @@ def train(
     with contextlib.ExitStack() as stack:
         signalled = stack.enter_context(stop_on_signals())
         log = stack.enter_context(Logbook(out, step)) if accelerator.is_main_process else None
-        stack.enter_context(enough_memory(config.batch))
+        stack.enter_context(enough_memory(config.batch, config.accumulate))
+        stack.enter_context(able_to_compile() if config.compile else contextlib.nullcontext())
         drawn = draw(stream, numbers, vocabulary, config.workers, accelerator.device, say)
         batches = stack.enter_context(contextlib.closing(drawn))
         first = step

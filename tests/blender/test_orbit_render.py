@@ -382,7 +382,7 @@ def test_armature_with_children(tmp_path):
     lamp.parent, lamp.location = rig, (50, 0, 0)
     update()
     assert [obj.name for obj in subject.find_subject(bpy.context, rig).objects()] == ["Rig", "Cube"]
-    assert orbit_render.has_motion(bpy.context, rig, (1, 11))
+    assert orbit_render.measure(bpy.context, rig, (1, 11)).moves
     space = orbit_render.measure(bpy.context, rig, (1, 11), frames=11)
     np.testing.assert_allclose(np.ptp(space.outline, axis=0) * space.scale, (3, 1, 1), atol=1e-4)
     assert space.motion * space.scale == pytest.approx(2, abs=1e-4)
@@ -621,8 +621,8 @@ def test_refusals(make, sentence):
 def test_no_motion_is_refused_with_a_sentence(tmp_path):
     cube = add_cube()
     keyframe(cube, "location", {50: (0, 0, 0), 60: (1, 0, 0)})
-    assert not orbit_render.has_motion(bpy.context, cube, (1, 20))
-    assert orbit_render.has_motion(bpy.context, cube, (50, 60))
+    assert not orbit_render.measure(bpy.context, cube, (1, 20)).moves
+    assert orbit_render.measure(bpy.context, cube, (50, 60)).moves
     with pytest.raises(CaptureError, match="Cube does not move between frame 1 and 20"):
         orbit_render.capture(bpy.context, cube, Orbit(frames=8), tmp_path, frame_range=(1, 20))
     with pytest.raises(CaptureError, match="ends at 1, before it starts at 20"):

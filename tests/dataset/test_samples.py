@@ -60,7 +60,7 @@ def test_families_can_be_left_out():
 def test_a_split_without_assets_is_told():
     with pytest.raises(BadFileError, match="'test'"):
         SampleStream(ASSETS, "test")
-    with pytest.raises(BadFileError, match="manifest"):
+    with pytest.raises(BadFileError, match="holds no manifest"):
         SampleStream(ASSETS / "nowhere")
 
 

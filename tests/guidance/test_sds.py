@@ -48,11 +48,6 @@ def test_reconstruction(run: str) -> None:
     assert_as_known(run, latents, sds.reconstruction_loss(latents, target))
 
 
-def test_score_form() -> None:
-    latents, given = inputs("sds")
-    assert_as_known("sds", latents, sds.score_loss(latents, noise=KNOWN["noise"], **given))
-
-
 def test_defaults_are_those_of_the_paper() -> None:
     _, given = inputs("recon02")
     del given["guidance"]

@@ -79,22 +79,6 @@ def test_latents_and_pictures_are_scaled_and_chunks_do_not_matter(
     torch.testing.assert_close(decoded[0], (vae_case["decoded"] / 2 + 0.5).clamp(0, 1), **CLOSE)
 
 
-def test_slicing_changes_nothing(vae: AutoencoderKL, vae_case: dict[str, Tensor]) -> None:
-    both = Encoders(vae, text=None, image=None)
-    latents = (vae_case["latent_in"] * 0.18215)[None]
-    plain = both.pictures(latents)
-    try:
-        both.save_memory(tiling=False)
-        assert vae.use_slicing
-        assert not vae.use_tiling
-        torch.testing.assert_close(both.pictures(latents), plain, **CLOSE)
-        both.save_memory()
-        assert vae.use_tiling
-    finally:
-        vae.disable_slicing()
-        vae.disable_tiling()
-
-
 def test_text_is_the_second_to_last_block_normed(
     clip: tuple[TextEncoder, ImageEncoder], clip_case: dict[str, Tensor]
 ) -> None:

@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from backend.models import small
 from backend.models.small import SmallConfig, SmallVideoNet
 
 FRAMES = 6
@@ -92,3 +93,19 @@ def test_frames_may_be_more_and_pictures_larger():
     given["frame_times"] = torch.linspace(0, 1, 2 * FRAMES)[None]
     given["camera_to_world"] = given["camera_to_world"].repeat(1, 2, 1, 1)
     assert net(**given).shape == (1, 2 * FRAMES, 4, 16, 24)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_sequences_than_a_gpu_takes_at_once_are_attended_in_parts(monkeypatch, masked):
+    query, key, value = torch.randn(3, 5, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    seen = torch.arange(5)[:, None, None, None] >= torch.arange(4) if masked else None
+    launched, fused = [], small.functional.scaled_dot_product_attention
+
+    def launch(query, *args, **options):
+        launched.append(len(query))
+        return fused(query, *args, **options)
+
+    monkeypatch.setattr(small.functional, "scaled_dot_product_attention", launch)
+    monkeypatch.setattr(small, "MOST_SEQUENCES", 2)
+    torch.testing.assert_close(small.attend_fused(query, key, value, seen), small.attend(query, key, value, seen))
+    assert launched == [2, 2, 1]

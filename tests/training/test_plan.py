@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 
+from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training.batches import micro_batches
 from backend.training.config import CONFIGS, read_config
@@ -21,6 +22,13 @@ OVERLAYS = ("gpu",)
 def test_shipped_configurations_are_read(name):
     assert read_config(name).task in TASKS
     assert read_config(name, overlays=OVERLAYS).compile
+
+
+@pytest.mark.parametrize("name", ["motion", "static", "scene_flow", "4dm"])
+def test_a_size_that_no_network_has_is_told(name):
+    config = read_config(f"kinesplat_small_{name}", ["network.depth=3"])
+    with pytest.raises(UserError, match=r"no such network.*depth"):
+        TASKS[config.task].build(config, Vocabulary(("dog",)))
 
 
 def test_a_second_configuration_changes_lines_of_the_first(tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from backend.data.view_samples import TIMES, VIEWS, GuessedViewStream
 from backend.models import kinesplat_small_4dm
+from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training.config import read_config
 from backend.training.ship import ship_small_fourdm
@@ -94,3 +95,8 @@ def test_the_configurations_are_whole(name, times):
     config = read_config(name)
     assert (config.task, config.times) == ("small_fourdm", times)
     json.dumps(vars(config))
+
+
+def test_motion_modules_want_a_base():
+    with pytest.raises(UserError, match="none is named"):
+        build(read_config("kinesplat_small_4dm_motion"), Vocabulary(("dog",)))

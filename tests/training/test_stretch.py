@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from backend.__main__ import main
 from backend.models import kinesplat_small, kinesplat_small_4dm
@@ -20,7 +21,7 @@ from backend.pipelines.small_views import SIDE, SmallVideoModel
 from backend.progress import Run, UserError
 from backend.training import packed, small_fourdm_validation, trainer
 from backend.training.checkpoint import found_checkpoint, read_about, read_average, read_state
-from backend.training.stretch import Reserve
+from backend.training.stretch import Reserve, enough_memory
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
 COMMON = 'resolution = 16\nbatch = 2\nprecision = "fp32"\nwarmup = 2\nlog_steps = 1\nsheet_minutes = 0\n'
@@ -191,6 +192,22 @@ def test_a_gpu_that_is_too_small_is_told_of(place, monkeypatch, capsys):
     monkeypatch.setattr(trainer.small_fourdm_task, "loss", loss)
     assert stretch("4dm", "base", "base1") == 1
     assert "--set batch=1 --set accumulate=2" in capsys.readouterr().err
+    for batch, accumulate, told in ((8, 2, "batch=4 --set accumulate=4"), (1, 4, "more of it")):
+        with pytest.raises(UserError) as caught, enough_memory(batch, accumulate):
+            loss()
+        assert told in caught.value.hint
+
+
+def test_a_machine_that_cannot_compile_is_told_of(place, monkeypatch, capsys):
+    def loss(*_: object) -> None:
+        raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found.\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(trainer.small_fourdm_task, "loss", loss)
+    assert stretch("4dm", "base", "base1", "--set", "compile=true") == 1
+    told = capsys.readouterr().err
+    assert "No working C++ compiler found. Install a C compiler" in told
+    assert "compile=false" in told
+    assert "TORCHDYNAMO" not in told
 
 
 def test_what_is_kept_at_the_end():

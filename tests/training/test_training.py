@@ -18,8 +18,9 @@ from backend.models.text import Vocabulary
 from backend.progress import UserError
 from backend.training import checkpoint, motion_task
 from backend.training.batches import draw_now
+from backend.training.config import read_config
 from backend.training.packed import pack
-from backend.training.trainer import sample_stream, train
+from backend.training.trainer import TASKS, sample_stream, train
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER)
@@ -145,3 +146,20 @@ def test_a_run_needs_a_length_and_assets(tiny, assets, tmp_path):
         train(tiny(), assets, tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):
         train(tiny(), assets, tmp_path, steps=1, resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"kinesplat_small_{kind}" for kind in ("motion", "static", "scene_flow", "4dm")],
+)
+def test_a_step_stays_on_its_device(name, assets):
+    """On a device that is not the CPU and has no numbers: what asks for them, or mixes devices, fails."""
+    config = read_config(name)
+    stream = sample_stream(config, assets, "train")
+    with torch.device("meta"):
+        network = TASKS[config.task].build(config, Vocabulary(("lever",)))
+    batch = draw_now(stream, range(2), Vocabulary(("lever",))).to("meta")
+    losses = TASKS[config.task].loss(network, batch, config, None)
+    assert {value.device.type for value in losses.values()} == {"meta"}
+    losses["loss"].backward()
+    assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}

@@ -18,7 +18,6 @@ from backend.splatting.rasterize.layout import EXTENT_X, FIRST_CHANNEL, FIRST_CH
 
 F = np.float32
 ZERO, HALF, ONE = F(0), F(0.5), F(1)
-MOST = (MAX_SH_DEGREE + 1) ** 2
 
 
 def _polynomials() -> np.ndarray:  # [degree, order, power] float32
