@@ -47,6 +47,7 @@ AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the
 MAX_IMAGE_PIXELS = 50_000_000
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
 PREVIEW_PIXELS = 48
+PREVIEW_FRAMES = 8
 LEAST_COVERAGE = 0.004  # of the picture
 
 
@@ -214,16 +215,17 @@ def generate_moving(
             out = model.motion(latents.expand(branches, -1, -1, -1, -1), condition, timestep, *given).float()
         return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
-    def told() -> Tensor:  # [1, T, 4, H, W]
-        return subject.pictures(cohere.in_view())[None]
+    def preview(_: Tensor) -> np.ndarray:
+        few = torch.linspace(0, len(static) - 1, PREVIEW_FRAMES).round().long()
+        return picture(subject.sketch(cohere.in_view(), few)[None])
 
-    def sized(size: float) -> Tensor:
+    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
         cohere(latents, size)
-        return told()
+        return subject.pictures(cohere.in_view())[None]
 
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
-    latents = denoise(shape, predict, sampler, steps, seed, run, lambda _: picture(told()), model.device)
+    latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
     pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
     return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.in_view()).numpy())
 
@@ -405,7 +407,7 @@ def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
 
 def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
     """Eight of the frames [1, T, 4, H, W] on white, to look at while more is to come."""
-    chosen = torch.linspace(0, frames.shape[1] - 1, 8).round().long()
+    chosen = torch.linspace(0, frames.shape[1] - 1, PREVIEW_FRAMES).round().long()
     shown = (frames[0, chosen, :3] + 1 - frames[0, chosen, 3:]).clamp(0, 1)
     rows = shown.unflatten(0, (2, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     return (rows * 255).round().byte().cpu().numpy()
