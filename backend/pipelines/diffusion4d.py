@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,6 +47,7 @@ AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the
 MAX_IMAGE_PIXELS = 50_000_000
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
 PREVIEW_PIXELS = 48
+PREVIEW_FRAMES = 8
 LEAST_COVERAGE = 0.004  # of the picture
 
 
@@ -220,16 +222,17 @@ def generate_moving(
             out = model.motion(latents.expand(branches, -1, -1, -1, -1), condition, timestep, *given).float()
         return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
-    def told() -> Tensor:  # [1, T, 4, H, W]
-        return subject.pictures(cohere.in_view())[None]
+    def preview(_: Tensor) -> np.ndarray:
+        few = torch.linspace(0, len(static) - 1, PREVIEW_FRAMES).round().long()
+        return picture(subject.sketch(cohere.in_view(), few)[None])
 
-    def sized(size: float) -> Tensor:
+    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
         cohere(latents, size)
-        return told()
+        return subject.pictures(cohere.in_view())[None]
 
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
-    latents = denoise(shape, predict, sampler, steps, seed, run, lambda _: picture(told()), model.device)
+    latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
     pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
     return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.in_view()).numpy())
 
@@ -411,7 +414,7 @@ def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
 
 def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
     """Eight of the frames [1, T, 4, H, W] on white, to look at while more is to come."""
-    chosen = torch.linspace(0, frames.shape[1] - 1, 8).round().long()
+    chosen = torch.linspace(0, frames.shape[1] - 1, PREVIEW_FRAMES).round().long()
     shown = (frames[0, chosen, :3] + 1 - frames[0, chosen, 3:]).clamp(0, 1)
     rows = shown.unflatten(0, (2, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     return (rows * 255).round().byte().cpu().numpy()
@@ -444,13 +447,15 @@ FRAMED_SHARE = 0.7  # a subject of longest side 1, in the middle of the picture 
 def without_background(image: np.ndarray) -> np.ndarray:
     """An opaque image [H, W, 4] with its plain background made transparent.
 
+    What looks like it but is not connected with the border stays: white eyes and patches are more common than holes.
+
     Raises:
         UserError: its border is not of one color.
     """
     color = image[..., :3].astype(np.float32)
-    border = np.concatenate([color[0], color[-1], color[:, 0], color[:, -1]])
-    background = np.median(border, axis=0)
-    if np.percentile(np.abs(border - background).max(1), 90) > 24:
+    edge = np.concatenate([color[0], color[-1], color[:, 0], color[:, -1]])
+    background = np.median(edge, axis=0)
+    if np.percentile(np.abs(edge - background).max(1), 90) > 24:
         raise UserError(
             "no_cutout",
             "The subject of the image cannot be told from its background.",
@@ -458,11 +463,14 @@ def without_background(image: np.ndarray) -> np.ndarray:
         )
     distance = np.abs(color - background).max(-1)
     alpha = np.clip((distance - 8) / 16, 0, 1)
+    border = np.ones(alpha.shape, bool)
+    border[1:-1, 1:-1] = False
+    alpha[~ndimage.binary_propagation(border & (alpha < 1), mask=alpha < 1)] = 1
     return np.concatenate([image[..., :3], (alpha * 255).astype(np.uint8)[..., None]], -1)
 
 
 def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
-    """A picture, with straight alpha.
+    """A picture, with straight alpha, turned as its file says (photographs lie on their side otherwise).
 
     Raises:
         BadFileError: it cannot be read, or is too large.
@@ -471,7 +479,7 @@ def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
         with Image.open(path, formats=["PNG", "JPEG"]) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise BadFileError(f"The image is too large: {image.width} x {image.height} pixels.")
-            return np.asarray(image.convert("RGBA"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.nn import functional
 
 from backend.models.motion_latents import fill, warp
 from backend.splatting.config import ConstructConfig
@@ -55,12 +55,20 @@ class MovedSubject:
     def pictures(self, shifts: Tensor) -> Tensor:  # [T, 4, H, W]
         """The subject with control points shifted by [T, B, 3], from the cameras of the static orbit."""
         flow = fill(*flow_of(self.surface, shifts, FLOW_PIXELS))
-        drawn = _drawn(self.gaussians, self.index, self.weights, poses(self.surface, shifts), self.static)
+        drawn = self._drawn(shifts, torch.arange(len(shifts)), self.static.images.shape[2])
         undone = warp(self.undone[None], flow[None], self.static.viewmats[None], self.surface.focal[None])[0]
         stranded = (undone[:, 4:] - _nearness(drawn)).clamp_min(0)  # what it lay on is not there any more
         pictures = drawn + (1 - stranded) * undone[:, :4]
         alpha = pictures[:, 3:].clamp(0, 1)
         return torch.cat([torch.minimum(pictures[:, :3].clamp_min(0), alpha), alpha], 1)
+
+    def sketch(self, shifts: Tensor, frames: Tensor) -> Tensor:  # [T, B, 3], [F] int64 -> [F, 4, h, w]
+        """Some of the pictures as the Gaussians alone show them, small: to look at while more is to come."""
+        return self._drawn(shifts, frames, min(self.static.images.shape[2], SHAPE_PIXELS))
+
+    def _drawn(self, shifts: Tensor, frames: Tensor, width: int) -> Tensor:  # [F, 4, h, width]
+        moved = poses(self.surface, shifts[frames])
+        return _drawn(self.gaussians, self.index, self.weights, moved, self.static, frames, width)
 
 
 def make_moved_subject(
@@ -89,7 +97,7 @@ def make_moved_subject(
     _, nearest = cKDTree(surface.points.numpy()).query(gaussians.means.numpy())
     index, weights = surface.control.index[nearest], surface.control.weights[nearest]
     at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))
-    drawn = _drawn(gaussians, index, weights, at_rest, static)
+    drawn = _drawn(gaussians, index, weights, at_rest, static, torch.arange(len(at_rest)), static.images.shape[2])
     undone = torch.cat([static.images.permute(0, 3, 1, 2) - drawn, _nearness(drawn)], 1)
     return MovedSubject(gaussians, surface, index, weights, static, undone)
 
@@ -97,13 +105,23 @@ def make_moved_subject(
 def _nearness(drawn: Tensor) -> Tensor:  # [T, 4, H, W] -> [T, 1, H, W]
     """The most coverage around each pixel."""
     reach = max(round(NEAR * drawn.shape[-1]), 1)
-    return functional.max_pool2d(drawn[:, 3:], 2 * reach + 1, stride=1, padding=reach)
+    size = 1, 1, 2 * reach + 1, 2 * reach + 1  # torch's pooling takes a hundred times as long for 512 pixels
+    return torch.from_numpy(ndimage.maximum_filter(drawn[:, 3:].numpy(), size, mode="constant"))
 
 
 def _drawn(
-    gaussians: GaussianParameters, index: Tensor, weights: Tensor, moved: Tensor, cameras: Observations
-) -> Tensor:  # [T, 4, H, W]
+    gaussians: GaussianParameters,
+    index: Tensor,
+    weights: Tensor,
+    moved: Tensor,
+    cameras: Observations,
+    frames: Tensor,
+    width: int,
+) -> Tensor:  # [F, B, 16] -> [F, 4, h, width]
+    """Gaussians that follow control points at these poses, as the cameras of some frames see them."""
     means, quats = blend(moved, gaussians.means, gaussians.quats, index, weights)
     looks = gaussians.scales, gaussians.opacities, gaussians.colors
-    height, width = cameras.images.shape[1:3]
-    return render(means, quats, *looks, cameras.viewmats, cameras.Ks, width, height).permute(0, 3, 1, 2)
+    height = round(cameras.images.shape[1] * width / cameras.images.shape[2])
+    scale = torch.tensor([width / cameras.images.shape[2], height / cameras.images.shape[1], 1.0])[:, None]
+    viewmats, intrinsics = cameras.viewmats[frames], cameras.Ks[frames] * scale
+    return render(means, quats, *looks, viewmats, intrinsics, width, height).permute(0, 3, 1, 2)

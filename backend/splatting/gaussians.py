@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.splatting.observations import Observations
+from backend.splatting.sight import project, seen_in
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
@@ -177,13 +178,10 @@ def sample_colors(
     ):
         pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
         column, row = pixels.T
-        depths = np.full((int(height / cell) + 1, int(width / cell) + 1), np.inf)
-        cells = (row / cell).astype(int), (column / cell).astype(int)
-        np.minimum.at(depths, tuple(axis[inside] for axis in cells), depth[inside])
         camera = np.linalg.inv(viewmat)[:3, 3]
         towards = camera - points
         facing = (normals * towards).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-9)
-        seen = inside & (facing > 0.2) & (depth < depths[cells] + DEPTH_TOLERANCE) & (image[row, column, 3] > 0.9)
+        seen = seen_in(pixels, depth, inside, cell, DEPTH_TOLERANCE) & (facing > 0.2) & (image[row, column, 3] > 0.9)
         share = view_weight * facing[seen]
         total[seen] += share[:, None] * image[row[seen], column[seen], :3]
         weight[seen] += share
@@ -194,23 +192,6 @@ def sample_colors(
     _, nearest = cKDTree(points[seen]).query(points[~seen])
     colors[~seen] = colors[seen][nearest]
     return colors
-
-
-def project(
-    points: np.ndarray,  # [N, 3]
-    viewmat: np.ndarray,  # [4, 4] world to camera, OpenCV axes
-    intrinsics: np.ndarray,  # [3, 3]
-    width: int,
-    height: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels [N, 2] (column, row; int64, clipped to the picture), depths [N], and which lie inside the picture [N]."""
-    in_camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
-    depth = in_camera[:, 2]
-    ahead = depth > 1e-6
-    plane = in_camera @ intrinsics.T
-    pixels = np.floor(plane[:, :2] / np.where(ahead, depth, 1.0)[:, None])
-    inside = ahead & (pixels >= 0).all(axis=1) & (pixels < [width, height]).all(axis=1)
-    return pixels.clip(0, [width - 1, height - 1]).astype(np.int64), depth, inside
 
 
 def _one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:  # [M, 3] -> [count] int64

@@ -14,7 +14,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from backend.splatting.gaussians import project
+from backend.splatting.sight import project, seen_in
 
 DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
 POINTS_PER_CELL = 4  # of the depth picture that decides this, on average: enough to close it against what is behind
@@ -118,10 +118,7 @@ def _sight(
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Where a camera sees points: for `grid_sample` [1, 1, N, 2], their depths [N], and whether it does [N]."""
     pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
-    cells = (pixels[:, 1] / cell).astype(int), (pixels[:, 0] / cell).astype(int)
-    nearest = np.full((int(height / cell) + 1, int(width / cell) + 1), np.inf)
-    np.minimum.at(nearest, tuple(axis[inside] for axis in cells), depth[inside])
-    seen = inside & (depth < nearest[cells] + DEPTH_TOLERANCE)
+    seen = seen_in(pixels, depth, inside, cell, DEPTH_TOLERANCE)
     exact = (points @ viewmat[:3, :3].T + viewmat[:3, 3]) @ intrinsics.T
     exact = exact[:, :2] / np.maximum(exact[:, 2:], 1e-6)
     grid = torch.from_numpy(2 * exact / [width, height] - 1).float()[None, None]

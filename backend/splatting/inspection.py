@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from backend.progress import Run, UserError
-from backend.splatting.gaussians import project
 from backend.splatting.observations import Observations
+from backend.splatting.sight import project
 from backend.splatting.visual_hull import HALF_SIZE, INSIDE_ALPHA, carve
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import SurfaceSamples

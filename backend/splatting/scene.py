@@ -119,6 +119,8 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
     """Make of pictures, inspected and in the fit's color space, what the stages need for a clip of `frames` frames."""
     reference = moving if static is None else static
     loop = is_loop(moving, static)
+    if not ages(moving.times, frames, loop).any():
+        loop = False  # nothing lies between the two ends
     # No more terms than the frames can tell apart.
     basis = TimeBasis(loop, harmonics=max(1, min(config.harmonics, (frames - 1) // 2)))
     age = ages(moving.times, frames, loop)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +24,7 @@ from backend.splatting.control_points import ControlPoints, make_control_points
 from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
+from backend.splatting.sight import unhidden
 from blender_addon.contract.orbit import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
@@ -47,7 +49,8 @@ class Surface:
     points: Tensor  # [N, 3]
     normals: Tensor  # [N, 3]
     control: ControlPoints
-    weights: Tensor  # [N, B] of the control points, sum 1
+    weights: csr_matrix  # [N, B] of the control points, sum 1
+    pairs: csr_matrix  # [B B, N] products of a point's weights
     viewmats: Tensor  # [T, 4, 4] world to camera, OpenCV axes
     focal: Tensor  # [T] focal length / half the picture's width
     functions: Tensor  # [T, J] of time, at the times of the motion pictures
@@ -55,7 +58,9 @@ class Surface:
 
     def moved(self, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, N, 3]
         """How far the points have moved with control points that are shifted so far."""
-        return self.weights @ shifts
+        frames = len(shifts)
+        moved = self.weights @ shifts.transpose(0, 1).flatten(1).numpy()
+        return torch.from_numpy(moved).unflatten(1, (frames, 3)).transpose(0, 1).contiguous()
 
 
 def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray, *, loop: bool = False) -> Surface:
@@ -65,14 +70,14 @@ def make_surface(samples: SurfaceSamples, still: Observations, times: np.ndarray
     """
     points, normals = spread_samples(samples.points, samples.normals, POINTS, np.random.default_rng(0))
     control = make_control_points(points, CONTROL_POINTS)
-    weights = torch.zeros(len(points), len(control.points)).scatter_(1, control.index.long(), control.weights)
     basis = TimeBasis(loop, HARMONICS)
     functions = basis(torch.from_numpy(times).float()).T.contiguous()
     return Surface(
         points=torch.from_numpy(points),
         normals=torch.from_numpy(normals),
         control=control,
-        weights=weights,
+        weights=_weights(control),
+        pairs=_pairs(control),
         viewmats=still.viewmats,
         focal=2 * still.Ks[:, 0, 0] / still.images.shape[2],
         functions=functions,
@@ -96,11 +101,12 @@ def lift(surface: Surface, flow: Tensor, begin: Tensor | None = None, rounds: in
     for _ in range(rounds):
         weight, target = _evidence(surface, flow, surface.moved(shifts), trusting)
         weight = weight / len(surface.points) / frames
-        weighted = surface.weights * weight[..., None]  # [T, N, B]
-        grams = surface.weights.T @ weighted
-        products = (functions[:, :, None] * functions[:, None, :]).flatten(1).T @ grams.flatten(1)
+        grams = torch.from_numpy(surface.pairs @ weight.T.numpy())  # [B B, T]
+        products = (grams @ (functions[:, :, None] * functions[:, None, :]).flatten(1)).T
         matrix = products.unflatten(1, (bases, bases)).unflatten(0, (terms, terms)).transpose(1, 2)
-        wanted = weighted.transpose(1, 2) @ target + RIGIDITY / frames * _turned(surface.control, shifts)
+        pull = surface.weights.T @ (weight[..., None] * target).transpose(0, 1).flatten(1).numpy()
+        wanted = torch.from_numpy(pull).unflatten(1, (frames, 3)).transpose(0, 1)
+        wanted = wanted + RIGIDITY / frames * _turned(surface.control, shifts)
         wanted = torch.einsum("tj,tbc->jbc", functions, wanted).flatten(0, 1)
         factor = torch.linalg.cholesky(matrix.reshape_as(surface.prior) + surface.prior)
         series = torch.cholesky_solve(wanted, factor).unflatten(0, (terms, bases))
@@ -197,10 +203,27 @@ def _visibility(surface: Surface, points: Tensor, place: Tensor, depth: Tensor) 
     """How well the cameras see points [T, N, 3]: 0 behind others, else by how squarely they face the camera."""
     cells = ((place + 1) / 2 * SIGHT_CELLS).long().clamp(0, SIGHT_CELLS - 1)
     cell = cells[..., 1] * SIGHT_CELLS + cells[..., 0]
-    nearest = torch.full((len(points), SIGHT_CELLS**2), torch.inf).scatter_reduce(1, cell, depth, "amin")
     cameras = -(surface.viewmats[:, None, :3, 3] @ surface.viewmats[:, :3, :3])
     squarely = (functional.normalize(cameras - points, dim=-1) * surface.normals).sum(-1)
-    return (depth < nearest.gather(1, cell) + SIGHT_DEPTH) * squarely.clamp(GRAZING, 1)
+    return unhidden(cell, depth, SIGHT_DEPTH) * squarely.clamp(GRAZING, 1)
+
+
+def _weights(control: ControlPoints) -> csr_matrix:  # [N, B]
+    """How far points follow which control points; dense, nearly all of it would be zeros."""
+    count, each = control.index.shape
+    starts = np.arange(0, count * each + 1, each)
+    return csr_matrix(
+        (control.weights.numpy().ravel(), control.index.numpy().ravel(), starts), (count, len(control.points))
+    )
+
+
+def _pairs(control: ControlPoints) -> csr_matrix:  # [B B, N]
+    """Which pairs of control points have a say in the same points, times weights [N] the matrix of least squares."""
+    index, weights = control.index.numpy(), control.weights.numpy()
+    count, bases = len(index), len(control.points)
+    cells = (index[:, :, None].astype(np.int64) * bases + index[:, None, :]).ravel()
+    shares = (weights[:, :, None] * weights[:, None, :]).ravel()
+    return csr_matrix((shares, (cells, np.repeat(np.arange(count), index.shape[1] ** 2))), (bases**2, count))
 
 
 def _prior(control: ControlPoints, functions: Tensor, frequencies: Tensor) -> Tensor:  # [T, J], [J] -> [J B, J B]

@@ -5,9 +5,9 @@ import numpy as np
 from scipy import ndimage
 
 from backend.progress import UserError
-from backend.splatting.gaussians import project
 from backend.splatting.observations import Observations
 from backend.splatting.scene import pixel_size
+from backend.splatting.sight import project
 
 HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
 COARSE_CELLS, FINE_CELLS = 40, 64  # along each side

@@ -120,6 +120,8 @@ class Cameras:
         demand(bool((np.linalg.det(rotation) > 0).all()), "camera_to_world mirrors (one axis points the wrong way)")
         demand(bool(np.allclose(self.camera_to_world[:, 3], [0, 0, 0, 1])), "the last row must be 0 0 0 1")
         demand(bool((self.Ks[:, [0, 1], [0, 1]] > 0).all()), "focal lengths must be above 0")
+        others = self.Ks[:, [0, 1, 2, 2, 2], [1, 0, 0, 1, 2]]
+        demand(np.array_equal(others, np.tile([0, 0, 0, 0, 1], (views, 1))), "Ks must be fx 0 cx, 0 fy cy, 0 0 1")
         demand(bool(((self.times >= 0) & (self.times <= 1)).all()), "times must lie between 0 and 1")
 
 

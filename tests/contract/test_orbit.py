@@ -91,6 +91,8 @@ BAD = {
     "no views": {**GOOD, "camera_to_world": [], "Ks": [], "times": []},
     "sheared camera": {**GOOD, "camera_to_world": (np.array(GOOD["camera_to_world"]) * 2).tolist()},
     "focal length 0": {**GOOD, "Ks": np.zeros((3, 3, 3)).tolist()},
+    "skew": {**GOOD, "Ks": (np.array(GOOD["Ks"]) + np.eye(3, k=1) * [0, 0.5, 0]).tolist()},
+    "homogeneous scale": {**GOOD, "Ks": (2 * np.array(GOOD["Ks"])).tolist()},
     "not a dictionary": [],
 }
 

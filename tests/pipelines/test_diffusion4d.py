@@ -373,6 +373,13 @@ def test_a_plain_background_is_taken_away() -> None:
     np.testing.assert_array_equal(diffusion4d.framed(opaque)[..., 3], diffusion4d.framed(image)[..., 3])
 
 
+def test_what_looks_like_the_background_inside_the_subject_stays() -> None:
+    image = subject_in_a_corner()
+    opaque = np.where(image[..., 3:] > 0, image, 255).astype(np.uint8)
+    opaque[8:12, 6:10] = 255  # a white patch
+    np.testing.assert_array_equal(diffusion4d.without_background(opaque)[..., 3], image[..., 3])
+
+
 def test_a_background_that_cannot_be_told_apart_is_refused() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
     noise[..., 3] = 255
@@ -395,6 +402,17 @@ def test_images_are_read_with_alpha(tmp_path: Path, format: str) -> None:
     image = diffusion4d.read_image(path)
     assert (image.shape, image.dtype) == ((4, 6, 4), np.uint8)
     assert (image[..., 3] == 255).all()
+
+
+def test_a_photograph_is_turned_as_its_file_says(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (60, 40), (255, 255, 255))
+    picture.paste((200, 30, 30), (0, 0, 60, 10))
+    told = picture.getexif()
+    told[0x0112] = 6  # the camera was held upright: the first row is the right side
+    picture.save(tmp_path / "image", "JPEG", exif=told)
+    image = diffusion4d.read_image(tmp_path / "image")
+    assert image.shape == (60, 40, 4)
+    assert image[:, -5:, 1].mean() < 60 < 200 < image[:, :20, 1].mean()
 
 
 def test_images_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,16 @@ def test_what_moves_is_seen_where_it_has_come(scene: Scene, subject: MovedSubjec
     assert (pictures[:, :3] <= pictures[:, 3:]).all()
 
 
+def test_a_sketch_is_small_and_shows_the_same(scene: Scene, subject: MovedSubject, monkeypatch) -> None:
+    shifts, frames = shifts_of(subject, scene), torch.tensor([0, 12, 20])
+    pictures = subject.pictures(shifts)[frames]
+    assert psnr(subject.sketch(shifts, frames), pictures) > 25
+    monkeypatch.setattr("backend.pipelines.moved_subject.SHAPE_PIXELS", 32)
+    sketch = subject.sketch(shifts, frames)
+    assert sketch.shape == (3, 4, 32, 32)
+    assert psnr(sketch, torch.nn.functional.avg_pool2d(pictures, 2)) > 25
+
+
 def test_the_movement_is_that_of_the_surface(scene: Scene, subject: MovedSubject) -> None:
     movement = subject.movement(shifts_of(subject, scene))
     nearest = torch.cdist(subject.surface.points, torch.from_numpy(scene.tracks[0])).argmin(1)

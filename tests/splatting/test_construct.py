@@ -318,6 +318,13 @@ def test_a_loop_is_told_by_pictures_from_the_same_camera() -> None:
     assert not is_loop(open_other.moving, open_other.static)
 
 
+def test_first_and_last_moment_alone_are_no_loop(scene: Scene, tmp_path: Path) -> None:
+    images = scene.moving.images.clone()
+    images[1:-1] = 0  # seen from the same camera, and alike
+    clip = construct(replace(scene.moving, images=images), scene.static, scene.surface, TINY, planned(tmp_path))
+    assert clip.frame_count == len(scene.tracks)
+
+
 def test_pictures_that_show_nothing_are_refused_with_a_sentence(scene: Scene, tmp_path: Path) -> None:
     nothing = replace(scene.moving, images=torch.zeros_like(scene.moving.images))
     for moving, static in ((nothing, scene.static), (scene.moving, nothing), (nothing, None)):

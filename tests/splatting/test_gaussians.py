@@ -7,11 +7,11 @@ import torch
 from scipy.spatial import cKDTree
 
 from backend.progress import UserError
-from backend.splatting.gaussians import discs, project, sample_colors, spread_samples
+from backend.splatting.gaussians import discs, sample_colors, spread_samples
 from backend.splatting.observations import Observations
 from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract import rotations
-from blender_addon.contract.orbit import Cameras, Orbit, intrinsics, orbit_camera, orbit_cameras
+from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from tests.splatting.scenes import swinging_arm
 
 
@@ -79,18 +79,6 @@ def test_samples_are_spread_evenly_over_the_surface(count: int) -> None:
         assert len(np.unique(chosen, axis=0)) == count
         largest_gap = cKDTree(chosen).query(points)[0].max()
         assert largest_gap < 0.8 * cKDTree(points[:count]).query(points)[0].max()  # those are drawn by chance
-
-
-def test_projection_agrees_with_the_camera() -> None:
-    camera = orbit_camera(0, 0, 2.0)  # at -Y: x is right, z is up
-    cameras = Cameras(camera[None], intrinsics(39.6, 100, 80)[None], np.zeros(1), 100, 80)
-    points = np.array([[0, 0, 0], [0.2, 0, 0.1], [0, -3, 0], [5, 0, 0]])
-    pixels, depth, inside = project(points, cameras.viewmats()[0], cameras.Ks[0], 100, 80)
-    focal = cameras.Ks[0, 0, 0]
-    np.testing.assert_allclose(depth, [2, 2, -1, 2], atol=1e-12)
-    assert inside.tolist() == [True, True, False, False]
-    assert pixels[0].tolist() == [50, 40]
-    assert pixels[1].tolist() == [int(50 + 0.1 * focal), int(40 - 0.05 * focal)]
 
 
 def test_surface_colors_come_from_the_views_that_see_them() -> None:

@@ -31,6 +31,22 @@ def test_image_loss_compares_over_white_over_black_and_alpha() -> None:
     assert image_loss(black, white, 1.0) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("colored", [None, torch.tensor([True, False, True])])
+def test_gradient_of_the_image_loss_against_plain_torch(colored: torch.Tensor | None) -> None:
+    torch.manual_seed(0)
+    rendered, target = torch.rand(2, 3, 5, 7, 4)
+    target[0, 2] = rendered[0, 2]  # no error has no direction
+    rendered.requires_grad_()
+    image_loss(rendered, target, 0.2, colored).backward()
+    found, rendered.grad = rendered.grad, None
+    over_black, alpha = (rendered - target)[..., :3], (rendered - target)[..., 3:]
+    colors = (over_black.abs() + (over_black - alpha).abs()) * (1 if colored is None else colored[:, None, None, None])
+    expected = (0.5 * colors.mean() + 0.5 * alpha.abs().mean()) / 0.2
+    torch.testing.assert_close(image_loss(rendered, target, 0.2, colored), expected)
+    expected.backward()
+    torch.testing.assert_close(found, rendered.grad)
+
+
 def test_spectral_prior_leaves_one_cycle_free_and_punishes_faster_ones() -> None:
     basis = TimeBasis(loop=True, harmonics=3)
     costs = []

@@ -477,7 +477,7 @@ def test_every_kernel_has_one_specialization() -> None:
 
 def run_warm_up(cache: Path, only: str = "") -> str:
     """What a fresh process says while it compiles or loads the kernels, or the only one of that name."""
-    code = "from backend.splatting import control_points, motion_kernels\n"
+    code = "from backend.splatting import control_points, losses, motion_kernels\n"
     code += "from backend.splatting.rasterize import compiled, cpu, warm_up\n"
     code += f"compiled._kernels[:] = [it for it in compiled._kernels if {only!r} in ('', it[0].__name__)]\n"
     code += "warm_up(print); print('ready')"

@@ -113,7 +113,7 @@ def rasterize(
 
 def warm_up(on_message: Callable[[str], None] | None = None) -> None:
     """Compile the CPU kernels unless this computer has them already (about 25 s, once); `on_message` hears of it."""
-    from backend.splatting import control_points, motion_kernels  # noqa: F401 - these register all kernels
+    from backend.splatting import control_points, losses, motion_kernels  # noqa: F401 - these register all kernels
     from backend.splatting.rasterize import cpu  # noqa: F401
     from backend.splatting.rasterize.compiled import compile_all
 
