@@ -311,19 +311,27 @@ def child_environment() -> dict[str, str]:
 def one_at_a_time(path: Path):
     """Hold a lock that the system drops when the process ends, so that two first runs do not meet."""
     with open(path, "w", encoding="utf-8") as file:
+        if not locked(file):
+            print("Another set-up is running here; waiting for it.", flush=True)
+            while not locked(file):
+                time.sleep(1)
+        yield
+
+
+def locked(file) -> bool:
+    """Whether the lock could be taken now. Windows' own way to wait for one gives up after 10 s."""
+    try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("Another set-up is running here; waiting for it.", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 if __name__ == "__main__":

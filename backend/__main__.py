@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
+        file = error.filename2 or error.filename or "A file"  # the second of a pair is the one that people know
+        print(f"{file} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 1
     except (JobCancelled, KeyboardInterrupt):
         print("Cancelled. What was finished is kept: the same command goes on from there.", file=sys.stderr)

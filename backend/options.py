@@ -2,6 +2,7 @@
 """Options that several commands share."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return int(text)
+
+
+def result_file(text: str) -> Path:
+    """A file that can be written, as argparse wants it: to be told before the work, not after it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it, such as {path / 'clip.npz'}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {folder} is no folder of yours")
+    return path
 
 
 def add_video_options(parser: argparse.ArgumentParser) -> None:

@@ -142,6 +142,14 @@ def test_the_api_process_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_pipelines_start_without_what_only_the_published_size_needs() -> None:
+    """Each is seconds of every worker and every command: transformers comes with the VAE, scipy.stats with DPM."""
+    modules = "backend.pipelines.fourdiffusion, backend.pipelines.diffusion4d, backend.pipelines.orbit_video"
+    code = f"import sys, {modules}; sys.exit(', '.join(sys.modules.keys() & {{'transformers', 'scipy.stats'}}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_root_imports_without_blender() -> None:
     code = "import importlib.util, sys; spec = importlib.util.spec_from_file_location('kinesplat', '__init__.py');"
     code += "spec.loader.exec_module(importlib.util.module_from_spec(spec)); sys.exit('bpy' in sys.modules)"

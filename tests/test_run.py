@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,3 +82,19 @@ def test_the_environments_own_python_means_the_same_environment() -> None:
 def test_unknown_commands_show_the_usage(capsys) -> None:
     assert run.main(["dance"]) == 2
     assert "python run.py demo" in capsys.readouterr().out
+
+
+def test_a_second_set_up_waits_for_the_first_on_windows_too(tmp_path, monkeypatch, capsys):
+    """There the lock is asked for again and again: the system's own waiting ends after 10 s with an error."""
+    answers = [PermissionError(13, "Permission denied")] * 20 + [None]
+
+    def locking(number: int, mode: int, count: int) -> None:
+        if answer := answers.pop(0):
+            raise answer
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2, LK_LOCK=1))
+    monkeypatch.setattr(run, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
+    with run.one_at_a_time(tmp_path / "lock"):
+        assert not answers
+    assert capsys.readouterr().out.count("waiting for it") == 1

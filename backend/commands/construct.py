@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.options import bounded
+from backend.options import bounded, result_file
 from backend.progress import DEVICES
 from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS, PRESETS
 
@@ -41,7 +41,7 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
                         help="blended rigid movements, or a deformation field (default: %(default)s)")  # fmt: skip
     parser.add_argument("--device", choices=DEVICES, default="auto",
                         help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=needs_out, metavar="CLIP.npz")
+    parser.add_argument("--out", type=result_file, required=needs_out, metavar="CLIP.npz")
     parser.add_argument("--work", type=Path, metavar="DIR",
                         help="where checkpoints are kept (default: beside the clip)")  # fmt: skip
     parser.set_defaults(func=construct)

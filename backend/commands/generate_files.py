@@ -18,7 +18,7 @@ from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
-from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json, write_orbit_json
+from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
 from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
 
 HALVES = ("moving", "static")
@@ -167,7 +167,15 @@ def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> N
 
 
 def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
-    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; what was there goes."""
+    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; an orbit that was there goes.
+
+    Raises:
+        UserError: the folder holds anything else.
+    """
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name != ORBIT_JSON and not name.startswith("frame_") for name in there):
+        hint = "Name another folder; the same command goes on from there."
+        raise UserError("folder_taken", f"{folder} holds other files than an orbit's, which would be lost.", hint)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for index, picture in enumerate(pictures):

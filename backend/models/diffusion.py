@@ -7,7 +7,7 @@ z_t = cos(pi t / 2) z_0 + sin(pi t / 2) eps for t in 0..1. Samplers are diffuser
 import math
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
 STEPS = 1_200  # divided by nearly every number of sampling steps: DDIM counts in whole parts of it
@@ -25,7 +25,7 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
 
 
-def scheduler(name: str = "ddim", steps: int = STEPS) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def scheduler(name: str = "ddim", steps: int = STEPS) -> SchedulerMixin:
     """A sampler for networks that predict the clean latents. `name`: "ddim" or "dpm" (DPM-Solver++ 2M)."""
     alpha_bar = alphas_cumprod(torch.arange(1, steps + 1, dtype=torch.float64) / steps).clamp_min(_SMALLEST)
     betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
@@ -38,6 +38,8 @@ def scheduler(name: str = "ddim", steps: int = STEPS) -> DDIMScheduler | DPMSolv
     if name == "ddim":
         return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
     if name == "dpm":
+        from diffusers import DPMSolverMultistepScheduler  # brings scipy.stats, half a second; the default does without
+
         return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
     raise ValueError(f"unknown sampler {name!r}")
 

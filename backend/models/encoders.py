@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -94,7 +93,7 @@ def clip_pixels(pictures: Tensor, size: int, resizing: str) -> Tensor:  # [B, 3,
 class Encoders:
     """The three encoders of one pipeline; none of it is trained."""
 
-    vae: AutoencoderKL
+    vae: nn.Module  # diffusers' AutoencoderKL
     text: TextEncoder | Callable[[list[str]], Tensor]  # -> [B, 77, 1024]
     image: ImageEncoder | Callable[[Tensor], Tensor]  # [B, 3, H, W] in 0..1 -> [B, 1024]
 
@@ -162,9 +161,9 @@ def load_videomv_encoders(
     return Encoders(load_videomv_vae(folder, dtype), text, image).to(device)
 
 
-def load_videomv_vae(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+def load_videomv_vae(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The VAE of `load_videomv_encoders` alone."""
-    vae = load_pretrained(AutoencoderKL, locate("sd21-vae", folder), "vae", dtype)
+    vae = load_pretrained(_vae_class(), locate("sd21-vae", folder), "vae", dtype)
     return vae.eval().requires_grad_(False)
 
 
@@ -195,7 +194,7 @@ def load_pretrained(kind: type, weights: Path, part: str, dtype: torch.dtype = t
         raise UserError("damaged_weights", f"The weights in {folder} cannot be loaded: {error}", hint) from error
 
 
-def ldm_vae(tensors: Mapping[str, Tensor], what: str = "The VAE") -> AutoencoderKL:
+def ldm_vae(tensors: Mapping[str, Tensor], what: str = "The VAE") -> nn.Module:
     """The VAE from tensors in latent diffusion's layout; sizes are read off them. Tensors are taken, not copied.
 
     Raises:
@@ -206,7 +205,7 @@ def ldm_vae(tensors: Mapping[str, Tensor], what: str = "The VAE") -> Autoencoder
         renamed = vae_from_ldm(tensors)
         latent = tensors["post_quant_conv.weight"].shape[0]
     with torch.device("meta"):
-        vae = AutoencoderKL(
+        vae = _vae_class()(
             block_out_channels=channels,
             layers_per_block=layers,
             latent_channels=latent,
@@ -276,7 +275,7 @@ def empty_encoders(dtype: torch.dtype = torch.float32) -> Encoders:
         projection_dim=1024,
     )  # fmt: skip
     with torch.device("meta"):
-        vae = AutoencoderKL(
+        vae = _vae_class()(
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
             latent_channels=4,
@@ -313,6 +312,13 @@ def _ready(vae: nn.Module, text: nn.Module, image: nn.Module, device: torch.devi
     for network in (vae, text, image):
         network.eval().requires_grad_(False)
     return Encoders(vae, TextEncoder(text), ImageEncoder(image, resizing)).to(device)
+
+
+def _vae_class() -> type:
+    """AutoencoderKL; its module brings transformers, which takes 2 s to import and is needed for nothing else here."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL
 
 
 def _transformers():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -34,6 +34,7 @@ from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
 from backend.splatting.rasterize import warm_up
+from backend.video.stills import upright_srgb
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
@@ -45,6 +46,7 @@ FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 MAX_IMAGE_PIXELS = 50_000_000
+IMAGE_PIXELS = 2048  # wide or high: of a picture as it is kept; the networks see far fewer
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
 PREVIEW_PIXELS = 48
 PREVIEW_FRAMES = 8
@@ -470,7 +472,7 @@ def without_background(image: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
-    """A picture, with straight alpha, turned as its file says (photographs lie on their side otherwise).
+    """A picture with straight alpha, upright and in sRGB; one with more than IMAGE_PIXELS is made smaller.
 
     Raises:
         BadFileError: it cannot be read, or is too large.
@@ -479,8 +481,12 @@ def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
         with Image.open(path, formats=["PNG", "JPEG"]) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise BadFileError(f"The image is too large: {image.width} x {image.height} pixels.")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return np.asarray(upright_srgb(image, IMAGE_PIXELS))
+    except BadFileError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadFileError(f"The image is too large: above {MAX_IMAGE_PIXELS / 1e6:.0f} megapixels.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError) as error:
         raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
 
 

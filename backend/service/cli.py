@@ -6,7 +6,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from backend.options import add_video_options, video_inputs, video_options
+from backend.options import add_video_options, bounded, result_file, video_inputs, video_options
 from backend.progress import DEVICES
 from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MODELS, PRESETS, SMALL
 
@@ -50,11 +50,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_video_options(submit)
     submit.add_argument("--name", help="name of the job (default: the folder's or the film's)")
     submit.add_argument("--preset", choices=PRESETS, default="preview")
-    submit.add_argument("--gaussians", type=int, metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}")
-    submit.add_argument("--seed", type=int, default=int(BOUNDS["seed"].default))
-    submit.add_argument("--fps", type=float, help="default: 24; of a video, as it plays; of a folder, its pictures'")
+    submit.add_argument(
+        "--gaussians", type=bounded("gaussians"), metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}"
+    )
+    submit.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    submit.add_argument(
+        "--fps", type=bounded("fps"), help="default: 24; of a video, as it plays; of a folder, its pictures'"
+    )
     submit.add_argument("--watch", action="store_true", help="wait for its end and show its progress")
-    submit.add_argument("--out", type=Path, metavar="CLIP.npz", help="wait for its end and write the clip here")
+    submit.add_argument("--out", type=result_file, metavar="CLIP.npz", help="wait for its end and write the clip here")
     submit.set_defaults(func=run_submit, usage_error=submit.error)
 
     for verb, text, func in (
@@ -65,7 +69,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         parser = verbs.add_parser(verb, parents=[home], help=text)
         parser.add_argument("job", metavar="JOB", help="the job's id, or its first characters")
         if verb == "fetch":
-            parser.add_argument("--out", type=Path, required=True, metavar="CLIP.npz")
+            parser.add_argument("--out", type=result_file, required=True, metavar="CLIP.npz")
         parser.set_defaults(func=func)
 
     listing = verbs.add_parser("list", parents=[home], help="list the newest jobs")
@@ -87,8 +91,8 @@ def run_serve(options: argparse.Namespace) -> int:
         )
     if not 0 <= options.port <= 65535:
         return refuse("A port is a number from 0 to 65535.")
-    if options.min_free_gb < 0:
-        return refuse("The free disk space cannot be negative.")
+    if not 0 <= options.min_free_gb < float("inf"):
+        return refuse("The free disk space is a number of gigabytes, 0 or more.")
     settings = Settings(
         home_folder(options.home),
         port=options.port,
@@ -133,7 +137,10 @@ def run_submit(options: argparse.Namespace) -> int:
     print(job["id"], flush=True)
     if not (options.watch or options.out):
         return 0
-    job = watch(client, job["id"])
+    try:
+        job = watch(client, job["id"])
+    except KeyboardInterrupt:
+        return left_alone(job["id"])
     if job["state"] == "succeeded" and options.out:
         client.fetch(job["id"], options.out)
         print(options.out)
@@ -181,8 +188,7 @@ def run_watch(options: argparse.Namespace) -> int:
     try:
         return outcome(watch(client, job_id))
     except KeyboardInterrupt:
-        print("The job goes on. Cancel it with: jobs cancel", job_id, file=sys.stderr)
-        return 130
+        return left_alone(job_id)
 
 
 def run_cancel(options: argparse.Namespace) -> int:
@@ -256,6 +262,14 @@ def watch(client, job_id: str) -> dict:
             show(Progress(stage or job["state"], *where, detail=job["detail"] or ""))
 
         return client.watch(job_id, on_change)
+
+
+def left_alone(job_id: str) -> int:
+    """Say what becomes of a job that somebody has stopped watching; returns the exit code."""
+    print(
+        "The job goes on. Watch it with: jobs watch", job_id, "- cancel it with: jobs cancel", job_id, file=sys.stderr
+    )
+    return 130
 
 
 def outcome(job: dict) -> int:

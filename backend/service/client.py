@@ -56,7 +56,7 @@ class Client:
         self.version = health["version"]
         try:
             token = paths.Home(home).token.read_text(encoding="ascii").strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 "wrong_token", f"The backend's token in {home} cannot be read.", "Run this as the user who runs it."
             ) from error

@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from backend.progress import UserError
 from blender_addon.contract.arrays import atomic_file
 
 HOME_VARIABLE = "KINESPLAT_HOME"
+TOKEN = re.compile(r"[0-9a-f]{64}")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
 
 
@@ -141,9 +143,9 @@ def file_system(folder: Path) -> str:
 def ensure_token(home: Home) -> str:
     """The token of this data directory, made on first use with mode 0600."""
     with contextlib.suppress(FileNotFoundError):
-        if token := home.token.read_text(encoding="ascii").strip():
+        if TOKEN.fullmatch(token := home.token.read_text(encoding="ascii", errors="replace").strip()):
             return token
-        home.token.unlink()  # a crash left it empty
+        home.token.unlink()  # a crash left it empty, or the disk has damaged it
     handle = os.open(home.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     token = secrets.token_hex(32)
     with os.fdopen(handle, "w", encoding="ascii") as file:

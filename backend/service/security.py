@@ -77,7 +77,7 @@ class Guard:
 
 def too_large(limit: int) -> Problem:
     """The answer to a body above its limit."""
-    return Problem(413, "too_large", f"The body is larger than {limit / 1e6:.0f} MB, which is the limit here.")
+    return Problem(413, "too_large", f"The body is larger than {limit / 2**20:.0f} MB, which is the limit here.")
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

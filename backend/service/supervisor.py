@@ -6,6 +6,7 @@ finds everything in the queue.
 """
 
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -59,11 +60,14 @@ def serve(settings: Settings, announce: Callable[[str], None] = print) -> None:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise _already_running(home) from error
-    with lock, _log_file(home):
-        home.server.unlink(missing_ok=True)  # of one that was killed
-        paths.note_installation(home)
-        with bind(settings.port) as listener:
-            Supervisor(settings, listener, announce).run()
+    try:
+        with lock, _log_file(home):
+            home.server.unlink(missing_ok=True)  # of one that was killed
+            paths.note_installation(home)
+            with bind(settings.port) as listener:
+                Supervisor(settings, listener, announce).run()
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(home, error) from error
 
 
 def bind(port: int) -> socket.socket:
@@ -383,6 +387,19 @@ def _already_running(home: paths.Home) -> AlreadyRunningError:
         "already_running",
         f"A backend runs already for {home.folder}{who}.",
         "Use that one, end it first, or choose another data directory with --home.",
+    )
+
+
+def _unusable(home: paths.Home, error: OSError | sqlite3.Error) -> UserError:
+    """Why the service cannot begin or go on with this data directory, as a sentence."""
+    primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if primary == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return paths.disk_full(home.folder)
+    what = getattr(error, "filename", None) or (home.database if isinstance(error, sqlite3.Error) else home.folder)
+    return UserError(
+        "home_not_usable",
+        f"{what} cannot be used: {getattr(error, 'strerror', None) or error}.",
+        "See that all of the data directory belongs to you, or choose another one with --home.",
     )
 
 

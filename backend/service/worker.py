@@ -143,9 +143,15 @@ class Worker:
             try:
                 state = self._try(job, attempt, job_log)
             except WorkerStop:
-                job_log.write("The backend ends; the job goes on at its next start.")
+                state = None
                 with contextlib.suppress(sqlite3.Error):
-                    self.queue.release(job.id, job.attempt)
+                    state = self.queue.release(job.id, job.attempt)
+                ended = (
+                    "Ended: cancelled."
+                    if state == "cancelled"
+                    else "The backend ends; the job goes on at its next start."
+                )
+                job_log.write(ended)
                 raise
         job_log.write(f"Ended: {state}." if state else "The job was taken from this attempt; nothing was written.")
         if state == "succeeded":

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.video import color
+from backend.video.stills import fitted, upright_srgb
 from blender_addon.contract.video import HEAD_BYTES, LIMITS, PICTURE_TYPES, VideoLimits, evenly_spaced, media_type
 
 FRAMES_NAME, ANSWER_NAME = "frames.npy", "answer.json"
@@ -359,18 +360,12 @@ def shrunk16(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint(small).astype(np.uint16)
 
 
-def fitted(width: float, height: float, longest: int) -> tuple[int, int]:
-    """Width and height in whole pixels, at most `longest`, in the same proportion."""
-    scale = min(1.0, longest / max(width, height))
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> Frames:
     """The wanted ones of a list of pictures, which follow each other at `question.fps`."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if len(files) > question.limits.frames:
         raise _too_long(question.limits)
@@ -384,8 +379,7 @@ def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> 
             with Image.open(path, formats=[kinds[index].upper()]) as image:
                 if image.width * image.height > question.limits.pixels:
                     raise _too_large(image.width, image.height)
-                upright = ImageOps.exif_transpose(image)
-                picture = _srgb(upright).resize(fitted(*upright.size, question.longest), Image.Resampling.BOX)
+                picture = upright_srgb(image, question.longest)
         except FileNotFoundError as error:
             raise RefusedError(
                 "video_missing", f"Picture {index + 1} of {len(files)} is gone.", "Choose them again."
@@ -407,28 +401,6 @@ def decode_pictures(files: list[Path], kinds: list[str], question: Question) -> 
         "seconds": (len(files) - 1) / question.fps,
     }
     return Frames([decoded[index] for index in chosen], [index / question.fps for index in chosen], facts, notes)
-
-
-def _srgb(image):
-    """A Pillow image of any mode as RGBA in sRGB."""
-    import io
-
-    from PIL import Image, ImageCms
-
-    if image.mode.startswith(("I", "F")):  # gray with 16 bits; `convert` would cut off instead of scaling
-        gray = (np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGBA")
-    profile = image.info.get("icc_profile")
-    rgba = image.convert("RGBA")
-    if not profile or image.mode not in ("RGB", "RGBA"):
-        return rgba
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        rgb = ImageCms.profileToProfile(rgba.convert("RGB"), source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return rgba  # a profile that cannot be used
-    rgb.putalpha(rgba.getchannel("A"))
-    return rgb
 
 
 # --- both ------------------------------------------------------------------------------------------------------------

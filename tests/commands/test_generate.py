@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
+from backend.commands.generate_files import write_orbit
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
@@ -16,7 +17,7 @@ from backend.pipelines.fourdiffusion_settings import Settings
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import read_orbit_json, read_surface_samples
+from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, read_surface_samples
 from blender_addon.contract.requests import SMALL
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, take_its_place, write_tiny_model
@@ -62,6 +63,18 @@ def test_options_that_do_not_go_together(arguments: tuple, said: str, capsys) ->
         generate(*arguments)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_with_something_else_is_not_emptied_for_an_orbit(tmp_path: Path) -> None:
+    cameras = orbit_cameras(Orbit(frames=2), 8, 8, moving=True)
+    pictures = np.zeros((2, 8, 8, 4), np.uint8)
+    folder = tmp_path / "static"
+    write_orbit(folder, pictures, cameras)
+    write_orbit(folder, pictures, cameras)  # its own
+    (folder / "style.css").write_text("body {}")
+    with pytest.raises(UserError, match="other files"):
+        write_orbit(folder, pictures, cameras)
+    assert (folder / "style.css").exists()
 
 
 @pytest.mark.slow

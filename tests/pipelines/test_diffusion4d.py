@@ -415,6 +415,19 @@ def test_a_photograph_is_turned_as_its_file_says(tmp_path: Path) -> None:
     assert image[:, -5:, 1].mean() < 60 < 200 < image[:, :20, 1].mean()
 
 
+def test_gray_of_16_bits_keeps_its_shades(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 257 * 100, np.uint16)).save(tmp_path / "image", "PNG")
+    np.testing.assert_array_equal(
+        diffusion4d.read_image(tmp_path / "image"), np.broadcast_to((100, 100, 100, 255), (4, 6, 4))
+    )
+
+
+def test_large_images_are_made_smaller(tmp_path: Path) -> None:
+    """Set in a square with a margin, 20,000 x 10 pixels would take 3 GB, and 13 more as floats."""
+    Image.new("L", (20_000, 10)).save(tmp_path / "image", "PNG")
+    assert diffusion4d.read_image(tmp_path / "image").shape == (1, 2048, 4)
+
+
 def test_images_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image"
     for content in (b"", b"nonsense", b"\x89PNG\r\n\x1a\n" + bytes(40)):
@@ -427,6 +440,9 @@ def test_images_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: pyt
     Image.new("L", (30, 30)).save(path, "PNG")
     monkeypatch.setattr(diffusion4d, "MAX_IMAGE_PIXELS", 800)
     with pytest.raises(BadFileError, match="30 x 30"):
+        diffusion4d.read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # at twice as many, Pillow itself refuses
+    with pytest.raises(BadFileError, match="too large"):
         diffusion4d.read_image(path)
 
 

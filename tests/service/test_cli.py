@@ -5,13 +5,14 @@ import hashlib
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from backend.__main__ import main
-from backend.service import doctor, paths
+from backend.service import cli, doctor, paths
 from backend.service.queue import Queue
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
 from tests.service.fake_pipelines import expected_result
@@ -119,10 +120,41 @@ def test_unknown_jobs(run, verb, tmp_path):
     assert "There is no job that begins with" in error
 
 
-def test_bad_values_are_refused_by_the_server_with_the_field(run, orbit):
-    code, _, error = run("jobs", "submit", "--orbit", orbit, "--gaussians", "7")
-    assert code == 1
-    assert "settings.gaussians" in error
+@pytest.mark.parametrize(("option", "value"), [("gaussians", "7"), ("seed", "-1"), ("fps", "nan")])
+def test_bad_values_are_refused_before_anything_is_sent(run, orbit, option, value, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("jobs", "submit", "--orbit", orbit, f"--{option}", value)
+    assert caught.value.code == 2
+    assert f"--{option}: must lie between" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("submit", "--orbit", "x"), ("fetch", "ab")])
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(run, words, tmp_path, capsys):
+    for out, said in ((tmp_path, "is a folder"), (Path(__file__) / "clip.npz", "cannot be written")):
+        with pytest.raises(SystemExit):
+            run("jobs", *words, "--out", out)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gigabytes", ["nan", "inf", "-1"])
+def test_free_space_is_a_number(gigabytes, tmp_path, capsys):
+    assert main(["serve", "--home", str(tmp_path), "--min-free-gb", gigabytes]) == 2
+    assert "number of gigabytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["submit", "watch"])
+def test_who_stops_watching_is_told_that_the_job_goes_on(run, orbit, service, verb, monkeypatch):
+    job = run("jobs", "submit", "--orbit", orbit)[1].strip()
+
+    def interrupted(client, job_id: str) -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "watch", interrupted)
+    words = ("watch", job) if verb == "watch" else ("submit", "--orbit", orbit, "--watch")
+    code, _, error = run("jobs", *words)
+    assert code == 130
+    assert "The job goes on" in error
+    assert "Cancelled" not in error
 
 
 def test_a_folder_that_is_no_orbit(run, tmp_path):

@@ -148,8 +148,9 @@ def test_token_file(tmp_path):
         assert stat.S_IMODE(home.folder.stat().st_mode) == 0o700
         paths.write_server(home, {"port": 1})
         assert stat.S_IMODE(home.server.stat().st_mode) == 0o600
-    home.token.write_text("")  # a power cut in the wrong moment
-    assert len(paths.ensure_token(home)) == 64
+    for damaged in (b"", bytes(65), b"\xa5\xff" * 32, b"letter"):  # a power cut in the wrong moment
+        home.token.write_bytes(damaged)
+        assert len(bytes.fromhex(paths.ensure_token(home))) == 32
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mounts")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The processes: who starts whom, who ends with whom, and what a restart finds."""
 
+import errno
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,9 +15,10 @@ import psutil
 import pytest
 
 from backend.progress import UserError
-from backend.service import paths
+from backend.service import paths, supervisor
 from backend.service.client import CallError, Client
 from backend.service.queue import Queue
+from backend.service.settings import Settings
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import ROOT, Service, pictures, running, wait_for
 
@@ -33,6 +36,13 @@ def serve_command(home, *arguments: str) -> subprocess.CompletedProcess:
 
 def all_ended(processes, seconds: float = 6.0) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def full_database() -> sqlite3.OperationalError:
+    """As SQLite tells of a full disk."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
 
 
 def test_the_api_imports_no_torch_and_starts_fast():
@@ -280,6 +290,25 @@ def test_a_damaged_job_list_is_a_sentence(tmp_path):
     assert answer.returncode == 1
     assert "is damaged" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_job_list_that_cannot_be_opened_is_a_sentence(tmp_path):
+    (tmp_path / "home" / "jobs.sqlite3").mkdir(parents=True)
+    answer = serve_command(tmp_path / "home")
+    assert answer.returncode == 1
+    assert "jobs.sqlite3 cannot be used" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), full_database()])
+def test_a_disk_that_is_full_at_the_start_is_a_sentence(tmp_path, monkeypatch, error):
+    def no_space(home: paths.Home) -> None:
+        raise error
+
+    monkeypatch.setattr(paths, "note_installation", no_space)
+    with pytest.raises(UserError, match="too little free space") as caught:
+        supervisor.serve(Settings(tmp_path / "home"))
+    assert caught.value.code == "disk_full"
 
 
 def test_a_path_with_spaces_and_umlauts(tmp_path):

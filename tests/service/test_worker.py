@@ -203,6 +203,7 @@ def test_cancel_ends_what_does_not_listen(service, client, wish, limit):
     assert client.watch(job["id"])["state"] == "cancelled"
     assert GRACE * 0.8 < time.monotonic() - started < limit
     assert client.watch(service.submit("steps=1", client)["id"])["state"] == "succeeded"
+    assert "next start" not in client.log(job["id"])
 
 
 @pytest.mark.slow
