@@ -27,11 +27,12 @@ from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT, VideoMV
 from backend.pipelines import videomv_orbit
-from backend.pipelines.diffusion4d import FRAMED_SHARE, MOVING, STILL, as_tensor, framed, measured_magnitude
+from backend.pipelines.diffusion4d import MOVING, STILL, as_tensor, measured_magnitude
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
 from backend.pipelines.published_needs import demand_weights, licences, plans
 from backend.pipelines.recorded_steps import recorded
+from backend.pipelines.subject_image import FRAMED_SHARE, framed
 from backend.pipelines.videomv_orbit import LATENT_PIXEL, STYLES, decode, encode, encode_texts, encode_view
 from backend.progress import Run
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A picture of one subject: read, cut out, and set as orbits show theirs."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from backend.progress import UserError
+from backend.video.stills import upright_srgb
+from blender_addon.contract.arrays import BadFileError
+
+MAX_IMAGE_PIXELS = 50_000_000
+IMAGE_PIXELS = 2048  # wide or high: of a picture as it is kept; the networks see far fewer
+FRAMED_SHARE = 0.7  # a subject of longest side 1, in the middle of the picture of a camera at distance 2
+
+
+def framed(image: np.ndarray, share: float = FRAMED_SHARE) -> np.ndarray:  # [S, S, 4] uint8
+    """A subject [H, W, 4] with straight alpha, cut out and set as orbits show theirs: in the middle, with a margin.
+
+    share: of the picture's side that it takes.
+
+    Raises:
+        UserError: there is nothing to see, or no background to tell the subject from.
+    """
+    if image[..., 3].min() > 250:
+        image = without_background(image)
+    rows, columns = np.nonzero(image[..., 3] > 25)
+    if len(rows) < 16:
+        raise UserError("empty_image", "The image shows nothing.", "Choose an image of one subject, cut out.")
+    cut = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    side = int(np.ceil(max(cut.shape[:2]) / share))
+    square = np.zeros((side, side, 4), np.uint8)
+    top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
+    square[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return square
+
+
+def without_background(image: np.ndarray) -> np.ndarray:
+    """An opaque image [H, W, 4] with its plain background made transparent.
+
+    What looks like it but is not connected with the border stays: white eyes and patches are more common than holes.
+
+    Raises:
+        UserError: its border is not of one color.
+    """
+    color = image[..., :3].astype(np.float32)
+    edge = np.concatenate([color[0], color[-1], color[:, 0], color[:, -1]])
+    background = np.median(edge, axis=0)
+    if np.percentile(np.abs(edge - background).max(1), 90) > 24:
+        raise UserError(
+            "no_cutout",
+            "The subject of the image cannot be told from its background.",
+            "Choose a picture with transparency, or one with a plain background.",
+        )
+    distance = np.abs(color - background).max(-1)
+    alpha = np.clip((distance - 8) / 16, 0, 1)
+    border = np.ones(alpha.shape, bool)
+    border[1:-1, 1:-1] = False
+    alpha[~ndimage.binary_propagation(border & (alpha < 1), mask=alpha < 1)] = 1
+    return np.concatenate([image[..., :3], (alpha * 255).astype(np.uint8)[..., None]], -1)
+
+
+def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
+    """A picture with straight alpha, upright and in sRGB; one with more than IMAGE_PIXELS is made smaller.
+
+    Raises:
+        BadFileError: it cannot be read, or is too large.
+    """
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise BadFileError(f"The image is too large: {image.width} x {image.height} pixels.")
+            return np.asarray(upright_srgb(image, IMAGE_PIXELS))
+    except BadFileError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadFileError(f"The image is too large: above {MAX_IMAGE_PIXELS / 1e6:.0f} megapixels.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError) as error:
+        raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
