@@ -74,7 +74,7 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
             **{"static": None, **networks},
             memory=Memory(tuple(card["subjects"]), **load_file(folder / MEMORY)),
             vocabulary=Vocabulary(tuple(card["vocabulary"])),
-            one_way=frozenset(card.get("one_way", ())),
+            one_way=frozenset(card.get("one_way", ())),  # weights before 0.4 do not tell
             resolution=card["resolution"],
             frames=card["frames"],
             name=card["name"],

@@ -111,7 +111,6 @@ def generate(
     static: [T, H, W, 4] uint8, straight alpha, or None; cameras, surface: of `static`; image: [H, W, 4] uint8 or None.
     """
     model = load(device="cpu" if run.device == "cpu" else None)
-    loop = {"yes": True, "no": False}.get(settings["loop"], model.loops(settings["prompt"]))
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)
@@ -126,7 +125,7 @@ def generate(
         settings["motion"],
         w1=settings["guidance_motion"],
         w2=settings["guidance_static"],
-        loop=loop,
+        loop={"yes": True, "no": False}.get(settings.get("loop")),  # jobs of earlier versions do not name it
         surface=surface,
         **common,
     )
@@ -141,7 +140,7 @@ def generate(
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
             "warnings": warnings(model, settings["prompt"]),
-            "loop": loop,
+            "loop": moving.loop,
         },
         points=moving.points,
         movement=moving.movement,
@@ -154,6 +153,7 @@ class MovingOrbit(NamedTuple):
     pictures: np.ndarray  # [T, H, W, 4] uint8, straight alpha
     points: np.ndarray  # [N, 3] float32, on the surface at time 0, clip space
     movement: np.ndarray  # [T, N, 3] float32, of these from there
+    loop: bool  # it was made to end as it began
 
 
 @torch.no_grad()
@@ -232,7 +232,8 @@ def generate_moving(
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
     pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
-    return MovingOrbit(pictures, subject.surface.points.numpy(), subject.movement(cohere.in_view()).numpy())
+    movement = subject.movement(cohere.in_view()).numpy()
+    return MovingOrbit(pictures, subject.surface.points.numpy(), movement, loop)
 
 
 @torch.no_grad()
