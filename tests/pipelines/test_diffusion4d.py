@@ -130,7 +130,7 @@ def test_a_loop_ends_as_it_began(loop: str, prompt: str, loops: bool, blobs: Blo
     assert (frames.moving[-1] == frames.static[-1]).all() == loops
 
 
-def test_a_job_that_an_earlier_version_queued_knows_no_loops(blobs: Blobs, tmp_path: Path) -> None:
+def test_a_job_that_an_earlier_version_queued_goes_by_its_prompt(blobs: Blobs, tmp_path: Path) -> None:
     request = ball_request(blobs)
     del request["settings"]["loop"]
     assert read_frames(diffusion4d.run_request(request, blobs, Run(tmp_path))).provenance["loop"]
