@@ -352,7 +352,8 @@ def _generation_options(options: settings.KINESPLAT_PG_scene) -> dict:
     """What the panel says about the invented motion."""
     numbers = {name: round(getattr(options, name), 4) for name in ("motion", "guidance_motion", "guidance_static")}
     result = "frames" if options.preview_frames else "clip"
-    return {"prompt": _prompt(options), "loop": options.loop, "steps": options.steps, "result": result, **numbers}
+    chosen = {name: getattr(options, name) for name in ("loop", "known_motions", "steps")}
+    return {"prompt": _prompt(options), "result": result, **chosen, **numbers}
 
 
 def _prompt(options: settings.KINESPLAT_PG_scene) -> str:

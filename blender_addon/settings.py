@@ -194,6 +194,11 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         description="Whether the motion ends as it began, so that it can be repeated without a jump",
         items=tuple((loop, *LOOP_TEXTS[loop]) for loop in LOOPS),
     )
+    known_motions: BoolProperty(
+        name="Known Motions",
+        description="Move as a known animal or person does where prompt and shape fit; without, all motion is invented",
+        default=True,
+    )
     guidance_motion: _bounded_float(
         "guidance_motion",
         name="Prompt Guidance",

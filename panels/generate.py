@@ -144,6 +144,7 @@ class KINESPLAT_PT_invention(SidebarPanel, bpy.types.Panel):
             row.prop(options, "representation")
             layout.prop(options, "model")
             return
+        layout.prop(options, "known_motions")
         layout.prop(options, "guidance_motion")
         layout.prop(options, "guidance_static")
         layout.prop(options, "steps")

@@ -39,6 +39,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     ):
         parser.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, help=text)
     parser.add_argument("--weights", type=Path, metavar="DIR", help="other weights than the shipped ones")
+    parser.add_argument("--invented", action="store_true", help="motions as the network invents them, no known ones")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
     parser.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript of I3D for FVD")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model for CLIP-F and CLIP-O")
@@ -132,7 +133,7 @@ def evaluate_generation(options: argparse.Namespace) -> int:
 
     networks = load_networks(options.lpips, options.i3d, options.clip)
     clips = chosen_clips(options.assets, options.split, options.clips_per_asset)
-    generator = shipped_generator(options.weights)
+    generator = shipped_generator(options.weights, known=not options.invented)
     options.out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as show:
         summary = evaluate_generation(

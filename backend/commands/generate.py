@@ -42,6 +42,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     motion.add_argument("--loop", choices=LOOPS,
                         help=f"whether it ends as it began; {LOOPS[0]} (default): as the text says, a walk does and a "
                              "death does not")  # fmt: skip
+    motion.add_argument("--invent", action="store_true", default=None,
+                        help="invent all of it, also where a known motion would fit")  # fmt: skip
     motion.add_argument("--frames-only", type=Path, metavar="OUT",
                         help="write the frames alone, of a video its four views: a contact sheet (OUT.png) or a "
                              "folder of orbits")  # fmt: skip
@@ -112,6 +114,7 @@ def generate(options: argparse.Namespace) -> int:
             guidance_motion=options.guidance_motion,
             guidance_static=options.guidance_static,
             loop=options.loop or LOOPS[0],
+            known_motions=not options.invent,
             preset=options.preset,
             gaussians=options.gaussians,
             fps=BOUNDS["fps"].default if options.fps is None else options.fps,
@@ -123,6 +126,8 @@ def generate(options: argparse.Namespace) -> int:
     for warning in (clip or frames).provenance["warnings"]:
         print(warning, file=sys.stderr)
     print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
+    if known := frames.provenance.get("moves_as"):
+        print(f"It moves as this does, which is known: {known}. (--invent goes without.)")
     if options.frames_only:
         write_generated(frames, options.frames_only)
         print(f"{options.frames_only}: {len(frames.moving)} frames")
@@ -186,9 +191,9 @@ def generate_problem(options: argparse.Namespace) -> str:
     kind = next((kind for kind in ("object", "image", "orbit", "video") if getattr(options, kind)), "text")
     if options.pipeline not in (None, PIPELINES[kind]):
         return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
-    invented = (options.motion, options.loop, options.steps, options.guidance_motion, options.guidance_static)
-    if options.video and (options.refine or any(one is not None for one in invented)):
-        return "--video goes without --refine, --motion, --loop, --steps and --guidance-...: its preset decides"
+    names = ("motion", "loop", "invent", "steps", "guidance_motion", "guidance_static")
+    if options.video and (options.refine or any(getattr(options, name) is not None for name in names)):
+        return "--video goes without --refine, --motion, --loop, --invent, --steps, --guidance-...: its preset decides"
     if options.video and options.compile:
         return "--compile is for VideoMV's networks, not for --video"
     if not options.video and (said := video_options(options)):

@@ -127,7 +127,17 @@ def one_line(prompt: str) -> str:
 
 def _key(request: dict, published: dict) -> str:
     """Names all that the frames of a request depend on."""
-    decides = ("seed", "prompt", "motion", "guidance_motion", "guidance_static", "loop", "steps", "model")
+    decides = (
+        "seed",
+        "prompt",
+        "motion",
+        "guidance_motion",
+        "guidance_static",
+        "loop",
+        "known_motions",
+        "steps",
+        "model",
+    )
     parts = [request["kind"], request["inputs"], {name: request["settings"][name] for name in decides}]
     parts += [{name: str(value) for name, value in published.items() if name != "compiled"}]
     return _digest(parts)

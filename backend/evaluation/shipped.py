@@ -15,8 +15,10 @@ BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "guidance", "pipelines", "splatting")  # whose code decides what comes out
 
 
-def shipped_generator(weights: Path | None = None) -> Generator:
+def shipped_generator(weights: Path | None = None, *, known: bool = True) -> Generator:
     """kinesplat-small with the shipped weights or with those in a folder; on the GPU where there is one.
+
+    known: known motions may take the place of invented ones, as they do in the product.
 
     Raises:
         UserError: the weights cannot be loaded.
@@ -27,8 +29,9 @@ def shipped_generator(weights: Path | None = None) -> Generator:
     digest = hashlib.sha256((folder / CARD).read_bytes())  # the card holds the checksums of the weights
     for path in sorted(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")):
         digest.update(path.read_bytes())
+    chosen = {"model": model, "known": known}
     return Generator(
-        moving=lambda *given, **settings: diffusion4d.generate_moving(*given, **settings, model=model).pictures,
+        moving=lambda *given, **settings: diffusion4d.generate_moving(*given, **settings, **chosen).pictures,
         static=partial(diffusion4d.generate_static, model=model),
-        version=f"{model.name} on {device}, {digest.hexdigest()[:12]}",
+        version=f"{model.name} on {device}, {digest.hexdigest()[:12]}{'' if known else ', invented only'}",
     )

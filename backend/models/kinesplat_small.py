@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from backend.models.first_guess import Memory
+from backend.models.known_motions import KnownMotions
 from backend.models.shipped import (
     CARD,
     WEIGHTS,
@@ -26,7 +27,7 @@ from backend.models.volume import VolumeConfig, VolumeNet
 __all__ = ["CARD", "FOLDER", "KinesplatSmall", "load", "save"]
 
 FOLDER = WEIGHTS / "kinesplat-small"
-MEMORY = "memory.safetensors"
+MEMORY, MOTIONS = "memory.safetensors", "known_motions.safetensors"
 FORMAT, VERSION = "kinesplat-small", 1
 
 
@@ -37,6 +38,7 @@ class KinesplatSmall:
     motion: SmallVideoNet  # static orbit -> motion latents
     static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
     memory: Memory  # of known subjects
+    motions: KnownMotions | None  # None: weights before 0.5
     vocabulary: Vocabulary
     one_way: frozenset[str]  # words in plain form for what ends elsewhere than it began
     resolution: int  # pixels
@@ -73,6 +75,7 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
         return KinesplatSmall(
             **{"static": None, **networks},
             memory=Memory(tuple(card["subjects"]), **load_file(folder / MEMORY)),
+            motions=_motions(folder, card),
             vocabulary=Vocabulary(tuple(card["vocabulary"])),
             one_way=frozenset(card.get("one_way", ())),  # weights before 0.4 do not tell
             resolution=card["resolution"],
@@ -82,7 +85,21 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
         )
 
 
-def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary, memory: Memory, about: dict) -> None:
+def _motions(folder: Path, card: dict) -> KnownMotions | None:
+    if "motions" not in card:
+        return None
+    subjects, actions = zip(*card["motions"], strict=True)
+    return KnownMotions(subjects, actions, **load_file(folder / MOTIONS))
+
+
+def save(
+    folder: Path,
+    parts: dict[str, torch.nn.Module],
+    vocabulary: Vocabulary,
+    memory: Memory,
+    motions: KnownMotions,
+    about: dict,
+) -> None:
     """Write a model: float16 safetensors in files of at most 15 MB, and the card with their checksums.
 
     `parts`: motion and, if it has one, static; `about`: name, licence, resolution, frames, one_way and whatever the
@@ -93,6 +110,10 @@ def save(folder: Path, parts: dict[str, torch.nn.Module], vocabulary: Vocabulary
         "networks": {part: asdict(network.config) for part, network in parts.items()},
         "vocabulary": vocabulary.words,
         "subjects": memory.subjects,
+        "motions": list(zip(motions.subjects, motions.actions, strict=True)),
     }
-    kept = {"starts": memory.starts, "places": memory.places, "colors": memory.colors}
-    write_model(folder, FORMAT, VERSION, parts, told, {MEMORY: kept})
+    extra = {
+        MEMORY: {"starts": memory.starts, "places": memory.places, "colors": memory.colors},
+        MOTIONS: {"loops": motions.loops, "points": motions.points, "series": motions.series},
+    }
+    write_model(folder, FORMAT, VERSION, parts, told, extra)

@@ -27,12 +27,14 @@ from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
 from backend.pipelines.coherence import Coherence
 from backend.pipelines.moved_subject import make_moved_subject
+from backend.pipelines.recall import recall
 from backend.pipelines.subject_image import framed, read_image
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
 from backend.splatting.rasterize import warm_up
+from backend.splatting.surface_motion import kept_in_view, unstretched
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
@@ -41,8 +43,9 @@ from blender_addon.contract.requests import BOUNDS, PUBLISHED
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
 FRAMES_NAME = "frames.npz"
-AMPLITUDE_STEPS = 3  # of solving for the amplitude that has the wanted magnitude
+AMPLITUDE_STEPS = 4  # of solving for the amplitude that has the wanted magnitude
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
+POWERS = (0.7, 2.0)  # of the size, with which the magnitude may grow
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
 PREVIEW_PIXELS = 48
 PREVIEW_FRAMES = 8
@@ -125,7 +128,8 @@ def generate(
         settings["motion"],
         w1=settings["guidance_motion"],
         w2=settings["guidance_static"],
-        loop={"yes": True, "no": False}.get(settings.get("loop")),  # jobs of earlier versions do not name it
+        loop={"yes": True, "no": False}.get(settings.get("loop")),  # jobs of earlier versions do not name these
+        known=settings.get("known_motions", True),
         surface=surface,
         **common,
     )
@@ -141,6 +145,7 @@ def generate(
             "models": [{"name": model.name, "licence": model.licence}],
             "warnings": warnings(model, settings["prompt"]),
             "loop": moving.loop,
+            "moves_as": moving.moves_as,
         },
         points=moving.points,
         movement=moving.movement,
@@ -154,6 +159,7 @@ class MovingOrbit(NamedTuple):
     points: np.ndarray  # [N, 3] float32, on the surface at time 0, clip space
     movement: np.ndarray  # [T, N, 3] float32, of these from there
     loop: bool  # it was made to end as it began
+    moves_as: str  # whose known motion it is, such as "husky dog walk"; empty where it was invented
 
 
 @torch.no_grad()
@@ -169,6 +175,7 @@ def generate_moving(
     w2: float = 0.25,
     sampler: str = "ddim",
     loop: bool | None = None,
+    known: bool = True,
     surface: SurfaceSamples | None = None,
     run: Run | None = None,
     model: KinesplatSmall | None = None,
@@ -176,7 +183,7 @@ def generate_moving(
     """The moving orbit of a static orbit (Diffusion4D, section 3; guidance: Eq. 3).
 
     Beyond the paper, each estimate of the clean latents is brought into line with one movement of the subject's surface
-    (`Coherence`).
+    (`Coherence`), and a motion of the training set takes the place of the invented one where it fits (`recall`).
 
     Args:
         static: [T, H, W, 4] uint8, straight alpha, all at time 0, H = W; more pixels than the network has are kept.
@@ -188,6 +195,7 @@ def generate_moving(
         w1, w2: weights of Eq. 3. The network at m = 0 is the static model.
         sampler: "ddim" or "dpm".
         loop: the motion is to end as it began; None: where the prompt names none that ends elsewhere.
+        known: known motions may take the place of invented ones.
         surface: points on the subject's surface; without them the visual hull of the static orbit serves.
         run: told after each step, and may cancel there.
         model: instead of the one that comes with the program.
@@ -224,16 +232,30 @@ def generate_moving(
         few = torch.linspace(0, len(static) - 1, PREVIEW_FRAMES).round().long()
         return picture(subject.sketch(cohere.in_view(), few)[None])
 
-    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
-        cohere(latents, size)
-        return subject.pictures(cohere.in_view())[None]
-
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
-    pictures = as_pictures(sized(size_of_magnitude(magnitude, as_tensor(static), sized)))
-    movement = subject.movement(cohere.in_view()).numpy()
-    return MovingOrbit(pictures, subject.surface.points.numpy(), movement, loop)
+    told = None
+    if known and magnitude > 0 and model.motions is not None:
+        told = recall(model.motions, prompt, subject.surface, cameras.times, cohere.told, loop=loop, seed=seed)
+
+    def shifts(size: float) -> Tensor:  # [T, B, 3]
+        if told is None:
+            cohere(latents, size)
+            return cohere.in_view()
+        return kept_in_view(subject.surface, unstretched(subject.surface.control, size * told.shifts))
+
+    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
+        return subject.pictures(shifts(size))[None]
+
+    size = size_of_magnitude(magnitude, as_tensor(static), sized)
+    return MovingOrbit(
+        pictures=as_pictures(sized(size)),
+        points=subject.surface.points.numpy(),
+        movement=subject.movement(shifts(size)).numpy(),
+        loop=loop,
+        moves_as="" if told is None else f"{told.subject} {told.action}",
+    )
 
 
 @torch.no_grad()
@@ -358,12 +380,15 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
 
     decode: the frames [1, T, 4, H, W], premultiplied, of latents of a size.
     """
-    size = 1.0
+    size, power, tried = 1.0, 2.0, None
     for _ in range(AMPLITUDE_STEPS):
         found = float(magnitude_of(decode(size), static))
         if magnitude <= 0 or found < 1e-6:
             return size
-        size = float(np.clip(size * (magnitude / found) ** 0.5, *AMPLITUDE_LIMITS))
+        if tried is not None and tried[0] != size:  # large movements add less: what has moved off moves off once
+            power = float(np.clip(np.log(found / tried[1]) / np.log(size / tried[0]), *POWERS))
+        tried = size, found
+        size = float(np.clip(size * (magnitude / found) ** (1 / power), *AMPLITUDE_LIMITS))
     return size
 
 

@@ -66,6 +66,7 @@ class GenerationSettingsModel(SettingsModel):
     guidance_motion: bounded("guidance_motion", float)
     guidance_static: bounded("guidance_static", float)
     loop: Literal[contract.LOOPS] = contract.LOOPS[0]
+    known_motions: bool = True
     steps: bounded("steps", int)
     frames: Literal[contract.GENERATED_FRAMES]
     model: Literal[contract.MODELS] = contract.SMALL

@@ -32,6 +32,8 @@ HARMONICS = 5  # whole cycles of the fastest function of time
 RIGIDITY = 1.0  # against stretched neighbourhoods, beside mean square distances from the flow
 SPECTRAL = 1e-3  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
+STIFFNESS = 3.0  # of `unstretched`: rigidity beside nearness
+UNSTRETCHED_ROUNDS = 3
 UNTURNED = 0.03  # of a neighbourhood's edges, for no turn: what lies in a line tells none about itself
 OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
@@ -171,6 +173,17 @@ def _outside(surface: Surface, shifts: Tensor) -> float:
     return float((place.abs() > EDGE).any(-1).float().mean(1).max())
 
 
+def unstretched(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
+    """The nearest shifts of control points that stretch their neighbourhoods little."""
+    count = len(control.points)
+    factor = torch.linalg.cholesky(torch.eye(count) / count + STIFFNESS * _stretch(control))
+    found = shifts
+    for _ in range(UNSTRETCHED_ROUNDS):
+        wanted = shifts / count + STIFFNESS * _turned(control, found)
+        found = torch.cholesky_solve(wanted.transpose(0, 1).flatten(1), factor).unflatten(1, (-1, 3)).transpose(0, 1)
+    return found
+
+
 def poses(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 16]
     """Shifted control points, turned as their neighbourhoods are, as `motion.blend` takes them."""
     turns, points = _turns(surface.control, shifts), surface.control.points
@@ -228,14 +241,20 @@ def _pairs(control: ControlPoints) -> csr_matrix:  # [B B, N]
 
 def _prior(control: ControlPoints, functions: Tensor, frequencies: Tensor) -> Tensor:  # [T, J], [J] -> [J B, J B]
     """The quadratic part of what a movement costs in itself."""
-    count, (first, second) = len(control.points), control.edges.long().T
+    smooth = torch.diag(SPECTRAL * frequencies**4 + RIDGE)
+    each = torch.eye(len(control.points)) / len(control.points)
+    rigid = torch.kron(functions.T @ functions / len(functions), RIGIDITY * _stretch(control))
+    return rigid + torch.kron(smooth, each)
+
+
+def _stretch(control: ControlPoints) -> Tensor:  # [B, B]
+    """The quadratic part of what stretched neighbourhoods cost, of which `_turned` is the linear part."""
+    first, second = control.edges.long().T
     weights = control.edge_weights / len(first)
-    stretch = torch.zeros(count, count)
+    stretch = torch.zeros(len(control.points), len(control.points))
     for i, j, sign in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
         stretch.index_put_((i, j), sign * weights, accumulate=True)
-    smooth = torch.diag(SPECTRAL * frequencies**4 + RIDGE)
-    each = torch.eye(count) / count
-    return torch.kron(functions.T @ functions / len(functions), RIGIDITY * stretch) + torch.kron(smooth, each)
+    return stretch
 
 
 def _turned(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]

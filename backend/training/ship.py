@@ -7,25 +7,31 @@ from collections import defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn import Module
 
-from backend.data.captions import caption, subject
+from backend.data.captions import action, caption, subject
 from backend.data.samples import View, pose_clip
 from backend.data.stills import StillStream, colored_volume
+from backend.data.surface_points import sample_triangles
 from backend.models import fourdm_weights, kinesplat_small, kinesplat_small_4dm, scene_flow
 from backend.models.checkpoints import SINGLE
 from backend.models.first_guess import Memory, remember
+from backend.models.known_motions import HARMONICS, KnownMotions
 from backend.models.text import Vocabulary, words
 from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
 from backend.progress import UserError
+from backend.splatting.control_points import farthest_points
+from backend.splatting.motion import TimeBasis
 from backend.training import motion_task, scene_flow_task, small_fourdm_task, static_task
 from backend.training.checkpoint import found_checkpoint, read_about, read_average, read_state
 from backend.training.config import TrainConfig
 from blender_addon.contract.arrays import atomic_file
 
+CANDIDATE_POINTS, POINTS = 2_000, 128  # on the surface of a known motion's subject; those that are kept
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
 TASKS = {
     "motion": motion_task,
@@ -38,8 +44,8 @@ TASKS = {
 def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
     """Write the model of the runs (motion and, if there is one, static) to the folder `out`.
 
-    `assets`: the animated assets whose training split becomes the memory of known subjects, and tells which words stand
-    for motions that end elsewhere than they began.
+    `assets`: the animated assets whose training split becomes the memory of known subjects and motions, and tells which
+    words stand for motions that end elsewhere than they began.
 
     Raises:
         UserError: a run has no checkpoint, or the runs do not fit together.
@@ -58,7 +64,7 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
         "one_way": one_way_words(assets),
         "trained": trained,
     }
-    kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), about)
+    kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), known_motions(assets), about)
 
 
 def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
@@ -173,3 +179,33 @@ def known_subjects(assets: Path) -> Memory:
         names.append(subject(stream.entries[identity]))
         volumes.append(colored_volume(asset, positions[0], (1.0, 1.0, 1.0)))
     return remember(names, volumes)
+
+
+def known_motions(assets: Path) -> KnownMotions:
+    """The clips of the training split as movements of points, each from its own beginning."""
+    stream = StillStream(assets, "train")
+    subjects, actions, loops, points, series = [], [], [], [], []
+    for identity, asset in stream.assets.items():
+        entry, kept = stream.entries[identity], None
+        for number, clip in enumerate(asset.clips):
+            corners = pose_clip(asset, number, View())[0][:, asset.faces]  # [T, F, 3, 3]
+            if kept is None:  # the same points in all clips
+                chosen, weights = sample_triangles(corners[0], CANDIDATE_POINTS, seed=0)
+                sampled = np.einsum("mc,mcd->md", weights, corners[0, chosen])
+                far = farthest_points(sampled.astype(np.float32), POINTS)
+                kept = chosen[far], weights[far]
+            positions = np.einsum("mc,tmcd->tmd", kept[1], corners[:, kept[0]])
+            subjects.append(subject(entry))
+            actions.append(action(clip.action, entry))
+            loops.append(clip.loop)
+            points.append(positions[0])
+            series.append(_series(positions - positions[0], loop=clip.loop))
+    half = lambda arrays: torch.from_numpy(np.stack(arrays)).half()  # noqa: E731
+    return KnownMotions(tuple(subjects), tuple(actions), torch.tensor(loops), half(points), half(series))
+
+
+def _series(shifts: np.ndarray, *, loop: bool) -> np.ndarray:  # [T, P, 3] -> [J, P, 3]
+    """Shifts along the functions of time that come nearest to them; the drift, which loops do not have, comes first."""
+    functions = TimeBasis(loop, HARMONICS)(torch.linspace(0, 1, len(shifts))).T.numpy()
+    found = np.linalg.lstsq(functions, shifts.reshape(len(shifts), -1), rcond=None)[0].reshape(-1, *shifts.shape[1:])
+    return np.concatenate([np.zeros_like(found[:1]), found]) if loop else found

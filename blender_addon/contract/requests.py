@@ -18,6 +18,7 @@ The bounds below are the only place where limits stand: the panel's properties a
                   "prompt": "a fox runs", "motion": 3.0,                   # motion magnitude, Diffusion4D Eq. 1
                   "guidance_motion": 1.0, "guidance_static": 0.25,         # w1 and w2 of Diffusion4D Eq. 3
                   "loop": "auto" | "yes" | "no",                           # it ends as it began; auto: by the prompt
+                  "known_motions": true,                                   # may take the place of invented ones
                   "steps": 12, "frames": 24,
                   "model": "kinesplat-small" | "published",                # the latter needs weights and a GPU
                   "result": "clip" | "frames"},                           # the job ends with: clip.py, frames.py
@@ -166,6 +167,7 @@ def generation_request(
     guidance_motion: float = BOUNDS["guidance_motion"].default,
     guidance_static: float = BOUNDS["guidance_static"].default,
     loop: str = LOOPS[0],
+    known_motions: bool = True,
     steps: int = BOUNDS["steps"].default,
     model: str = SMALL,
     result: str = "clip",
@@ -185,6 +187,7 @@ def generation_request(
         guidance_motion: w1, how closely the conditions are followed.
         guidance_static: w2, how closely the static orbit is kept.
         loop: one of LOOPS: whether the motion is to end as it began. The published size knows only "auto", which is no.
+        known_motions: that the small model has in its memory may take the place of what it invents.
         steps: denoising steps.
         model: one of MODELS. The published size was set to steps 50, guidance_motion 7 and guidance_static 0.5.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.
@@ -201,6 +204,7 @@ def generation_request(
             "guidance_motion": guidance_motion,
             "guidance_static": guidance_static,
             "loop": loop,
+            "known_motions": known_motions,
             "steps": steps,
             "frames": GENERATED_FRAMES,
             "model": model,

@@ -10,6 +10,7 @@ import torch
 
 from backend.models import kinesplat_small
 from backend.models.first_guess import remember
+from backend.models.known_motions import HARMONICS, KnownMotions
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
@@ -40,8 +41,17 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
     parts = {"motion": motion, "static": static}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
     about["one_way"] = ["roll"]
-    kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), about)
+    kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), hop(), about)
     return folder
+
+
+def hop() -> KnownMotions:
+    """The one motion that it knows: a ball that hops, once up and down."""
+    points = torch.randn(1, 32, 3, generator=torch.Generator().manual_seed(0))
+    series = torch.zeros(1, 1 + 2 * HARMONICS, 32, 3)
+    series[:, 1, :, 2] = -0.1  # of 1 - cos
+    points = 0.5 * points / points.norm(dim=-1, keepdim=True)
+    return KnownMotions(("ball",), ("hop",), torch.tensor([True]), points.half(), series.half())
 
 
 def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A known motion in the place of an invented one: that whose words, shape and course fit best.
+
+The network that invents motion is small, and has seen little: it knows roughly what moves where. The clips that it has
+seen know how: legs that step, wings that beat. Subjects that resemble theirs can move as they do. Which of them is
+decided by the words of the prompt, by the shape of the subject at rest (also in which phase of a walk it stands), and
+by what was invented.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from backend.models.known_motions import HARMONICS, KnownMotions
+from backend.splatting.motion import TimeBasis
+from backend.splatting.surface_motion import Surface, unstretched
+
+SHAPE_POINTS = 256  # of the subject, compared with the known ones
+CLIPS_BY_WORDS, CLIPS = 80, 12  # that are compared, first by shape, then in all phases and with the invention
+YAWS, PHASES = 8, 8
+SHAPE = 15.0  # worth of a distance of 1 between shapes, beside that of the same action
+ROUGHLY = 0.2  # of it, where clips are chosen: another phase may fit better
+COURSE = 0.3  # worth of the cosine with what was invented
+BEGINNING = 0.1  # worth of beginning where the clip begins, as most subjects stand so
+STRETCH = 0.4  # worth of stretching nothing
+AMOUNT = 0.1  # worth of moving as far as what was invented, rather than half or twice as far
+NEIGHBOURS, SOFT = 4, 0.02  # known points that a point follows, and the distance that hardly tells them apart
+THINNEST = 0.05  # side of a bounding box, in which points are compared
+ALIKE = 0.9  # cosine from which on two movements are one to choose from
+MARGIN = 0.15  # of the score, within which a seed may choose
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A movement as large as the invented one, and whose it is."""
+
+    shifts: Tensor  # [T, B, 3] of control points
+    subject: str
+    action: str
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """A way in which a known subject may stand in the place of another."""
+
+    clip: int
+    yaw: float  # degrees
+    phase: float = 0.0  # at which it begins
+    mirror: bool = False
+
+
+def recall(
+    motions: KnownMotions,
+    prompt: str,
+    surface: Surface,
+    times: np.ndarray,
+    invented: Tensor,
+    *,
+    loop: bool,
+    seed: int = 0,
+) -> Recalled | None:
+    """The known motion that fits best, carried over to a subject; None: there is none whose words fit.
+
+    Args:
+        motions: that are known.
+        prompt: what the subject is and does.
+        surface: of the subject.
+        times: [T] 0..1.
+        invented: [T, B, 3] shifts of its control points.
+        loop: it is to end as it began.
+        seed: chooses among those that fit nearly equally.
+    """
+    fit = motions.fit(prompt) * (motions.loops.numpy() | (not loop))
+    clips = [int(clip) for clip in np.argsort(-fit, kind="stable")[:CLIPS_BY_WORDS] if fit[clip] > 0]
+    points = surface.points.numpy()
+    shape = _Shape(points[:: max(len(points) // SHAPE_POINTS, 1)])
+    yaws = np.arange(YAWS) * 360 / YAWS
+
+    def rough(pose: _Pose) -> float:
+        return fit[pose.clip] - ROUGHLY * SHAPE * shape.distance(_positions(motions, pose, times[:1])[0])
+
+    standing = sorted((max((_Pose(clip, yaw) for yaw in yaws), key=rough) for clip in clips), key=rough, reverse=True)
+    control = surface.control.points.numpy()
+    found = []
+    for still in standing[:CLIPS]:
+        phases = np.arange(PHASES) / PHASES if motions.loops[still.clip] else (0.0,)
+        ways = []
+        for pose in (_Pose(still.clip, still.yaw, phase, mirror) for phase in phases for mirror in (False, True)):
+            positions = _positions(motions, pose, times)
+            shifts = torch.from_numpy(_carried(positions, control))
+            score = fit[pose.clip] - SHAPE * shape.distance(positions[0]) + COURSE * _cosine(shifts, invented)
+            ways.append((score + BEGINNING * (pose.phase == 0), shifts))
+        score, shifts = max(ways, key=lambda way: way[0])
+        rigid = unstretched(surface.control, shifts)
+        size, wanted = float(shifts.norm()), float(invented.norm())
+        stretch = float((rigid - shifts).norm()) / max(size, 1e-9)
+        score -= STRETCH * stretch + AMOUNT * abs(math.log2(max(wanted, 1e-9) / max(size, 1e-9)))
+        found.append((score, still.clip, rigid * (wanted / max(size, 1e-9))))
+    if not found:
+        return None
+    found.sort(key=lambda one: -one[0])
+    choice = []
+    for score, clip, shifts in found:
+        if score >= found[0][0] - MARGIN and all(_cosine(shifts, other) < ALIKE for _, other in choice):
+            choice.append((clip, shifts))
+    clip, shifts = choice[seed % len(choice)]
+    return Recalled(shifts, motions.subjects[clip], motions.actions[clip])
+
+
+class _Shape:
+    """Points on a surface, to be compared with others."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self._points, self._tree = points, cKDTree(points)
+
+    def distance(self, others: np.ndarray) -> float:
+        """Root mean square distances of either to the nearest of the other, summed."""
+        there, back = self._tree.query(others)[0], cKDTree(others).query(self._points)[0]
+        return float(np.sqrt(np.square(there).mean()) + np.sqrt(np.square(back).mean()))
+
+
+def _positions(motions: KnownMotions, pose: _Pose, times: np.ndarray) -> np.ndarray:  # [T, P, 3] float32
+    """Where the points of a clip are when it begins at a phase, turned, in the clip space of that beginning."""
+    loop = bool(motions.loops[pose.clip])
+    series = motions.series[pose.clip, int(loop) :].float().numpy()
+    shifts = np.tensordot(_functions(loop, tuple(times + pose.phase)), series, 1)
+    turn = np.radians(pose.yaw)
+    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]], np.float32)
+    matrix[:, 0] *= -1 if pose.mirror else 1
+    positions = (motions.points[pose.clip].float().numpy() + shifts) @ matrix.T
+    low, high = positions[0].min(0), positions[0].max(0)
+    return (positions - (low + high) / 2) / max(float((high - low).max()), 1e-6)
+
+
+@lru_cache(64)
+def _functions(loop: bool, times: tuple[float, ...]) -> np.ndarray:  # [T, J] float32
+    return TimeBasis(loop, HARMONICS)(torch.tensor(times, dtype=torch.float32)).T.numpy()
+
+
+def _carried(positions: np.ndarray, points: np.ndarray) -> np.ndarray:  # [T, P, 3], [B, 3] -> [T, B, 3]
+    """The shifts of points that lie in their bounding box where known ones lie in theirs, as far for its sides."""
+    known, sides = _in_box(positions[0])
+    own, own_sides = _in_box(points)
+    distance, nearest = cKDTree(known).query(own, NEIGHBOURS)
+    weights = 1 / np.square(distance + SOFT)
+    weights /= weights.sum(1, keepdims=True)
+    shifts = np.einsum("tbkc,bk->tbc", (positions - positions[:1])[:, nearest], weights)
+    return (shifts * (own_sides / sides)).astype(np.float32)
+
+
+def _in_box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [N, 3] -> the same from -1/2 to 1/2, [3]
+    low, high = points.min(0), points.max(0)
+    sides = np.maximum(high - low, THINNEST)
+    return (points - (low + high) / 2) / sides, sides
+
+
+def _cosine(first: Tensor, second: Tensor) -> float:
+    return float((first * second).sum() / (first.norm() * second.norm()).clamp_min(1e-9))
