@@ -13,7 +13,7 @@ from backend.models.text import words
 
 HARMONICS = 7  # of the series in time
 CALM = {"idle", "walk", "swim", "fly"}  # what is meant by a prompt that names no action
-KIN = ({"fly", "flap", "glide"}, {"run", "gallop", "trot"}, {"attack", "bite", "headbutt"}, {"idle", "stand"})
+KIN = ({"fly", "flap"}, {"run", "gallop", "trot"}, {"attack", "bite", "headbutt"}, {"idle", "stand"})
 KINDRED = 0.7  # worth of words for nearly the same, beside that of the same word
 SURPLUS = 0.5  # of the worth of a clip's words that were not asked for: "normal", "slow"
 SUBJECT = 0.25  # worth of the same subject, beside that of the same action: shapes tell subjects apart, too

@@ -34,7 +34,7 @@ from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
 from backend.splatting.observations import Observations, read_observations
 from backend.splatting.rasterize import warm_up
-from backend.splatting.surface_motion import kept_in_view, unstretched
+from backend.splatting.surface_motion import grown, kept_in_view
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
@@ -243,7 +243,8 @@ def generate_moving(
         if told is None:
             cohere(latents, size)
             return cohere.in_view()
-        return kept_in_view(subject.surface, unstretched(subject.surface.control, size * told.shifts))
+        size = size * float(cohere.told.norm() / told.shifts.norm())  # what was invented knows about how far
+        return kept_in_view(subject.surface, grown(subject.surface.control, told.shifts, size))
 
     def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
         return subject.pictures(shifts(size))[None]

@@ -15,10 +15,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn import functional
 
 from backend.models.motion_latents import fill, warp
 from backend.splatting.config import ConstructConfig
-from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.gaussians import GaussianParameters, discs, sample_colors
 from backend.splatting.motion import blend
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
@@ -30,6 +31,10 @@ from blender_addon.contract.orbit import SurfaceSamples
 PRESET = "final"  # of construction, for the shape: thin parts take many iterations
 GAUSSIANS = 3_000
 SHAPE_PIXELS = 128  # longer side of the pictures that it is fitted to, at most
+EDGE_ON = 0.25  # cosine between a face and its direction to a camera, below which the camera cannot tell what it shows
+SOLID = 0.3  # opacity of Gaussians that cover a surface
+GAP = 3.0  # between Gaussians, in widths of discs, that is more than a hole in their spread
+OPAQUE = 3.0  # logit
 FLOW_PIXELS = 32  # to a side, of the flow by which is warped what the Gaussians leave undone
 NEAR = 1 / 64  # of the side of a picture, at least a pixel: farther from the Gaussians nothing is left undone
 
@@ -94,12 +99,31 @@ def make_moved_subject(
     config = replace(config, coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS)
     with torch.enable_grad():
         gaussians = fit_still(static, samples, config, check)
+    gaussians = _with_edge_on(gaussians, surface, static)
     _, nearest = cKDTree(surface.points.numpy()).query(gaussians.means.numpy())
     index, weights = surface.control.index[nearest], surface.control.weights[nearest]
     at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))
     drawn = _drawn(gaussians, index, weights, at_rest, static, torch.arange(len(at_rest)), static.images.shape[2])
     undone = torch.cat([static.images.permute(0, 3, 1, 2) - drawn, _nearness(drawn)], 1)
     return MovedSubject(gaussians, surface, index, weights, static, undone)
+
+
+def _with_edge_on(gaussians: GaussianParameters, surface: Surface, static: Observations) -> GaussianParameters:
+    """The Gaussians, and discs where the fit has left none as the surface is seen edge-on at best.
+
+    They hardly show at rest. A wing that was held flat shows its face with them.
+    """
+    points, normals = surface.points, surface.normals
+    cameras = -(static.viewmats[:, None, :3, 3] @ static.viewmats[:, :3, :3])  # [T, 1, 3]
+    squarely = (functional.normalize(cameras - points, dim=-1) * normals).sum(-1).amax(0)
+    colors = sample_colors(points.numpy(), normals.numpy(), static, np.ones(len(static.images)))
+    faces = discs(points.numpy(), normals.numpy(), colors)
+    solid = gaussians.means[gaussians.opacities > SOLID].numpy()
+    gap = torch.from_numpy(cKDTree(solid).query(points.numpy())[0]) if len(solid) else torch.ones(len(points))
+    faces = faces.picked((squarely < EDGE_ON) & (gap > GAP * faces.scales.amax(1)))
+    faces.opacity_logits.fill_(OPAQUE)
+    given = gaussians.tensors()
+    return replace(gaussians, **{name: torch.cat([given[name], one]) for name, one in faces.tensors().items()})
 
 
 def _nearness(drawn: Tensor) -> Tensor:  # [T, 4, H, W] -> [T, 1, H, W]

@@ -27,6 +27,7 @@ SHAPE = 15.0  # worth of a distance of 1 between shapes, beside that of the same
 ROUGHLY = 0.2  # of it, where clips are chosen: another phase may fit better
 COURSE = 0.3  # worth of the cosine with what was invented
 BEGINNING = 0.1  # worth of beginning where the clip begins, as most subjects stand so
+MIRRORED = 0.02  # worth of not being mirrored, where nothing else tells
 STRETCH = 0.4  # worth of stretching nothing
 AMOUNT = 0.1  # worth of moving as far as what was invented, rather than half or twice as far
 NEIGHBOURS, SOFT = 4, 0.02  # known points that a point follows, and the distance that hardly tells them apart
@@ -37,7 +38,7 @@ MARGIN = 0.15  # of the score, within which a seed may choose
 
 @dataclass(frozen=True)
 class Recalled:
-    """A movement as large as the invented one, and whose it is."""
+    """A movement as large as it is in the clip, and whose it is."""
 
     shifts: Tensor  # [T, B, 3] of control points
     subject: str
@@ -94,13 +95,13 @@ def recall(
             positions = _positions(motions, pose, times)
             shifts = torch.from_numpy(_carried(positions, control))
             score = fit[pose.clip] - SHAPE * shape.distance(positions[0]) + COURSE * _cosine(shifts, invented)
-            ways.append((score + BEGINNING * (pose.phase == 0), shifts))
+            ways.append((score + BEGINNING * (pose.phase == 0) - MIRRORED * pose.mirror, shifts))
         score, shifts = max(ways, key=lambda way: way[0])
         rigid = unstretched(surface.control, shifts)
         size, wanted = float(shifts.norm()), float(invented.norm())
         stretch = float((rigid - shifts).norm()) / max(size, 1e-9)
         score -= STRETCH * stretch + AMOUNT * abs(math.log2(max(wanted, 1e-9) / max(size, 1e-9)))
-        found.append((score, still.clip, rigid * (wanted / max(size, 1e-9))))
+        found.append((score, still.clip, rigid))
     if not found:
         return None
     found.sort(key=lambda one: -one[0])
@@ -143,20 +144,17 @@ def _functions(loop: bool, times: tuple[float, ...]) -> np.ndarray:  # [T, J] fl
 
 
 def _carried(positions: np.ndarray, points: np.ndarray) -> np.ndarray:  # [T, P, 3], [B, 3] -> [T, B, 3]
-    """The shifts of points that lie in their bounding box where known ones lie in theirs, as far for its sides."""
-    known, sides = _in_box(positions[0])
-    own, own_sides = _in_box(points)
-    distance, nearest = cKDTree(known).query(own, NEIGHBOURS)
+    """The shifts of points that lie in their bounding box where known ones lie in theirs."""
+    distance, nearest = cKDTree(_in_box(positions[0])).query(_in_box(points), NEIGHBOURS)
     weights = 1 / np.square(distance + SOFT)
     weights /= weights.sum(1, keepdims=True)
     shifts = np.einsum("tbkc,bk->tbc", (positions - positions[:1])[:, nearest], weights)
-    return (shifts * (own_sides / sides)).astype(np.float32)
+    return shifts.astype(np.float32)
 
 
-def _in_box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [N, 3] -> the same from -1/2 to 1/2, [3]
+def _in_box(points: np.ndarray) -> np.ndarray:  # [N, 3] -> the same, from -1/2 to 1/2
     low, high = points.min(0), points.max(0)
-    sides = np.maximum(high - low, THINNEST)
-    return (points - (low + high) / 2) / sides, sides
+    return (points - (low + high) / 2) / np.maximum(high - low, THINNEST)
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

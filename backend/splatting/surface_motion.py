@@ -10,6 +10,7 @@ neighbourhoods and shifts in alternation), with flows far off the others countin
 It says where points are that no picture shows, and its own pictures of flow fit together.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ SPECTRAL = 1e-3  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
 STIFFNESS = 3.0  # of `unstretched`: rigidity beside nearness
 UNSTRETCHED_ROUNDS = 3
+LARGEST_STEP = 1.25  # by which a movement grows before it is held together
 UNTURNED = 0.03  # of a neighbourhood's edges, for no turn: what lies in a line tells none about itself
 OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
@@ -174,14 +176,25 @@ def _outside(surface: Surface, shifts: Tensor) -> float:
 
 
 def unstretched(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
-    """The nearest shifts of control points that stretch their neighbourhoods little."""
+    """Nearby shifts of control points that stretch their neighbourhoods less."""
     count = len(control.points)
     factor = torch.linalg.cholesky(torch.eye(count) / count + STIFFNESS * _stretch(control))
     found = shifts
     for _ in range(UNSTRETCHED_ROUNDS):
-        wanted = shifts / count + STIFFNESS * _turned(control, found)
-        found = torch.cholesky_solve(wanted.transpose(0, 1).flatten(1), factor).unflatten(1, (-1, 3)).transpose(0, 1)
+        pull = shifts / count + STIFFNESS * _turned(control, found)
+        found = torch.cholesky_solve(pull.transpose(0, 1).flatten(1), factor).unflatten(1, (-1, 3)).transpose(0, 1)
     return found
+
+
+def grown(control: ControlPoints, shifts: Tensor, size: float) -> Tensor:  # [T, B, 3] -> [T, B, 3]
+    """Shifts of control points times a size. What grows is held together on the way: limbs turn farther, not longer."""
+    while size > 1:
+        step = min(size, LARGEST_STEP)
+        larger = step * shifts
+        share = math.log(step) / math.log(LARGEST_STEP)  # a part of a step counts as one, so that none makes a jump
+        shifts = larger + share * (unstretched(control, larger) - larger)
+        size /= step
+    return size * shifts
 
 
 def poses(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 16]
