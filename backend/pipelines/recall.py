@@ -30,6 +30,7 @@ BEGINNING = 0.1  # worth of beginning where the clip begins, as most subjects st
 MIRRORED = 0.02  # worth of not being mirrored, where nothing else tells
 STRETCH = 0.4  # worth of stretching nothing
 AMOUNT = 0.1  # worth of moving as far as what was invented, rather than half or twice as far
+STILL = 1e-3  # sum of squares of shifts, its root; less is no movement
 NEIGHBOURS, SOFT = 4, 0.02  # known points that a point follows, and the distance that hardly tells them apart
 THINNEST = 0.05  # side of a bounding box, in which points are compared
 ALIKE = 0.9  # cosine from which on two movements are one to choose from
@@ -65,7 +66,7 @@ def recall(
     loop: bool,
     seed: int = 0,
 ) -> Recalled | None:
-    """The known motion that fits best, carried over to a subject; None: there is none whose words fit.
+    """The known motion that fits best, carried over to a subject; None: there is none whose words fit, or that moves.
 
     Args:
         motions: that are known.
@@ -98,10 +99,11 @@ def recall(
             ways.append((score + BEGINNING * (pose.phase == 0) - MIRRORED * pose.mirror, shifts))
         score, shifts = max(ways, key=lambda way: way[0])
         rigid = unstretched(surface.control, shifts)
-        size, wanted = float(shifts.norm()), float(invented.norm())
-        stretch = float((rigid - shifts).norm()) / max(size, 1e-9)
-        score -= STRETCH * stretch + AMOUNT * abs(math.log2(max(wanted, 1e-9) / max(size, 1e-9)))
-        found.append((score, still.clip, rigid))
+        size, wanted = float(rigid.norm()), max(float(invented.norm()), STILL)
+        if size < STILL:
+            continue
+        stretch = float((rigid - shifts).norm()) / size
+        found.append((score - STRETCH * stretch - AMOUNT * abs(math.log2(wanted / size)), still.clip, rigid))
     if not found:
         return None
     found.sort(key=lambda one: -one[0])

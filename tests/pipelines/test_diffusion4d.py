@@ -130,9 +130,30 @@ def test_a_loop_ends_as_it_began(loop: str, prompt: str, loops: bool, blobs: Blo
     assert (frames.moving[-1] == frames.static[-1]).all() == loops
 
 
+@pytest.mark.parametrize(
+    ("prompt", "settings", "moves_as"),
+    [
+        ("a ball hops", {}, "ball hop"),
+        ("a ball hops", {"known_motions": False}, ""),
+        ("a ball bounces", {}, ""),  # not known
+        ("a ball hops", {"motion": 0.0}, ""),
+    ],
+)
+def test_a_known_motion_takes_the_place_of_an_invented_one(
+    prompt: str, settings: dict, moves_as: str, blobs: Blobs, tmp_path: Path
+) -> None:
+    request = ball_request(blobs, **{"prompt": prompt, "motion": 2.0, **settings})
+    frames = read_frames(diffusion4d.run_request(request, blobs, Run(tmp_path)))
+    assert frames.provenance["moves_as"] == moves_as
+    upwards = np.square(frames.movement[..., 2]).sum() / max(np.square(frames.movement).sum(), 1e-9)
+    assert (upwards > 0.95) == bool(moves_as)
+    if moves_as:
+        assert frames.motion_measured == pytest.approx(2.0, rel=0.1)
+
+
 def test_a_job_that_an_earlier_version_queued_goes_by_its_prompt(blobs: Blobs, tmp_path: Path) -> None:
     request = ball_request(blobs)
-    del request["settings"]["loop"]
+    del request["settings"]["loop"], request["settings"]["known_motions"]
     assert read_frames(diffusion4d.run_request(request, blobs, Run(tmp_path))).provenance["loop"]
 
 

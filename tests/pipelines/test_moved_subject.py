@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 import torch
 
+from backend.pipelines import moved_subject
 from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
 from backend.progress import JobCancelled
+from backend.splatting.gaussians import discs
 from backend.splatting.motion import blend
+from backend.splatting.observations import Observations
+from backend.splatting.render import render
 from backend.splatting.surface_motion import poses
+from blender_addon.contract.orbit import Orbit, SurfaceSamples, orbit_cameras
 from tests.splatting.scenes import Scene, swinging_arm
 
 
@@ -88,3 +93,35 @@ def test_fitting_the_shape_can_be_cancelled(scene: Scene) -> None:
 
     with pytest.raises(JobCancelled):
         make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel, loop=False)
+
+
+def test_a_plate_that_was_seen_edge_on_has_a_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    across = np.linspace(-0.4, 0.4, 40, dtype=np.float32)
+    points = np.stack([*(axis.ravel() for axis in np.meshgrid(across, across)), np.zeros(1600, np.float32)], 1)
+    normals = np.tile(np.float32([0, 0, 1]), (1600, 1))
+    plate = discs(points, normals, np.tile([0.8, 0.3, 0.1], (1600, 1)))
+    plate.opacity_logits.fill_(4.0)
+    cameras = orbit_cameras(Orbit(frames=24), 64, 64, moving=False)
+    viewmats, intrinsics = (torch.from_numpy(array).float() for array in (cameras.viewmats(), cameras.Ks))
+    looks = plate.scales, plate.opacities, plate.colors
+
+    def seen(means: torch.Tensor, quats: torch.Tensor) -> torch.Tensor:
+        return render(means.expand(24, -1, -1), quats.expand(24, -1, -1), *looks, viewmats, intrinsics, 64, 64)
+
+    static = Observations(seen(plate.means, plate.quats), cameras)
+    half = torch.tensor([np.cos(0.6), np.sin(0.6), 0, 0]).float()  # wxyz: towards the first camera, by 1.2 radians
+    c, s = np.cos(1.2), np.sin(1.2)
+    turn = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]]).float()
+    true = seen(plate.means @ turn.T, half.expand(1600, -1))[0, ..., 3] > 0.5
+
+    def covered() -> float:
+        subject = make_moved_subject(
+            static, np.linspace(0, 1, 24), SurfaceSamples(points, normals), lambda: None, loop=False
+        )
+        control = subject.surface.control.points
+        found = subject.pictures((control @ turn.T - control).expand(24, -1, -1))[0, 3] > 0.5
+        return float((found & true).sum() / (found | true).sum())
+
+    assert covered() > 0.8
+    monkeypatch.setattr(moved_subject, "_with_edge_on", lambda gaussians, surface, static: gaussians)
+    assert covered() < 0.6

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend.splatting.surface_motion import Surface, flow_of, kept_in_view, lift, make_surface
+from backend.splatting.control_points import make_control_points
+from backend.splatting.surface_motion import Surface, flow_of, grown, kept_in_view, lift, make_surface, unstretched
 from tests.splatting.scenes import swinging_arm
 
 
@@ -96,3 +97,46 @@ def test_who_would_still_leave_them_moves_less(surface: Surface) -> None:
     wild = 6 * sway(surface)
     kept = kept_in_view(surface, wild)
     assert 0.05 < float(kept.norm() / wild.norm()) < 0.8
+
+
+@pytest.fixture(scope="module")
+def rod() -> tuple:
+    """Control points of a rod along X that is held at one end, and their shifts where it turns up by half a radian."""
+    points = np.random.default_rng(0).uniform(-1, 1, (400, 3)) * (0.5, 0.03, 0.03) + (0.5, 0, 0)
+    control = make_control_points(np.float32(points), 32)
+    angle = 0.5 * torch.linspace(0, 1, 5)
+    x, y, z = control.points.T
+    turned = [x * angle.cos()[:, None] - z * angle.sin()[:, None], y.expand(5, -1)]
+    turned.append(x * angle.sin()[:, None] + z * angle.cos()[:, None])
+    return control, torch.stack(turned, -1) - control.points
+
+
+def length(control, shifts: torch.Tensor) -> float:
+    """Of the rod at the last time, relative to that at rest."""
+    ends = control.points[:, 0].argmin(), control.points[:, 0].argmax()
+    at_rest, moved = (
+        (points[ends[1]] - points[ends[0]]).norm() for points in (control.points, control.points + shifts[-1])
+    )
+    return float(moved / at_rest)
+
+
+def test_what_is_stretched_is_stretched_less(rod) -> None:
+    control, turn = rod
+    pulled = turn + 0.4 * control.points[:, :1] * torch.tensor([1.0, 0, 0]) * torch.linspace(0, 1, 5)[:, None, None]
+    assert 1 < length(control, unstretched(control, pulled)) < 0.25 + 0.75 * length(control, pulled)
+    torch.testing.assert_close(unstretched(control, turn), turn, atol=5e-3, rtol=0)
+
+
+def test_what_grows_turns_farther_and_not_longer(rod) -> None:
+    control, turn = rod
+    assert length(control, 2.5 * turn) > 1.3
+    larger = grown(control, turn, 2.5)
+    assert length(control, larger) == pytest.approx(1, abs=0.15)
+    assert larger.norm() > 2 * turn.norm()
+
+
+def test_growing_begins_where_it_was(rod) -> None:
+    control, turn = rod
+    torch.testing.assert_close(grown(control, turn, 0.3), 0.3 * turn)
+    torch.testing.assert_close(grown(control, turn, 1.0), turn)
+    torch.testing.assert_close(grown(control, turn, 1 + 1e-6), turn, atol=1e-4, rtol=0)

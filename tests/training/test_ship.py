@@ -32,6 +32,8 @@ def test_runs_become_weights(runs, assets, tmp_path):
     assert model.static is not None
     assert set(model.memory.subjects) == {"bouncer", "lever"}  # of the training split, and of no other
     assert model.one_way == {"lever"}  # on and off
+    assert set(zip(model.motions.subjects, model.motions.actions, strict=True)) >= {("lever", "on"), ("lever", "off")}
+    assert model.motions.loops.tolist() == [subject == "bouncer" for subject in model.motions.subjects]
     assert model.memory.volume(model.memory.nearest("a bouncer", 0))[..., 3].sum() > 100
 
     averaged = next((runs["motion"] / "step_00000001").glob("ema*"))
