@@ -32,12 +32,15 @@ class KnownMotions:
     def fit(self, prompt: str) -> np.ndarray:  # [C] float64
         """How well the words of a prompt fit those of each clip: 0 to 1 for its action, a little for its subject.
 
-        Rare words count more, and words that only one of the two has count against it. No action in common: 0.
+        Rare words count more, and words that only one of the two has count against it. No action in common: 0. That is
+        all clips where the prompt names no known action and has other words that are not known.
         """
         asked = set(words(prompt))
-        known = {word for action in self.actions for word in words(action)}
-        named = {word for word in asked if word in known or known & _kin(word)}
-        meant = [named] if named else [{word} for word in CALM]
+        actions, subjects = (
+            {word for text in texts for word in words(text)} for texts in (self.actions, self.subjects)
+        )
+        named = {word for word in asked if word in actions or actions & _kin(word)}
+        meant = [named] if named or asked - subjects else [{word} for word in CALM]
         actions = np.max([_overlap(one, self.actions) for one in meant], 0)
         return np.where(actions > 0, actions + SUBJECT * _overlap(asked - named, self.subjects), 0)
 

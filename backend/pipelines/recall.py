@@ -55,6 +55,14 @@ class _Pose:
     phase: float = 0.0  # at which it begins
     mirror: bool = False
 
+    @property
+    def matrix(self) -> np.ndarray:  # [3, 3] float32
+        """From the known subject's axes to those of the other."""
+        turn = np.radians(self.yaw)
+        matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]], np.float32)
+        matrix[:, 0] *= -1 if self.mirror else 1
+        return matrix
+
 
 def recall(
     motions: KnownMotions,
@@ -94,7 +102,7 @@ def recall(
         ways = []
         for pose in (_Pose(still.clip, still.yaw, phase, mirror) for phase in phases for mirror in (False, True)):
             positions = _positions(motions, pose, times)
-            shifts = torch.from_numpy(_carried(positions, control))
+            shifts = torch.from_numpy(_carried(positions, control, pose.matrix))
             score = fit[pose.clip] - SHAPE * shape.distance(positions[0]) + COURSE * _cosine(shifts, invented)
             ways.append((score + BEGINNING * (pose.phase == 0) - MIRRORED * pose.mirror, shifts))
         score, shifts = max(ways, key=lambda way: way[0])
@@ -132,10 +140,7 @@ def _positions(motions: KnownMotions, pose: _Pose, times: np.ndarray) -> np.ndar
     loop = bool(motions.loops[pose.clip])
     series = motions.series[pose.clip, int(loop) :].float().numpy()
     shifts = np.tensordot(_functions(loop, tuple(times + pose.phase)), series, 1)
-    turn = np.radians(pose.yaw)
-    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]], np.float32)
-    matrix[:, 0] *= -1 if pose.mirror else 1
-    positions = (motions.points[pose.clip].float().numpy() + shifts) @ matrix.T
+    positions = (motions.points[pose.clip].float().numpy() + shifts) @ pose.matrix.T
     low, high = positions[0].min(0), positions[0].max(0)
     return (positions - (low + high) / 2) / max(float((high - low).max()), 1e-6)
 
@@ -145,9 +150,10 @@ def _functions(loop: bool, times: tuple[float, ...]) -> np.ndarray:  # [T, J] fl
     return TimeBasis(loop, HARMONICS)(torch.tensor(times, dtype=torch.float32)).T.numpy()
 
 
-def _carried(positions: np.ndarray, points: np.ndarray) -> np.ndarray:  # [T, P, 3], [B, 3] -> [T, B, 3]
-    """The shifts of points that lie in their bounding box where known ones lie in theirs."""
-    distance, nearest = cKDTree(_in_box(positions[0])).query(_in_box(points), NEIGHBOURS)
+def _carried(positions: np.ndarray, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [T, B, 3]
+    """The shifts of points [B, 3] that lie in their box, along known axes, where known ones [T, P, 3] do in theirs."""
+    known, own = _in_box(positions[0] @ matrix), _in_box(points @ matrix)
+    distance, nearest = cKDTree(known).query(own, NEIGHBOURS)
     weights = 1 / np.square(distance + SOFT)
     weights /= weights.sum(1, keepdims=True)
     shifts = np.einsum("tbkc,bk->tbc", (positions - positions[:1])[:, nearest], weights)

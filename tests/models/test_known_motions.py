@@ -32,7 +32,7 @@ def test_a_prompt_finds_the_action_that_it_names(prompt: str, best: int, motions
 
 def test_other_actions_do_not_fit_at_all(motions: KnownMotions) -> None:
     np.testing.assert_array_equal(motions.fit("a dog gallops") > 0, [False, True, False, False, False])
-    assert motions.fit("a dog dances").max() == pytest.approx(motions.fit("a dog").max())  # dancing is not known at all
+    assert not motions.fit("a dog dances").any()  # dancing is not known at all
 
 
 def test_an_action_counts_more_than_a_subject(motions: KnownMotions) -> None:

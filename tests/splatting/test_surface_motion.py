@@ -123,8 +123,8 @@ def length(control, shifts: torch.Tensor) -> float:
 def test_what_is_stretched_is_stretched_less(rod) -> None:
     control, turn = rod
     pulled = turn + 0.4 * control.points[:, :1] * torch.tensor([1.0, 0, 0]) * torch.linspace(0, 1, 5)[:, None, None]
-    assert 1 < length(control, unstretched(control, pulled)) < 0.25 + 0.75 * length(control, pulled)
-    torch.testing.assert_close(unstretched(control, turn), turn, atol=5e-3, rtol=0)
+    assert 1 < length(control, unstretched(control, pulled)) < 0.2 + 0.8 * length(control, pulled)
+    torch.testing.assert_close(unstretched(control, turn), turn, atol=1e-2, rtol=0)
 
 
 def test_what_grows_turns_farther_and_not_longer(rod) -> None:
