@@ -7,6 +7,7 @@ undone in the static pictures (fine markings, hair-sharp outlines) is warped alo
 moves, the pictures are those that were given.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,8 @@ SHAPE_PIXELS = 128  # longer side of the pictures that it is fitted to, at most
 EDGE_ON = 0.25  # cosine between a face and its direction to a camera, below which the camera cannot tell what it shows
 SOLID = 0.3  # opacity of Gaussians that cover a surface
 GAP = 3.0  # between Gaussians, in widths of discs, that is more than a hole in their spread
-OPAQUE = 3.0  # logit
+FLAT = 0.1  # of a surface, from which on it is worth filling: discs at outlines are seen where they move apart
+OPAQUE, WIDTH = 3.0, 0.7  # logit; of discs, in distances of neighbours
 FLOW_PIXELS = 32  # to a side, of the flow by which is warped what the Gaussians leave undone
 NEAR = 1 / 64  # of the side of a picture, at least a pixel: farther from the Gaussians nothing is left undone
 
@@ -120,8 +122,12 @@ def _with_edge_on(gaussians: GaussianParameters, surface: Surface, static: Obser
     faces = discs(points.numpy(), normals.numpy(), colors)
     solid = gaussians.means[gaussians.opacities > SOLID].numpy()
     gap = torch.from_numpy(cKDTree(solid).query(points.numpy())[0]) if len(solid) else torch.ones(len(points))
-    faces = faces.picked((squarely < EDGE_ON) & (gap > GAP * faces.scales.amax(1)))
+    bare = (squarely < EDGE_ON) & (gap > GAP * faces.scales.amax(1))
+    if bare.float().mean() < FLAT:
+        return gaussians
+    faces = faces.picked(bare)
     faces.opacity_logits.fill_(OPAQUE)
+    faces.log_scales += math.log(WIDTH)
     given = gaussians.tensors()
     return replace(gaussians, **{name: torch.cat([given[name], one]) for name, one in faces.tensors().items()})
 

@@ -10,6 +10,7 @@ neighbourhoods and shifts in alternation), with flows far off the others countin
 It says where points are that no picture shows, and its own pictures of flow fit together.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ SPECTRAL = 1e-3  # against fast terms, by the fourth power of their frequency
 RIDGE = 1e-4  # against what nothing shows
 STIFFNESS = 3.0  # of `unstretched`: rigidity beside nearness
 UNSTRETCHED_ROUNDS = 3
-GROWING_STIFFNESS = 30.0  # of `grown`, in the same unit
+LARGEST_STEP = 1.25  # by which a movement grows before it is held together
 UNTURNED = 0.03  # of a neighbourhood's edges, for no turn: what lies in a line tells none about itself
 OUTLIER = 0.05  # clip space; flow so far off the movement counts half
 SIGHT_CELLS = 24  # to a picture's side, of the depth picture that tells what is hidden
@@ -176,31 +177,24 @@ def _outside(surface: Surface, shifts: Tensor) -> float:
 
 def unstretched(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
     """Nearby shifts of control points that stretch their neighbourhoods less."""
+    count = len(control.points)
+    factor = torch.linalg.cholesky(torch.eye(count) / count + STIFFNESS * _stretch(control))
     found = shifts
     for _ in range(UNSTRETCHED_ROUNDS):
-        found = _held_together(control, shifts, _turned(control, found), STIFFNESS)
+        pull = shifts / count + STIFFNESS * _turned(control, found)
+        found = torch.cholesky_solve(pull.transpose(0, 1).flatten(1), factor).unflatten(1, (-1, 3)).transpose(0, 1)
     return found
 
 
 def grown(control: ControlPoints, shifts: Tensor, size: float) -> Tensor:  # [T, B, 3] -> [T, B, 3]
-    """Shifts of control points times a size; above 1 neighbourhoods turn so much farther, and do not become larger."""
-    if size <= 1:
-        return size * shifts
-    first, second = control.edges.long().T
-    edges = control.points[second] - control.points[first]
-    turns = Rotation.from_matrix(_turns(control, shifts)[:, first].flatten(0, 1).numpy())
-    more = torch.from_numpy(Rotation.from_rotvec((size - 1) * turns.as_rotvec()).as_matrix()).float()
-    moved = edges + shifts[:, second] - shifts[:, first]
-    wanted = (more.unflatten(0, moved.shape[:2]) @ moved[..., None])[..., 0]
-    return _held_together(control, size * shifts, _pull(control, wanted - edges), GROWING_STIFFNESS)
-
-
-def _held_together(control: ControlPoints, shifts: Tensor, pull: Tensor, stiffness: float) -> Tensor:  # [T, B, 3]
-    """What is near the shifts, and with whose edges the pull agrees."""
-    count = len(control.points)
-    factor = torch.linalg.cholesky(torch.eye(count) / count + stiffness * _stretch(control))
-    wanted = shifts / count + stiffness * pull
-    return torch.cholesky_solve(wanted.transpose(0, 1).flatten(1), factor).unflatten(1, (-1, 3)).transpose(0, 1)
+    """Shifts of control points times a size. What grows is held together on the way, so that limbs turn farther."""
+    while size > 1:
+        step = min(size, LARGEST_STEP)
+        larger = step * shifts
+        share = math.log(step) / math.log(LARGEST_STEP)  # a part of a step counts as one, so that none makes a jump
+        shifts = larger + share * (unstretched(control, larger) - larger)
+        size /= step
+    return size * shifts
 
 
 def poses(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 16]
@@ -279,16 +273,10 @@ def _stretch(control: ControlPoints) -> Tensor:  # [B, B]
 def _turned(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
     """The linear part: what pulls at control points whose neighbours' edges are turned as their neighbourhoods are."""
     first, second = control.edges.long().T
+    weights = (control.edge_weights / len(first))[:, None]
     edges = control.points[second] - control.points[first]
-    return _pull(control, (_turns(control, shifts)[:, first] @ edges[..., None])[..., 0] - edges)
-
-
-def _pull(control: ControlPoints, change: Tensor) -> Tensor:  # [T, E, 3] -> [T, B, 3]
-    """What pulls at control points whose edges are to change so."""
-    first, second = control.edges.long().T
-    pull = (control.edge_weights / len(first))[:, None] * change
-    still = pull.new_zeros(len(pull), *control.points.shape)
-    return still.index_add_(1, second, pull).index_add_(1, first, -pull)
+    pull = weights * ((_turns(control, shifts)[:, first] @ edges[..., None])[..., 0] - edges)
+    return torch.zeros_like(shifts).index_add_(1, second, pull).index_add_(1, first, -pull)
 
 
 def _turns(control: ControlPoints, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3, 3]

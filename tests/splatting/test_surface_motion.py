@@ -127,16 +127,16 @@ def test_what_is_stretched_is_stretched_less(rod) -> None:
     torch.testing.assert_close(unstretched(control, turn), turn, atol=1e-2, rtol=0)
 
 
-def test_what_grows_turns_farther_and_not_longer(rod) -> None:
+def test_what_grows_does_not_become_as_much_longer(rod) -> None:
     control, turn = rod
-    assert length(control, 2.5 * turn) > 1.3
     larger = grown(control, turn, 2.5)
-    assert length(control, larger) == pytest.approx(1, abs=0.15)
+    assert length(control, larger) < 0.3 + 0.7 * length(control, 2.5 * turn)
     assert larger.norm() > 2 * turn.norm()
 
 
-def test_growing_begins_where_it_was(rod) -> None:
+def test_growing_makes_no_jumps(rod) -> None:
     control, turn = rod
     torch.testing.assert_close(grown(control, turn, 0.3), 0.3 * turn)
-    torch.testing.assert_close(grown(control, turn, 1.0), turn)
-    torch.testing.assert_close(grown(control, turn, 1 + 1e-6), turn, atol=1e-4, rtol=0)
+    for size in (1.0, 1.25, 1.25**2):
+        below, above = (grown(control, turn, size * change) for change in (1 - 1e-5, 1 + 1e-5))
+        torch.testing.assert_close(below, above, atol=1e-3, rtol=0)
