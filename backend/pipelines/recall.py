@@ -8,8 +8,9 @@ by what was invented.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.models.known_motions import HARMONICS, KnownMotions
+from backend.splatting.control_points import ControlPoints
 from backend.splatting.motion import TimeBasis
 from backend.splatting.surface_motion import Surface, unstretched
 
@@ -86,41 +88,72 @@ def recall(
         seed: chooses among those that fit nearly equally.
     """
     fit = motions.fit(prompt) * (motions.loops.numpy() | (not loop))
-    clips = [int(clip) for clip in np.argsort(-fit, kind="stable")[:CLIPS_BY_WORDS] if fit[clip] > 0]
     points = surface.points.numpy()
     shape = _Shape(points[:: max(len(points) // SHAPE_POINTS, 1)])
+    found = [
+        _best(motions, pose, float(fit[pose.clip]), shape, surface.control, times, invented)
+        for pose in _standing(motions, fit, shape)
+    ]
+    moving = [way for way in found if float(way.shifts.norm()) > STILL]
+    if not moving:
+        return None
+    chosen = _choice(moving, seed)
+    return Recalled(chosen.shifts, motions.subjects[chosen.clip], motions.actions[chosen.clip])
+
+
+class _Way(NamedTuple):
+    """A motion carried over to a subject."""
+
+    score: float
+    clip: int
+    shifts: Tensor  # [T, B, 3]
+
+
+def _standing(motions: KnownMotions, fit: np.ndarray, shape: "_Shape") -> list[_Pose]:
+    """The clips whose words fit, turned as the subject stands, best first."""
+    clips = [int(clip) for clip in np.argsort(-fit, kind="stable")[:CLIPS_BY_WORDS] if fit[clip] > 0]
     yaws = np.arange(YAWS) * 360 / YAWS
 
     def rough(pose: _Pose) -> float:
-        return fit[pose.clip] - ROUGHLY * SHAPE * shape.distance(_positions(motions, pose, times[:1])[0])
+        return fit[pose.clip] - ROUGHLY * SHAPE * shape.distance(_positions(motions, pose, np.zeros(1))[0])
 
-    standing = sorted((max((_Pose(clip, yaw) for yaw in yaws), key=rough) for clip in clips), key=rough, reverse=True)
-    control = surface.control.points.numpy()
-    found = []
-    for still in standing[:CLIPS]:
-        phases = np.arange(PHASES) / PHASES if motions.loops[still.clip] else (0.0,)
-        ways = []
-        for pose in (_Pose(still.clip, still.yaw, phase, mirror) for phase in phases for mirror in (False, True)):
-            positions = _positions(motions, pose, times)
-            shifts = torch.from_numpy(_carried(positions, control, pose.matrix))
-            score = fit[pose.clip] - SHAPE * shape.distance(positions[0]) + COURSE * _cosine(shifts, invented)
-            ways.append((score + BEGINNING * (pose.phase == 0) - MIRRORED * pose.mirror, shifts))
-        score, shifts = max(ways, key=lambda way: way[0])
-        rigid = unstretched(surface.control, shifts)
-        size, wanted = float(rigid.norm()), max(float(invented.norm()), STILL)
-        if size < STILL:
-            continue
-        stretch = float((rigid - shifts).norm()) / size
-        found.append((score - STRETCH * stretch - AMOUNT * abs(math.log2(wanted / size)), still.clip, rigid))
-    if not found:
-        return None
-    found.sort(key=lambda one: -one[0])
-    choice = []
-    for score, clip, shifts in found:
-        if score >= found[0][0] - MARGIN and all(_cosine(shifts, other) < ALIKE for _, other in choice):
-            choice.append((clip, shifts))
-    clip, shifts = choice[seed % len(choice)]
-    return Recalled(shifts, motions.subjects[clip], motions.actions[clip])
+    best = (max((_Pose(clip, yaw) for yaw in yaws), key=rough) for clip in clips)
+    return sorted(best, key=rough, reverse=True)[:CLIPS]
+
+
+def _best(
+    motions: KnownMotions,
+    still: _Pose,
+    fit: float,
+    shape: "_Shape",
+    control: ControlPoints,
+    times: np.ndarray,
+    invented: Tensor,
+) -> _Way:
+    """The phase and side of a clip that fit best."""
+    phases = np.arange(PHASES) / PHASES if motions.loops[still.clip] else (0.0,)
+    ways = []
+    for pose in (replace(still, phase=phase, mirror=mirror) for phase in phases for mirror in (False, True)):
+        positions = _positions(motions, pose, times)
+        shifts = torch.from_numpy(_carried(positions, control.points.numpy(), pose.matrix))
+        score = fit - SHAPE * shape.distance(positions[0]) + COURSE * _cosine(shifts, invented)
+        ways.append(_Way(score + BEGINNING * (pose.phase == 0) - MIRRORED * pose.mirror, pose.clip, shifts))
+    best = max(ways, key=lambda way: way.score)
+    rigid = unstretched(control, best.shifts)
+    size, wanted = (max(float(shifts.norm()), STILL) for shifts in (rigid, invented))
+    stretch = float((rigid - best.shifts).norm()) / size
+    return _Way(best.score - STRETCH * stretch - AMOUNT * abs(math.log2(wanted / size)), best.clip, rigid)
+
+
+def _choice(ways: list[_Way], seed: int) -> _Way:
+    """One of the best, no two of which are alike."""
+    ways = sorted(ways, key=lambda way: -way.score)
+    different = []
+    for way in ways:
+        alike = any(_cosine(way.shifts, other.shifts) >= ALIKE for other in different)
+        if way.score >= ways[0].score - MARGIN and not alike:
+            different.append(way)
+    return different[seed % len(different)]
 
 
 class _Shape:
