@@ -67,8 +67,10 @@ class Films:
 
 
 def caption(frames: GeneratedFrames) -> str:
-    """Two short lines."""
-    return f"Seed {frames.seed}\nMotion {frames.motion_measured:.1f}"
+    """Two short lines, and a third where its motion is a known one: whose."""
+    known = frames.provenance.get("moves_as", "")
+    lines = f"Seed {frames.seed}", f"Motion {frames.motion_measured:.1f}", str(known).capitalize()
+    return "\n".join(line for line in lines if line)
 
 
 def cropped(pictures: np.ndarray) -> np.ndarray:  # [T, S, S, 4] uint8 -> [T, s, s, 4]

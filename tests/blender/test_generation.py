@@ -2,6 +2,7 @@
 """Motion that is invented: what the panel makes of objects, texts and images, and the choice among candidates."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -309,6 +310,8 @@ def test_a_film(options, part, tmp_path) -> None:
     try:
         assert films.icon("uid", path, 0) == 0
         assert films.caption("uid") == "Seed 9\nMotion 2.1"
+        known = replace(frames, provenance={"moves_as": "husky dog walk"})
+        assert film.caption(known) == "Seed 9\nMotion 2.1\nHusky dog walk"
         films.keep_only([])
         assert films.caption("uid") == ""
         path.write_bytes(b"broken")
