@@ -5,7 +5,6 @@ They are what a text or image request starts from where the weights have no stat
 more computing than the shipped weights have seen, and a rough guess that is whole beats a learned one that is not.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backend.models.inflation import FLATNESS, thickness
-from backend.models.text import words
+from backend.models.text import words, worth
 from backend.models.volume import HALF_SIDE, VOXELS, voxel_centers
 
 FOCAL = 1 / 0.36  # per half width, of 39.6 degrees
@@ -43,11 +42,10 @@ class Memory:
         """
         named = [set(words(subject)) for subject in self.subjects]
         asked = set(words(prompt))
-        held = {word: sum(word in subject for subject in named) for subject in named for word in subject}
-        worth = {word: math.log(1 + len(named) / count) for word, count in held.items()}
+        value = worth(named)
         scores = np.array(
             [
-                sum(worth[word] for word in subject & asked) - 0.3 * sum(worth[word] for word in subject - asked)
+                sum(value[word] for word in subject & asked) - 0.3 * sum(value[word] for word in subject - asked)
                 if subject & asked
                 else -np.inf
                 for subject in named

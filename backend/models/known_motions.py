@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Motions that are known: what the clips of the training set do, as points on a surface and how they move."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from backend.models.text import words
+from backend.models.text import words, worth
 
 HARMONICS = 7  # of the series in time
 CALM = {"idle", "walk", "swim", "fly"}  # what is meant by a prompt that names no action
@@ -48,11 +46,10 @@ class KnownMotions:
 def _overlap(asked: set[str], texts: Sequence[str]) -> np.ndarray:
     """The worth of the words in common with each text, relative to that of all asked and some of those not asked."""
     each = [set(words(text)) for text in texts]
-    count = Counter(word for text in each for word in text)
-    worth = {word: math.log(1 + len(each) / held) for word, held in count.items()}
+    value = worth(each)
 
     def total(some: set[str]) -> float:
-        return sum(worth.get(word, 0) for word in some)
+        return sum(value.get(word, 0) for word in some)
 
     def shared(text: set[str]) -> float:
         common, kindred = asked & text, {word for word in text - asked if asked & _kin(word)}

@@ -5,7 +5,10 @@ Words are brought to a plain form (walking, walks -> walk), synonyms to the word
 (sprint -> run). Words that it never learned are left out, and the caller can tell the user which.
 """
 
+import math
 import re
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -62,6 +65,12 @@ def plain_form(word: str) -> str:
                 word = word[: -len(ending)] + rest
                 break
     return SYNONYMS.get(word, word)
+
+
+def worth(texts: Collection[set[str]]) -> dict[str, float]:
+    """How much each word of some texts tells: rare ones more."""
+    count = Counter(word for text in texts for word in text)
+    return {word: math.log(1 + len(texts) / held) for word, held in count.items()}
 
 
 @dataclass(frozen=True)

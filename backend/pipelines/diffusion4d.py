@@ -255,7 +255,7 @@ def generate_moving(
         points=subject.surface.points.numpy(),
         movement=subject.movement(shifts(size)).numpy(),
         loop=loop,
-        moves_as="" if told is None else f"{told.subject} {told.action}",
+        moves_as="" if told is None else f"{told.subject} {told.action}".strip(),
     )
 
 
