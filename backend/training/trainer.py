@@ -148,7 +148,8 @@ def train(
     accelerator.wait_for_everyone()
     per_step = config.batch * config.accumulate * accelerator.num_processes
     parameters = sum(parameter.numel() for parameter in trained_parameters(plain)) / 1e6
-    say(f"{config.task}: {parameters:.1f} M parameters to train, {accelerator.mixed_precision} precision, ", end="")
+    arithmetic = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+    say(f"{config.task}: {parameters:.1f} M parameters to train, {arithmetic}, ", end="")
     say(f"{per_step} samples a step on {accelerator.num_processes} x {accelerator.device.type}, from step {step:,}")
 
     # 5. Train.
