@@ -150,7 +150,7 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
     if distances[best] > FAR:
         names = objects[0].name if len(objects) == 1 else f"{objects[0].name} and the others"
         raise MeshMotionError(
-            f"{names} and the Gaussians do not lie in the same place ({100 * distances[best]:.0f} % of the size apart). "
+            f"{names} and the Gaussians do not lie in the same place: {100 * distances[best]:.0f} % of the size apart. "
             "Put them where they belong together, or go to the frame at which they do."
         )
     return best

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node groups that play and draw time-varying Gaussians, built so that a saved file needs no add-on.
 
-`Kinesplat Playback` is the modifier's group (`Kinesplat Mesh Playback` that of meshes which took over a motion). It takes a mesh whose points are Gaussians (attributes: see
+`Kinesplat Playback` is the modifier's group. It takes a mesh whose points are Gaussians (attributes: see
 `point_cloud`), finds the stored frames before and after its input `Frame`, interpolates between them and draws the
 result in one of three ways, each a group of its own: points, camera-facing quads, native Gaussian splats.
+`Kinesplat Mesh Playback` is that of meshes that took over a motion (see `mesh_motion`); it moves their vertices.
 
 All of it happens in the object's own space, so the object may be moved, turned and scaled.
 """

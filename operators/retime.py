@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Retiming of the selected Gaussians, and of meshes that move as they do. All of it changes one F-curve, which the Graph Editor shows as well."""
+"""Retiming of the selected Gaussians, and of meshes that move as they do.
+
+All of it changes one F-curve, which the Graph Editor shows as well.
+"""
 
 from collections.abc import Callable
 

@@ -115,7 +115,7 @@ def test_the_copy_looks_as_the_original_and_the_original_stays(scene):
     show(5)
     assert np.array_equal(vertices(rod), before)
     evaluated = copy.evaluated_get(bpy.context.evaluated_depsgraph_get())
-    assert not [name for name in evaluated.data.attributes.keys() if name.startswith("pos.")]
+    assert not [attribute for attribute in evaluated.data.attributes if attribute.name.startswith("pos.")]
 
 
 def test_retiming_one_retimes_both(scene):
@@ -192,7 +192,7 @@ def test_the_source_is_found_without_selecting_it(both):
 
 @pytest.mark.parametrize("case", ["nothing selected", "elsewhere", "no surface"])
 def test_what_cannot_move_is_said_and_adds_nothing(both, case):
-    rod, splats = both
+    rod, _ = both
     if case != "nothing selected":
         rod.select_set(True)
     if case == "elsewhere":
@@ -207,9 +207,6 @@ def test_what_cannot_move_is_said_and_adds_nothing(both, case):
 
 
 def test_gaussians_alone_are_no_mesh(both):
-    _, splats = both
-    other = twisting_ring(20, 3)
-    second = point_cloud.import_clip(other, bpy.context.scene)
-    second.select_set(True)
+    point_cloud.import_clip(twisting_ring(20, 3), bpy.context.scene).select_set(True)
     with pytest.raises(RuntimeError, match="no surface to move"):
         bpy.ops.kinesplat.move_mesh()
