@@ -2,8 +2,8 @@
 """The motion of Gaussians given to the mesh that they were made of, or to any other that lies where they lie.
 
 The mesh itself stays as it is: a copy of what it looks like, with its materials and UV maps, moves. Each of its
-vertices goes along with the Gaussians round it, blended as bones are. The copy keeps a position for each vertex and stored
-frame, and plays them by the same modifier input and the same action as the Gaussians: retiming one retimes both.
+vertices goes along with the Gaussians round it, blended as bones are. The copy keeps a position for each vertex and
+stored frame, and plays them by the same modifier input and the same action as the Gaussians: retiming one retimes both.
 """
 
 import bpy
