@@ -14,7 +14,7 @@ from mathutils.kdtree import KDTree
 from . import capture, node_groups, placing, retime, splat_object, subject, versions
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
-from .point_cloud import MODIFIER, clip_of_object
+from .point_cloud import clip_of_object
 
 NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many average out what they disagree in
 NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
@@ -57,6 +57,8 @@ def moving_copies(
         MeshMotionError: there is nothing to move, or it does not lie where the Gaussians are; nothing was added.
     """
     clip = clip_of_object(splats)
+    if not splat_object.plays(splats):
+        raise MeshMotionError(f"{splats.name} has lost the modifier that plays its Gaussians.")
     graph = context.evaluated_depsgraph_get()
     meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
     try:
@@ -159,8 +161,7 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
 def _shown(splats: bpy.types.Object) -> float:
     """The stored frame that is shown now."""
     evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
-    modifier = splat_object.playback_modifier(evaluated)
-    return float(versions.modifier_input(modifier, node_groups.FRAME)) if modifier is not None else 0.0
+    return float(versions.modifier_input(splat_object.playback_modifier(evaluated), node_groups.FRAME))
 
 
 def _tree(points: np.ndarray) -> KDTree:
@@ -211,7 +212,7 @@ def _play(
     copy = bpy.data.objects.new(mesh.name, mesh)
     copy.matrix_world = obj.matrix_world
     copy[splat_object.CLIP] = splats.get(splat_object.CLIP, "{}")
-    modifier = copy.modifiers.new(MODIFIER, "NODES")
+    modifier = copy.modifiers.new(splat_object.playback_modifier(splats).name, "NODES")  # one F-curve fits both
     modifier.node_group = node_groups.mesh_playback_group()
     versions.set_modifier_input(modifier, node_groups.LAST_FRAME, clip.frame_count - 1)
     retime.share(copy, splats, context.scene)

@@ -121,8 +121,9 @@ def test_the_copy_looks_as_the_original_and_the_original_stays(scene):
 def test_retiming_one_retimes_both(scene):
     rod = add_rod()
     splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    retime.fit(splats, 1, 9)
     [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
-    show(5)
+    show(9)
     end = vertices(copy)
     retime.fit(splats, 1, 101)
     retime.set_repeat(copy, "LOOP")
@@ -190,18 +191,20 @@ def test_the_source_is_found_without_selecting_it(both):
     assert bpy.ops.kinesplat.retime_repeat(repeat="LOOP") == {"FINISHED"}
 
 
-@pytest.mark.parametrize("case", ["nothing selected", "elsewhere", "no surface"])
+@pytest.mark.parametrize("case", ["nothing selected", "elsewhere", "no surface", "no modifier"])
 def test_what_cannot_move_is_said_and_adds_nothing(both, case):
-    rod, _ = both
+    rod, splats = both
     if case != "nothing selected":
         rod.select_set(True)
     if case == "elsewhere":
         rod.location.x = 3
     if case == "no surface":
         rod.data.clear_geometry()
+    if case == "no modifier":
+        splats.modifiers.clear()
     blocks = len(bpy.data.objects), len(bpy.data.meshes)
-    expected = "do not lie in the same place" if case == "elsewhere" else "no surface to move"
-    with pytest.raises(RuntimeError, match=expected):
+    expected = {"elsewhere": "do not lie in the same place", "no modifier": "has lost the modifier"}
+    with pytest.raises(RuntimeError, match=expected.get(case, "no surface to move")):
         bpy.ops.kinesplat.move_mesh()
     assert (len(bpy.data.objects), len(bpy.data.meshes)) == blocks
 
