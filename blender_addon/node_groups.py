@@ -4,6 +4,7 @@
 `Kinesplat Playback` is the modifier's group. It takes a mesh whose points are Gaussians (attributes: see
 `point_cloud`), finds the stored frames before and after its input `Frame`, interpolates between them and draws the
 result in one of three ways, each a group of its own: points, camera-facing quads, native Gaussian splats.
+`Kinesplat Mesh Playback` is that of meshes that took over a motion (see `mesh_motion`); it moves their vertices.
 
 All of it happens in the object's own space, so the object may be moved, turned and scaled.
 """
@@ -65,6 +66,11 @@ def playback_group(layout: Layout) -> bpy.types.NodeTree:
     parts = [f"SH {layout.sh_degree}"]
     parts += ["moving scales"] * layout.moving_scales + ["moving opacities"] * layout.moving_opacities
     return _reuse("GeometryNodeTree", f"Kinesplat Playback ({', '.join(parts)})", lambda tree: _playback(tree, layout))
+
+
+def mesh_playback_group() -> bpy.types.NodeTree:
+    """The modifier's node group for meshes with a position per vertex and stored frame; its `Frame` is the same."""
+    return _reuse("GeometryNodeTree", "Kinesplat Mesh Playback", _mesh_playback)
 
 
 def splat_material() -> bpy.types.Material:
@@ -174,8 +180,7 @@ def _use(nodes: NodeBuilder, group: bpy.types.NodeTree, inputs: dict[str, object
 def _playback(tree: bpy.types.NodeTree, layout: Layout) -> None:
     tree.is_modifier = True
     tree.description = "Plays time-varying Gaussians. Key the input Frame to retime them"
-    _input(tree, "Geometry", "Geometry")
-    _input(tree, FRAME, "Float", "Which stored frame to show; between two frames, the Gaussians are interpolated")
+    _timing_inputs(tree, "Gaussians")
     _input(tree, VIEWPORT, "Menu", "How the viewport draws the Gaussians. Quads face the scene's camera")
     _input(tree, RENDER, "Menu", "How final renders draw the Gaussians")
     _input(tree, SPLAT_SIZE, "Float", "Factor on the size of each Gaussian", default_value=1.0, min_value=0.0)
@@ -224,23 +229,54 @@ def _playback(tree: bpy.types.NodeTree, layout: Layout) -> None:
         tree.interface.items_tree[name].default_value = DRAW_MODES[default]
 
 
-def _interpolate(nodes: NodeBuilder, inputs: dict[str, Socket], layout: Layout) -> dict[str, Socket]:
-    """The Gaussians between the two stored frames round `Frame`: center, rotation, log_scale, opacity (0 to 1)."""
+def _timing_inputs(tree: bpy.types.NodeTree, played: str) -> None:
+    """The inputs that come first in all groups that play something, so that one F-curve fits all of them."""
+    _input(tree, "Geometry", "Geometry")
+    _input(tree, FRAME, "Float", f"Which stored frame to show; between two frames, the {played} are interpolated")
+
+
+def _mesh_playback(tree: bpy.types.NodeTree) -> None:
+    tree.is_modifier = True
+    tree.description = "Moves a mesh as Gaussians have moved. Key the input Frame to retime it"
+    _timing_inputs(tree, "positions")
+    _input(tree, LAST_FRAME, "Int", "Number of the last stored frame", hide_in_modifier=True)
+    tree.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
+    nodes, inputs = _begin(tree)
+    place = _center(nodes, *_stored_frames(nodes, inputs))
+    moved = nodes.value("GeometryNodeSetPosition", {"Geometry": inputs["Geometry"], "Position": place})
+    _end(nodes, nodes.remove(moved, "pos.*"))
+
+
+Stored = Callable[[str, str], tuple[Socket, Socket]]
+
+
+def _stored_frames(nodes: NodeBuilder, inputs: dict[str, Socket]) -> tuple[Socket, Stored]:
+    """How far `Frame` is from the stored frame before it to that after it, and what reads an attribute at both."""
     last = inputs[LAST_FRAME]
     frame = nodes.minimum(nodes.maximum(inputs[FRAME], 0.0), last)
     before = nodes.math("FLOOR", frame)
-    weight = frame - before
     numbers = (_text(nodes, before), _text(nodes, nodes.minimum(before + 1.0, last)))
 
     def stored(name: str, data_type: str) -> tuple[Socket, Socket]:
         a, b = (nodes.named(_join(nodes, f"{name}.", number), data_type) for number in numbers)
         return a, b
 
+    return frame - before, stored
+
+
+def _center(nodes: NodeBuilder, weight: Socket, stored: Stored) -> Socket:
+    # Points that somebody moved, in Edit Mode or with a modifier above this one, keep that offset in all frames.
+    moved = nodes.value("GeometryNodeInputPosition") - nodes.named("pos.0", "FLOAT_VECTOR")
+    return nodes.mix("VECTOR", weight, *stored("pos", "FLOAT_VECTOR")) + moved
+
+
+def _interpolate(nodes: NodeBuilder, inputs: dict[str, Socket], layout: Layout) -> dict[str, Socket]:
+    """The Gaussians between the two stored frames round `Frame`: center, rotation, log_scale, opacity (0 to 1)."""
+    weight, stored = _stored_frames(nodes, inputs)
+
     def sigmoid(logit: Socket) -> Socket:
         return 1.0 / (1.0 + nodes.exp(-logit))
 
-    # Points that somebody moved, in Edit Mode or with a modifier above this one, keep that offset in all frames.
-    moved = nodes.value("GeometryNodeInputPosition") - nodes.named("pos.0", "FLOAT_VECTOR")
     if layout.moving_scales:
         log_scale = nodes.mix("VECTOR", weight, *stored("lsc", "FLOAT_VECTOR"))
     else:
@@ -250,7 +286,7 @@ def _interpolate(nodes: NodeBuilder, inputs: dict[str, Socket], layout: Layout) 
     else:
         opacity = sigmoid(nodes.named("opacity", "FLOAT"))
     return {
-        "center": nodes.mix("VECTOR", weight, *stored("pos", "FLOAT_VECTOR")) + moved,
+        "center": _center(nodes, weight, stored),
         "rotation": nodes.mix("ROTATION", weight, *stored("rot", "QUATERNION")),
         "log_scale": log_scale,
         "opacity": opacity,

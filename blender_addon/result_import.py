@@ -7,7 +7,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix, Vector
 
-from . import capture, point_cloud, scene_settings
+from . import capture, placing, point_cloud, scene_settings, splat_object
 from .contract.clip import Clip, read_clip
 from .job_records import JobRecord
 
@@ -49,18 +49,20 @@ def import_result(
         clip,
         scene,
         name=f"{record.name} Gaussians" if record else None,
-        collection=_collection(context, source),
+        collection=placing.collection_beside(context, source),
         start=record.frame_start if record else None,
     )
+    if record and record.subject_uuid:
+        splats[splat_object.MADE_OF] = record.subject_uuid
     if record and record.kind in ("text", "image", "video"):
         _stand_on_cursor(splats, clip, scene)
     elif record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
-    _select_alone(context, splats)
+    placing.select_alone(context, [splats])
     changed += scene_settings.ensure_scene_settings(scene)
-    if hide_source and source is not None and _hide(context, source):
+    if hide_source and source is not None and placing.hide(context, [source]):
         changed.append(f"{source.name} is hidden")
-    if show_colors and _show_colors(context):
+    if show_colors and placing.show_colors(context):
         changed.append("The viewport shows materials")
     return splats, _sentence(clip, splats, changed)
 
@@ -70,52 +72,6 @@ def _stand_on_cursor(splats: bpy.types.Object, clip: Clip, scene: bpy.types.Scen
     low = float(np.percentile(clip.frame(0).means[:, 2], 1))  # a stray Gaussian is no foot
     foot = splats.matrix_world @ Vector((0.0, 0.0, low))
     splats.matrix_world = Matrix.Translation(scene.cursor.location - foot) @ splats.matrix_world
-
-
-def _collection(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
-    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
-    wanted = [context.collection]
-    if source is not None and source.name in context.scene.objects:
-        in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
-        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
-    takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
-    return next(takes_objects, context.scene.collection)
-
-
-def _select_alone(context: bpy.types.Context, splats: bpy.types.Object) -> None:
-    context.view_layer.update()  # before this the view layer does not know the object
-    for obj in context.view_layer.objects.selected:
-        obj.select_set(False)
-    if splats.name in context.view_layer.objects:  # its collection may be excluded
-        context.view_layer.objects.active = splats
-        splats.select_set(True)
-    for space in _viewports(context):
-        if space.local_view:  # else it would be there, selected, and not to be seen
-            splats.local_view_set(space, True)
-
-
-def _hide(context: bpy.types.Context, source: bpy.types.Object) -> bool:
-    """Hide an object with its children in the viewport and in renders; whether any of them is in this view layer."""
-    family = [obj for obj in (source, *source.children_recursive) if obj.name in context.view_layer.objects]
-    for obj in family:
-        obj.hide_set(True)
-        if obj.is_editable:
-            obj.hide_render = True
-    return bool(family)
-
-
-def _show_colors(context: bpy.types.Context) -> bool:
-    """Switch the solid viewports of this screen to material preview; whether there was one."""
-    solid = [space.shading for space in _viewports(context) if space.shading.type == "SOLID"]
-    for shading in solid:
-        shading.type = "MATERIAL"
-    return bool(solid)
-
-
-def _viewports(context: bpy.types.Context) -> list[bpy.types.SpaceView3D]:
-    """Those of this screen."""
-    areas = context.screen.areas if context.screen else []
-    return [area.spaces.active for area in areas if area.type == "VIEW_3D"]
 
 
 def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:

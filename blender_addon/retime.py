@@ -51,6 +51,22 @@ def create(splats: bpy.types.Object, scene: bpy.types.Scene, frame_count: int, f
     fcurve.update()
 
 
+def share(other: bpy.types.Object, splats: bpy.types.Object, scene: bpy.types.Scene) -> None:
+    """Time what `other` plays as the Gaussians are: by the same action, where that is possible, else once from now on.
+
+    Whoever retimes one of the two then retimes both.
+    """
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    same_input = path == versions.modifier_input_path(_modifier(other), node_groups.FRAME)
+    if same_input and versions.find_fcurve(splats, path, in_nla=False) is not None:
+        animation = other.animation_data_create()
+        animation.action = splats.animation_data.action
+        animation.action_slot = splats.animation_data.action_slot
+        return
+    last = versions.modifier_input(_modifier(other), node_groups.LAST_FRAME)
+    create(other, scene, last + 1, splat_object.clip_fps(splats), scene.frame_current_final)
+
+
 def timing(splats: bpy.types.Object) -> Timing | None:
     """How the object plays, or None where its input `Frame` has no keys."""
     modifier = splat_object.playback_modifier(splats)

@@ -9,6 +9,7 @@ from . import node_groups, versions
 
 UUID = "kinesplat_uuid"  # custom properties of the object
 CLIP = "kinesplat_clip"
+MADE_OF = "kinesplat_made_of"  # the id of the object that was captured (`capture.SUBJECT_UUID` there)
 
 
 def is_splat_object(obj: bpy.types.Object | None) -> bool:
@@ -17,6 +18,11 @@ def is_splat_object(obj: bpy.types.Object | None) -> bool:
         return False
     attributes = obj.data.attributes
     return all(name in attributes for name in ("pos.0", "rot.0", "f_dc_0", "opacity"))
+
+
+def plays(obj: bpy.types.Object | None) -> bool:
+    """Whether an object plays stored frames: Gaussians, or a mesh that took over their motion."""
+    return obj is not None and obj.type == "MESH" and playback_modifier(obj) is not None
 
 
 def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | None:

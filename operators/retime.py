@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Retiming of the selected Gaussians. All of it changes one F-curve, which the Graph Editor shows as well."""
+"""Retiming of the selected Gaussians, and of meshes that move as they do.
+
+All of it changes one F-curve, which the Graph Editor shows as well.
+"""
+
+from collections.abc import Callable
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty
@@ -17,10 +22,11 @@ class SplatOperator:
     """What the operators on the selected Gaussians have in common: `change` is called for each object."""
 
     bl_options = {"REGISTER", "UNDO"}
+    takes = staticmethod(splat_object.is_splat_object)
 
     @classmethod
     def poll(cls, context):
-        if not splat_object.is_splat_object(context.active_object):
+        if not cls.takes(context.active_object):
             cls.poll_message_set("Select Gaussians that were imported with Kinesplat")
             return False
         return True
@@ -31,7 +37,7 @@ class SplatOperator:
 
     def execute(self, context):
         changed = 0
-        for splats in selected_splats(context):
+        for splats in chosen_objects(context, self.takes):
             try:
                 self.change(context, splats)
                 changed += 1
@@ -40,13 +46,19 @@ class SplatOperator:
         return {"FINISHED"} if changed else {"CANCELLED"}
 
 
-def selected_splats(context: bpy.types.Context) -> list[bpy.types.Object]:
-    """The active object and all other selected ones that hold Gaussians."""
+def chosen_objects(context: bpy.types.Context, takes: Callable) -> list[bpy.types.Object]:
+    """The active object and all other selected ones that `takes` says yes to."""
     chosen = [context.active_object, *context.selected_objects]
-    return [obj for obj in dict.fromkeys(chosen) if splat_object.is_splat_object(obj)]
+    return [obj for obj in dict.fromkeys(chosen) if takes(obj)]
 
 
-class KINESPLAT_OT_retime_repeat(SplatOperator, bpy.types.Operator):
+class RetimeOperator(SplatOperator):
+    """Those of them that also change the timing of moving meshes."""
+
+    takes = staticmethod(splat_object.plays)
+
+
+class KINESPLAT_OT_retime_repeat(RetimeOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_repeat"
     bl_label = "Repeat Motion"
     bl_description = "Choose what the selected Gaussians do before their first key and after their last"
@@ -61,7 +73,7 @@ class KINESPLAT_OT_retime_repeat(SplatOperator, bpy.types.Operator):
         retime.set_repeat(splats, self.repeat)
 
 
-class KINESPLAT_OT_retime_reverse(SplatOperator, bpy.types.Operator):
+class KINESPLAT_OT_retime_reverse(RetimeOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_reverse"
     bl_label = "Reverse Motion"
     bl_description = "Play the motion from its end to its beginning"
@@ -70,7 +82,7 @@ class KINESPLAT_OT_retime_reverse(SplatOperator, bpy.types.Operator):
         retime.reverse(splats)
 
 
-class KINESPLAT_OT_retime_fit(SplatOperator, bpy.types.Operator):
+class KINESPLAT_OT_retime_fit(RetimeOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_fit"
     bl_label = "Fit Motion to Range"
     bl_description = "Stretch or squeeze the motion to a frame range, by default the scene's"
@@ -95,7 +107,7 @@ class KINESPLAT_OT_retime_fit(SplatOperator, bpy.types.Operator):
         column.prop(self, "frame_end")
 
 
-class KINESPLAT_OT_retime_speed(SplatOperator, bpy.types.Operator):
+class KINESPLAT_OT_retime_speed(RetimeOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_speed"
     bl_label = "Set Motion Speed"
     bl_description = "Play faster or slower from the first key on. 1 is the speed at which the motion was captured"

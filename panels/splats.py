@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The selected Gaussians: how they are drawn, when they play, and what the scene lacks to render them."""
+"""The selected Gaussians: how they are drawn, when they play, and what the scene lacks to render them.
+
+Also the timing of meshes that took over their motion.
+"""
 
 import bpy
 
@@ -29,6 +32,7 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
             draw_sentence(layout, context, warning, icon="ERROR")
         if bpy.ops.kinesplat.fix_scene_settings.poll():
             layout.operator("kinesplat.fix_scene_settings", icon="CHECKMARK")
+        layout.operator("kinesplat.move_mesh", icon="MOD_MESHDEFORM")
 
 
 class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
@@ -36,21 +40,39 @@ class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
     bl_parent_id = "KINESPLAT_PT_splats"
 
     def draw(self, context):
-        layout = self.layout
-        timing = retime.timing(context.active_object)
-        if timing is None:
-            draw_sentence(layout, context, "The input Frame has no keys, so the motion is not played", icon="INFO")
-            return
-        row = layout.row(align=True)
-        for repeat, text in REPEAT_TEXTS.items():
-            row.operator("kinesplat.retime_repeat", text=text, depress=timing.repeat == repeat).repeat = repeat
-        row = layout.row(align=True)
-        row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
-        row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
-        layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
-        row = layout.row()
-        row.active = False
-        row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+        draw_timing(self.layout, context)
+
+
+class KINESPLAT_PT_moving_mesh(SidebarPanel, bpy.types.Panel):
+    """Shown while a mesh is active that took over the motion of Gaussians."""
+
+    bl_label = "Moving Mesh"
+
+    @classmethod
+    def poll(cls, context):
+        active = context.active_object
+        return splat_object.plays(active) and not splat_object.is_splat_object(active)
+
+    def draw(self, context):
+        draw_timing(self.layout, context)
+
+
+def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """How the active object plays, and what changes it."""
+    timing = retime.timing(context.active_object)
+    if timing is None:
+        draw_sentence(layout, context, "The input Frame has no keys, so the motion is not played", icon="INFO")
+        return
+    row = layout.row(align=True)
+    for repeat, text in REPEAT_TEXTS.items():
+        row.operator("kinesplat.retime_repeat", text=text, depress=timing.repeat == repeat).repeat = repeat
+    row = layout.row(align=True)
+    row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
+    row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
+    layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
+    row = layout.row()
+    row.active = False
+    row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
 
 
 def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
@@ -61,5 +83,5 @@ def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
         row.operator("kinesplat.set_draw_mode", text=MODE_TEXTS[mode], depress=mode == current).mode = mode
 
 
-CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing)
+CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing, KINESPLAT_PT_moving_mesh)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The motion of Gaussians given to the mesh that they were made of, or to any other that lies where they lie.
+
+The mesh itself stays as it is: a copy of what it looks like, with its materials and UV maps, moves. Each of its
+vertices goes along with the Gaussians round it, blended as bones are. The copy keeps a position for each vertex and
+stored frame, and plays them by the same modifier input and the same action as the Gaussians: retiming one retimes both.
+"""
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+from mathutils.kdtree import KDTree
+
+from . import capture, node_groups, placing, retime, splat_object, subject, versions
+from .contract import rotations
+from .contract.clip import Clip, Gaussians
+from .point_cloud import clip_of_object
+
+NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many average out what they disagree in
+NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
+FAR = 0.06  # mean distance of vertices to Gaussians, relative to the size of all: beyond it they are of other things
+PROBES = 500  # vertices by which that is judged
+_CHUNK = 20_000  # vertices at a time
+
+
+class MeshMotionError(ValueError):
+    """The mesh cannot take over the motion; the message says why and what to do."""
+
+
+def source_objects(splats: bpy.types.Object, context: bpy.types.Context) -> list[bpy.types.Object]:
+    """The objects with a surface of which the Gaussians were made, as far as the scene still has them."""
+    made_of = splats.get(splat_object.MADE_OF)
+    found = [obj for obj in context.scene.objects if made_of and obj.get(capture.SUBJECT_UUID) == made_of]
+    family = [member for obj in found for member in (obj, *obj.children_recursive)]
+    return [obj for obj in dict.fromkeys(family) if may_move(obj) and obj.name in context.scene.objects]
+
+
+def may_move(obj: bpy.types.Object) -> bool:
+    """Whether an object has a surface that could take over a motion."""
+    return obj.type in subject.SURFACE_TYPES and not splat_object.plays(obj)
+
+
+def moving_copies(
+    splats: bpy.types.Object, objects: list[bpy.types.Object], context: bpy.types.Context
+) -> list[bpy.types.Object]:
+    """Copies of objects that move as the Gaussians do, beside the originals, one for each that has a surface.
+
+    Mesh and Gaussians are taken as they lie at the current frame; where the first stored frame fits the mesh better,
+    that one is taken.
+
+    Args:
+        splats: the Gaussians, with what was deleted or moved in Edit Mode.
+        objects: with modifiers, shape keys and armatures as they look now.
+        context: of the scene in which they are.
+
+    Raises:
+        MeshMotionError: there is nothing to move, or it does not lie where the Gaussians are; nothing was added.
+    """
+    clip = clip_of_object(splats)
+    if not splat_object.plays(splats):
+        raise MeshMotionError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+    graph = context.evaluated_depsgraph_get()
+    meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
+    try:
+        if not meshes:
+            raise MeshMotionError("There is no surface to move. Select the mesh together with its Gaussians.")
+        to_clip = splats.matrix_world.inverted_safe()
+        places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
+        rest = _frame_that_fits(clip, _shown(splats), np.concatenate(places), [obj for obj, _ in meshes])
+    except BaseException:
+        for _, mesh in meshes:
+            bpy.data.meshes.remove(mesh)
+        raise
+
+    copies = []
+    for (obj, mesh), place in zip(meshes, places, strict=True):
+        moved = follow(place, clip, rest)
+        _store(mesh, _transformed(moved, obj.matrix_world.inverted_safe() @ splats.matrix_world))
+        copies.append(_play(obj, mesh, splats, clip, context))
+    return copies
+
+
+def follow(vertices: np.ndarray, clip: Clip, rest: float) -> np.ndarray:
+    """Where vertices go that move along with Gaussians, by linear blend skinning.
+
+    Args:
+        vertices: [V, 3] at `rest`, clip space.
+        clip: the Gaussians.
+        rest: stored frame, may be fractional, at which both lie as they belong together.
+
+    Returns:
+        [T, V, 3] float32, one for each stored frame.
+    """
+    start = clip.frame(rest)
+    nearest, weights = _bind(vertices, start)
+    backwards = start.quats * np.array([1, -1, -1, -1], np.float32)
+    moved = np.empty((clip.frame_count, *vertices.shape), np.float32)
+    for t in range(clip.frame_count):
+        now = clip.frame(t)
+        turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards))).astype(np.float32)
+        moved[t] = _carried(vertices, nearest, weights, start.means, now.means, turns)
+    return moved
+
+
+def _bind(vertices: np.ndarray, start: Gaussians) -> tuple[np.ndarray, np.ndarray]:  # [V, K] int, [V, K] float32
+    """The Gaussians that each vertex goes along with, and how much: by distance and opacity."""
+    count = min(NEIGHBORS, len(start.means))
+    tree = _tree(start.means)
+    found = [tree.find_n(vertex, count) for vertex in vertices.tolist()]
+    nearest = np.array([[index for _, index, _ in row] for row in found], np.int64)
+    distances = np.array([[distance for _, _, distance in row] for row in found], np.float32)
+    reach = NEAR * np.maximum(distances[:, : max(count // 4, 1)].mean(1, keepdims=True), 1e-6)
+    # From the nearest on, as else a vertex far from all would go along with one alone.
+    away = (distances**2 - distances[:, :1] ** 2) / reach**2
+    weights = np.exp(-0.5 * away) * np.maximum(start.opacities[nearest], 1e-3)
+    return nearest, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _carried(
+    vertices: np.ndarray,
+    nearest: np.ndarray,
+    weights: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    turns: np.ndarray,
+) -> np.ndarray:  # [V, 3]
+    """Each Gaussian carries a vertex rigidly from `before` to `after`."""
+    out = np.empty_like(vertices)
+    for first in range(0, len(vertices), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        index = nearest[part]
+        arms = vertices[part, None] - before[index]
+        places = after[index] + np.einsum("vkij,vkj->vki", turns[index], arms)
+        out[part] = np.einsum("vk,vki->vi", weights[part], places)
+    return out
+
+
+# What is bound to what
+
+
+def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: list[bpy.types.Object]) -> float:
+    """The stored frame at which the Gaussians lie where the vertices are: the one shown now, or the first."""
+    probes = vertices[:: max(len(vertices) // PROBES, 1)].tolist()
+    size = max(float(np.ptp(vertices, axis=0).max()), float(np.ptp(clip.means, axis=0).max()), 1e-9)
+
+    def distance(frame: float) -> float:
+        tree = _tree(clip.frame(frame).means)
+        return sum(tree.find(probe)[2] for probe in probes) / len(probes) / size
+
+    distances = {frame: distance(frame) for frame in dict.fromkeys((0.0, shown))}
+    best = min(distances, key=distances.get)
+    if distances[best] > FAR:
+        names = objects[0].name if len(objects) == 1 else f"{objects[0].name} and the others"
+        raise MeshMotionError(
+            f"{names} and the Gaussians do not lie in the same place: {100 * distances[best]:.0f} % of the size apart. "
+            "Put them where they belong together, or go to the frame at which they do."
+        )
+    return best
+
+
+def _shown(splats: bpy.types.Object) -> float:
+    """The stored frame that is shown now."""
+    evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
+    return float(versions.modifier_input(splat_object.playback_modifier(evaluated), node_groups.FRAME))
+
+
+def _tree(points: np.ndarray) -> KDTree:
+    tree = KDTree(len(points))
+    for index, point in enumerate(points.tolist()):
+        tree.insert(point, index)
+    tree.balance()
+    return tree
+
+
+# Meshes
+
+
+def _looks(obj: bpy.types.Object, graph: bpy.types.Depsgraph) -> bpy.types.Mesh | None:
+    """A new mesh of what an object looks like now, with all that modifiers do; None where it has no vertices."""
+    mesh = bpy.data.meshes.new_from_object(obj.evaluated_get(graph), preserve_all_data_layers=True, depsgraph=graph)
+    if mesh is not None and not mesh.polygons:
+        bpy.data.meshes.remove(mesh)
+        return None
+    return mesh
+
+
+def _vertices(mesh: bpy.types.Mesh) -> np.ndarray:  # [V, 3]
+    values = np.empty(len(mesh.vertices) * 3, np.float32)
+    mesh.vertices.foreach_get("co", values)
+    return values.reshape(-1, 3)
+
+
+def _transformed(points: np.ndarray, matrix: Matrix) -> np.ndarray:  # [..., 3] float32
+    values = np.asarray(matrix, np.float64)
+    return (points @ values[:3, :3].T + values[:3, 3]).astype(np.float32)
+
+
+def _store(mesh: bpy.types.Mesh, moved: np.ndarray) -> None:
+    """Keep positions [T, V, 3] as attributes; the mesh itself lies as at the first of them, as Gaussians do."""
+    for t, positions in enumerate(moved):
+        attribute = mesh.attributes.new(f"pos.{t}", "FLOAT_VECTOR", "POINT")
+        attribute.data.foreach_set("vector", positions.reshape(-1))
+    mesh.vertices.foreach_set("co", moved[0].reshape(-1))
+    mesh.update()
+
+
+def _play(
+    obj: bpy.types.Object, mesh: bpy.types.Mesh, splats: bpy.types.Object, clip: Clip, context: bpy.types.Context
+) -> bpy.types.Object:
+    """An object that plays the mesh, where the original stands and timed as the Gaussians are."""
+    mesh.name = f"{obj.name} Moving"
+    copy = bpy.data.objects.new(mesh.name, mesh)
+    copy.matrix_world = obj.matrix_world
+    copy[splat_object.CLIP] = splats.get(splat_object.CLIP, "{}")
+    modifier = copy.modifiers.new(splat_object.playback_modifier(splats).name, "NODES")  # one F-curve fits both
+    modifier.node_group = node_groups.mesh_playback_group()
+    versions.set_modifier_input(modifier, node_groups.LAST_FRAME, clip.frame_count - 1)
+    retime.share(copy, splats, context.scene)
+    placing.collection_beside(context, obj).objects.link(copy)
+    return copy

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where new objects go in the scene, and what of it is selected, hidden and shown."""
+
+import bpy
+
+
+def collection_beside(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
+    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
+    wanted = [context.collection]
+    if source is not None and source.name in context.scene.objects:
+        in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
+        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
+    takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
+    return next(takes_objects, context.scene.collection)
+
+
+def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
+    """Select new objects and nothing else; the last becomes the active one."""
+    context.view_layer.update()  # before this the view layer does not know them
+    for obj in context.view_layer.objects.selected:
+        obj.select_set(False)
+    for obj in objects:
+        if obj.name in context.view_layer.objects:  # its collection may be excluded
+            context.view_layer.objects.active = obj
+            obj.select_set(True)
+        for space in _viewports(context):
+            if space.local_view:  # else it would be there, selected, and not to be seen
+                obj.local_view_set(space, True)
+
+
+def hide(context: bpy.types.Context, objects: list[bpy.types.Object]) -> bool:
+    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer."""
+    members = dict.fromkeys(member for obj in objects for member in (obj, *obj.children_recursive))
+    family = [obj for obj in members if obj.name in context.view_layer.objects]
+    for obj in family:
+        obj.hide_set(True)
+        if obj.is_editable:
+            obj.hide_render = True
+    return bool(family)
+
+
+def show_colors(context: bpy.types.Context) -> bool:
+    """Switch the solid viewports of this screen to material preview; whether there was one."""
+    solid = [space.shading for space in _viewports(context) if space.shading.type == "SOLID"]
+    for shading in solid:
+        shading.type = "MATERIAL"
+    return bool(solid)
+
+
+def _viewports(context: bpy.types.Context) -> list[bpy.types.SpaceView3D]:
+    """Those of this screen."""
+    areas = context.screen.areas if context.screen else []
+    return [area.spaces.active for area in areas if area.type == "VIEW_3D"]

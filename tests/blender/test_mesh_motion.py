@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A mesh takes over the motion of Gaussians that lie on it."""
+
+import numpy as np
+import pytest
+
+bpy = pytest.importorskip("bpy")
+
+from mathutils import Matrix  # noqa: E402
+
+from blender_addon import mesh_motion, point_cloud, retime  # noqa: E402
+from blender_addon.contract import rotations  # noqa: E402
+from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
+from tests.blender.clips import show, twisting_ring  # noqa: E402
+
+pytestmark = pytest.mark.blender
+
+FRAMES = 5
+ANGLE = 0.9  # radians by which the rod is bent at the end
+
+
+def bent(points: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 3] of a rod along X, -0.5..0.5, bent upwards into an arc, and the angles [N] by which they turned."""
+    x = points[:, 0] + 0.5
+    curve = max(ANGLE * share, 1e-6)
+    angle = curve * x
+    on_arc = np.stack([np.sin(angle) / curve, 0 * x, (1 - np.cos(angle)) / curve], -1)
+    up = np.stack([-np.sin(angle), 0 * x, np.cos(angle)], -1)
+    return on_arc - [0.5, 0, 0] + points[:, 1:2] * [0, 1, 0] + points[:, 2:] * up, angle
+
+
+def bending_rod(count: int = 800, seed: int = 0, **fields) -> Clip:
+    """Gaussians all over a rod that bends more and more."""
+    random = np.random.default_rng(seed)
+    around = random.uniform(0, 2 * np.pi, count)
+    start = np.stack([random.uniform(-0.5, 0.5, count), 0.08 * np.cos(around), 0.08 * np.sin(around)], -1)
+    means, quats = [], []
+    for t in range(FRAMES):
+        place, angle = bent(start, t / (FRAMES - 1))
+        means.append(place)
+        quats.append(np.stack([np.cos(angle / 2), 0 * angle, -np.sin(angle / 2), 0 * angle], -1))
+    single = lambda values: np.ascontiguousarray(values, np.float32)  # noqa: E731
+    return Clip(
+        means=single(means[0]),
+        quats=single(quats[0]),
+        scales=np.full((count, 3), 0.02, np.float32),
+        opacities=np.full(count, 0.9, np.float32),
+        sh=np.zeros((count, 1, 3), np.float32),
+        motion=FrameMotion(single(means), single(rotations.make_continuous(np.stack(quats)))),
+        name="Rod",
+        fps=bpy.context.scene.render.fps,
+        **fields,
+    )
+
+
+def add_rod() -> bpy.types.Object:
+    """The mesh of that rod, as a cylinder along X with a material."""
+    bpy.ops.mesh.primitive_cylinder_add(vertices=16, radius=0.08, depth=1.0)
+    rod = bpy.context.object
+    rod.name = "Rod"
+    rod.data.transform(Matrix.Rotation(np.pi / 2, 4, "Y"))
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.mesh.subdivide(number_cuts=6)
+    bpy.ops.object.mode_set(mode="OBJECT")
+    rod.data.materials.append(bpy.data.materials.new("Wood"))
+    return rod
+
+
+@pytest.fixture
+def scene():
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    return bpy.context.scene
+
+
+def vertices(obj) -> np.ndarray:
+    """Where the vertices are at the current frame, in the world."""
+    evaluated = obj.evaluated_get(bpy.context.evaluated_depsgraph_get())
+    values = np.empty(len(evaluated.data.vertices) * 3, np.float32)
+    evaluated.data.vertices.foreach_get("co", values)
+    matrix = np.array(obj.matrix_world)
+    return values.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def test_vertices_go_where_the_surface_goes(scene):
+    """In a place, turn and scale of its own, between stored frames too, with a hundredth of the motion as error."""
+    place = Matrix.LocRotScale((1, 2, 3), Matrix.Rotation(0.7, 3, "Z").to_quaternion(), (2, 2, 2))
+    rod = add_rod()
+    rest = vertices(rod)
+    rod.matrix_world = place
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    for frame in (1, 3, 5):
+        show(frame)
+        truth, _ = bent(rest, (frame - 1) / (FRAMES - 1))
+        error = (vertices(copy) - place.translation) @ np.array(place.to_3x3()) / 4 - truth  # of scale 2
+        assert np.abs(error).mean() < 0.003
+        assert np.abs(error).max() < 0.03
+    show(2.5)  # between frames, positions are interpolated
+    a, _ = bent(rest, 0.25)
+    b, _ = bent(rest, 0.5)
+    halfway = (vertices(copy) - place.translation) @ np.array(place.to_3x3()) / 4
+    assert np.abs(halfway - (a + b) / 2).mean() < 0.003
+
+
+def test_the_copy_looks_as_the_original_and_the_original_stays(scene):
+    rod = add_rod()
+    rod.modifiers.new("Walls", "SOLIDIFY").thickness = 0.01
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    before = vertices(rod)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert [slot.material.name for slot in copy.material_slots] == ["Wood"]
+    assert copy.data.uv_layers.keys() == rod.data.uv_layers.keys()
+    assert len(copy.data.vertices) == len(before) > len(rod.data.vertices)  # with the walls
+    assert set(copy.users_collection) == set(rod.users_collection)
+    show(5)
+    assert np.array_equal(vertices(rod), before)
+    evaluated = copy.evaluated_get(bpy.context.evaluated_depsgraph_get())
+    assert not [attribute for attribute in evaluated.data.attributes if attribute.name.startswith("pos.")]
+
+
+def test_retiming_one_retimes_both(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    retime.fit(splats, 1, 9)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    show(9)
+    end = vertices(copy)
+    retime.fit(splats, 1, 101)
+    retime.set_repeat(copy, "LOOP")
+    assert retime.timing(splats) == retime.timing(copy)
+    show(101)
+    assert np.abs(vertices(copy) - end).max() < 1e-5
+
+
+def test_gaussians_in_the_middle_of_their_motion_are_bound_at_their_first_frame(scene):
+    rod = add_rod()
+    rest = vertices(rod)
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    show(5)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert np.abs(vertices(copy) - bent(rest, 1)[0]).mean() < 0.003
+    show(1)
+    assert np.abs(vertices(copy) - rest).max() < 1e-5
+
+
+def test_deleted_gaussians_have_no_part_in_it(scene):
+    """Half of the Gaussians stand still; without them the mesh goes where the others go."""
+    clip, still = bending_rod(), bending_rod(seed=1)
+    frames = clip.frames()
+    stays = np.tile(still.means, (FRAMES, 1, 1)), np.tile(still.quats, (FRAMES, 1, 1))
+    double = Clip(
+        *(np.concatenate([getattr(one, name) for one in (clip, still)]) for name in ("means", "quats")),
+        *(np.concatenate([getattr(one, name) for one in (clip, still)]) for name in ("scales", "opacities", "sh")),
+        motion=FrameMotion(np.concatenate([frames.means, stays[0]], 1), np.concatenate([frames.quats, stays[1]], 1)),
+    )
+    rod = add_rod()
+    rest = vertices(rod)
+    splats = point_cloud.import_clip(double, scene, source=rod, start=1)
+    for index, vertex in enumerate(splats.data.vertices):
+        vertex.select = index >= clip.count
+    rod.select_set(False)
+    bpy.context.view_layer.objects.active = splats
+    bpy.ops.object.mode_set(mode="EDIT")
+    bpy.ops.mesh.delete(type="VERT")
+    bpy.ops.object.mode_set(mode="OBJECT")
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    show(scene.frame_current + FRAMES - 1)
+    assert np.abs(vertices(copy) - bent(rest, 1)[0]).mean() < 0.003
+
+
+@pytest.fixture
+def both(extension, part):
+    """The rod and its Gaussians, in a scene in which the extension is registered; the Gaussians are active."""
+    rod = add_rod()
+    splats = part("blender_addon.point_cloud").import_clip(bending_rod(), bpy.context.scene, source=rod, start=1)
+    part("blender_addon.placing").select_alone(bpy.context, [splats])
+    return rod, splats
+
+
+def test_the_source_is_found_without_selecting_it(both):
+    rod, splats = both
+    child = bpy.data.objects.new("Ear", rod.data)
+    child.parent = rod
+    bpy.context.collection.objects.link(child)
+    rod["kinesplat_source"] = splats["kinesplat_made_of"] = "some id"
+    assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
+    assert {obj.name for obj in bpy.context.selected_objects} == {"Rod Moving", "Ear Moving"}
+    assert rod.hide_get()
+    assert child.hide_render
+    assert splats.hide_get()
+    assert bpy.ops.kinesplat.retime_repeat(repeat="LOOP") == {"FINISHED"}
+
+
+@pytest.mark.parametrize("case", ["nothing selected", "elsewhere", "no surface", "no modifier"])
+def test_what_cannot_move_is_said_and_adds_nothing(both, case):
+    rod, splats = both
+    if case != "nothing selected":
+        rod.select_set(True)
+    if case == "elsewhere":
+        rod.location.x = 3
+    if case == "no surface":
+        rod.data.clear_geometry()
+    if case == "no modifier":
+        splats.modifiers.clear()
+    blocks = len(bpy.data.objects), len(bpy.data.meshes)
+    expected = {"elsewhere": "do not lie in the same place", "no modifier": "has lost the modifier"}
+    with pytest.raises(RuntimeError, match=expected.get(case, "no surface to move")):
+        bpy.ops.kinesplat.move_mesh()
+    assert (len(bpy.data.objects), len(bpy.data.meshes)) == blocks
+
+
+def test_gaussians_alone_are_no_mesh(both):
+    point_cloud.import_clip(twisting_ring(20, 3), bpy.context.scene).select_set(True)
+    with pytest.raises(RuntimeError, match="no surface to move"):
+        bpy.ops.kinesplat.move_mesh()
