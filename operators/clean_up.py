@@ -132,7 +132,7 @@ class KINESPLAT_OT_remove_faint(CleanUpOperator, bpy.types.Operator):
         name="Opacity",
         description="Gaussians go that are never as opaque as this",
         subtype="PERCENTAGE",
-        default=10.0,
+        default=5.0,
         min=0.0,
         max=100.0,
     )
