@@ -22,7 +22,7 @@ _JUDGED_FRAMES = 24
 _SPACING_SAMPLES = 500
 _FRAMES_PER_SPACING = 4  # it changes slowly, and is what takes longest
 _NEIGHBORS = 4
-_GRID = 1 << 20  # cells along each side, so that a cell's number fits into 62 bits
+_GRID = 1 << 20  # cells along each side: a cell's number fits into 60 bits, and far floaters leave enough for the rest
 _VISIBLE_LENGTH = 4.0  # of a Gaussian, in standard deviations: from -2 to 2
 
 
@@ -82,7 +82,7 @@ def oversized(clip: Clip, size: float) -> np.ndarray:  # [N]
 def outside(
     splats: bpy.types.Object, clip: Clip, volume: bpy.types.Object, frames: str = "ANY", *, invert: bool = False
 ) -> np.ndarray:  # [N]
-    """Gaussians that do not lie inside the volume of an object; with `invert`, that do not lie outside of it.
+    """Gaussians that do not lie inside the volume of an object; with `invert`, those that do.
 
     The volume is the object's bounding box in its own space, of an empty what its size spans, as a sphere if it is
     shown as one. It stands where it is at the scene's current frame.
@@ -91,28 +91,33 @@ def outside(
         splats: the object that the clip was read from; gives the place and the current frame.
         clip: N Gaussians.
         volume: what to crop to.
-        frames: when they have to lie there in order to stay: at `ANY` frame, at `ALL`, or at the `CURRENT` one.
-        invert: keep what lies outside.
+        frames: when a Gaussian has to lie there to count as inside: at `ANY` frame, at `ALL`, or at the `CURRENT` one.
+        invert: choose what lies inside.
 
     Raises:
-        CleanUpError: the object has no volume.
+        CleanUpError: the object has no volume, or its scale is 0; nothing plays the Gaussians (`CURRENT` alone).
     """
     low, high = _box(volume)
     to_volume = np.array(_inverse(volume) @ splats.matrix_world)
     times = [current_frame(splats)] if frames == "CURRENT" else range(clip.frame_count)
-    stays = np.full(clip.count, frames == "ALL")
+    is_sphere = volume.type == "EMPTY" and volume.empty_display_type == "SPHERE"
+    inside = np.full(clip.count, frames == "ALL")
     for t in times:
         places = clip.frame(t).means @ to_volume[:3, :3].T + to_volume[:3, 3]
-        if volume.type == "EMPTY" and volume.empty_display_type == "SPHERE":
-            inside = np.linalg.norm(places, axis=1) <= volume.empty_display_size
+        if is_sphere:
+            now = np.linalg.norm(places, axis=1) <= volume.empty_display_size
         else:
-            inside = ((places >= low) & (places <= high)).all(axis=1)
-        stays = stays & (inside != invert) if frames == "ALL" else stays | (inside != invert)
-    return ~stays
+            now = ((places >= low) & (places <= high)).all(axis=1)
+        inside = inside & now if frames == "ALL" else inside | now
+    return inside if invert else ~inside
 
 
 def current_frame(splats: bpy.types.Object) -> float:
-    """The stored frame that an object shows at the scene's current frame."""
+    """The stored frame that an object shows at the scene's current frame; fractional between two.
+
+    Raises:
+        CleanUpError: the object has no playback modifier.
+    """
     evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
     modifier = splat_object.playback_modifier(evaluated)
     if modifier is None:
@@ -148,7 +153,7 @@ def growth(clip: Clip, gone: np.ndarray, fill: float = 0.7) -> float:
         clip: N Gaussians.
         gone: [N] bool, those that go.
         fill: how much is made up for. 1 gives back the whole area that was lost, which is more than the eye misses,
-            as Gaussians overlap: 0.7 is nearest to the picture before.
+            as Gaussians overlap: at 0.7 the surface is closed and the picture close to the one before.
     """
     opacities, areas = _prominence(clip)
     covered = opacities * areas
@@ -350,9 +355,9 @@ def _prominence(clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
 def _path_through(places: np.ndarray) -> np.ndarray:  # [N]
     """The order of places along a path that fills space (Morton's), so that neighbors on it are near each other."""
     low, high = places.min(axis=0), places.max(axis=0)
-    cells = ((places - low) / max((high - low).max(), 1e-12) * 1023).astype(np.int64)
+    cells = ((places - low) / max((high - low).max(), 1e-12) * (_GRID - 1)).astype(np.int64)
     number = np.zeros(len(places), np.int64)
-    for bit in range(10):
+    for bit in range(_GRID.bit_length() - 1):
         for axis in range(3):
             number |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
     return np.argsort(number, kind="stable")

@@ -9,9 +9,9 @@ from ..blender_addon import clean_up, point_cloud, splat_object
 from ..blender_addon.contract.clip import Clip
 
 FRAMES = (
-    ("ANY", "At Any Frame", "Keep what lies there at some time"),
-    ("ALL", "At All Frames", "Keep only what lies there all the time"),
-    ("CURRENT", "At Current Frame", "Keep what lies there now"),
+    ("ANY", "At Any Frame", "Inside is what lies there at some time"),
+    ("ALL", "At All Frames", "Inside is only what lies there all the time"),
+    ("CURRENT", "At Current Frame", "Inside is what lies there now"),
 )
 
 
@@ -41,6 +41,8 @@ class CleanUpOperator:
 
     def execute(self, context):
         editing = context.mode == "EDIT_MESH"
+        if editing:
+            context.tool_settings.mesh_select_mode = (True, False, False)  # points have no edges or faces to select
         chosen = total = 0
         for sharing in _by_mesh(chosen_splats(context)):
             name = sharing[0].name
@@ -170,9 +172,12 @@ class KINESPLAT_OT_crop_to_object(CleanUpOperator, bpy.types.Operator):
     milder = "Place the other object around what is to stay, or choose other frames"
 
     frames: EnumProperty(
-        name="Inside", description="When they have to lie there in order to stay", items=FRAMES, default="ANY"
+        name="Inside",
+        description="When Gaussians have to lie in the box to count as inside",
+        items=FRAMES,
+        default="ANY",
     )
-    invert: BoolProperty(name="Invert", description="Keep what lies outside, remove what lies inside", default=False)
+    invert: BoolProperty(name="Invert", description="Remove what lies inside, keep the rest", default=False)
 
     @classmethod
     def poll(cls, context):

@@ -196,8 +196,8 @@ class TestCrop:
         show(0.9)  # halfway between stored frames as the nodes show it
         assert self.stays(splats, box, "CURRENT") == [0, 1]
         assert self.stays(splats, box, "CURRENT", invert=True) == [2]
-        assert self.stays(splats, box, "ANY", invert=True) == [1, 2]
-        assert self.stays(splats, box, "ALL", invert=True) == [2]
+        assert self.stays(splats, box, "ANY", invert=True) == [2]
+        assert self.stays(splats, box, "ALL", invert=True) == [1, 2]
 
     def test_both_objects_may_stand_anywhere(self, splats) -> None:
         splats.location, splats.rotation_euler = (1, 2, 3), (0, 0, math.pi / 2)
@@ -258,7 +258,7 @@ class TestDensity:
         thinned = alpha_of(splats)
         clean_up.widen(splats.data, clean_up.growth(ball, gone))
         after = alpha_of(splats)
-        assert thinned.min() < 0.86
+        assert after.min() > thinned.min() + 0.04
         assert after.min() > 0.89
         assert after.mean() > 0.98
 
@@ -418,6 +418,7 @@ def test_edit_mode_selects(ring, capfd) -> None:
     bpy.ops.kinesplat.remove_faint(opacity=10)
     assert "Selected 5 of 60 Gaussians" in capfd.readouterr().out
     assert ring.mode == "EDIT"
+    assert tuple(bpy.context.tool_settings.mesh_select_mode) == (True, False, False)
     ring.update_from_editmode()
     selected = np.array([vertex.select for vertex in ring.data.vertices])
     assert np.flatnonzero(selected).tolist() == [0, 1, 2, 3, 4]
