@@ -90,7 +90,7 @@ class KINESPLAT_OT_remove_floaters(CleanUpOperator, bpy.types.Operator):
     bl_idname = "kinesplat.remove_floaters"
     bl_label = "Remove Floaters"
     bl_description = (
-        "Remove Gaussians that hang apart from all others, alone or in small clumps. Edit Mode selects them"
+        "Remove Gaussians that hang apart from all others, alone or in small clumps. In Edit Mode, select them"
     )
     milder = "Raise Distance, or lower Largest Clump"
 
@@ -127,7 +127,7 @@ class KINESPLAT_OT_remove_floaters(CleanUpOperator, bpy.types.Operator):
 class KINESPLAT_OT_remove_faint(CleanUpOperator, bpy.types.Operator):
     bl_idname = "kinesplat.remove_faint"
     bl_label = "Remove Faint"
-    bl_description = "Remove Gaussians that are hardly visible at any frame. Edit Mode selects them"
+    bl_description = "Remove Gaussians that are hardly visible at any frame. In Edit Mode, select them"
     milder = "Lower Opacity"
 
     opacity: FloatProperty(
@@ -146,7 +146,7 @@ class KINESPLAT_OT_remove_faint(CleanUpOperator, bpy.types.Operator):
 class KINESPLAT_OT_remove_oversized(CleanUpOperator, bpy.types.Operator):
     bl_idname = "kinesplat.remove_oversized"
     bl_label = "Remove Oversized"
-    bl_description = "Remove Gaussians that are very large for their object at some frame. Edit Mode selects them"
+    bl_description = "Remove Gaussians that are very large for their object at some frame. In Edit Mode, select them"
     milder = "Raise Size"
 
     size: FloatProperty(
@@ -167,7 +167,7 @@ class KINESPLAT_OT_crop_to_object(CleanUpOperator, bpy.types.Operator):
     bl_label = "Crop to Object"
     bl_description = (
         "Keep the Gaussians inside the bounding box of the other selected object, "
-        "such as a cube or an empty, and remove the rest. Edit Mode selects the rest"
+        "such as a cube or an empty, and remove the rest. In Edit Mode, select the rest"
     )
     milder = "Place the other object around what is to stay, or choose other frames"
 
