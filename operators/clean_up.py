@@ -153,7 +153,7 @@ class KINESPLAT_OT_remove_oversized(CleanUpOperator, bpy.types.Operator):
         name="Size",
         description="Gaussians go that are longer than this part of the object's longest side",
         subtype="PERCENTAGE",
-        default=15.0,
+        default=30.0,
         min=0.1,
         max=100.0,
     )
