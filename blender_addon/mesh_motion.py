@@ -54,11 +54,10 @@ def moving_copies(
         context: of the scene in which they are.
 
     Raises:
-        MeshMotionError: there is nothing to move, or it does not lie where the Gaussians are; nothing was added.
+        ValueError: there is nothing to move, or it does not lie where the Gaussians are, or nothing plays these;
+            nothing was added.
     """
-    clip = clip_of_object(splats)
-    if not splat_object.plays(splats):
-        raise MeshMotionError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+    clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
     graph = context.evaluated_depsgraph_get()
     meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
     try:
@@ -66,7 +65,7 @@ def moving_copies(
             raise MeshMotionError("There is no surface to move. Select the mesh together with its Gaussians.")
         to_clip = splats.matrix_world.inverted_safe()
         places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
-        rest = _frame_that_fits(clip, _shown(splats), np.concatenate(places), [obj for obj, _ in meshes])
+        rest = _frame_that_fits(clip, shown, np.concatenate(places), [obj for obj, _ in meshes])
     except BaseException:
         for _, mesh in meshes:
             bpy.data.meshes.remove(mesh)
@@ -156,12 +155,6 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
             "Put them where they belong together, or go to the frame at which they do."
         )
     return best
-
-
-def _shown(splats: bpy.types.Object) -> float:
-    """The stored frame that is shown now."""
-    evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
-    return float(versions.modifier_input(splat_object.playback_modifier(evaluated), node_groups.FRAME))
 
 
 def _tree(points: np.ndarray) -> KDTree:

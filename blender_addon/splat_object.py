@@ -61,6 +61,19 @@ def draw_mode(splats: bpy.types.Object, *, render: bool = False) -> str | None:
     return next((mode for mode, text in node_groups.DRAW_MODES.items() if text == shown), None)
 
 
+def shown_frame(splats: bpy.types.Object) -> float:
+    """The stored frame that an object shows at the scene's current frame; fractional between two.
+
+    Raises:
+        ValueError: the object has no playback modifier.
+    """
+    evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
+    modifier = playback_modifier(evaluated)
+    if modifier is None:
+        raise ValueError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+    return float(versions.modifier_input(modifier, node_groups.FRAME))
+
+
 def frame_count(mesh: bpy.types.Mesh) -> int:
     """Number of frames that a mesh of Gaussians stores."""
     attributes = mesh.attributes

@@ -20,7 +20,7 @@ STANDARD = set(sys.stdlib_module_names)
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
 LEAVES = ("backend.__version__", "backend.progress", "backend.versions", "blender_addon.contract")
 MAY_IMPORT = {
-    "blender_addon": ("numpy", "requests", "bpy", "mathutils", "bpy_extras", "gpu"),
+    "blender_addon": ("numpy", "requests", "bpy", "bmesh", "mathutils", "bpy_extras", "gpu"),
     "blender_addon.contract": ("numpy",),
     "blender_addon.client": ("requests", "blender_addon.contract"),
     "operators": ("bpy", "mathutils", "bpy_extras", "numpy", "blender_addon"),

@@ -15,6 +15,7 @@ OPERATORS = {
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
     "move_mesh",
+    "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
 }  # fmt: skip
 
 BOUNDED = (
