@@ -3,8 +3,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,36 +17,36 @@ import sys
 import numpy as np
 from pxr import Usd, UsdGeom, UsdVol
 
-stage = Usd.Stage.Open(sys.argv[1])
-root = stage.GetDefaultPrim()
-prim = root.GetChildren()[0]
-splats = UsdVol.ParticleField3DGaussianSplat(prim)
-times = splats.GetPositionsAttr().GetTimeSamples()
-samples = times or [Usd.TimeCode.Default()]
-halves = [(a + b) / 2 for a, b in zip(times, times[1:])]
+for path in sys.argv[1:]:
+    stage = Usd.Stage.Open(path)
+    (prim,) = stage.GetDefaultPrim().GetChildren()
+    splats = UsdVol.ParticleField3DGaussianSplat(prim)
+    times = splats.GetPositionsAttr().GetTimeSamples()
+    halves = [(a + b) / 2 for a, b in zip(times, times[1:])]
+    samples = times or [Usd.TimeCode.Default()]
 
-def read(attribute, times):
-    return np.stack([np.array(attribute.Get(time), np.float32) for time in times])
+    def read(attribute, times):
+        return np.array([np.array(attribute.Get(time), np.float32) for time in times])
 
-def quats(times):  # w, x, y, z, by the names of the components
-    return np.array([[[q.real, *q.imaginary] for q in splats.GetOrientationsAttr().Get(time)] for time in times], "f4")
+    def quats(times):  # w, x, y, z, by the names of the components
+        values = [splats.GetOrientationsAttr().Get(time) for time in times]
+        return np.array([[[q.real, *q.imaginary] for q in value] for value in values], np.float32)
 
-np.savez(
-    sys.argv[2],
-    type=str(prim.GetTypeName()), path=str(prim.GetPath()),
-    times=times, halves=halves,
-    sampled=[a.GetName() for a in prim.GetAttributes() if a.GetTimeSamples()],
-    means=read(splats.GetPositionsAttr(), samples), means_between=read(splats.GetPositionsAttr(), halves) if times else 0,
-    quats=quats(samples), quats_between=quats(halves) if times else 0,
-    scales=read(splats.GetScalesAttr(), samples), opacities=read(splats.GetOpacitiesAttr(), samples),
-    extent=read(splats.GetExtentAttr(), samples),
-    sh=np.array(splats.GetRadianceSphericalHarmonicsCoefficientsAttr().Get(), np.float32),
-    degree=splats.GetRadianceSphericalHarmonicsDegreeAttr().Get(),
-    matrix=np.array(UsdGeom.XformCache().GetLocalToWorldTransform(prim)).T,
-    up=str(UsdGeom.GetStageUpAxis(stage)), meters=UsdGeom.GetStageMetersPerUnit(stage),
-    fps=stage.GetTimeCodesPerSecond(), range=[stage.GetStartTimeCode(), stage.GetEndTimeCode()],
-    color_space=str(Usd.ColorSpaceAPI(prim).GetColorSpaceNameAttr().Get()),
-)
+    np.savez(
+        path + ".npz",
+        type=str(prim.GetTypeName()), path=str(prim.GetPath()),
+        times=times, sampled=[a.GetName() for a in prim.GetAttributes() if a.GetTimeSamples()],
+        means=read(splats.GetPositionsAttr(), samples), means_between=read(splats.GetPositionsAttr(), halves),
+        quats=quats(samples), quats_between=quats(halves),
+        scales=read(splats.GetScalesAttr(), samples), opacities=read(splats.GetOpacitiesAttr(), samples),
+        extent=read(splats.GetExtentAttr(), samples),
+        sh=np.array(splats.GetRadianceSphericalHarmonicsCoefficientsAttr().Get(), np.float32),
+        degree=splats.GetRadianceSphericalHarmonicsDegreeAttr().Get(),
+        matrix=np.array(UsdGeom.XformCache().GetLocalToWorldTransform(prim)).T,
+        up=str(UsdGeom.GetStageUpAxis(stage)), meters=UsdGeom.GetStageMetersPerUnit(stage),
+        fps=stage.GetTimeCodesPerSecond(), range=[stage.GetStartTimeCode(), stage.GetEndTimeCode()],
+        color_space=str(Usd.ColorSpaceAPI(prim).GetColorSpaceNameAttr().Get()),
+    )
 """
 
 
@@ -65,7 +63,9 @@ def read_ply(path: Path) -> tuple[Gaussians, np.ndarray, list[str]]:
         return table[:, [names.index(name) for name in wanted]]
 
     further = sum(name.startswith("f_rest_") for name in names) // 3
-    rest = columns(*(f"f_rest_{index}" for index in range(3 * further))).reshape(len(table), 3, further).transpose(0, 2, 1)
+    rest = (
+        columns(*(f"f_rest_{index}" for index in range(3 * further))).reshape(len(table), 3, further).transpose(0, 2, 1)
+    )
     sh = np.concatenate([columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None], rest], axis=1)
     moment = Gaussians(
         means=columns("x", "y", "z"),
@@ -98,11 +98,3 @@ def read_glb(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         assert values.nbytes == view["byteLength"]
         attributes[name] = values.reshape(-1, width) / (65535 if accessor.get("normalized") else 1)
     return document, attributes
-
-
-def read_usd(path: Path, work: Path) -> dict[str, np.ndarray]:
-    """What USD's own library says of a file: in a process of its own, as Blender may be loaded in this one."""
-    out = work / "usd.npz"
-    subprocess.run([sys.executable, "-c", READ_USD, str(path), str(out)], check=True)
-    with np.load(out) as arrays:
-        return dict(arrays)
