@@ -89,8 +89,8 @@ def export_ply(
         on_frame: is told how many frames are done of how many.
 
     Raises:
-        ValueError: the object holds no Gaussians any more, frames cannot be numbered, or there is such a sequence
-            already; nothing was written.
+        ValueError: the object holds no Gaussians any more, or is flat, or there is such a sequence already; nothing
+            was written.
         OSError: the files cannot be written; what was there before is still there.
     """
     path = Path(path)
@@ -99,8 +99,6 @@ def export_ply(
         more = f" and {len(former) - 1} more" if len(former) > 1 else ""
         raise ValueError(f"{former[0].name}{more} would be replaced. Choose another name, or tick Replace Existing.")
     shots = _shots(context, splats, clip, frames)
-    if shots[0].scene_frame < 0:
-        raise ValueError("Scene frames below 0 cannot be numbered. Let the scene begin at frame 0 or later.")
     sh = converted(clip.sh[:, : (SHARED_DEGREE + 1) ** 2], clip.color_space, "srgb")
 
     def moments() -> Iterator[tuple[int, Gaussians, np.ndarray]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from backend.__main__ import main
+from backend.exchange import usd
 from blender_addon.contract import ply
 from blender_addon.contract.clip import write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
@@ -65,6 +66,21 @@ def test_some_frames_and_one_frame(tmp_path, clip) -> None:
     assert export(tmp_path, "glb", "one.glb", "--frame", "3", "--space", "clip") == 0
     _, attributes = read_glb(tmp_path / "one.glb")
     np.testing.assert_allclose(attributes["POSITION"][:, 1], clip.frame(3).means[:, 2], atol=1e-6)
+
+
+def test_usd_gets_frames_place_and_colors(tmp_path, clip, capsys, monkeypatch) -> None:
+    """Writing itself is tested apart: its library does not live beside Blender's."""
+    shots = []
+    monkeypatch.setattr(usd, "require_usd", lambda: None)
+    monkeypatch.setattr(usd, "write_usd", lambda path, shot, on_frame: shots.append((path, shot)))
+    assert export(tmp_path, "usd", "fox.usdc") == 0
+    assert export(tmp_path, "usd", "one.usda", "--frame", "2.5", "--space", "clip", "--color-space", "linear") == 0
+    (path, shot), (_, one) = shots
+    assert (path.name, list(shot.frames), shot.color_space) == ("fox.usdc", [0, 1, 2, 3], "srgb")
+    np.testing.assert_array_equal(shot.matrix, PLACE)
+    assert (list(one.frames), one.color_space) == ([2.5], "linear")
+    np.testing.assert_array_equal(one.matrix, np.eye(4))
+    assert "fox.usdc: 20 Gaussians, 4 frames" in capsys.readouterr().out
 
 
 def test_linear_colors_become_srgb_in_ply_and_stay_in_gltf(tmp_path, capsys) -> None:

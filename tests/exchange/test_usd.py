@@ -23,6 +23,20 @@ PLACE = np.array([[0, -2.0, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]])
 BASES = random_clip(n=30, frames=5, bases=3, sh_degree=2, fps=12.5, to_object=PLACE, color_space="linear")
 VARYING = random_clip(n=30, frames=4, bases=None, varying=True)
 
+WRITE_USD = """
+import os
+from pathlib import Path
+from backend.exchange import usd
+from backend.exchange.moments import Shot
+from blender_addon.contract.clip import read_clip
+
+os.chdir({folder!r})
+usd.FLUSH_BYTES = 2000  # about every second frame
+for name, (clip, frames, matrix, color_space) in {shots}.items():
+    usd.write_usd(Path(name), Shot(read_clip(clip), frames, matrix, color_space), lambda done, count: None)
+assert not [name for name in os.listdir() if name.startswith(".tmp")]
+"""
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
@@ -32,16 +46,14 @@ def files(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("usd")
     write_clip(folder / "bases.npz", BASES)
     write_clip(folder / "varying.npz", VARYING)
-    commands = [
-        ["bases.npz", "--out", "1 fox.usdc"],
-        ["varying.npz", "--out", "part.usda", "--frames", "1-2"],
-        ["varying.npz", "--out", "one.usd", "--frame", "1.5"],
-    ]
-    code = f"import os; from backend.__main__ import main; os.chdir({str(folder)!r})\n"
-    code += f"for command in {commands}: assert main(['export', '--to', 'usd', *command]) == 0\n"
-    names = [command[2] for command in commands]
-    subprocess.run([sys.executable, "-c", code + READ_USD, *names], cwd=ROOT, check=True, capture_output=True)
-    return {name: dict(np.load(folder / f"{name}.npz")) for name in names}
+    shots = {
+        "1 fox.usdc": ("bases.npz", [0, 1, 2, 3, 4], PLACE.tolist(), "linear"),
+        "part.usda": ("varying.npz", [1, 2], np.eye(4).tolist(), "srgb"),
+        "one.usd": ("varying.npz", [1.5], np.eye(4).tolist(), "srgb"),
+    }
+    code = WRITE_USD.format(folder=str(folder), shots=shots) + READ_USD
+    subprocess.run([sys.executable, "-c", code, *shots], cwd=ROOT, check=True)
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in shots}
 
 
 def test_samples_are_the_clip(files) -> None:
