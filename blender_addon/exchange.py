@@ -20,8 +20,6 @@ from .contract.placement import UP_AXES, placed, placed_sh
 from .contract.ply import existing_sequence, write_ply, write_ply_sequence
 from .contract.spherical_harmonics import SHARED_DEGREE, converted
 
-FRAMES = ("STORED", "SCENE", "CURRENT")  # each stored frame once; what the scene's range plays; what is shown now
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -82,7 +80,7 @@ def export_ply(
         splats: the object.
         path: `name.ply`. A sequence is written beside it as `name_0001.ply` and so on: stored frames are counted from
             1, scene frames have their own numbers.
-        frames: one of FRAMES. "CURRENT" writes `path` itself.
+        frames: "STORED", each once; "SCENE", what the scene's range plays; "CURRENT", what is shown now, as `path`.
         use_transform: positions, rotations and sizes as in the world; of stored frames, where the object stands now.
         up_axis: one of UP_AXES.
         replace_existing: whether a sequence of the same name may be replaced.

@@ -65,15 +65,13 @@ def write_files(options: argparse.Namespace) -> str:
     """
     import numpy as np
 
-    from backend.console import progress_bar
-    from backend.exchange import gltf, ply, usd
     from backend.exchange.moments import Shot
-    from backend.progress import Run
+    from backend.exchange.usd import require_usd
     from blender_addon.contract.clip import read_clip
     from blender_addon.contract.placement import UP_AXES as TURNS
 
     if options.to == "usd":
-        usd.require_usd()
+        require_usd()
     clip = read_clip(options.clip)
     out = options.out
     if options.to == "ply" and not out.suffix:
@@ -89,27 +87,42 @@ def write_files(options: argparse.Namespace) -> str:
     shot = Shot(clip, frames, matrix, color_space)
     for note in notes(shot):
         print(note, file=sys.stderr)
+    where = write_shot(options.to, out, shot, sequence)
+    return f"{where}: {clip.count} Gaussians, {len(frames)} frame{'s' if len(frames) > 1 else ''}"
+
+
+def write_shot(to: str, out: Path, shot, sequence: bool) -> str:
+    """Write the frames in one of FORMATS, with a progress bar; returns where they are."""
+    from backend.console import progress_bar
+    from backend.exchange import gltf, ply, usd
+    from backend.progress import Run, UserError
+
     with progress_bar() as show:
         run = Run(out.parent, on_progress=show)
         run.plan({"Writing frames": 1})
         run.begin("Writing frames")
-        if options.to == "usd":
-            usd.write_usd(out, shot, run.report)
-        elif options.to == "glb":
-            gltf.write_glb(out, shot)
-        elif sequence:
-            files = ply.write_sequence(out, shot, run.report)
-            run.finish()
-            return f"{files[0]} to {files[-1].name}: {clip.count} Gaussians, {len(files)} frames"
-        else:
-            ply.write_moment(out, shot)
+        where = str(out)
+        try:
+            if to == "usd":
+                usd.write_usd(out, shot, run.report)
+            elif to == "glb":
+                gltf.write_glb(out, shot)
+            elif sequence:
+                files = ply.write_sequence(out, shot, run.report)
+                where = f"{files[0]} to {files[-1].name}"
+            else:
+                ply.write_moment(out, shot)
+        except ValueError as error:  # the clip's own transform is flat
+            raise UserError("flat_clip", str(error), "Try --space clip.") from error
         run.finish()
-    return f"{out}: {clip.count} Gaussians, {len(frames)} frame{'s' if len(frames) > 1 else ''}"
+    return where
 
 
 def export_problem(options: argparse.Namespace) -> str | None:
     """What is wrong with the options alone."""
-    suffixes = {"ply": (".ply", ""), "usd": (".usd", ".usdc", ".usda"), "glb": (".glb",)}[options.to]
+    from backend.exchange.usd import SUFFIXES
+
+    suffixes = {"ply": (".ply", ""), "usd": SUFFIXES, "glb": (".glb",)}[options.to]
     if options.out.suffix.lower() not in suffixes:
         endings = " or ".join(suffix for suffix in suffixes if suffix)
         return f"--out must end in {endings}"

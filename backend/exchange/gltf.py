@@ -4,6 +4,7 @@
 Splats have no time in glTF. Against the drafts, sizes are linear here, not logarithms.
 """
 
+import errno
 import json
 import struct
 from pathlib import Path
@@ -42,7 +43,7 @@ def write_glb(path: Path, shot: Shot) -> None:
     body = document["buffers"][0]["byteLength"]
     whole = 12 + 8 + len(text) + 8 + body
     if whole > MAX_BYTES:
-        raise OSError(27, "Too many Gaussians for one binary glTF file", str(path))
+        raise OSError(errno.EFBIG, "Too many Gaussians for one binary glTF file", str(path))
     with atomic_files(path.parent) as folder, open(folder / path.name, "wb") as file:
         file.write(struct.pack("<4sII", b"glTF", 2, whole))
         file.write(struct.pack("<I4s", len(text), b"JSON") + text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PLY files of 3D Gaussian Splatting: one moment each, several as a numbered sequence. Needs numpy alone.
 
-The order is that of gsplat (and of Kerbl et al. 2023, without the normals that nobody reads): position, constant color,
+The order is that of gsplat (and of Kerbl et al. 2023, without its normals, which are 0): position, constant color,
 further harmonics (all of red, then green, then blue), logit of the opacity, logarithms of the scales, rotation as wxyz.
 """
 
@@ -70,17 +70,17 @@ def write_ply_sequence(
             names.append(f"{path.stem}_{number:04}.ply")
             with open(folder / names[-1], "wb") as file:
                 _write(file, moment, sh, comments)
-        for former in existing_sequence(path):
-            if former.name not in names:
-                former.unlink()
+    for former in existing_sequence(path):
+        if former.name not in names:
+            former.unlink()
     return [path.parent / name for name in names]
 
 
 def existing_sequence(path: str | os.PathLike) -> list[Path]:
     """The files beside `path`, which is `name.ply`, that players would take for its sequence, in order."""
     path = Path(path)
-    numbered = re.compile(re.escape(path.stem) + r"_\d+\.ply", re.IGNORECASE)
-    return sorted(file for file in path.parent.glob("*") if numbered.fullmatch(file.name))
+    numbered = re.compile(re.escape(os.path.normcase(path.stem)) + r"_\d+\.ply")
+    return sorted(file for file in path.parent.glob("*") if numbered.fullmatch(os.path.normcase(file.name)))
 
 
 def _write(file: BinaryIO, moment: Gaussians, sh: np.ndarray, comments: Iterable[str]) -> None:

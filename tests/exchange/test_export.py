@@ -161,3 +161,10 @@ def test_stopped_it_leaves_nothing(tmp_path, clip, capsys, monkeypatch) -> None:
     assert export(tmp_path, "ply", "x.ply") == 130
     assert "Cancelled. Nothing was written." in capsys.readouterr().err
     assert names(tmp_path) == ["fox.npz"]
+
+
+def test_a_flat_clip_is_one_sentence(tmp_path, capsys) -> None:
+    write_clip(tmp_path / "fox.npz", random_clip(to_object=np.diag([1.0, 1.0, 1e-12, 1.0])))
+    assert export(tmp_path, "ply", "x.ply") == 1
+    assert capsys.readouterr().err == "The Gaussians would become flat: one of the scales is 0. Try --space clip.\n"
+    assert names(tmp_path) == ["fox.npz"]
