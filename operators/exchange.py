@@ -70,7 +70,7 @@ class KINESPLAT_OT_export_clip_file(SplatExport, bpy.types.Operator):
     filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
     frames: EnumProperty(name="Frames", items=(STORED, SCENE), default="STORED")
     use_transform: BoolProperty(
-        name="Apply Object Transform",
+        name="Apply Transform",
         description="Let an import stand where the object stands now, not where its clip once stood",
         default=True,
     )
@@ -81,14 +81,14 @@ class KINESPLAT_OT_export_clip_file(SplatExport, bpy.types.Operator):
 
 class KINESPLAT_OT_export_ply_sequence(SplatExport, bpy.types.Operator):
     bl_idname = "kinesplat.export_ply_sequence"
-    bl_label = "Export Gaussian PLY Sequence"
+    bl_label = "Export PLY Sequence"
     bl_description = "Save the active Gaussians as PLY files of 3D Gaussian Splatting, one for each frame"
 
     filename_ext = ".ply"
     filter_glob: StringProperty(default="*.ply", options={"HIDDEN"})
     frames: EnumProperty(name="Frames", items=(STORED, SCENE, CURRENT), default="STORED")
     use_transform: BoolProperty(
-        name="Apply Object Transform",
+        name="Apply Transform",
         description="Write positions, rotations and sizes as they are in the world",
         default=True,
     )
