@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENTS = ROOT / ".venv"
-EXTRAS = ("blender", "train", "published", "test")
+EXTRAS = ("blender", "train", "published", "usd", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"

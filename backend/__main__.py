@@ -9,6 +9,7 @@ import time
 from backend import STARTED, __version__
 from backend.commands.construct import add_construct
 from backend.commands.evaluate import add_evaluate
+from backend.commands.export import add_export
 from backend.commands.generate import add_generate
 from backend.commands.render_dataset import add_render_dataset
 from backend.commands.train import add_train
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     service.add_commands(commands)
     add_generate(commands)
     add_construct(commands)
+    add_export(commands)
     add_evaluate(commands)
     add_train(commands)
     add_render_dataset(commands)

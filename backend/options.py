@@ -33,9 +33,15 @@ def positive(text: str) -> int:
 
 def result_file(text: str) -> Path:
     """A file that can be written, as argparse wants it: to be told before the work, not after it."""
-    path = Path(text)
+    path = result_place(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it, such as {path / 'clip.npz'}")
+    return path
+
+
+def result_place(text: str) -> Path:
+    """A file or a folder that can be written, as argparse wants it."""
+    path = Path(text)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {folder} is no folder of yours")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import bpy
 
 from . import versions
+from .contract.spherical_harmonics import C0, sh_basis
 from .node_builder import NodeBuilder, Socket
-from .spherical_harmonics import C0, sh_basis
 
 logger = logging.getLogger(__name__)
 

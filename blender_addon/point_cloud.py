@@ -26,6 +26,7 @@ from mathutils import Matrix
 from . import node_groups, retime, versions
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, check_clip
+from .contract.ply import logit
 from .scene_settings import apply_frame_range as apply_frame_range  # this module is the door to the whole room
 from .scene_settings import ensure_scene_settings as ensure_scene_settings
 from .scene_settings import scene_warnings as scene_warnings
@@ -37,7 +38,6 @@ MODIFIER = "Kinesplat Playback"
 
 _KEYS = {"FLOAT": "value", "FLOAT_VECTOR": "vector", "QUATERNION": "value"}  # of foreach_get and foreach_set
 _WIDTHS = {"FLOAT": 1, "FLOAT_VECTOR": 3, "QUATERNION": 4}
-_MAX_LOGIT = 16.0  # an opacity of 1 - 1e-7: float32 has nothing finer
 
 
 def import_clip(
@@ -181,14 +181,14 @@ def _build_mesh(clip: Clip, layout: node_groups.Layout, name: str) -> bpy.types.
         columns[f"f_dc_{channel}"] = ("FLOAT", clip.sh[:, 0, channel])
     for index in range(1, clip.sh.shape[1]):
         columns[f"sh_{index - 1}"] = ("FLOAT_VECTOR", clip.sh[:, index])
-    columns["opacity"] = ("FLOAT", _logit(moments.opacities[0]))
+    columns["opacity"] = ("FLOAT", logit(moments.opacities[0]))
     for t in range(clip.frame_count):
         columns[f"pos.{t}"] = ("FLOAT_VECTOR", moments.means[t])
         columns[f"rot.{t}"] = ("QUATERNION", moments.quats[t])
         if layout.moving_scales:
             columns[f"lsc.{t}"] = ("FLOAT_VECTOR", np.log(moments.scales[t]))
         if layout.moving_opacities:
-            columns[f"opacity.{t}"] = ("FLOAT", _logit(moments.opacities[t]))
+            columns[f"opacity.{t}"] = ("FLOAT", logit(moments.opacities[t]))
     if not layout.moving_scales:
         columns["lsc"] = ("FLOAT_VECTOR", np.log(clip.scales))
 
@@ -218,12 +218,6 @@ def _read(attribute: bpy.types.Attribute) -> np.ndarray:
 
 def _read_positions(mesh: bpy.types.Mesh) -> np.ndarray:
     return _read(mesh.attributes["position"])
-
-
-def _logit(opacities: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        logits = np.log(opacities) - np.log1p(-opacities)
-    return np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

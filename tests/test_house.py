@@ -45,6 +45,8 @@ MAY_IMPORT = {
     "backend.nerf": ("numpy", "torch", "numba", *LEAVES),
     "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
     "backend.video.decoder": ("numpy", "PIL", "av", "backend.video", *LEAVES),  # a process of its own, alone decodes
+    "backend.exchange": ("numpy", *LEAVES),
+    "backend.exchange.usd": ("numpy", "pxr", "backend.exchange", *LEAVES),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "scipy", "PIL"),
         *("backend.models", "backend.guidance", "backend.splatting", "backend.nerf", "backend.video", *LEAVES),
@@ -68,6 +70,7 @@ MAY_IMPORT = {
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
         *("backend.pipelines", "backend.splatting", "backend.console", "backend.options", *LEAVES),
     ),
+    "backend.commands.export": ("numpy", "backend", "blender_addon.contract"),
     "backend.commands": ("backend", "blender_addon.contract"),
     "backend.commands.published_weights": ("rich", "backend", "blender_addon.contract"),
     "backend.commands.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -75,6 +76,23 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder whose files move into `folder` when the block ends well, and vanish with it when it does not.
+
+    For files that belong together, and for libraries that only write to names. Files of the same name are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
+    try:
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_header(member: BinaryIO, path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:

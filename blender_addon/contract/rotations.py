@@ -37,6 +37,22 @@ def to_matrix(quats: np.ndarray) -> np.ndarray:  # [..., 4] unit -> [..., 3, 3]
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def from_matrix(matrices: np.ndarray) -> np.ndarray:  # [..., 3, 3] proper rotations -> [..., 4] unit
+    """Quaternions of rotation matrices; of the two of each rotation, the one whose largest component is above 0."""
+    m = matrices
+    trace = np.trace(m, axis1=-2, axis2=-1)
+    # Four times the products of each pair of components: its row with the largest diagonal is the most exact one.
+    products = np.empty((*m.shape[:-2], 4, 4), m.dtype)
+    products[..., 0, 0] = 1 + trace
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        products[..., 1 + i, 1 + i] = 1 - trace + 2 * m[..., i, i]
+        products[..., 0, 1 + i] = products[..., 1 + i, 0] = m[..., k, j] - m[..., j, k]
+        products[..., 1 + i, 1 + j] = products[..., 1 + j, 1 + i] = m[..., i, j] + m[..., j, i]
+    largest = np.argmax(np.diagonal(products, axis1=-2, axis2=-1), axis=-1)
+    return normalize(np.take_along_axis(products, largest[..., None, None], axis=-2)[..., 0, :])
+
+
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:  # [..., 4] x 2 -> [..., 4]
     """Spherical interpolation along the shorter arc; `weight` 0 gives `a`, 1 gives `b`."""
     dot = np.sum(a * b, axis=-1, keepdims=True)
@@ -48,6 +64,11 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:  # [..., 4
     weight_a = np.where(straight, 1 - weight, np.sin((1 - weight) * angle) / safe)
     weight_b = np.where(straight, weight, np.sin(weight * angle) / safe)
     return normalize(weight_a * a + weight_b * b)
+
+
+def same_side(quats: np.ndarray, former: np.ndarray) -> np.ndarray:  # [..., 4] x 2 -> [..., 4]
+    """The same rotations as `quats`, each with the sign that brings it nearer to its `former`."""
+    return np.where(np.sum(quats * former, axis=-1, keepdims=True) < 0, -quats, quats)
 
 
 def make_continuous(quats: np.ndarray) -> np.ndarray:  # [T, ..., 4] -> [T, ..., 4]

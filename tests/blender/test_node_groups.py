@@ -10,7 +10,7 @@ from mathutils import Matrix  # noqa: E402
 
 from blender_addon import node_groups, point_cloud, versions  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
-from blender_addon.spherical_harmonics import sh_basis  # noqa: E402
+from blender_addon.contract.spherical_harmonics import sh_basis  # noqa: E402
 from tests.blender.clips import add_camera, evaluated, point_centers, quad_corners, read, show, twisting_ring  # noqa: E402
 from tests.blender.ewa import sh_values  # noqa: E402
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A clip as PLY files of 3D Gaussian Splatting: one moment, or a numbered sequence that players show as a flipbook."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from backend import __version__
+from backend.exchange.moments import Shot
+from blender_addon.contract import ply
+from blender_addon.contract.placement import placed, placed_sh
+
+FIRST_NUMBER = 1  # of the file of frame 0
+
+
+def write_moment(path: Path, shot: Shot) -> None:
+    """Write the only frame of `shot` to `path` in one step.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    (moment,) = shot.moments()
+    ply.write_ply(path, placed(moment, shot.matrix), placed_sh(shot.sh(), shot.matrix), comments(shot))
+
+
+def write_sequence(path: Path, shot: Shot, on_frame: Callable[[int, int], None]) -> list[Path]:
+    """Write `name_0001.ply` and so on beside `path`, which is `name.ply`, and return the files; all of them or none.
+
+    The number of a file is that of its stored frame, counted from 1. `on_frame` is told how many are done of how many.
+
+    Raises:
+        OSError: they cannot be written; a former sequence is still there.
+    """
+    sh = placed_sh(shot.sh(), shot.matrix)
+
+    def frames():
+        for done, (frame, moment) in enumerate(zip(shot.frames, shot.moments(), strict=True)):
+            on_frame(done, len(shot.frames))
+            yield FIRST_NUMBER + int(frame), placed(moment, shot.matrix), sh
+
+    return ply.write_ply_sequence(path, frames(), comments(shot))
+
+
+def comments(shot: Shot) -> list[str]:
+    """What the header tells people."""
+    return [f"Kinesplat {__version__}", f"color space {shot.color_space}", f"{shot.clip.fps:g} frames per second"]
