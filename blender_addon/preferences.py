@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The extension's preferences: where the backend is. Also where the add-on may keep its own files."""
+"""The extension's preferences: where the backend is, who makes assets. Also where the add-on may keep its own files."""
 
 from pathlib import Path
 
@@ -60,12 +60,17 @@ class PreferencesBase:
         subtype="PASSWORD",
         update=lambda self, context: _reconnect(),
     )
+    author: StringProperty(
+        name="Author of Assets",
+        description="Written into assets that you make of Gaussians. Left empty, they name nobody",
+    )
 
     def draw(self, context):
         """Ask for the place of the backend; say what to do where there is none."""
         layout = self.layout
         layout.use_property_split = True
         layout.use_property_decorate = False
+        layout.prop(self, "author")
         layout.row().prop(self, "backend", expand=True)
         if self.backend == "REMOTE":
             layout.prop(self, "url")
@@ -108,7 +113,7 @@ class Defaults:
     """The preferences of somebody who has changed nothing."""
 
     backend = "LOCAL"
-    folder = python = home = url = token = ""
+    folder = python = home = url = token = author = ""
     port = 0
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Thin verbs, one file per subject: `execute` calls blender_addon, reports, and returns."""
 
-from . import backend, files, generate, jobs, retime, scene
+from . import assets, backend, files, generate, jobs, retime, scene
 
-MODULES = (backend, generate, jobs, files, scene, retime)
+MODULES = (backend, generate, jobs, files, scene, retime, assets)
 
 
 def register() -> None:

@@ -14,6 +14,7 @@ OPERATORS = {
     "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
+    "mark_asset", "save_asset",
 }  # fmt: skip
 
 BOUNDED = (
