@@ -70,32 +70,37 @@ class PreferencesBase:
         layout = self.layout
         layout.use_property_split = True
         layout.use_property_decorate = False
+        _draw_backend(self, layout)
+        layout.separator()
         layout.prop(self, "author")
-        layout.row().prop(self, "backend", expand=True)
-        if self.backend == "REMOTE":
-            layout.prop(self, "url")
-            layout.prop(self, "token")
-            if not bpy.app.online_access and not _is_local_address(self.url):
-                row = layout.row()
-                row.alert = True
-                row.label(text=ONLINE_ACCESS_IS_OFF, icon="ERROR", translate=False)
-            return
-        layout.prop(self, "folder")
-        header, body = layout.panel("KINESPLAT_preferences_advanced", default_closed=True)
-        header.label(text="Advanced")
-        if body:
-            body.prop(self, "python")
-            body.prop(self, "home")
-            body.prop(self, "port")
-        try:
-            installation()
-        except BackendError as error:
-            column = layout.column(align=True)
-            column.label(text=str(error), icon="INFO", translate=False)
-            column.label(text=error.hint, icon="BLANK1", translate=False)
-            if self.folder:
-                column.separator()
-                column.operator("kinesplat.copy_setup_command", icon="COPYDOWN")
+
+
+def _draw_backend(preferences: "PreferencesBase", layout: bpy.types.UILayout) -> None:
+    layout.row().prop(preferences, "backend", expand=True)
+    if preferences.backend == "REMOTE":
+        layout.prop(preferences, "url")
+        layout.prop(preferences, "token")
+        if not bpy.app.online_access and not _is_local_address(preferences.url):
+            row = layout.row()
+            row.alert = True
+            row.label(text=ONLINE_ACCESS_IS_OFF, icon="ERROR", translate=False)
+        return
+    layout.prop(preferences, "folder")
+    header, body = layout.panel("KINESPLAT_preferences_advanced", default_closed=True)
+    header.label(text="Advanced")
+    if body:
+        body.prop(preferences, "python")
+        body.prop(preferences, "home")
+        body.prop(preferences, "port")
+    try:
+        installation()
+    except BackendError as error:
+        column = layout.column(align=True)
+        column.label(text=str(error), icon="INFO", translate=False)
+        column.label(text=error.hint, icon="BLANK1", translate=False)
+        if preferences.folder:
+            column.separator()
+            column.operator("kinesplat.copy_setup_command", icon="COPYDOWN")
 
 
 ONLINE_ACCESS_IS_OFF = "Online access is off: enable it under System > Network, or use a backend on this computer"

@@ -82,13 +82,23 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         return {"RUNNING_MODAL"}
 
     def execute(self, context):
+        if self.add_library and not self.become_library():
+            return {"CANCELLED"}
         done = super().execute(context)
         if done == {"FINISHED"}:
-            name = asset_library.add_library(self.folder()) if self.add_library else ""
-            if name:
-                self.report({"INFO"}, f"{name} is an asset library now")
             asset_library.refresh_browsers(context)
         return done
+
+    def become_library(self) -> bool:
+        """Add the folder to the libraries, before its catalogs are written."""
+        try:
+            name = asset_library.add_library(self.folder())
+        except asset_library.AssetError as error:
+            self.report({"ERROR"}, str(error))
+            return False
+        if name:
+            self.report({"INFO"}, f"{name} is an asset library now")
+        return True
 
     def change(self, context, splats):
         saved = asset_library.save(splats, context.scene, self.folder(), self.author_or_default())

@@ -11,7 +11,8 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import asset_catalog, asset_library, point_cloud, retime, scene_settings, splat_object  # noqa: E402
+from blender_addon import asset_catalog, asset_file, asset_library, point_cloud, retime, scene_settings, splat_object  # noqa: E402
+from blender_addon.asset_description import about_splats  # noqa: E402
 from blender_addon.contract.clip import write_clip  # noqa: E402
 from tests.blender.clips import point_centers, show, twisting_ring  # noqa: E402
 
@@ -138,7 +139,7 @@ def test_marking_again_keeps_what_was_edited(splats):
 def test_provenance_may_hold_anything(splats, provenance):
     splats[splat_object.CLIP] = json.dumps({"provenance": provenance})
     retime.hold(splats)
-    about = asset_library.about_splats(splats)
+    about = about_splats(splats)
     assert about.description == "Gaussians that move over time. 60 Gaussians, 5 frames at 24 fps"
     assert about.tags == ("gaussians", "animated")
     assert about.license == ""
@@ -262,7 +263,7 @@ def test_no_file_is_overwritten(splats, library, bring):
 
 
 def test_a_name_that_is_taken_while_it_is_written(splats, library, monkeypatch):
-    write = asset_library._write
+    write = asset_file._write
     quicker = [library / "Fox.blend"]
 
     def slow(path, blocks):
@@ -270,10 +271,18 @@ def test_a_name_that_is_taken_while_it_is_written(splats, library, monkeypatch):
             quicker.pop().write_bytes(b"mine")
         return write(path, blocks)
 
-    monkeypatch.setattr(asset_library, "_write", slow)
+    monkeypatch.setattr(asset_file, "_write", slow)
     assert save(splats, library).name == "Fox 2"
     assert (library / "Fox.blend").read_bytes() == b"mine"
     assert len(list(library.iterdir())) == 3  # with the catalogs
+
+
+def test_only_libraries_get_a_catalog(splats, tmp_path):
+    save(splats, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["Fox.blend"]
+    (tmp_path / asset_catalog.FILE_NAME).write_text("VERSION 1\n")  # somebody's library
+    save(splats, tmp_path)
+    assert asset_catalog.UUID in (tmp_path / asset_catalog.FILE_NAME).read_text()
 
 
 def test_names_that_file_systems_do_not_take(splats, library, bring):
@@ -299,7 +308,7 @@ def test_a_disk_that_is_full(splats, library, monkeypatch):
     def replace(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(asset_library.os, "replace", replace)
+    monkeypatch.setattr(asset_file.os, "replace", replace)
     before = names()
     with pytest.raises(asset_library.AssetError, match=r"Fox.blend cannot be written to .*: No space left on device\."):
         save(splats, library)
@@ -325,6 +334,7 @@ def test_in_edit_mode(splats, library, bring):
     before = names()
     saved = save(splats, library)
     asset_library.mark(splats)
+    assert "60 Gaussians, 5 frames" in splats.asset_data.description
     assert splats.mode == "EDIT"
     assert names() == before
     bpy.ops.object.mode_set(mode="OBJECT")
@@ -375,6 +385,9 @@ def test_timing_in_the_nla(splats, library, bring):
         points = point_centers(splats)
     saved = save(splats, library)
     assert [strip.frame_start for strip in track.strips] == [30, 50]
+    with bpy.data.libraries.load(str(saved.path)) as (there, wanted):
+        wanted.scenes = there.scenes
+    assert wanted.scenes[0].frame_end == 25
     found = bring(saved)
     show(52.25 - 29)
     assert np.abs(point_centers(found) - points).max() < 1e-5
@@ -484,6 +497,9 @@ def test_a_folder_becomes_a_library_on_request(pair, tmp_path):
     (tmp_path / "mine").mkdir()
     bpy.ops.kinesplat.save_asset(directory=str(tmp_path / "mine"))
     assert len(known) == before
+    assert "There is no folder" in error_of(
+        bpy.ops.kinesplat.save_asset, directory=str(tmp_path / "nowhere"), add_library=True
+    )
     for _ in range(2):
         bpy.ops.kinesplat.save_asset(directory=str(tmp_path / "mine"), add_library=True)
     assert len(known) == before + 1
