@@ -12,14 +12,12 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import bpy
 import numpy as np
-from mathutils import Matrix
 
-from . import asset_preview, node_groups, retime, scene_settings, splat_object, versions
+from . import node_groups, retime, splat_object, versions
 from .asset_description import cut
 from .contract.clip import Clip
 from .subject import dependencies
@@ -89,29 +87,16 @@ def _begin_at_first_frame(copy: bpy.types.Object, keep: Keep) -> None:
         for fcurves in versions.fcurve_collections(copy, in_nla=False):
             for fcurve in [fcurve for fcurve in fcurves if fcurve.data_path.startswith(PLACING)]:
                 fcurves.remove(fcurve)
-    span = _played_span(copy)
-    offset = FIRST_FRAME - span[0] if span else 0.0
+    path = versions.modifier_input_path(splat_object.playback_modifier(copy), node_groups.FRAME)
+    played = versions.find_fcurve(copy, path, in_nla=False)
+    strips = [strip for track in animation.nla_tracks for strip in track.strips]
+    starts = [key.co.x for key in played.keyframe_points] if played else [strip.frame_start for strip in strips]
+    offset = FIRST_FRAME - min(starts, default=FIRST_FRAME)
     for fcurves in versions.fcurve_collections(copy, in_nla=False):
         for fcurve in fcurves:
             retime.move_keys(fcurve, lambda frame: frame + offset)
-    strips = _strips(copy)
     for strip in sorted(strips, key=lambda strip: strip.frame_start, reverse=offset > 0):  # none runs into the next
         strip.frame_start_ui += offset
-
-
-def _played_span(copy: bpy.types.Object) -> tuple[float, float] | None:
-    """First and last scene frame of the motion: of its keys, or of the NLA strips where these play it."""
-    path = versions.modifier_input_path(splat_object.playback_modifier(copy), node_groups.FRAME)
-    played = versions.find_fcurve(copy, path, in_nla=False)
-    if played is not None and played.keyframe_points:
-        return played.keyframe_points[0].co.x, played.keyframe_points[-1].co.x
-    strips = _strips(copy)
-    return (min(strip.frame_start for strip in strips), max(strip.frame_end for strip in strips)) if strips else None
-
-
-def _strips(copy: bpy.types.Object) -> list[bpy.types.NlaStrip]:
-    animation = copy.animation_data
-    return [strip for track in animation.nla_tracks for strip in track.strips] if animation else []
 
 
 def _refuse_others(splats: bpy.types.Object, copy: bpy.types.Object) -> None:
@@ -130,52 +115,17 @@ def _refuse_others(splats: bpy.types.Object, copy: bpy.types.Object) -> None:
             )
 
 
-def scene_round(copy: bpy.types.Object, name: str, clip: Clip, scene: bpy.types.Scene, keep: Keep) -> bpy.types.Scene:
-    """A scene for those who open the file: the copy, a camera before it, and the settings that it needs.
+def write(copy: bpy.types.Object, folder: Path, name: str) -> tuple[str, Path]:
+    """Write a copy with all that it needs into a new file, in which it has the file's name; that name and the file.
 
-    Args:
-        copy: as `standing_alone` made it.
-        name: of the scene.
-        clip: what the copy holds.
-        scene: gives the frame rate.
-        keep: see `temporary`.
-    """
-    stage = keep(bpy.data.scenes, bpy.data.scenes.new(name))
-    stage.collection.objects.link(copy)
-    stage.render.fps, stage.render.fps_base = scene.render.fps, scene.render.fps_base
-    stage.render.resolution_x = stage.render.resolution_y = 1080
-    stage.frame_start = stage.frame_current = FIRST_FRAME
-    stage.frame_end = math.ceil((_played_span(copy) or (FIRST_FRAME, FIRST_FRAME))[1] - 1e-3)
-    modifier = splat_object.playback_modifier(copy)
-    is_raw = clip.color_space == "srgb" and not versions.modifier_input(modifier, node_groups.SCENE_LINEAR)
-    with contextlib.suppress(TypeError):  # another color management may not have them
-        stage.view_settings.view_transform = "Raw" if is_raw else "Standard"
-    scene_settings.ensure_scene_settings(stage)
-    first, scale = clip.frame(0), np.array(copy.scale)
-    placed = replace(
-        first, means=first.means * scale + np.array(copy.location), scales=first.scales * np.abs(scale).max()
-    )
-    matrix = asset_preview.camera_to_see(placed)
-    lens = keep(bpy.data.cameras, bpy.data.cameras.new("Camera"))
-    camera = keep(bpy.data.objects, bpy.data.objects.new("Camera", lens))
-    camera.matrix_world = Matrix(matrix.tolist())
-    lens.angle = math.radians(asset_preview.FIELD_OF_VIEW)
-    lens.clip_start = camera.location.length / 100
-    lens.clip_end = camera.location.length * 100
-    stage.collection.objects.link(camera)
-    stage.camera = camera
-    return stage
-
-
-def write(copy: bpy.types.Object, blocks: set[bpy.types.ID], folder: Path, name: str) -> tuple[str, Path]:
-    """Write data-blocks into a new file, in which the copy has the file's name; that name and the file.
+    The file has no scene, as those of Blender's own assets have none: Blender 5.2.2 crashes when it is to write one.
 
     Raises:
         AssetError: the folder cannot be written.
     """
     for free_name, path in _free_names(folder, name):
         with _named(copy, free_name):
-            if _write(path, blocks):
+            if _write(path, copy):
                 return free_name, path
     raise AssertionError("some name is always free")
 
@@ -208,11 +158,11 @@ def _named(copy: bpy.types.Object, name: str) -> Iterator[None]:
             holder.rename(name, mode="ALWAYS")
 
 
-def _write(path: Path, blocks: set[bpy.types.ID]) -> bool:
-    """Write data-blocks into a new file, whole or not at all; False where a file of that name has appeared."""
+def _write(path: Path, copy: bpy.types.Object) -> bool:
+    """Write the copy into a new file, whole or not at all; False where a file of that name has appeared."""
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # in the same folder, so that relative paths fit
     try:
-        bpy.data.libraries.write(str(part), blocks, path_remap="RELATIVE", fake_user=True, compress=True)
+        bpy.data.libraries.write(str(part), {copy}, path_remap="RELATIVE", fake_user=True, compress=True)
         try:
             open(path, "xb").close()  # takes the name, unless somebody else has been quicker
         except FileExistsError:

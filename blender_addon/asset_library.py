@@ -52,7 +52,7 @@ def is_own(splats: bpy.types.Object) -> bool:
     return splats.library is None and splats.override_library is None
 
 
-def save(splats: bpy.types.Object, scene: bpy.types.Scene, folder: Path, author: str = "") -> Saved:
+def save(splats: bpy.types.Object, folder: Path, author: str = "") -> Saved:
     """Write Gaussians as an asset into a .blend file of their own; no file is overwritten.
 
     The asset stands at the origin, on the ground, unrotated, and begins to move at scene frame 1. Its metadata and
@@ -60,7 +60,6 @@ def save(splats: bpy.types.Object, scene: bpy.types.Scene, folder: Path, author:
 
     Args:
         splats: what to save, in any mode.
-        scene: gives the frame rate.
         folder: gets the file, which has the object's name, followed by a number where that is taken.
         author: of what is no asset yet.
 
@@ -84,8 +83,7 @@ def save(splats: bpy.types.Object, scene: bpy.types.Scene, folder: Path, author:
         size = np.ptp(clip.frame(0).means * np.abs(copy.scale), axis=0)
         copy.asset_data["dimensions"] = size.astype(np.float32)
         note = _join_catalog(copy.asset_data, _catalogs_of(folder))
-        stage = asset_file.scene_round(copy, splats.name, clip, scene, keep)
-        name, path = asset_file.write(copy, {copy, stage}, folder, splats.name)
+        name, path = asset_file.write(copy, folder, splats.name)
     return Saved(name, path, note)
 
 

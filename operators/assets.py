@@ -101,7 +101,7 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         return True
 
     def change(self, context, splats):
-        saved = asset_library.save(splats, context.scene, self.folder(), self.author_or_default())
+        saved = asset_library.save(splats, self.folder(), self.author_or_default())
         if saved.note:
             self.report({"WARNING"}, saved.note)
         self.report({"INFO"}, f"Saved {saved.path}")

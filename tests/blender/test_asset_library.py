@@ -11,7 +11,15 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import asset_catalog, asset_file, asset_library, point_cloud, retime, scene_settings, splat_object  # noqa: E402
+from blender_addon import (  # noqa: E402
+    asset_catalog,
+    asset_file,
+    asset_library,
+    asset_preview,
+    point_cloud,
+    retime,
+    splat_object,
+)
 from blender_addon.asset_description import about_splats  # noqa: E402
 from blender_addon.contract.clip import write_clip  # noqa: E402
 from tests.blender.clips import point_centers, show, twisting_ring  # noqa: E402
@@ -45,7 +53,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def splats(files):
+def splats(files, monkeypatch):
+    monkeypatch.setattr(asset_preview, "SIZE", 64)  # drawn in no time
     bpy.ops.wm.open_mainfile(filepath=str(files / "fox.blend"))
     return bpy.context.active_object
 
@@ -99,7 +108,7 @@ def pixels(splats) -> np.ndarray:  # [H, W, 4]
 
 
 def save(splats, folder):
-    return asset_library.save(splats, bpy.context.scene, folder)
+    return asset_library.save(splats, folder)
 
 
 def test_what_an_asset_says(splats):
@@ -153,13 +162,15 @@ def test_tags_of_long_and_foreign_prompts(splats):
     assert tags[:5] == ["ein", "bär", "tanzt", "踊る熊", "ß" * 31]
 
 
-def test_the_preview_shows_colors_on_nothing(splats):
+def test_the_preview_shows_colors_on_nothing(splats, monkeypatch):
+    monkeypatch.setattr(asset_preview, "SIZE", 256)
     asset_library.mark(splats)
     picture = pixels(splats)
     assert picture.shape == (256, 256, 4)
     alpha = picture[..., 3]
     assert alpha[0, 0] == 0
     assert 0.05 < (alpha > 0.5).mean() < 0.7
+    assert tuple(splats.preview.icon_size) == (32, 32)
     assert picture[alpha > 0.9][:, :3].std(axis=0).min() > 0.1
     rows, columns = np.nonzero(alpha > 0.5)
     assert abs(columns.min() - (255 - columns.max())) < 20  # in the middle
@@ -241,17 +252,13 @@ def test_edited_metadata_go_into_the_library(splats, library, bring):
     assert not (library / asset_catalog.FILE_NAME).exists()  # its own catalog, which is somebody else's matter
 
 
-def test_the_file_opens_as_a_scene(splats, library):
-    bpy.context.scene.render.fps = 30
+def test_opened_and_saved_as_any_file(splats, library):
     saved = save(splats, library)
-    bpy.ops.wm.open_mainfile(filepath=str(saved.path))
-    scene = bpy.context.scene
-    found = scene.objects["Fox"]
-    assert found.asset_data
-    assert found.use_fake_user
-    assert scene.camera
-    assert (scene.render.fps, scene.frame_start, scene.frame_end) == (30, 1, 5)
-    assert scene_settings.scene_warnings(scene) == []
+    for _ in range(2):
+        bpy.ops.wm.open_mainfile(filepath=str(saved.path))
+        assert bpy.data.objects["Fox"].asset_data
+        bpy.ops.wm.save_mainfile()
+    assert [obj.name for obj in bpy.data.objects] == ["Fox"]
 
 
 def test_no_file_is_overwritten(splats, library, bring):
@@ -266,10 +273,10 @@ def test_a_name_that_is_taken_while_it_is_written(splats, library, monkeypatch):
     write = asset_file._write
     quicker = [library / "Fox.blend"]
 
-    def slow(path, blocks):
+    def slow(path, copy):
         if quicker:
             quicker.pop().write_bytes(b"mine")
-        return write(path, blocks)
+        return write(path, copy)
 
     monkeypatch.setattr(asset_file, "_write", slow)
     assert save(splats, library).name == "Fox 2"
@@ -385,9 +392,6 @@ def test_timing_in_the_nla(splats, library, bring):
         points = point_centers(splats)
     saved = save(splats, library)
     assert [strip.frame_start for strip in track.strips] == [30, 50]
-    with bpy.data.libraries.load(str(saved.path)) as (there, wanted):
-        wanted.scenes = there.scenes
-    assert wanted.scenes[0].frame_end == 25
     found = bring(saved)
     show(52.25 - 29)
     assert np.abs(point_centers(found) - points).max() < 1e-5
@@ -450,8 +454,9 @@ def test_marking_in_a_file_of_a_library(splats, library):
 
 
 @pytest.fixture
-def pair(extension, tmp_path):
-    """Two clips in the scene of the registered extension, selected, and a library."""
+def pair(extension, part, tmp_path, monkeypatch):
+    """Two clips in the scene of the registered extension, selected."""
+    monkeypatch.setattr(part("blender_addon.asset_preview"), "SIZE", 64)
     for name in ("Fox", "Dog"):
         write_clip(tmp_path / f"{name}.npz", twisting_ring(40, 4, sh_degree=0, name=name))
         bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / f"{name}.npz"))

@@ -33,8 +33,8 @@ def test_as_a_plain_renderer_draws_it(degree, monkeypatch):
 
 
 def test_what_is_hidden_may_be_left_out():
-    clip = twisting_ring(2000, 2, sh_degree=0)
-    gaussians = replace(clip.frame(0), opacities=np.full(2000, 0.99, np.float32))
+    clip = twisting_ring(800, 2, sh_degree=0)
+    gaussians = replace(clip.frame(0), opacities=np.full(800, 0.99, np.float32))
     drawn, expected = pictures(gaussians, clip.sh)
     assert np.abs(drawn - expected).max() < 2e-3
 
