@@ -143,7 +143,7 @@ def _free_names(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
 def _file_stem(name: str) -> str:
     """A name as file systems take it."""
     stem = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", unicodedata.normalize("NFC", name)).strip(" .")
-    return f"{stem}_" if not stem or stem.split(".")[0].lower() in TAKEN_NAMES else stem
+    return f"_{stem}" if not stem or stem.split(".")[0].lower() in TAKEN_NAMES else stem
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from .asset_description import about_splats
 from .asset_file import AssetError
 from .contract.clip import Clip
 
-REFRESH_PATIENCE = 1.0  # seconds to wait for a moment at which an operator may be called for another area
+REFRESH_SECONDS = 0.2
 NO_CATALOG = "00000000-0000-0000-0000-000000000000"
 
 
@@ -118,18 +118,36 @@ def add_library(folder: Path) -> str:
     return known.new(name=folder.name or str(folder), directory=str(folder)).name
 
 
-def refresh_browsers(context: bpy.types.Context) -> None:
-    """Let the Asset Browsers that are open read their libraries again."""
-    windows = context.window_manager.windows
-    browsers = [(window, area) for window in windows for area in window.screen.areas if area.ui_type == "ASSETS"]
-    if not browsers:
-        return
-    with job_tracker.tracker().http.held(REFRESH_PATIENCE) as is_held:
-        for window, area in browsers if is_held else ():
+def refresh_browsers() -> None:
+    """Let the Asset Browsers that are open read their libraries again, as soon as the running operator has ended.
+
+    Before that, Blender forgets it again.
+    """
+    if _browsers() and not bpy.app.timers.is_registered(_refresh):
+        bpy.app.timers.register(_refresh, first_interval=REFRESH_SECONDS)
+
+
+def forget_refresh() -> None:
+    """Call off what `refresh_browsers` has asked for, if it is yet to come."""
+    if bpy.app.timers.is_registered(_refresh):
+        bpy.app.timers.unregister(_refresh)
+
+
+def _refresh() -> float | None:  # seconds until it is to be tried again
+    with job_tracker.tracker().http.held(job_tracker.HOLD_SECONDS) as is_held:
+        if not is_held:
+            return REFRESH_SECONDS
+        for window, area in _browsers():
             region = next(region for region in area.regions if region.type == "WINDOW")
-            with context.temp_override(window=window, area=area, region=region):
+            with bpy.context.temp_override(window=window, area=area, region=region):
                 if bpy.ops.asset.library_refresh.poll():
                     bpy.ops.asset.library_refresh()
+    return None
+
+
+def _browsers() -> list[tuple[bpy.types.Window, bpy.types.Area]]:
+    windows = bpy.context.window_manager.windows
+    return [(window, area) for window in windows for area in window.screen.areas if area.ui_type == "ASSETS"]
 
 
 def _playable_clip(splats: bpy.types.Object) -> Clip:

@@ -44,9 +44,11 @@ class KINESPLAT_OT_mark_asset(AssetOperator, bpy.types.Operator):
         return True
 
     def change(self, context, splats):
+        was_asset = splats.asset_data is not None
         note = asset_library.mark(splats, self.author_or_default())
         if note:
             self.report({"WARNING"}, note)
+        self.report({"INFO"}, f"{splats.name} has a new preview" if was_asset else f"{splats.name} is an asset now")
 
 
 def _library_items(self, context) -> list[tuple[str, str, str]]:
@@ -57,7 +59,7 @@ def _library_items(self, context) -> list[tuple[str, str, str]]:
 
 class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
     bl_idname = "kinesplat.save_asset"
-    bl_label = "Save Gaussians to Asset Library"
+    bl_label = "Save to Asset Library"
     bl_description = (
         "Write each of the selected Gaussians as an asset into a file of its own, which needs no extension. "
         "The open file stays as it is, and no other is overwritten"
@@ -86,7 +88,7 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
             return {"CANCELLED"}
         done = super().execute(context)
         if done == {"FINISHED"}:
-            asset_library.refresh_browsers(context)
+            asset_library.refresh_browsers()
         return done
 
     def become_library(self) -> bool:
@@ -109,7 +111,10 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
     def folder(self) -> Path:
         """Where to save: into the library that was chosen, or into another folder."""
         if self.properties.is_property_set("library") and self.library != OTHER_FOLDER:
-            return dict(reversed(asset_library.libraries()))[self.library]  # of two with one name, the first
+            folders = dict(reversed(asset_library.libraries()))  # of two with one name, the first
+            if self.library not in folders:
+                raise asset_library.AssetError("This asset library is no longer in Blender's preferences.")
+            return folders[self.library]
         if not self.directory:
             raise asset_library.AssetError("Choose an asset library or a folder.")
         return Path(bpy.path.abspath(self.directory))
@@ -123,4 +128,10 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
 
 
 CLASSES = (KINESPLAT_OT_mark_asset, KINESPLAT_OT_save_asset)
-register, unregister = bpy.utils.register_classes_factory(CLASSES)
+register, _unregister = bpy.utils.register_classes_factory(CLASSES)
+
+
+def unregister() -> None:
+    """Take all of it back, with what is yet to be done."""
+    asset_library.forget_refresh()
+    _unregister()

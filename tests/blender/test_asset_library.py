@@ -65,7 +65,7 @@ def library(tmp_path):
     folder = tmp_path / "library"
     folder.mkdir()
     known = bpy.context.preferences.filepaths.asset_libraries
-    known.new(name=str(folder), directory=str(folder))
+    known.new(name="Animals", directory=str(folder))
     yield folder
     known.remove(next(one for one in known if one.path.startswith(str(folder))))
 
@@ -294,7 +294,7 @@ def test_only_libraries_get_a_catalog(splats, tmp_path):
 
 def test_names_that_file_systems_do_not_take(splats, library, bring):
     asset_library.mark(splats)
-    stems = {"A/B: c?": "A_B_ c_", "Con.fox": "Con.fox_", "...": "_", "狐": "狐", ".x": "x"}
+    stems = {"A/B: c?": "A_B_ c_", "Con.fox": "_Con.fox", "...": "_", "狐": "狐", ".x": "x"}
     for name, stem in stems.items():
         splats.name = name
         saved = save(splats, library)
@@ -486,7 +486,7 @@ def test_marking_several(pair, part):
 
 
 def test_saving_several(pair, library):
-    assert bpy.ops.kinesplat.save_asset(library=str(library), author="Bob") == {"FINISHED"}
+    assert bpy.ops.kinesplat.save_asset(library="Animals", author="Bob") == {"FINISHED"}
     assert bpy.ops.kinesplat.save_asset(directory=str(library)) == {"FINISHED"}
     stems = {path.stem for path in library.glob("*.blend")}
     assert stems == {"Fox", "Dog", "Fox 2", "Dog 2"}
@@ -494,6 +494,8 @@ def test_saving_several(pair, library):
     with bpy.data.libraries.load(str(library / "Dog.blend"), assets_only=True) as (_, wanted):
         wanted.objects = ["Dog"]
     assert wanted.objects[0].asset_data.author == "Bob"
+    assert "Choose an asset library or a folder" in error_of(bpy.ops.kinesplat.save_asset)
+    assert "There is no folder" in error_of(bpy.ops.kinesplat.save_asset, directory=str(library / "nowhere"))
 
 
 def test_a_folder_becomes_a_library_on_request(pair, tmp_path):
@@ -512,6 +514,18 @@ def test_a_folder_becomes_a_library_on_request(pair, tmp_path):
     assert (tmp_path / "mine" / asset_catalog.FILE_NAME).is_file()
 
 
-def test_saving_nowhere(pair, tmp_path):
-    assert "Choose an asset library or a folder" in error_of(bpy.ops.kinesplat.save_asset)
-    assert "There is no folder" in error_of(bpy.ops.kinesplat.save_asset, directory=str(tmp_path / "nowhere"))
+def test_open_asset_browsers_are_refreshed(pair, part, library):
+    module = part("blender_addon.asset_library")
+    bpy.ops.kinesplat.save_asset(library="Animals")
+    assert not bpy.app.timers.is_registered(module._refresh)
+    area = bpy.context.window_manager.windows[0].screen.areas[0]
+    former, area.ui_type = area.ui_type, "ASSETS"
+    try:
+        bpy.ops.kinesplat.save_asset(library="Animals")
+        assert bpy.app.timers.is_registered(module._refresh)
+        assert module._refresh() is None
+        part("operators.assets").unregister()
+        assert not bpy.app.timers.is_registered(module._refresh)
+        part("operators.assets").register()
+    finally:
+        area.ui_type = former
