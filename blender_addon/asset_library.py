@@ -157,9 +157,9 @@ def _playable_clip(splats: bpy.types.Object) -> Clip:
 
 
 def _make_sure_of(folder: Path) -> None:
-    """Refuse a folder that is not there, unless it is a library's, which Blender names before anybody has made it."""
+    """Refuse a folder that is not there, unless it is a library, which Blender names before anybody has made it."""
     try:
-        if library_of(folder) is not None:
+        if any(folder == library for _, library in libraries()):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AssetError(f"The folder {folder} cannot be made: {error.strerror}. Choose another one.") from error
