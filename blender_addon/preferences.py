@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The extension's preferences: where the backend is. Also where the add-on may keep its own files."""
+"""The extension's preferences: where the backend is, who makes assets. Also where the add-on may keep its own files."""
 
 from pathlib import Path
 
@@ -60,37 +60,47 @@ class PreferencesBase:
         subtype="PASSWORD",
         update=lambda self, context: _reconnect(),
     )
+    author: StringProperty(
+        name="Author of Assets",
+        description="Written into assets that you make of Gaussians. Left empty, they name nobody",
+    )
 
     def draw(self, context):
         """Ask for the place of the backend; say what to do where there is none."""
         layout = self.layout
         layout.use_property_split = True
         layout.use_property_decorate = False
-        layout.row().prop(self, "backend", expand=True)
-        if self.backend == "REMOTE":
-            layout.prop(self, "url")
-            layout.prop(self, "token")
-            if not bpy.app.online_access and not _is_local_address(self.url):
-                row = layout.row()
-                row.alert = True
-                row.label(text=ONLINE_ACCESS_IS_OFF, icon="ERROR", translate=False)
-            return
-        layout.prop(self, "folder")
-        header, body = layout.panel("KINESPLAT_preferences_advanced", default_closed=True)
-        header.label(text="Advanced")
-        if body:
-            body.prop(self, "python")
-            body.prop(self, "home")
-            body.prop(self, "port")
-        try:
-            installation()
-        except BackendError as error:
-            column = layout.column(align=True)
-            column.label(text=str(error), icon="INFO", translate=False)
-            column.label(text=error.hint, icon="BLANK1", translate=False)
-            if self.folder:
-                column.separator()
-                column.operator("kinesplat.copy_setup_command", icon="COPYDOWN")
+        _draw_backend(self, layout)
+        layout.separator()
+        layout.prop(self, "author")
+
+
+def _draw_backend(preferences: "PreferencesBase", layout: bpy.types.UILayout) -> None:
+    layout.row().prop(preferences, "backend", expand=True)
+    if preferences.backend == "REMOTE":
+        layout.prop(preferences, "url")
+        layout.prop(preferences, "token")
+        if not bpy.app.online_access and not _is_local_address(preferences.url):
+            row = layout.row()
+            row.alert = True
+            row.label(text=ONLINE_ACCESS_IS_OFF, icon="ERROR", translate=False)
+        return
+    layout.prop(preferences, "folder")
+    header, body = layout.panel("KINESPLAT_preferences_advanced", default_closed=True)
+    header.label(text="Advanced")
+    if body:
+        body.prop(preferences, "python")
+        body.prop(preferences, "home")
+        body.prop(preferences, "port")
+    try:
+        installation()
+    except BackendError as error:
+        column = layout.column(align=True)
+        column.label(text=str(error), icon="INFO", translate=False)
+        column.label(text=error.hint, icon="BLANK1", translate=False)
+        if preferences.folder:
+            column.separator()
+            column.operator("kinesplat.copy_setup_command", icon="COPYDOWN")
 
 
 ONLINE_ACCESS_IS_OFF = "Online access is off: enable it under System > Network, or use a backend on this computer"
@@ -108,7 +118,7 @@ class Defaults:
     """The preferences of somebody who has changed nothing."""
 
     backend = "LOCAL"
-    folder = python = home = url = token = ""
+    folder = python = home = url = token = author = ""
     port = 0
 
 

@@ -5,6 +5,7 @@ It is an ordinary F-curve on the input `Frame` of the playback modifier, so all 
 Graph Editor as well. Before its first key and after its last it either holds, repeats, or runs back and forth.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import bpy
@@ -94,7 +95,7 @@ def fit(splats: bpy.types.Object, first: float, last: float) -> None:
     fcurve = _editable_fcurve(splats)
     old_first, old_last = _ends(fcurve)
     factor = (last - first) / (old_last - old_first) if old_last > old_first else 1.0
-    _move_keys(fcurve, lambda frame: first + (frame - old_first) * factor)
+    move_keys(fcurve, lambda frame: first + (frame - old_first) * factor)
 
 
 def set_speed(splats: bpy.types.Object, speed: float) -> None:
@@ -106,7 +107,7 @@ def set_speed(splats: bpy.types.Object, speed: float) -> None:
     first, last = _ends(fcurve)
     if now is None or last <= first or now.speed <= 0:
         raise RetimeError(f"{splats.name} shows a single frame, so it has no speed.")
-    _move_keys(fcurve, lambda frame: first + (frame - first) * now.speed / speed)
+    move_keys(fcurve, lambda frame: first + (frame - first) * now.speed / speed)
 
 
 def reverse(splats: bpy.types.Object) -> None:
@@ -167,6 +168,15 @@ def set_repeat(splats: bpy.types.Object, repeat: str) -> None:
     fcurve.update()
 
 
+def move_keys(fcurve: bpy.types.FCurve, moved: Callable[[float], float]) -> None:
+    """Move keys and handles in time. `moved` keeps their order."""
+    places = [(moved(key.handle_left.x), moved(key.co.x), moved(key.handle_right.x)) for key in fcurve.keyframe_points]
+    for key, (left, middle, right) in zip(fcurve.keyframe_points, places, strict=True):
+        key.co.x = middle
+        key.handle_left.x, key.handle_right.x = left, right
+    fcurve.update()
+
+
 def scene_fps(scene: bpy.types.Scene) -> float:
     """Frames per second of a scene."""
     return scene.render.fps / scene.render.fps_base
@@ -199,12 +209,3 @@ def _editable_fcurve(splats: bpy.types.Object) -> bpy.types.FCurve:
 def _ends(fcurve: bpy.types.FCurve) -> tuple[float, float]:
     keys = fcurve.keyframe_points
     return keys[0].co.x, keys[-1].co.x
-
-
-def _move_keys(fcurve: bpy.types.FCurve, moved) -> None:
-    """Move keys and handles in time. `moved` keeps their order."""
-    places = [(moved(key.handle_left.x), moved(key.co.x), moved(key.handle_right.x)) for key in fcurve.keyframe_points]
-    for key, (left, middle, right) in zip(fcurve.keyframe_points, places, strict=True):
-        key.co.x = middle
-        key.handle_left.x, key.handle_right.x = left, right
-    fcurve.update()

@@ -111,7 +111,9 @@ def _refuse_drivers_on_scene(objects: list[bpy.types.Object], scene: bpy.types.S
     # A capture does not move the user's scene in time, which would throw away poses that are not keyframed yet. So a
     # driver that reads something there that changes over time would see it stand still.
     changing = _animated_paths(scene)
-    for block in _dependencies(objects):
+    for block in dependencies(objects):
+        if isinstance(block, bpy.types.Scene):
+            continue
         animation = getattr(block, "animation_data", None)
         for curve in animation.drivers if animation else ():
             for variable in curve.driver.variables:
@@ -135,8 +137,8 @@ def _animated_paths(scene: bpy.types.Scene) -> set[str]:
     return {curve.data_path for curve in curves}
 
 
-def _dependencies(objects: list[bpy.types.Object]) -> set[bpy.types.ID]:
-    """The objects and all data-blocks that they use, directly or through others, up to scenes."""
+def dependencies(objects: list[bpy.types.Object]) -> set[bpy.types.ID]:
+    """The objects and all data-blocks that they use, directly or through others; of scenes, not what these use."""
     used_by: dict[bpy.types.ID, list[bpy.types.ID]] = {}
     for used, users in bpy.data.user_map().items():
         for user in users:
@@ -145,7 +147,7 @@ def _dependencies(objects: list[bpy.types.Object]) -> set[bpy.types.ID]:
     unseen: list[bpy.types.ID] = list(objects)
     while unseen:
         block = unseen.pop()
-        if block not in reached and not isinstance(block, bpy.types.Scene):
+        if block not in reached:
             reached.add(block)
-            unseen.extend(used_by.get(block, ()))
+            unseen.extend(() if isinstance(block, bpy.types.Scene) else used_by.get(block, ()))
     return reached

@@ -100,3 +100,8 @@ def find_fcurve(owner: bpy.types.ID, data_path: str, *, in_nla: bool = True) -> 
         if fcurve is not None:
             return fcurve
     return None
+
+
+def is_remote_library(library: bpy.types.UserAssetLibrary) -> bool:
+    """Whether an asset library lies on the internet (since 5.2); its folder is a copy that Blender keeps up to date."""
+    return getattr(library, "use_remote_url", False)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Thin verbs, one file per subject: `execute` calls blender_addon, reports, and returns."""
 
-from . import backend, clean_up, exchange, files, generate, jobs, mesh_motion, retime, scene
+from . import assets, backend, clean_up, exchange, files, generate, jobs, mesh_motion, retime, scene
 
-MODULES = (backend, generate, jobs, files, scene, retime, clean_up, mesh_motion, exchange)
+MODULES = (backend, generate, jobs, files, scene, retime, clean_up, mesh_motion, assets, exchange)
 
 
 def register() -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the user sees: the tab Kinesplat in the 3D viewport's sidebar. It only reads."""
 
-from . import backend, clean_up, exchange, generate, jobs, splats
+from . import assets, backend, clean_up, exchange, generate, jobs, splats
 
-MODULES = (backend, generate, jobs, splats, clean_up, exchange)
+MODULES = (backend, generate, jobs, splats, clean_up, assets, exchange)
 
 
 def register() -> None:

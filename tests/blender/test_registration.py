@@ -17,6 +17,7 @@ OPERATORS = {
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "export_clip_file", "export_ply_sequence",
+    "mark_asset", "save_asset",
 }  # fmt: skip
 
 BOUNDED = (
