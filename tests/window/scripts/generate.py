@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import bpy
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driver import (
@@ -18,6 +19,7 @@ from driver import (
     picture,
     play,
     press,
+    scroll_sidebar,
     viewport,
     wait_for_colors,
     wait_until,
@@ -32,6 +34,22 @@ def toggle_local_view():
     region = next(region for region in area.regions if region.type == "WINDOW")
     with bpy.context.temp_override(window=window(), area=area, region=region):
         bpy.ops.view3d.localview(frame_selected=False)
+
+
+def vertices(name):
+    """Where the vertices of an object are now, [V, 3]."""
+    mesh = bpy.data.objects[name].evaluated_get(bpy.context.evaluated_depsgraph_get()).data
+    values = np.empty(len(mesh.vertices) * 3, np.float32)
+    mesh.vertices.foreach_get("co", values)
+    return values.reshape(-1, 3)
+
+
+def undo():
+    area, sidebar = viewport()
+    move_mouse(area.x + (area.width - sidebar.width) // 2, area.y + area.height // 2)
+    yield 0.6
+    press("ctrl+z")
+    yield 1.0
 
 
 def steps():
@@ -103,17 +121,33 @@ def steps():
     yield from wait_for_colors()
     picture("7_frame_12")
 
-    area, sidebar = viewport()
-    move_mouse(area.x + (area.width - sidebar.width) // 2, area.y + area.height // 2)
     for obj in [rig, *rig.children_recursive]:
         obj.hide_set(False)
-    yield 0.6
-    press("ctrl+z")
+    yield from scroll_sidebar(20)
+    picture("8_panels_of_gaussians")
+    place = yield from find_button("bpy.ops.kinesplat.move_mesh(")
+    yield from click(*place)
+    moving = f"{rig.children[0].name} Moving"
+    yield from wait_until(lambda: moving in bpy.data.objects, 30, "the mesh has taken over the motion")
     yield 1.0
+    picture("9_moving_mesh")
+    then = vertices(moving)
+    bpy.context.scene.frame_set(20)
+    RESULT["moving"] = {
+        "selected": [obj.name for obj in bpy.context.selected_objects] == [moving],
+        "gaussians_hidden": bpy.data.objects[name].hide_get(),
+        "distance": float(np.linalg.norm(vertices(moving) - then, axis=1).mean()),
+    }
+    yield 1.0
+    picture("10_moving_mesh_frame_20")
+    yield from undo()
+    RESULT["moving"]["undone"] = moving not in bpy.data.objects and not bpy.data.objects[name].hide_get()
+
+    yield from undo()
     RESULT["undone"] = name not in bpy.data.objects
     RESULT["left"] = sorted(obj.name for obj in bpy.data.objects if obj.type == "MESH")
     yield from wait_for_colors()
-    picture("8_undone")
+    picture("11_undone")
     note("done")
 
 
