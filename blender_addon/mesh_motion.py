@@ -4,6 +4,7 @@
 The mesh itself stays as it is: a copy of what it looks like, with its materials and UV maps, moves. Each of its
 vertices goes along with the Gaussians round it, blended as bones are. The copy keeps a position for each vertex and
 stored frame, and plays them by the same modifier input and the same action as the Gaussians: retiming one retimes both.
+For other programs the positions may be shape keys instead, which are keyed with the timing of the moment.
 """
 
 import bpy
@@ -41,7 +42,11 @@ def may_move(obj: bpy.types.Object) -> bool:
 
 
 def moving_copies(
-    splats: bpy.types.Object, objects: list[bpy.types.Object], context: bpy.types.Context
+    splats: bpy.types.Object,
+    objects: list[bpy.types.Object],
+    context: bpy.types.Context,
+    *,
+    shape_keys: bool = False,
 ) -> list[bpy.types.Object]:
     """Copies of objects that move as the Gaussians do, beside the originals, one for each that has a surface.
 
@@ -52,12 +57,14 @@ def moving_copies(
         splats: the Gaussians, with what was deleted or moved in Edit Mode.
         objects: with modifiers, shape keys and armatures as they look now.
         context: of the scene in which they are.
+        shape_keys: keep the motion as shape keys with a keyed value each, as game engines take it.
 
     Raises:
         ValueError: there is nothing to move, or it does not lie where the Gaussians are, or nothing plays these;
             nothing was added.
     """
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
+    timing = retime.shown_frames(splats) if shape_keys else {}
     graph = context.evaluated_depsgraph_get()
     meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
     try:
@@ -74,8 +81,13 @@ def moving_copies(
     copies = []
     for (obj, mesh), place in zip(meshes, places, strict=True):
         moved = follow(place, clip, rest)
-        _store(mesh, _transformed(moved, obj.matrix_world.inverted_safe() @ splats.matrix_world))
-        copies.append(_play(obj, mesh, splats, clip, context))
+        moved = _transformed(moved, obj.matrix_world.inverted_safe() @ splats.matrix_world)
+        copy = _add(obj, mesh, moved[0], context)
+        if shape_keys:
+            _key_shapes(copy, moved, timing, retime.timing(splats).repeat)
+        else:
+            _play(copy, moved, splats, context)
+        copies.append(copy)
     return copies
 
 
@@ -188,26 +200,53 @@ def _transformed(points: np.ndarray, matrix: Matrix) -> np.ndarray:  # [..., 3] 
     return (points @ values[:3, :3].T + values[:3, 3]).astype(np.float32)
 
 
-def _store(mesh: bpy.types.Mesh, moved: np.ndarray) -> None:
-    """Keep positions [T, V, 3] as attributes; the mesh itself lies as at the first of them, as Gaussians do."""
-    for t, positions in enumerate(moved):
-        attribute = mesh.attributes.new(f"pos.{t}", "FLOAT_VECTOR", "POINT")
-        attribute.data.foreach_set("vector", positions.reshape(-1))
-    mesh.vertices.foreach_set("co", moved[0].reshape(-1))
-    mesh.update()
-
-
-def _play(
-    obj: bpy.types.Object, mesh: bpy.types.Mesh, splats: bpy.types.Object, clip: Clip, context: bpy.types.Context
+def _add(
+    obj: bpy.types.Object, mesh: bpy.types.Mesh, first: np.ndarray, context: bpy.types.Context
 ) -> bpy.types.Object:
-    """An object that plays the mesh, where the original stands and timed as the Gaussians are."""
+    """An object with the mesh where the original stands, beside it; its vertices lie as at the first stored frame."""
     mesh.name = f"{obj.name} Moving"
+    mesh.vertices.foreach_set("co", first.reshape(-1))
+    mesh.update()
     copy = bpy.data.objects.new(mesh.name, mesh)
     copy.matrix_world = obj.matrix_world
+    placing.collection_beside(context, obj).objects.link(copy)
+    return copy
+
+
+def _play(copy: bpy.types.Object, moved: np.ndarray, splats: bpy.types.Object, context: bpy.types.Context) -> None:
+    """Keep positions [T, V, 3] as attributes, and play them timed as the Gaussians are."""
+    for t, positions in enumerate(moved):
+        attribute = copy.data.attributes.new(f"pos.{t}", "FLOAT_VECTOR", "POINT")
+        attribute.data.foreach_set("vector", positions.reshape(-1))
     copy[splat_object.CLIP] = splats.get(splat_object.CLIP, "{}")
     modifier = copy.modifiers.new(splat_object.playback_modifier(splats).name, "NODES")  # one F-curve fits both
     modifier.node_group = node_groups.mesh_playback_group()
-    versions.set_modifier_input(modifier, node_groups.LAST_FRAME, clip.frame_count - 1)
+    versions.set_modifier_input(modifier, node_groups.LAST_FRAME, len(moved) - 1)
     retime.share(copy, splats, context.scene)
-    placing.collection_beside(context, obj).objects.link(copy)
-    return copy
+
+
+def _key_shapes(copy: bpy.types.Object, moved: np.ndarray, timing: dict[int, float], repeat: str) -> None:
+    """Keep positions [T, V, 3] as shape keys, each with a value that is keyed so that they follow each other.
+
+    timing: which stored frame is shown at each scene frame; repeat: what comes before and after, one of
+    `retime.REPEATS`.
+    """
+    copy.shape_key_add(name="Basis", from_mix=False)
+    last = len(moved) - 1
+    shown = {scene_frame: min(max(frame, 0.0), last) for scene_frame, frame in timing.items()}
+    for t in range(1, len(moved)):
+        block = copy.shape_key_add(name=f"Frame {t}", from_mix=False)
+        block.data.foreach_set("co", moved[t].reshape(-1))
+        values = {scene_frame: max(0.0, 1 - abs(frame - t)) for scene_frame, frame in shown.items()}
+        ends = (min(values), max(values))  # all curves begin and end together, so that they can repeat
+        for scene_frame, value in values.items():
+            near = (scene_frame - 1, scene_frame, scene_frame + 1)
+            if scene_frame in ends or any(values.get(other, 0.0) > 0 for other in near):
+                block.value = value
+                block.keyframe_insert("value", frame=scene_frame)
+        block.value = 0.0
+    for fcurves in versions.fcurve_collections(copy.data.shape_keys):
+        for fcurve in fcurves:
+            for key in fcurve.keyframe_points:
+                key.interpolation = "LINEAR"
+            retime.repeat_fcurve(fcurve, repeat)

@@ -5,6 +5,7 @@ It is an ordinary F-curve on the input `Frame` of the playback modifier, so all 
 Graph Editor as well. Before its first key and after its last it either holds, repeats, or runs back and forth.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,6 +89,17 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     return Timing(first, last, repeat, speed)
 
 
+def shown_frames(splats: bpy.types.Object) -> dict[int, float]:
+    """Which stored frame is shown at each scene frame from the first key to the last; the last one is in it as well.
+
+    Raises:
+        RetimeError: the input `Frame` has no keys, or they lie in the NLA.
+    """
+    fcurve = _editable_fcurve(splats)
+    first, last = _ends(fcurve)
+    return {frame: fcurve.evaluate(frame) for frame in range(math.floor(first), math.ceil(last) + 1)}
+
+
 def fit(splats: bpy.types.Object, first: float, last: float) -> None:
     """Play the clip, with the timing that it has, from scene frame `first` to scene frame `last`."""
     if not last > first:
@@ -158,7 +170,11 @@ def set_repeat(splats: bpy.types.Object, repeat: str) -> None:
     """What happens outside the keys: one of REPEATS."""
     if repeat not in REPEATS:
         raise ValueError(f"Unknown way to repeat: {repeat}.")
-    fcurve = _editable_fcurve(splats)
+    repeat_fcurve(_editable_fcurve(splats), repeat)
+
+
+def repeat_fcurve(fcurve: bpy.types.FCurve, repeat: str) -> None:
+    """What an F-curve does before its first key and after its last: one of REPEATS."""
     for cycles in [modifier for modifier in fcurve.modifiers if modifier.type == "CYCLES"]:
         fcurve.modifiers.remove(cycles)
     fcurve.extrapolation = "CONSTANT"

@@ -16,6 +16,12 @@ class KINESPLAT_OT_move_mesh(bpy.types.Operator):
     )
     bl_options = {"REGISTER", "UNDO"}
 
+    shape_keys: BoolProperty(
+        name="As Shape Keys",
+        description="Keep the motion as keyed shape keys, which glTF and FBX take along, instead of a modifier that "
+        "is retimed with the Gaussians",
+        default=False,
+    )
     hide_gaussians: BoolProperty(
         name="Hide Gaussians", description="Hide the Gaussians, which lie in the same place", default=True
     )
@@ -38,7 +44,7 @@ class KINESPLAT_OT_move_mesh(bpy.types.Operator):
         chosen = [obj for obj in context.selected_objects if mesh_motion.may_move(obj)]
         objects = chosen or mesh_motion.source_objects(splats, context)
         try:
-            copies = mesh_motion.moving_copies(splats, objects, context)
+            copies = mesh_motion.moving_copies(splats, objects, context, shape_keys=self.shape_keys)
         except ValueError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}

@@ -168,6 +168,42 @@ def test_deleted_gaussians_have_no_part_in_it(scene):
     assert np.abs(vertices(copy) - bent(rest, 1)[0]).mean() < 0.003
 
 
+@pytest.mark.parametrize("repeat", retime.REPEATS)
+def test_shape_keys_move_it_in_the_same_way(scene, repeat):
+    """Retimed, between stored frames, before the first key and after the last."""
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    retime.fit(splats, 1, 9)
+    retime.reverse(splats)
+    retime.set_repeat(splats, repeat)
+    [played] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
+    assert not keyed.modifiers
+    for frame in (-3, 1, 4, 5.5, 9, 11, 40):
+        show(frame)
+        assert np.abs(vertices(keyed) - vertices(played)).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_game_engines_get_the_motion(scene, tmp_path):
+    """As the shape keys of a glTF file."""
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
+    show(4)
+    there = vertices(copy).max(0)
+    for obj in (rod, splats):
+        bpy.data.objects.remove(obj)
+    scene.frame_start, scene.frame_end = 1, FRAMES
+    bpy.ops.export_scene.gltf(filepath=str(tmp_path / "rod.glb"), export_morph=True)
+    fps = scene.render.fps
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    bpy.context.scene.render.fps = fps
+    bpy.ops.import_scene.gltf(filepath=str(tmp_path / "rod.glb"))
+    show(4)
+    assert np.abs(vertices(bpy.data.objects["Rod Moving"]).max(0) - there).max() < 1e-3
+
+
 @pytest.fixture
 def both(extension, part):
     """The rod and its Gaussians, in a scene in which the extension is registered; the Gaussians are active."""
