@@ -89,6 +89,15 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     return Timing(first, last, repeat, speed)
 
 
+def timing_key(splats: bpy.types.Object) -> tuple:
+    """The same for objects that one F-curve of this file times, so that whoever retimes one retimes all."""
+    animation = splats.animation_data
+    if animation is None or animation.action is None or animation.action.library is not None:
+        return (splats,)
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    return animation.action, animation.action_slot_handle, path
+
+
 def shown_frames(splats: bpy.types.Object) -> dict[int, float]:
     """Which stored frame is shown at each scene frame from the first key to the last; the last one is in it as well.
 

@@ -8,7 +8,7 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import mesh_motion, point_cloud, retime  # noqa: E402
+from blender_addon import mesh_motion, point_cloud, retime, splat_object  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
@@ -249,3 +249,13 @@ def test_gaussians_alone_are_no_mesh(both):
     point_cloud.import_clip(twisting_ring(20, 3), bpy.context.scene).select_set(True)
     with pytest.raises(RuntimeError, match="no surface to move"):
         bpy.ops.kinesplat.move_mesh()
+
+
+def test_both_selected_are_reversed_once(both):
+    rod, splats = both
+    rod.select_set(True)
+    assert bpy.ops.kinesplat.move_mesh(hide_gaussians=False) == {"FINISHED"}
+    splats.select_set(True)
+    assert bpy.ops.kinesplat.retime_reverse() == {"FINISHED"}
+    show(1)
+    assert splat_object.shown_frame(splats) == FRAMES - 1
