@@ -20,11 +20,11 @@ import numpy as np
 from . import node_groups, retime, splat_object, versions
 from .asset_description import cut
 from .contract.clip import Clip
+from .placing import PLACING
 from .subject import dependencies
 
 FIRST_FRAME = 1  # at which a saved asset begins to move
 MAX_NAME_BYTES = 63  # of a data-block
-PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
 TAKEN_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
 
 Keep = Callable[[bpy.types.bpy_prop_collection, bpy.types.ID], bpy.types.ID]

@@ -3,6 +3,10 @@
 
 import bpy
 
+from . import versions
+
+PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
+
 
 def collection_beside(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
     """Beside the source object where that is in this scene, else where new objects go, if these take any."""
@@ -12,6 +16,14 @@ def collection_beside(context: bpy.types.Context, source: bpy.types.Object | Non
         wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
     takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
     return next(takes_objects, context.scene.collection)
+
+
+def moves_as_a_whole(obj: bpy.types.Object) -> bool:
+    """Whether keys, drivers, a parent or constraints may move an object, beside what moves its vertices."""
+    curves = [curve for fcurves in versions.fcurve_collections(obj) for curve in fcurves]
+    curves += obj.animation_data.drivers if obj.animation_data is not None else []
+    placed = any(curve.data_path.startswith(PLACING) for curve in curves)
+    return placed or obj.parent is not None or len(obj.constraints) > 0
 
 
 def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:

@@ -8,7 +8,7 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import mesh_motion, point_cloud, retime, splat_object  # noqa: E402
+from blender_addon import mesh_motion, node_groups, point_cloud, retime, splat_object, versions  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
@@ -259,3 +259,94 @@ def test_both_selected_are_reversed_once(both):
     assert bpy.ops.kinesplat.retime_reverse() == {"FINISHED"}
     show(1)
     assert splat_object.shown_frame(splats) == FRAMES - 1
+
+
+def test_a_moving_copy_goes_where_its_gaussians_go(scene):
+    """By keys, a parent, a strip in the NLA and a driver; not where the original stands askew."""
+    parent = bpy.data.objects.new("Parent", None)
+    scene.collection.objects.link(parent)
+    parent.scale = (1, 3, 1)
+    rod = add_rod()
+    rod.parent, rod.rotation_euler.z = parent, 0.6
+    splats = point_cloud.import_clip(bending_rod(), scene, start=1)
+    splats.parent, splats.rotation_euler.z = parent, 0.6
+    splats.keyframe_insert("location", frame=1)
+    splats.location.x = 5
+    splats.keyframe_insert("location", frame=5)
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert np.abs(vertices(copy) - vertices(rod)).max() < 1e-5
+    before = vertices(copy).mean(0)
+    show(5)
+    assert np.linalg.norm(vertices(copy).mean(0) - before) > 4
+
+
+@pytest.mark.parametrize("timed", ["strip", "driver"])
+def test_strips_and_drivers_time_the_copy_too(scene, timed):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    animation = splats.animation_data
+    if timed == "strip":
+        strip = animation.nla_tracks.new().strips.new("Walk", 1, animation.action)
+        strip.action_slot, strip.scale, animation.action = animation.action_slot, 2, None
+    else:
+        path = versions.modifier_input_path(splat_object.playback_modifier(splats), node_groups.FRAME)
+        splats.driver_add(path).driver.expression = "frame / 4"
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    show(5)
+    assert splat_object.shown_frame(copy) == splat_object.shown_frame(splats) > 0
+
+
+def test_an_original_askew_is_met_exactly(scene):
+    parent = bpy.data.objects.new("Parent", None)
+    scene.collection.objects.link(parent)
+    parent.scale = (1, 3, 1)
+    rod = add_rod()
+    rod.parent, rod.rotation_euler.z = parent, 0.6
+    bpy.context.view_layer.update()
+    clip = bending_rod(to_object=np.array(rod.matrix_world))
+    splats = point_cloud.import_clip(clip, scene, start=1)
+    bpy.context.view_layer.update()
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert np.abs(vertices(copy).mean(0)).max() < 1e-3
+
+
+def test_materials_of_the_object_come_along(scene):
+    rod = add_rod()
+    rod.material_slots[0].link = "OBJECT"
+    rod.material_slots[0].material = bpy.data.materials.new("Gold")
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert copy.material_slots[0].material.name == "Gold"
+
+
+def test_shape_keys_stay_in_step_with_a_loop_that_ends_between_frames(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    retime.fit(splats, 1, 5.5)
+    retime.loop(splats)
+    [played] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
+    show(60)
+    assert np.abs(vertices(keyed) - vertices(played)).max() < 0.01
+
+
+def test_of_duplicates_the_one_that_lies_there_moves(both):
+    rod, splats = both
+    duplicate = rod.copy()
+    duplicate.location.x = 5
+    bpy.context.collection.objects.link(duplicate)
+    rod["kinesplat_source"] = duplicate["kinesplat_source"] = splats["kinesplat_made_of"] = "some id"
+    assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
+    assert [obj.name for obj in bpy.context.selected_objects] == ["Rod Moving"]
+
+
+def test_what_blender_does_not_evaluate_is_said(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    for obj in (rod, splats):
+        obj.hide_viewport = True
+        with pytest.raises(ValueError, match=f"{obj.name} is disabled in viewports"):
+            mesh_motion.moving_copies(splats, [rod], bpy.context)
+        obj.hide_viewport = False
