@@ -12,7 +12,7 @@ import numpy as np
 from mathutils import Matrix
 from mathutils.kdtree import KDTree
 
-from . import capture, node_groups, placing, retime, splat_object, subject, versions
+from . import capture, exchange, node_groups, placing, retime, splat_object, subject, versions
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 from .point_cloud import clip_of_object
@@ -70,7 +70,7 @@ def moving_copies(
             nothing was added.
     """
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
-    timing = retime.shown_frames(splats) if shape_keys else {}
+    timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()
     if objects and not any(obj.evaluated_get(graph).is_evaluated for obj in objects):
         raise MeshMotionError(
@@ -96,7 +96,7 @@ def moving_copies(
         mesh.vertices.foreach_set("co", moved[0].reshape(-1))
         mesh.update()
         if shape_keys:
-            _key_shapes(copy, moved, timing, retime.timing(splats).repeat)
+            _key_shapes(copy, moved, timing, repeat)
         else:
             _play(copy, moved, splats, context)
         copies.append(copy)
@@ -252,6 +252,14 @@ def _play(copy: bpy.types.Object, moved: np.ndarray, splats: bpy.types.Object, c
     versions.set_modifier_input(modifier, node_groups.LAST_FRAME, len(moved) - 1)
     retime.share(copy, splats, context.scene)
     copy.update_tag(refresh={"TIME"})  # its keys were last read when there was no modifier yet
+
+
+def _timing(splats: bpy.types.Object, context: bpy.types.Context) -> tuple[dict[float, float], str]:
+    """Which stored frame is shown at which scene frame, and what comes before and after: one of `retime.REPEATS`."""
+    try:
+        return retime.shown_frames(splats), retime.timing(splats).repeat
+    except retime.RetimeError:  # strips, a driver or nothing time it: what the scene's range plays
+        return {shown.scene_frame: shown.frame for shown in exchange.played(context, splats)}, "HOLD"
 
 
 def _key_shapes(copy: bpy.types.Object, moved: np.ndarray, timing: dict[float, float], repeat: str) -> None:

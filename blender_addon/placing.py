@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where new objects go in the scene, and what of it is selected, hidden and shown."""
 
+from collections.abc import Collection
+
 import bpy
 
 from . import versions
@@ -40,10 +42,15 @@ def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) ->
                 obj.local_view_set(space, True)
 
 
-def hide(context: bpy.types.Context, objects: list[bpy.types.Object]) -> bool:
-    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer."""
+def hide(
+    context: bpy.types.Context, objects: list[bpy.types.Object], *, spared: Collection[bpy.types.Object] = ()
+) -> bool:
+    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer.
+
+    spared: children that stay to be seen.
+    """
     members = dict.fromkeys(member for obj in objects for member in (obj, *obj.children_recursive))
-    family = [obj for obj in members if obj.name in context.view_layer.objects]
+    family = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
     for obj in family:
         obj.hide_set(True)
         if obj.is_editable:

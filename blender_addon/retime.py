@@ -100,9 +100,12 @@ def shown_frames(splats: bpy.types.Object) -> dict[float, float]:
     """Which stored frame is shown at the first key, at the last one, and at each scene frame between them, in order.
 
     Raises:
-        RetimeError: the input `Frame` has no keys, or they lie in the NLA.
+        RetimeError: the input `Frame` has no keys, or they lie in the NLA, or a driver overrules them.
     """
-    fcurve = _editable_fcurve(splats)
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    fcurve = versions.find_fcurve(splats, path, in_nla=False)
+    if fcurve is None or not fcurve.keyframe_points or splats.animation_data.drivers.find(path) is not None:
+        raise RetimeError(f"The timing of {splats.name} does not lie in keys of its own.")
     first, last = _ends(fcurve)
     frames = [first, *range(math.floor(first) + 1, math.ceil(last)), last]
     return {frame: fcurve.evaluate(frame) for frame in frames}

@@ -294,8 +294,11 @@ def test_strips_and_drivers_time_the_copy_too(scene, timed):
         splats.driver_add(path).driver.expression = "frame / 4"
     show(1)
     [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    scene.frame_end = 9
+    [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
     show(5)
     assert splat_object.shown_frame(copy) == splat_object.shown_frame(splats) > 0
+    assert np.abs(vertices(keyed) - vertices(copy)).max() < 1e-5
 
 
 def test_an_original_askew_is_met_exactly(scene):
@@ -350,3 +353,13 @@ def test_what_blender_does_not_evaluate_is_said(scene):
         with pytest.raises(ValueError, match=f"{obj.name} is disabled in viewports"):
             mesh_motion.moving_copies(splats, [rod], bpy.context)
         obj.hide_viewport = False
+
+
+def test_children_of_the_original_that_are_to_be_seen_are_not_hidden_with_it(both):
+    rod, splats = both
+    splats.parent = rod
+    rod.select_set(True)
+    assert bpy.ops.kinesplat.move_mesh(hide_gaussians=False) == {"FINISHED"}
+    assert [obj.name for obj in bpy.context.selected_objects] == ["Rod Moving"]
+    assert not splats.hide_get()
+    assert rod.hide_render
