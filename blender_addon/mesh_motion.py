@@ -21,6 +21,20 @@ NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many aver
 NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
 FAR = 0.06  # mean distance of vertices to Gaussians, relative to the size of all: beyond it they are of other things
 PROBES = 500  # vertices by which that is judged
+LOOKS = (
+    "color",
+    "pass_index",
+    "display_type",
+    "show_in_front",
+    "is_holdout",
+    "is_shadow_catcher",
+    "visible_camera",
+    "visible_diffuse",
+    "visible_glossy",
+    "visible_transmission",
+    "visible_volume_scatter",
+    "visible_shadow",
+)  # of objects
 _CHUNK = 20_000  # vertices at a time
 
 
@@ -234,7 +248,8 @@ def _add(
     for key in set(copy.keys()) - {splat_object.CLIP}:
         del copy[key]
     copy.hide_viewport = copy.hide_render = copy.hide_select = False
-    copy.color, copy.pass_index = obj.color, obj.pass_index
+    for name in LOOKS:
+        setattr(copy, name, getattr(obj, name))
     if not placing.moves_as_a_whole(splats):
         copy.matrix_world = obj.matrix_world
     placing.collection_beside(context, obj).objects.link(copy)

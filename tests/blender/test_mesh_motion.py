@@ -315,13 +315,15 @@ def test_an_original_askew_is_met_exactly(scene):
     assert np.abs(vertices(copy).mean(0)).max() < 1e-3
 
 
-def test_materials_of_the_object_come_along(scene):
+def test_materials_and_looks_of_the_object_come_along(scene):
     rod = add_rod()
     rod.material_slots[0].link = "OBJECT"
     rod.material_slots[0].material = bpy.data.materials.new("Gold")
     splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    splats.display_type, splats.visible_camera = "BOUNDS", False  # of the Gaussians, not of the original
     [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
     assert copy.material_slots[0].material.name == "Gold"
+    assert (copy.display_type, copy.visible_camera) == ("TEXTURED", True)
 
 
 def test_shape_keys_stay_in_step_with_a_loop_that_ends_between_frames(scene):
