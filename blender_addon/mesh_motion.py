@@ -21,7 +21,7 @@ NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many aver
 NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
 FAR = 0.06  # mean distance of vertices to Gaussians, relative to the size of all: beyond it they are of other things
 PROBES = 500  # vertices by which that is judged
-LOOKS = (
+LOOKS = (  # of objects, beside those of their meshes
     "color",
     "pass_index",
     "display_type",
@@ -34,7 +34,7 @@ LOOKS = (
     "visible_transmission",
     "visible_volume_scatter",
     "visible_shadow",
-)  # of objects
+)
 _CHUNK = 20_000  # vertices at a time
 
 
@@ -75,7 +75,7 @@ def moving_copies(
 
     Args:
         splats: the Gaussians, with what was deleted or moved in Edit Mode.
-        objects: with modifiers, shape keys and armatures as they look now.
+        objects: with modifiers, shape keys and armatures as they look now; those disabled in viewports are left out.
         context: of the scene in which they are.
         shape_keys: keep the motion as shape keys with a keyed value each, as game engines take it.
 
@@ -86,11 +86,12 @@ def moving_copies(
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
     timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()
-    if objects and not any(obj.evaluated_get(graph).is_evaluated for obj in objects):
+    known = [obj for obj in objects if obj.evaluated_get(graph).is_evaluated]
+    if objects and not known:
         raise MeshMotionError(
             f"{objects[0].name} is disabled in viewports or excluded from the view layer. Enable it and try again."
         )
-    meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
+    meshes = [(obj, mesh) for obj in known if (mesh := _looks(obj, graph)) is not None]
     try:
         if not meshes:
             raise MeshMotionError("There is no surface to move. Select the mesh together with its Gaussians.")

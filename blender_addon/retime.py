@@ -63,6 +63,8 @@ def share(copy: bpy.types.Object, splats: bpy.types.Object, scene: bpy.types.Sce
     if driver is not None:
         copy.animation_data_create().drivers.from_existing(src_driver=driver)
     elif versions.find_fcurve(copy, path) is None:
+        if copy.animation_data is not None and copy.animation_data.action is not None:
+            copy.animation_data.action = copy.animation_data.action.copy()  # the Gaussians are to stay as they are
         last = versions.modifier_input(_modifier(copy), node_groups.LAST_FRAME)
         create(copy, scene, last + 1, splat_object.clip_fps(copy), scene.frame_current_final)
 

@@ -365,3 +365,15 @@ def test_children_of_the_original_that_are_to_be_seen_are_not_hidden_with_it(bot
     assert [obj.name for obj in bpy.context.selected_objects] == ["Rod Moving"]
     assert not splats.hide_get()
     assert rod.hide_render
+
+
+def test_gaussians_that_hold_still_do_so_afterwards(scene):
+    """They are moved as a whole by an action that has no key for `Frame`."""
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    splats.animation_data_clear()
+    splats.keyframe_insert("location", frame=1)
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert retime.timing(copy) == retime.Timing(1, FRAMES, "HOLD", pytest.approx(1))
+    assert retime.timing(splats) is None
