@@ -11,13 +11,20 @@ PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA 
 
 
 def collection_beside(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
-    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
+    """Beside the source object where that is shown in this scene, else where new objects go, if these take any."""
     wanted = [context.collection]
     if source is not None and source.name in context.scene.objects:
-        in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
-        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
+        shown = _shown_collections(context.view_layer.layer_collection)
+        wanted = [*(collection for collection in source.users_collection if collection in shown), *wanted]
     takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
     return next(takes_objects, context.scene.collection)
+
+
+def _shown_collections(layer_collection: bpy.types.LayerCollection) -> set[bpy.types.Collection]:
+    """A collection of a view layer and all below it, without those that the viewport or renders do not show."""
+    if not layer_collection.is_visible or layer_collection.collection.hide_render:
+        return set()
+    return {layer_collection.collection}.union(*map(_shown_collections, layer_collection.children))
 
 
 def moves_as_a_whole(obj: bpy.types.Object) -> bool:

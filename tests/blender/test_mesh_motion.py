@@ -377,3 +377,17 @@ def test_gaussians_that_hold_still_do_so_afterwards(scene):
     [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
     assert retime.timing(copy) == retime.Timing(1, FRAMES, "HOLD", pytest.approx(1))
     assert retime.timing(splats) is None
+
+
+@pytest.mark.parametrize("hidden", ["in the viewport", "in renders"])
+def test_a_copy_is_not_put_where_it_is_not_seen(scene, hidden):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    originals = bpy.data.collections.new("Originals")
+    scene.collection.children.link(originals)
+    originals.objects.link(rod)
+    scene.collection.objects.unlink(rod)
+    bpy.context.view_layer.layer_collection.children[0].hide_viewport = hidden == "in the viewport"
+    originals.hide_render = hidden == "in renders"
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert copy.users_collection == (scene.collection,)
