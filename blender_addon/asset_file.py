@@ -61,13 +61,16 @@ def standing_alone(splats: bpy.types.Object, clip: Clip, keep: Keep) -> bpy.type
     mesh = keep(bpy.data.meshes, splats.data.copy()) if splats.mode == "EDIT" else splats.data
     copy = keep(bpy.data.objects, splats.copy())
     copy.data = mesh
-    lengths = [axis.length for axis in splats.matrix_world.to_3x3().col]
+    in_world = splats.matrix_world.to_3x3()
+    lengths = [axis.length for axis in in_world.col]
     copy.parent = None
     copy.constraints.clear()
     copy.rotation_mode = "XYZ"
     copy.rotation_euler = copy.delta_rotation_euler = copy.delta_location = (0, 0, 0)
     copy.delta_scale = (1, 1, 1)
     copy.scale = [math.copysign(length, own) for length, own in zip(lengths, splats.scale, strict=True)]
+    if np.prod(copy.scale) * in_world.determinant() < 0:  # a parent mirrors it
+        copy.scale.x *= -1
     copy.location = (0, 0, -np.percentile(clip.frame(0).means[:, 2] * copy.scale.z, 1))  # a stray Gaussian is no foot
     copy.hide_render = copy.hide_viewport = copy.hide_select = False
     _begin_at_first_frame(copy, keep)
