@@ -20,11 +20,11 @@ import numpy as np
 from . import node_groups, retime, splat_object, versions
 from .asset_description import cut
 from .contract.clip import Clip
+from .placing import PLACING
 from .subject import dependencies
 
 FIRST_FRAME = 1  # at which a saved asset begins to move
 MAX_NAME_BYTES = 63  # of a data-block
-PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
 TAKEN_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
 
 Keep = Callable[[bpy.types.bpy_prop_collection, bpy.types.ID], bpy.types.ID]
@@ -61,13 +61,16 @@ def standing_alone(splats: bpy.types.Object, clip: Clip, keep: Keep) -> bpy.type
     mesh = keep(bpy.data.meshes, splats.data.copy()) if splats.mode == "EDIT" else splats.data
     copy = keep(bpy.data.objects, splats.copy())
     copy.data = mesh
-    lengths = [axis.length for axis in splats.matrix_world.to_3x3().col]
+    in_world = splats.matrix_world.to_3x3()
+    lengths = [axis.length for axis in in_world.col]
     copy.parent = None
     copy.constraints.clear()
     copy.rotation_mode = "XYZ"
     copy.rotation_euler = copy.delta_rotation_euler = copy.delta_location = (0, 0, 0)
     copy.delta_scale = (1, 1, 1)
     copy.scale = [math.copysign(length, own) for length, own in zip(lengths, splats.scale, strict=True)]
+    if np.prod(copy.scale) * in_world.determinant() < 0:  # a parent mirrors it
+        copy.scale.x *= -1
     copy.location = (0, 0, -np.percentile(clip.frame(0).means[:, 2] * copy.scale.z, 1))  # a stray Gaussian is no foot
     copy.hide_render = copy.hide_viewport = copy.hide_select = False
     _begin_at_first_frame(copy, keep)

@@ -12,7 +12,7 @@ import numpy as np
 from mathutils import Matrix
 from mathutils.kdtree import KDTree
 
-from . import capture, node_groups, placing, retime, splat_object, subject, versions
+from . import capture, exchange, node_groups, placing, retime, splat_object, subject, versions
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 from .point_cloud import clip_of_object
@@ -21,6 +21,20 @@ NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many aver
 NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
 FAR = 0.06  # mean distance of vertices to Gaussians, relative to the size of all: beyond it they are of other things
 PROBES = 500  # vertices by which that is judged
+LOOKS = (  # of objects, beside those of their meshes
+    "color",
+    "pass_index",
+    "display_type",
+    "show_in_front",
+    "is_holdout",
+    "is_shadow_catcher",
+    "visible_camera",
+    "visible_diffuse",
+    "visible_glossy",
+    "visible_transmission",
+    "visible_volume_scatter",
+    "visible_shadow",
+)
 _CHUNK = 20_000  # vertices at a time
 
 
@@ -32,13 +46,19 @@ def source_objects(splats: bpy.types.Object, context: bpy.types.Context) -> list
     """The objects with a surface of which the Gaussians were made, as far as the scene still has them."""
     made_of = splats.get(splat_object.MADE_OF)
     found = [obj for obj in context.scene.objects if made_of and obj.get(capture.SUBJECT_UUID) == made_of]
-    family = [member for obj in found for member in (obj, *obj.children_recursive)]
-    return [obj for obj in dict.fromkeys(family) if may_move(obj) and obj.name in context.scene.objects]
+    if not found:
+        return []
+    # Duplicates carry the same id: that one counts which lies where the Gaussians were made.
+    to_object = Matrix(splat_object.description(splats).get("to_object", Matrix()))
+    there = (splats.matrix_world @ to_object.inverted_safe()).translation
+    source = min(found, key=lambda obj: (obj.matrix_world.translation - there).length)
+    family = [source, *source.children_recursive]
+    return [obj for obj in family if may_move(obj) and obj.name in context.scene.objects]
 
 
 def may_move(obj: bpy.types.Object) -> bool:
     """Whether an object has a surface that could take over a motion."""
-    return obj.type in subject.SURFACE_TYPES and not splat_object.plays(obj)
+    return obj.type in subject.SURFACE_TYPES and not splat_object.is_splat_object(obj)
 
 
 def moving_copies(
@@ -55,7 +75,7 @@ def moving_copies(
 
     Args:
         splats: the Gaussians, with what was deleted or moved in Edit Mode.
-        objects: with modifiers, shape keys and armatures as they look now.
+        objects: with modifiers, shape keys and armatures as they look now; those disabled in viewports are left out.
         context: of the scene in which they are.
         shape_keys: keep the motion as shape keys with a keyed value each, as game engines take it.
 
@@ -64,9 +84,14 @@ def moving_copies(
             nothing was added.
     """
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
-    timing = retime.shown_frames(splats) if shape_keys else {}
+    timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()
-    meshes = [(obj, mesh) for obj in objects if (mesh := _looks(obj, graph)) is not None]
+    known = [obj for obj in objects if obj.evaluated_get(graph).is_evaluated]
+    if objects and not known:
+        raise MeshMotionError(
+            f"{objects[0].name} is disabled in viewports or excluded from the view layer. Enable it and try again."
+        )
+    meshes = [(obj, mesh) for obj in known if (mesh := _looks(obj, graph)) is not None]
     try:
         if not meshes:
             raise MeshMotionError("There is no surface to move. Select the mesh together with its Gaussians.")
@@ -81,10 +106,12 @@ def moving_copies(
     copies = []
     for (obj, mesh), place in zip(meshes, places, strict=True):
         moved = follow(place, clip, rest)
-        moved = _transformed(moved, obj.matrix_world.inverted_safe() @ splats.matrix_world)
-        copy = _add(obj, mesh, moved[0], context)
+        copy = _add(obj, mesh, splats, context)
+        moved = _transformed(moved, copy.matrix_world.inverted_safe() @ splats.matrix_world)
+        mesh.vertices.foreach_set("co", moved[0].reshape(-1))
+        mesh.update()
         if shape_keys:
-            _key_shapes(copy, moved, timing, retime.timing(splats).repeat)
+            _key_shapes(copy, moved, timing, repeat)
         else:
             _play(copy, moved, splats, context)
         copies.append(copy)
@@ -108,8 +135,9 @@ def follow(vertices: np.ndarray, clip: Clip, rest: float) -> np.ndarray:
     moved = np.empty((clip.frame_count, *vertices.shape), np.float32)
     for t in range(clip.frame_count):
         now = clip.frame(t)
-        turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards))).astype(np.float32)
-        moved[t] = _carried(vertices, nearest, weights, start.means, now.means, turns)
+        turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards)))
+        shifts = now.means - np.einsum("nij,nj->ni", turns, start.means)
+        moved[t] = _carried(vertices, nearest, weights, np.concatenate([turns, shifts[..., None]], -1))
     return moved
 
 
@@ -117,9 +145,12 @@ def _bind(vertices: np.ndarray, start: Gaussians) -> tuple[np.ndarray, np.ndarra
     """The Gaussians that each vertex goes along with, and how much: by distance and opacity."""
     count = min(NEIGHBORS, len(start.means))
     tree = _tree(start.means)
-    found = [tree.find_n(vertex, count) for vertex in vertices.tolist()]
-    nearest = np.array([[index for _, index, _ in row] for row in found], np.int64)
-    distances = np.array([[distance for _, _, distance in row] for row in found], np.float32)
+    nearest = np.empty((len(vertices), count), np.int64)
+    distances = np.empty((len(vertices), count), np.float32)
+    for row, vertex in enumerate(vertices.tolist()):
+        found = tree.find_n(vertex, count)
+        nearest[row] = [index for _, index, _ in found]
+        distances[row] = [distance for _, _, distance in found]
     reach = NEAR * np.maximum(distances[:, : max(count // 4, 1)].mean(1, keepdims=True), 1e-6)
     # From the nearest on, as else a vertex far from all would go along with one alone.
     away = (distances**2 - distances[:, :1] ** 2) / reach**2
@@ -128,21 +159,15 @@ def _bind(vertices: np.ndarray, start: Gaussians) -> tuple[np.ndarray, np.ndarra
 
 
 def _carried(
-    vertices: np.ndarray,
-    nearest: np.ndarray,
-    weights: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    turns: np.ndarray,
+    vertices: np.ndarray, nearest: np.ndarray, weights: np.ndarray, carriers: np.ndarray
 ) -> np.ndarray:  # [V, 3]
-    """Each Gaussian carries a vertex rigidly from `before` to `after`."""
+    """Each Gaussian carries vertices by a matrix of its own [N, 3, 4]; a vertex goes by the mean of them."""
+    rows = carriers.reshape(-1, 12).astype(np.float32)
     out = np.empty_like(vertices)
     for first in range(0, len(vertices), _CHUNK):
         part = slice(first, first + _CHUNK)
-        index = nearest[part]
-        arms = vertices[part, None] - before[index]
-        places = after[index] + np.einsum("vkij,vkj->vki", turns[index], arms)
-        out[part] = np.einsum("vk,vki->vi", weights[part], places)
+        means = (weights[part, None] @ rows[nearest[part]]).reshape(-1, 3, 4)
+        out[part] = np.einsum("vij,vj->vi", means[..., :3], vertices[part]) + means[..., 3]
     return out
 
 
@@ -186,6 +211,10 @@ def _looks(obj: bpy.types.Object, graph: bpy.types.Depsgraph) -> bpy.types.Mesh 
     if mesh is not None and not mesh.polygons:
         bpy.data.meshes.remove(mesh)
         return None
+    if mesh is not None:
+        for index, slot in enumerate(obj.material_slots):
+            if slot.link == "OBJECT" and index < len(mesh.materials):
+                mesh.materials[index] = slot.material
     return mesh
 
 
@@ -201,15 +230,31 @@ def _transformed(points: np.ndarray, matrix: Matrix) -> np.ndarray:  # [..., 3] 
 
 
 def _add(
-    obj: bpy.types.Object, mesh: bpy.types.Mesh, first: np.ndarray, context: bpy.types.Context
+    obj: bpy.types.Object, mesh: bpy.types.Mesh, splats: bpy.types.Object, context: bpy.types.Context
 ) -> bpy.types.Object:
-    """An object with the mesh where the original stands, beside it; its vertices lie as at the first stored frame."""
-    mesh.name = f"{obj.name} Moving"
-    mesh.vertices.foreach_set("co", first.reshape(-1))
-    mesh.update()
-    copy = bpy.data.objects.new(mesh.name, mesh)
-    copy.matrix_world = obj.matrix_world
+    """An object with the mesh beside the original, with the keys and strips that the Gaussians have.
+
+    It stands as the original does, unless something moves the Gaussians as a whole: then it goes with them.
+    """
+    copy = splats.copy()  # brings the timing along
+    if copy.override_library is not None:
+        copy = copy.make_local(clear_liboverride=True)
+    copy.data = mesh
+    copy.name = mesh.name = f"{obj.name} Moving"
+    copy.modifiers.clear()
+    if copy.animation_data is not None:
+        for driver in [driver for driver in copy.animation_data.drivers if driver.data_path.startswith("modifiers[")]:
+            copy.animation_data.drivers.remove(driver)
+    copy.asset_clear()
+    for key in set(copy.keys()) - {splat_object.CLIP}:
+        del copy[key]
+    copy.hide_viewport = copy.hide_render = copy.hide_select = False
+    for name in LOOKS:
+        setattr(copy, name, getattr(obj, name))
+    if not placing.moves_as_a_whole(splats):
+        copy.matrix_world = obj.matrix_world
     placing.collection_beside(context, obj).objects.link(copy)
+    context.view_layer.update()  # it may not be able to stand as askew as the original does
     return copy
 
 
@@ -218,30 +263,40 @@ def _play(copy: bpy.types.Object, moved: np.ndarray, splats: bpy.types.Object, c
     for t, positions in enumerate(moved):
         attribute = copy.data.attributes.new(f"pos.{t}", "FLOAT_VECTOR", "POINT")
         attribute.data.foreach_set("vector", positions.reshape(-1))
-    copy[splat_object.CLIP] = splats.get(splat_object.CLIP, "{}")
     modifier = copy.modifiers.new(splat_object.playback_modifier(splats).name, "NODES")  # one F-curve fits both
     modifier.node_group = node_groups.mesh_playback_group()
     versions.set_modifier_input(modifier, node_groups.LAST_FRAME, len(moved) - 1)
     retime.share(copy, splats, context.scene)
+    copy.update_tag(refresh={"TIME"})  # its keys were last read when there was no modifier yet
 
 
-def _key_shapes(copy: bpy.types.Object, moved: np.ndarray, timing: dict[int, float], repeat: str) -> None:
+def _timing(splats: bpy.types.Object, context: bpy.types.Context) -> tuple[dict[float, float], str]:
+    """Which stored frame is shown at which scene frame, and what comes before and after: one of `retime.REPEATS`."""
+    try:
+        return retime.shown_frames(splats), retime.timing(splats).repeat
+    except retime.RetimeError:  # strips, a driver or nothing time it: what the scene's range plays
+        return {shown.scene_frame: shown.frame for shown in exchange.played(context, splats)}, "HOLD"
+
+
+def _key_shapes(copy: bpy.types.Object, moved: np.ndarray, timing: dict[float, float], repeat: str) -> None:
     """Keep positions [T, V, 3] as shape keys, each with a value that is keyed so that they follow each other.
 
     timing: which stored frame is shown at each scene frame; repeat: what comes before and after, one of
     `retime.REPEATS`.
     """
+    if not placing.moves_as_a_whole(copy):
+        copy.animation_data_clear()
     copy.shape_key_add(name="Basis", from_mix=False)
     last = len(moved) - 1
-    shown = {scene_frame: min(max(frame, 0.0), last) for scene_frame, frame in timing.items()}
+    shown = np.clip(list(timing.values()), 0, last)
     for t in range(1, len(moved)):
         block = copy.shape_key_add(name=f"Frame {t}", from_mix=False)
         block.data.foreach_set("co", moved[t].reshape(-1))
-        values = {scene_frame: max(0.0, 1 - abs(frame - t)) for scene_frame, frame in shown.items()}
-        ends = (min(values), max(values))  # all curves begin and end together, so that they can repeat
-        for scene_frame, value in values.items():
-            near = (scene_frame - 1, scene_frame, scene_frame + 1)
-            if scene_frame in ends or any(values.get(other, 0.0) > 0 for other in near):
+        values = np.maximum(0, 1 - np.abs(shown - t))
+        near = np.convolve(values > 0, (1, 1, 1))[1:-1] > 0
+        near[[0, -1]] = True  # all curves begin and end together, so that they can repeat
+        for scene_frame, value, is_near in zip(timing, values.tolist(), near, strict=True):
+            if is_near:
                 block.value = value
                 block.keyframe_insert("value", frame=scene_frame)
         block.value = 0.0

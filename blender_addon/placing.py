@@ -1,17 +1,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where new objects go in the scene, and what of it is selected, hidden and shown."""
 
+from collections.abc import Collection
+
 import bpy
+
+from . import versions
+
+PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
 
 
 def collection_beside(context: bpy.types.Context, source: bpy.types.Object | None) -> bpy.types.Collection:
-    """Beside the source object where that is in this scene, else where new objects go, if these take any."""
+    """Beside the source object where that is shown in this scene, else where new objects go, if these take any."""
     wanted = [context.collection]
     if source is not None and source.name in context.scene.objects:
-        in_scene = {context.scene.collection, *context.scene.collection.children_recursive}
-        wanted = [*(collection for collection in source.users_collection if collection in in_scene), *wanted]
+        shown = _shown_collections(context.view_layer.layer_collection)
+        wanted = [*(collection for collection in source.users_collection if collection in shown), *wanted]
     takes_objects = (one for one in wanted if one.library is None and one.override_library is None)
     return next(takes_objects, context.scene.collection)
+
+
+def _shown_collections(layer_collection: bpy.types.LayerCollection) -> set[bpy.types.Collection]:
+    """A collection of a view layer and all below it, without those that the viewport or renders do not show."""
+    if not layer_collection.is_visible or layer_collection.collection.hide_render:
+        return set()
+    return {layer_collection.collection}.union(*map(_shown_collections, layer_collection.children))
+
+
+def moves_as_a_whole(obj: bpy.types.Object) -> bool:
+    """Whether keys, drivers, a parent or constraints may move an object, beside what moves its vertices."""
+    curves = [curve for fcurves in versions.fcurve_collections(obj) for curve in fcurves]
+    curves += obj.animation_data.drivers if obj.animation_data is not None else []
+    placed = any(curve.data_path.startswith(PLACING) for curve in curves)
+    return placed or obj.parent is not None or len(obj.constraints) > 0
 
 
 def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
@@ -28,10 +49,15 @@ def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) ->
                 obj.local_view_set(space, True)
 
 
-def hide(context: bpy.types.Context, objects: list[bpy.types.Object]) -> bool:
-    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer."""
+def hide(
+    context: bpy.types.Context, objects: list[bpy.types.Object], *, spared: Collection[bpy.types.Object] = ()
+) -> bool:
+    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer.
+
+    spared: children that stay to be seen.
+    """
     members = dict.fromkeys(member for obj in objects for member in (obj, *obj.children_recursive))
-    family = [obj for obj in members if obj.name in context.view_layer.objects]
+    family = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
     for obj in family:
         obj.hide_set(True)
         if obj.is_editable:

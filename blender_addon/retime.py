@@ -53,20 +53,20 @@ def create(splats: bpy.types.Object, scene: bpy.types.Scene, frame_count: int, f
     fcurve.update()
 
 
-def share(other: bpy.types.Object, splats: bpy.types.Object, scene: bpy.types.Scene) -> None:
-    """Time what `other` plays as the Gaussians are: by the same action, where that is possible, else once from now on.
+def share(copy: bpy.types.Object, splats: bpy.types.Object, scene: bpy.types.Scene) -> None:
+    """Let a copy of the Gaussians, which has the same action and strips, play by the same driver as well.
 
-    Whoever retimes one of the two then retimes both.
+    Where nothing times it, it plays once from now on.
     """
-    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
-    same_input = path == versions.modifier_input_path(_modifier(other), node_groups.FRAME)
-    if same_input and versions.find_fcurve(splats, path, in_nla=False) is not None:
-        animation = other.animation_data_create()
-        animation.action = splats.animation_data.action
-        animation.action_slot = splats.animation_data.action_slot
-        return
-    last = versions.modifier_input(_modifier(other), node_groups.LAST_FRAME)
-    create(other, scene, last + 1, splat_object.clip_fps(splats), scene.frame_current_final)
+    path = versions.modifier_input_path(_modifier(copy), node_groups.FRAME)
+    driver = splats.animation_data.drivers.find(path) if splats.animation_data is not None else None
+    if driver is not None:
+        copy.animation_data_create().drivers.from_existing(src_driver=driver)
+    elif versions.find_fcurve(copy, path) is None:
+        if copy.animation_data is not None and copy.animation_data.action is not None:
+            copy.animation_data.action = copy.animation_data.action.copy()  # the Gaussians are to stay as they are
+        last = versions.modifier_input(_modifier(copy), node_groups.LAST_FRAME)
+        create(copy, scene, last + 1, splat_object.clip_fps(copy), scene.frame_current_final)
 
 
 def timing(splats: bpy.types.Object) -> Timing | None:
@@ -89,15 +89,28 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     return Timing(first, last, repeat, speed)
 
 
-def shown_frames(splats: bpy.types.Object) -> dict[int, float]:
-    """Which stored frame is shown at each scene frame from the first key to the last; the last one is in it as well.
+def timing_key(splats: bpy.types.Object) -> tuple:
+    """The same for objects that one F-curve of this file times, so that whoever retimes one retimes all."""
+    animation = splats.animation_data
+    if animation is None or animation.action is None or animation.action.library is not None:
+        return (splats,)
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    return animation.action, animation.action_slot_handle, path
+
+
+def shown_frames(splats: bpy.types.Object) -> dict[float, float]:
+    """Which stored frame is shown at the first key, at the last one, and at each scene frame between them, in order.
 
     Raises:
-        RetimeError: the input `Frame` has no keys, or they lie in the NLA.
+        RetimeError: the input `Frame` has no keys, or they lie in the NLA, or a driver overrules them.
     """
-    fcurve = _editable_fcurve(splats)
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    fcurve = versions.find_fcurve(splats, path, in_nla=False)
+    if fcurve is None or not fcurve.keyframe_points or splats.animation_data.drivers.find(path) is not None:
+        raise RetimeError(f"The timing of {splats.name} does not lie in keys of its own.")
     first, last = _ends(fcurve)
-    return {frame: fcurve.evaluate(frame) for frame in range(math.floor(first), math.ceil(last) + 1)}
+    frames = [first, *range(math.floor(first) + 1, math.ceil(last)), last]
+    return {frame: fcurve.evaluate(frame) for frame in frames}
 
 
 def fit(splats: bpy.types.Object, first: float, last: float) -> None:

@@ -65,9 +65,13 @@ def shown_frame(splats: bpy.types.Object) -> float:
     """The stored frame that an object shows at the scene's current frame; fractional between two.
 
     Raises:
-        ValueError: the object has no playback modifier.
+        ValueError: the object has no playback modifier, or Blender does not animate it.
     """
     evaluated = splats.evaluated_get(bpy.context.evaluated_depsgraph_get())
+    if not evaluated.is_evaluated:  # its F-curves have not been read at the current frame
+        raise ValueError(
+            f"{splats.name} is disabled in viewports or excluded from the view layer. Enable it and try again."
+        )
     modifier = playback_modifier(evaluated)
     if modifier is None:
         raise ValueError(f"{splats.name} has lost the modifier that plays its Gaussians.")

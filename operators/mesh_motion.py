@@ -49,7 +49,7 @@ class KINESPLAT_OT_move_mesh(bpy.types.Operator):
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         hidden = [*([splats] if self.hide_gaussians else []), *(objects if self.hide_source else [])]
-        placing.hide(context, hidden)
+        placing.hide(context, hidden, spared=[*copies, *([] if self.hide_gaussians else [splats])])
         placing.select_alone(context, copies)
         names = ", ".join(copy.name for copy in copies)
         hid = ", ".join(obj.name for obj in hidden)

@@ -31,13 +31,17 @@ class SplatOperator:
             return False
         return True
 
+    def chosen(self, context) -> list[bpy.types.Object]:
+        """What is to be changed."""
+        return chosen_objects(context, self.takes)
+
     def change(self, context, splats) -> None:
         """Change one object. Raises RetimeError with a sentence."""
         raise NotImplementedError
 
     def execute(self, context):
         changed = 0
-        for splats in chosen_objects(context, self.takes):
+        for splats in self.chosen(context):
             try:
                 self.change(context, splats)
                 changed += 1
@@ -56,6 +60,10 @@ class RetimeOperator(SplatOperator):
     """Those of them that also change the timing of moving meshes."""
 
     takes = staticmethod(splat_object.plays)
+
+    def chosen(self, context):
+        """Of those that share their timing, one: else it would be reversed twice."""
+        return list({retime.timing_key(obj): obj for obj in reversed(super().chosen(context))}.values())[::-1]
 
 
 class KINESPLAT_OT_retime_repeat(RetimeOperator, bpy.types.Operator):

@@ -404,6 +404,15 @@ def test_mirrored_gaussians_stay_mirrored(splats, library, bring):
     assert bring(saved).scale[:] == pytest.approx((-1, 1, 1))
 
 
+def test_gaussians_that_a_parent_mirrors_stay_mirrored(splats, library, bring):
+    splats.parent = bpy.data.objects.new("Mirror", None)
+    splats.parent.scale = (1, 1, -1)
+    bpy.context.scene.collection.objects.link(splats.parent)
+    bpy.context.view_layer.update()
+    saved = save(splats, library)
+    assert bring(saved).matrix_basis.determinant() < 0
+
+
 # --- catalogs --------------------------------------------------------------------------------------------------------
 
 

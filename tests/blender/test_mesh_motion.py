@@ -8,7 +8,7 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import mesh_motion, point_cloud, retime  # noqa: E402
+from blender_addon import mesh_motion, node_groups, point_cloud, retime, splat_object, versions  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
@@ -249,3 +249,137 @@ def test_gaussians_alone_are_no_mesh(both):
     point_cloud.import_clip(twisting_ring(20, 3), bpy.context.scene).select_set(True)
     with pytest.raises(RuntimeError, match="no surface to move"):
         bpy.ops.kinesplat.move_mesh()
+
+
+def test_both_selected_are_reversed_once(both):
+    rod, splats = both
+    rod.select_set(True)
+    assert bpy.ops.kinesplat.move_mesh(hide_gaussians=False) == {"FINISHED"}
+    splats.select_set(True)
+    assert bpy.ops.kinesplat.retime_reverse() == {"FINISHED"}
+    show(1)
+    assert splat_object.shown_frame(splats) == FRAMES - 1
+
+
+def test_a_moving_copy_goes_where_its_gaussians_go(scene):
+    """By keys, a parent, a strip in the NLA and a driver; not where the original stands askew."""
+    parent = bpy.data.objects.new("Parent", None)
+    scene.collection.objects.link(parent)
+    parent.scale = (1, 3, 1)
+    rod = add_rod()
+    rod.parent, rod.rotation_euler.z = parent, 0.6
+    splats = point_cloud.import_clip(bending_rod(), scene, start=1)
+    splats.parent, splats.rotation_euler.z = parent, 0.6
+    splats.keyframe_insert("location", frame=1)
+    splats.location.x = 5
+    splats.keyframe_insert("location", frame=5)
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert np.abs(vertices(copy) - vertices(rod)).max() < 1e-5
+    before = vertices(copy).mean(0)
+    show(5)
+    assert np.linalg.norm(vertices(copy).mean(0) - before) > 4
+
+
+@pytest.mark.parametrize("timed", ["strip", "driver"])
+def test_strips_and_drivers_time_the_copy_too(scene, timed):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    animation = splats.animation_data
+    if timed == "strip":
+        strip = animation.nla_tracks.new().strips.new("Walk", 1, animation.action)
+        strip.action_slot, strip.scale, animation.action = animation.action_slot, 2, None
+    else:
+        path = versions.modifier_input_path(splat_object.playback_modifier(splats), node_groups.FRAME)
+        splats.driver_add(path).driver.expression = "frame / 4"
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    scene.frame_end = 9
+    [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
+    show(5)
+    assert splat_object.shown_frame(copy) == splat_object.shown_frame(splats) > 0
+    assert np.abs(vertices(keyed) - vertices(copy)).max() < 1e-5
+
+
+def test_an_original_askew_is_met_with_its_own_materials_and_looks(scene):
+    parent = bpy.data.objects.new("Parent", None)
+    scene.collection.objects.link(parent)
+    parent.scale = (1, 1.5, 1)
+    rod = add_rod()
+    rod.parent, rod.rotation_euler.z = parent, 0.6
+    rod.material_slots[0].link = "OBJECT"
+    rod.material_slots[0].material = bpy.data.materials.new("Gold")
+    bpy.context.view_layer.update()
+    about = Matrix.Rotation(0.8, 4, "Z")  # as nearly as it can without being askew
+    splats = point_cloud.import_clip(bending_rod(to_object=np.array(about)), scene, start=1)
+    splats.display_type, splats.visible_camera = "BOUNDS", False  # of the Gaussians, not of the original
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    show(1)
+    assert np.abs(vertices(copy) - vertices(rod)).max() < 1e-5
+    assert copy.material_slots[0].material.name == "Gold"
+    assert (copy.display_type, copy.visible_camera) == ("TEXTURED", True)
+
+
+def test_shape_keys_stay_in_step_with_a_loop_that_ends_between_frames(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    retime.fit(splats, 1, 5.5)
+    retime.loop(splats)
+    [played] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
+    show(60)
+    assert np.abs(vertices(keyed) - vertices(played)).max() < 0.01
+
+
+def test_of_duplicates_the_one_that_lies_there_moves(both):
+    rod, splats = both
+    duplicate = rod.copy()
+    duplicate.location.x = 5
+    bpy.context.collection.objects.link(duplicate)
+    rod["kinesplat_source"] = duplicate["kinesplat_source"] = splats["kinesplat_made_of"] = "some id"
+    assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
+    assert [obj.name for obj in bpy.context.selected_objects] == ["Rod Moving"]
+
+
+def test_what_blender_does_not_evaluate_is_said(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    for obj in (rod, splats):
+        obj.hide_viewport = True
+        with pytest.raises(ValueError, match=f"{obj.name} is disabled in viewports"):
+            mesh_motion.moving_copies(splats, [rod], bpy.context)
+        obj.hide_viewport = False
+
+
+def test_children_of_the_original_that_are_to_be_seen_are_not_hidden_with_it(both):
+    rod, splats = both
+    splats.parent = rod
+    rod.select_set(True)
+    assert bpy.ops.kinesplat.move_mesh(hide_gaussians=False) == {"FINISHED"}
+    assert [obj.name for obj in bpy.context.selected_objects] == ["Rod Moving"]
+    assert not splats.hide_get()
+    assert rod.hide_render
+
+
+def test_gaussians_that_hold_still_do_so_afterwards(scene):
+    """They are moved as a whole by an action that has no key for `Frame`."""
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    splats.animation_data_clear()
+    splats.keyframe_insert("location", frame=1)
+    show(1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert retime.timing(copy) == retime.Timing(1, FRAMES, "HOLD", pytest.approx(1))
+    assert retime.timing(splats) is None
+
+
+def test_a_copy_is_not_put_where_it_is_not_seen(scene):
+    rod = add_rod()
+    splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
+    originals = bpy.data.collections.new("Originals")
+    scene.collection.children.link(originals)
+    originals.objects.link(rod)
+    scene.collection.objects.unlink(rod)
+    bpy.context.view_layer.layer_collection.children[0].hide_viewport = True
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert copy.users_collection == (scene.collection,)
