@@ -192,6 +192,7 @@ class Incoherence:
         return self.told
 
 
+@pytest.mark.slow
 def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion4d, "Coherence", Incoherence)
     pictures, cameras = ball_orbit()

@@ -95,6 +95,7 @@ def test_fitting_the_shape_can_be_cancelled(scene: Scene) -> None:
         make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel, loop=False)
 
 
+@pytest.mark.slow
 def test_a_plate_that_was_seen_edge_on_has_a_face(monkeypatch: pytest.MonkeyPatch) -> None:
     across = np.linspace(-0.4, 0.4, 40, dtype=np.float32)
     points = np.stack([*(axis.ravel() for axis in np.meshgrid(across, across)), np.zeros(1600, np.float32)], 1)
