@@ -14,6 +14,7 @@ import bpy
 import numpy as np
 
 from .contract.requests import BOUNDS, VIDEO_LIMITS
+from .contract.spherical_harmonics import linear_to_srgb
 from .contract.video import CONTAINER_TYPES, HEAD_BYTES, PICTURE_TYPES, evenly_spaced, media_type
 from .reference_image import write_image
 from .subject import CaptureError
@@ -246,7 +247,7 @@ def read_frame(source: VideoSource, index: int, largest: int) -> np.ndarray:  # 
     if pixels.shape[2] < 3:
         color, alpha = pixels[..., [0, 0, 0]], pixels[..., 1:2]
     if is_linear:
-        color = np.where(color <= 0.0031308, 12.92 * color, 1.055 * np.maximum(color, 1e-6) ** (1 / 2.4) - 0.055)
+        color = linear_to_srgb(color)
     alpha = alpha if alpha.shape[2] else np.ones_like(color[..., :1])
     return np.nan_to_num(np.concatenate([color, alpha], axis=2)).clip(0, 1)
 

@@ -15,6 +15,7 @@ import numpy as np
 from backend.data.blender_model import FPS, open_model, principled
 from backend.progress import UserError
 from blender_addon.contract.arrays import write_arrays
+from blender_addon.contract.spherical_harmonics import linear_to_srgb
 
 FRAMES = 24
 INFLUENCES = 4  # bones per vertex
@@ -304,8 +305,7 @@ def _pixels(image: bpy.types.Image) -> np.ndarray:  # [h, w, 3] sRGB 0..1, first
 
 
 def _srgb(linear: np.ndarray) -> np.ndarray:
-    linear = np.clip(linear, 0, 1)
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(np.minimum(linear, 1))
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
