@@ -162,8 +162,8 @@ def note_installation(home: Home) -> None:
 
 
 def write_server(home: Home, server: dict) -> None:
-    """Write the port file in one step; `atomic_file` makes it with mode 0600."""
-    with atomic_file(home.server) as file:
+    """Write the port file in one step, with mode 0600."""
+    with atomic_file(home.server, private=True) as file:
         file.write(json.dumps(server).encode())
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import io
 import json
+import os
 import pickle
+import stat
 import zipfile
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blender_addon.contract import rotations
-from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
+from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays, write_arrays
 from blender_addon.contract.clip import BasisMotion, Clip, FrameMotion, read_clip, write_clip
 from tests.contract.clips import random_clip
 
@@ -227,3 +229,14 @@ def test_both_kinds_of_motion_can_say_the_same() -> None:
     assert isinstance(clip.motion, BasisMotion)
     for t in (0, 0.5, 2.25, 3):
         np.testing.assert_allclose(baked.frame(t).means, clip.frame(t).means, atol=1e-6)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are another matter on Windows")
+def test_a_clip_is_for_whom_new_files_are(tmp_path) -> None:
+    (tmp_path / "new").touch()
+    write_clip(tmp_path / "clip.npz", random_clip(seed=0, n=2, frames=1))
+    assert (tmp_path / "clip.npz").stat().st_mode == (tmp_path / "new").stat().st_mode
+    with atomic_file(tmp_path / "secret", private=True) as file:
+        file.write(b"x")
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.npz", "new", "secret"]
