@@ -28,6 +28,8 @@ from .contract.orbit import (
     Orbit,
     SurfaceSamples,
     frame_name,
+    further_orbits,
+    joined_cameras,
     orbit_cameras,
     write_orbit_json,
     write_surface_samples,
@@ -263,11 +265,13 @@ def render_orbit_steps(
 ) -> Generator[CaptureProgress, None, Cameras]:
     """Render a moving orbit (frame i at time i / (T - 1)) or a static one (all at the first frame).
 
-    The distance is that of `orbit`, enlarged where the subject would not fit; the cameras that are returned and
-    written say what was used. Arguments and errors as for `render_views_steps`; `resolution` is the side in pixels.
+    After the static one come further views of that frame, from above and below (`further_orbits`). The distance is
+    that of `orbit`, enlarged where the subject would not fit; the cameras that are returned and written say what was
+    used. Arguments and errors as for `render_views_steps`; `resolution` is the side in pixels.
     """
-    orbit = replace(orbit, distance=fitting_distance(space.outline, orbit))
-    cameras = orbit_cameras(orbit, resolution, resolution, moving=moving)
+    orbits = [orbit] if moving else [orbit, *further_orbits(orbit)]
+    orbits = [replace(one, distance=fitting_distance(space.outline, one)) for one in orbits]
+    cameras = joined_cameras([orbit_cameras(one, resolution, resolution, moving=moving) for one in orbits])
     stage = "moving" if moving else "static"
     return (yield from render_views_steps(space, cameras, folder, engine=engine, samples=samples, stage=stage))
 

@@ -21,8 +21,6 @@ from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
 from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
 
-HALVES = ("moving", "static")
-
 
 def generate_files(
     folder: Path,
@@ -152,11 +150,11 @@ def write_generated(frames: GeneratedFrames, out: Path) -> None:
     if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         title = f"{frames.prompt or 'no text'}, motion {frames.motion:g} asked, {frames.motion_measured:.2f} measured"
-        rows = [SheetRow(label, on_white(getattr(frames, label))) for label in reversed(HALVES)]
+        rows = [SheetRow(label, on_white(getattr(frames, label))) for label in ("static", "moving")]
         sheet(f"{title}, seed {frames.seed}", rows).save(out)
         return
-    for half in HALVES:
-        write_orbit(out / half, getattr(frames, half), frames.cameras if half == "moving" else frames.static_cameras())
+    write_orbit(out / "moving", frames.moving, frames.cameras)
+    write_orbit(out / "static", *frames.still())
 
 
 def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> None:

@@ -60,7 +60,7 @@ def render_flow_sample(
     around = view.azimuth + np.linspace(0, 360, spare)
     cameras = _cameras(azimuths, view.elevation, resolution)
     static = _cameras(around, view.elevation, resolution)
-    far = _at(static, opposite_views(cameras.camera_to_world, static.camera_to_world))
+    far = static.picked(opposite_views(cameras.camera_to_world, static.camera_to_world))
     moving, _ = draw_views(asset, positions, normals, positions[0], cameras, light, view.gains)
     pictures = {"near": np.empty_like(moving), "far": np.empty_like(moving)}
     flows = {name: np.empty((*moving.shape[:3], 3), np.float32) for name in pictures}
@@ -68,7 +68,7 @@ def render_flow_sample(
     for i in range(frames):
         rest = 2 * positions[0] - positions[i]  # what has moved from there to time 0 will have moved on as far
         for name, seen in (("near", cameras), ("far", far)):
-            drawn = draw_views(asset, *still, rest, _at(seen, [i]), light[:1], view.gains)
+            drawn = draw_views(asset, *still, rest, seen.picked([i]), light[:1], view.gains)
             pictures[name][i], flows[name][i] = drawn[0][0], drawn[1][0]
     mirrored = np.s_[:, :, ::-1]
     return FlowSample(
@@ -86,8 +86,3 @@ def _cameras(azimuths: np.ndarray, elevation: float, resolution: int) -> Cameras
     poses = np.stack([orbit_camera(azimuth, elevation, DISTANCE) for azimuth in azimuths])
     matrix = intrinsics(FOV, resolution, resolution)
     return Cameras(poses, np.tile(matrix, (len(poses), 1, 1)), np.zeros(len(poses)), resolution, resolution)
-
-
-def _at(cameras: Cameras, views: np.ndarray | list[int]) -> Cameras:
-    chosen = cameras.camera_to_world[views], cameras.Ks[views], cameras.times[views]
-    return Cameras(*chosen, cameras.width, cameras.height)

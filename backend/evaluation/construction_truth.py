@@ -14,9 +14,19 @@ import numpy as np
 from backend.data.curation import magnitude_of, premultiplied
 from backend.data.views import FRAMES, DatasetView
 from backend.evaluation.choice import ChosenClip
-from backend.evaluation.truth import MOVING, STATIC, Plan, Shots, read_pictures, read_surface, render_usable
+from backend.evaluation.truth import (
+    FURTHER,
+    MOVING,
+    STATIC,
+    Plan,
+    Shots,
+    further_cameras,
+    read_pictures,
+    read_surface,
+    render_usable,
+)
 from backend.progress import Run
-from backend.splatting.observations import Observations
+from backend.splatting.observations import Observations, joined
 from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, intrinsics, orbit_camera
 
 RESOLUTION = 128  # pixels
@@ -88,6 +98,7 @@ class TruthFolder:
         self._assets, self._folder, self._renderer = assets, folder, renderer
         orbits = {video: DatasetView().cameras(resolution, video) for video in (MOVING, STATIC)}
         given = {video: Shots(cameras, SAMPLES) for video, cameras in orbits.items()}
+        given[FURTHER] = Shots(further_cameras(resolution), SAMPLES)
         grid = {UNSEEN: Shots(unseen_cameras(resolution), SAMPLES)}
         self._plans = {"grid": Plan({**given, **grid}, surface=True)}
         if several:
@@ -113,10 +124,12 @@ class TruthFolder:
         """
         grid = self._folder / "grid" / clip.name
         surface, tracks = read_surface(grid)
-        moving, static = (self._shot("grid", clip, name) for name in (MOVING, STATIC))
+        moving, static, further = (self._shot("grid", clip, name) for name in (MOVING, STATIC, FURTHER))
         several = self._shot(SEVERAL, clip, SEVERAL) if SEVERAL in self._plans else None
         magnitude = magnitude_of(*(read_pictures(grid, name, FRAMES) for name in (MOVING, STATIC)))
-        return GridTruth(clip, moving, static, several, surface, self._shot("grid", clip, UNSEEN), tracks, magnitude)
+        unseen = self._shot("grid", clip, UNSEEN)
+        still = joined([static, further])
+        return GridTruth(clip, moving, still, several, surface, unseen, tracks, magnitude)
 
     def _shot(self, plan: str, clip: ChosenClip, name: str) -> Observations:
         cameras = self._plans[plan].shots[name].cameras

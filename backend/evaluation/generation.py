@@ -10,8 +10,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ from backend.evaluation.generation_truth import Truth, make_truths
 from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, ssim
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.pipelines.diffusion4d import Views
 from backend.progress import Progress, Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import Cameras, SurfaceSamples, joined_cameras
 
 SETTINGS = (
     "static3d",
@@ -58,6 +60,14 @@ class Generator:
     moving: Callable[..., np.ndarray]  # the pictures of backend.pipelines.diffusion4d.generate_moving
     static: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_static
     version: str  # differs whenever results may
+
+
+class Still(NamedTuple):
+    """A still subject."""
+
+    static: np.ndarray  # [T, H, W, 4] uint8, straight alpha
+    further: Views | None  # of the same moment, from above and below
+    surface: SurfaceSamples | None
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,7 @@ class Cache:
 
     def moving(
         self,
-        static: np.ndarray,
-        surface: SurfaceSamples | None,
+        still: Still,
         cameras: Cameras,
         prompt: str,
         magnitude: float,
@@ -103,12 +112,14 @@ class Cache:
         run: Run,
     ) -> Generated:
         """A generated moving orbit."""
+        static, further, surface = still
         samples = surface and [_digest(array) for array in (surface.points, surface.normals)]
-        key = ("moving", _digest(static), samples, cameras.to_json(), prompt, magnitude)
+        beside = further and [_digest(further.pictures), further.cameras.to_json()]
+        key = ("moving", _digest(static), beside, samples, cameras.to_json(), prompt, magnitude)
 
         def make() -> np.ndarray:
             return self.generator.moving(
-                static, cameras, prompt, magnitude, surface=surface, **asdict(sampling), run=run
+                static, cameras, prompt, magnitude, surface=surface, further=further, **asdict(sampling), run=run
             )
 
         frames, seconds, cpu_seconds = self._kept(key, sampling, make)
@@ -234,7 +245,7 @@ def _evaluate_setting(
             done = 2 * (index * seeds + k)
             first, second = (_part_of(run, done + step, 2 * len(truths) * seeds) for step in range(2))
             given = _still_subject(setting, truth, cache, one, first)
-            own.append(cache.moving(*given, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
+            own.append(cache.moving(given, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
         generated.append(own)
 
     run.begin(_stage("Control of motion", setting))
@@ -252,15 +263,16 @@ def _evaluate_setting(
     return {"mean": mean, "assets": rows}
 
 
-def _still_subject(
-    setting: str, truth: Truth, cache: Cache, sampling: Sampling, run: Run
-) -> tuple[np.ndarray, SurfaceSamples | None]:
-    """What is to be moved: its static orbit, and its surface where that is known."""
+def _still_subject(setting: str, truth: Truth, cache: Cache, sampling: Sampling, run: Run) -> Still:
+    """What is to be moved, with its surface where that is known."""
     if setting == "static3d":
-        return truth.static, truth.surface
-    still = Cameras(**{**vars(truth.cameras), "times": np.zeros(len(truth.cameras.times))})
+        return Still(truth.static, truth.further, truth.surface)
+    orbit = replace(truth.cameras, times=np.zeros(len(truth.cameras.times)))
     image = truth.static[0] if setting == "image" else None
-    return cache.static(still, truth.clip.prompt, image, sampling, run), None
+    cameras = joined_cameras([orbit, truth.further.cameras])
+    pictures = cache.static(cameras, truth.clip.prompt, image, sampling, run)
+    count = len(orbit.times)
+    return Still(pictures[:count], Views(pictures[count:], truth.further.cameras), None)
 
 
 def _part_of(run: Run, done: int, total: int) -> Run:
@@ -350,8 +362,8 @@ def _control(
         own = {}
         for step, magnitude in enumerate((0.0, *LADDER)):
             part = _part_of(run, index * (len(LADDER) + 1) + step, len(chosen) * (len(LADDER) + 1))
-            own[magnitude] = cache.moving(*given, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
-        still = premultiplied(own[0.0].moving), premultiplied(given[0])
+            own[magnitude] = cache.moving(given, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
+        still = premultiplied(own[0.0].moving), premultiplied(given.static)
         values = [own[magnitude].magnitude for magnitude in LADDER]
         by_clip[truth.clip.name] = {
             "spearman": motion.spearman(LADDER, values),

@@ -9,7 +9,18 @@ import numpy as np
 from backend.data.curation import magnitude_of
 from backend.data.views import FRAMES, DatasetView
 from backend.evaluation.choice import ChosenClip
-from backend.evaluation.truth import MOVING, STATIC, Plan, Shots, read_pictures, read_surface, render_usable
+from backend.evaluation.truth import (
+    FURTHER,
+    MOVING,
+    STATIC,
+    Plan,
+    Shots,
+    further_cameras,
+    read_pictures,
+    read_surface,
+    render_usable,
+)
+from backend.pipelines.diffusion4d import Views
 from backend.progress import Run
 from blender_addon.contract.orbit import Cameras, SurfaceSamples
 
@@ -23,6 +34,7 @@ class Truth:
     clip: ChosenClip
     moving: np.ndarray  # [T, H, W, 4] uint8, frame i at time i / (T - 1)
     static: np.ndarray  # [T, H, W, 4] uint8, the same cameras, all at time 0
+    further: Views  # of time 0, from above and below, as the add-on takes them
     cameras: Cameras  # of the moving orbit
     surface: SurfaceSamples  # at time 0
     magnitude: float  # m of Eq. 1
@@ -33,11 +45,14 @@ def make_truths(
 ) -> tuple[list[Truth], dict[str, str]]:
     """As `truth.render_usable`, with the pictures read."""
     cameras = {video: DatasetView().cameras(RESOLUTION, video) for video in (MOVING, STATIC)}
+    cameras[FURTHER] = further_cameras(RESOLUTION)
     plan = Plan({video: Shots(one, SAMPLES) for video, one in cameras.items()}, surface=True)
     usable, left_out = render_usable(assets, clips, folder, renderer, plan, run, limit)
     truths = []
     for clip in usable:
         moving, static = (read_pictures(folder / clip.name, video, FRAMES) for video in (MOVING, STATIC))
+        further = Views(read_pictures(folder / clip.name, FURTHER, len(cameras[FURTHER].times)), cameras[FURTHER])
         surface, _ = read_surface(folder / clip.name)
-        truths.append(Truth(clip, moving, static, cameras[MOVING], surface, magnitude_of(moving, static)))
+        magnitude = magnitude_of(moving, static)
+        truths.append(Truth(clip, moving, static, further, cameras[MOVING], surface, magnitude))
     return truths, left_out

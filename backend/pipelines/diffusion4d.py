@@ -37,8 +37,16 @@ from backend.splatting.rasterize import warm_up
 from backend.splatting.surface_motion import grown, kept_in_view
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
-from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, read_surface_samples
-from blender_addon.contract.requests import BOUNDS, PUBLISHED
+from blender_addon.contract.orbit import (
+    Cameras,
+    Orbit,
+    SurfaceSamples,
+    further_orbits,
+    joined_cameras,
+    orbit_cameras,
+    read_surface_samples,
+)
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, PUBLISHED
 
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
@@ -69,7 +77,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
     run.begin(READING)
     try:
         frames = read_frames(blob(inputs["generated"])) if inputs["generated"] else _resumed(run.folder)
-        static, cameras = _given_orbit(inputs["static"], blob) if inputs["static"] else (None, None)
+        static, further = _given_views(inputs["static"], blob) if inputs["static"] else (None, None)
         image = read_image(blob(inputs["image"])) if inputs["image"] else None
         surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
     except BadFileError as error:
@@ -80,16 +88,18 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
         if settings.get("model") == PUBLISHED:  # imports much that the small model does not need
             from backend.pipelines import diffusion4d_published
 
-            frames = diffusion4d_published.generate(static, cameras, image, settings, run, **published)
+            given = (None, None) if static is None else static
+            frames = diffusion4d_published.generate(*given, image, settings, run, **published)
+            frames = replace(frames, **_beside(further and resized(*further, frames.cameras.width)))
         else:
-            frames = generate(static, cameras, image, surface, settings, run)
+            frames = generate(static, further, image, surface, settings, run)
         write_frames(run.folder / FRAMES_NAME, frames)
     if not building:
         run.finish()
         return run.folder / FRAMES_NAME
     clip = clips.construct_clip(
         observations(frames.moving, frames.cameras),
-        observations(frames.static, frames.static_cameras()),
+        observations(*frames.still()),
         surface,
         settings,
         run,
@@ -101,9 +111,16 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
     return clips.finish_clip(request, replace(clip, provenance=provenance), run)
 
 
+class Views(NamedTuple):
+    """Pictures of a subject, and from where and when they were taken."""
+
+    pictures: np.ndarray  # [V, H, W, 4] uint8, straight alpha
+    cameras: Cameras
+
+
 def generate(
-    static: np.ndarray | None,
-    cameras: Cameras | None,
+    static: Views | None,
+    further: Views | None,
     image: np.ndarray | None,
     surface: SurfaceSamples | None,
     settings: dict,
@@ -111,19 +128,22 @@ def generate(
 ) -> GeneratedFrames:
     """The frames of one request: the still subject where it is not given, then its motion.
 
-    static: [T, H, W, 4] uint8, straight alpha, or None; cameras, surface: of `static`; image: [H, W, 4] uint8 or None.
+    static: views of time 0 with the times of the moving orbit, or None; further, surface: of the same subject;
+    image: [H, W, 4] uint8 or None.
     """
     model = load(device="cpu" if run.device == "cpu" else None)
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)
-        cameras = orbit_cameras(Orbit(frames=model.frames), STILL_PIXELS, STILL_PIXELS, moving=True)
-        static = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
+        orbit = Orbit(frames=model.frames)
+        still = [orbit, *further_orbits(orbit)]
+        cameras = joined_cameras([orbit_cameras(one, *[STILL_PIXELS] * 2, moving=False) for one in still])
+        made = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
+        static, further = _split(Views(made, cameras))
     warm_up(run.say)  # moved subjects are drawn by the CPU, whatever device the networks have
     run.begin(MOVING)
     moving = generate_moving(
-        static,
-        cameras,
+        *static,
         settings["prompt"],
         settings["motion"],
         w1=settings["guidance_motion"],
@@ -131,15 +151,16 @@ def generate(
         loop={"yes": True, "no": False}.get(settings.get("loop")),  # jobs of earlier versions do not name these
         known=settings.get("known_motions", True),
         surface=surface,
+        further=further,
         **common,
     )
     return GeneratedFrames(
         moving=moving.pictures,
-        static=static,
-        cameras=cameras,
+        static=static.pictures,
+        cameras=static.cameras,
         prompt=settings["prompt"],
         motion=settings["motion"],
-        motion_measured=measured_magnitude(moving.pictures, static),
+        motion_measured=measured_magnitude(moving.pictures, static.pictures),
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
@@ -149,6 +170,7 @@ def generate(
         },
         points=moving.points,
         movement=moving.movement,
+        **_beside(further),
     )
 
 
@@ -177,6 +199,7 @@ def generate_moving(
     loop: bool | None = None,
     known: bool = True,
     surface: SurfaceSamples | None = None,
+    further: Views | None = None,
     run: Run | None = None,
     model: KinesplatSmall | None = None,
 ) -> MovingOrbit:
@@ -197,6 +220,7 @@ def generate_moving(
         loop: the motion is to end as it began; None: where the prompt names none that ends elsewhere.
         known: known motions may take the place of invented ones.
         surface: points on the subject's surface; without them the visual hull of the static orbit serves.
+        further: of time 0 and of the same size, from above and below: they show what the static orbit does not.
         run: told after each step, and may cancel there.
         model: instead of the one that comes with the program.
 
@@ -220,7 +244,8 @@ def generate_moving(
     condition = condition.expand(branches, -1, -1, -1, -1)
     still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
     check = run.check if run is not None else lambda: None
-    subject = make_moved_subject(still, cameras.times, surface, check, loop=loop)
+    seen = further and observations(*further)
+    subject = make_moved_subject(still, cameras.times, surface, check, loop=loop, further=seen)
     cohere = Coherence(subject.surface, motion_latents.latent_unit(asked))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -432,6 +457,15 @@ def told_by(frames: GeneratedFrames) -> SurfaceMotion | None:
     return SurfaceMotion(*(torch.from_numpy(array).float() for array in known))
 
 
+def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> Views:
+    """Views [V, H, W, 4] uint8 with H = W at another size."""
+    if cameras.width == pixels:
+        return Views(pictures, cameras)
+    values = functional.interpolate(as_tensor(pictures)[0], (pixels, pixels), mode="bilinear", antialias=True)
+    scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
+    return Views(as_pictures(values[None]), replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels))
+
+
 def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
     """Pictures [T, H, W, 4] uint8 as construction takes them."""
     return Observations(as_tensor(pictures)[0].permute(0, 2, 3, 1).contiguous(), cameras)
@@ -460,8 +494,23 @@ def _resumed(folder: Path) -> GeneratedFrames | None:
     return read_frames(path) if path.exists() else None
 
 
-def _given_orbit(orbit: dict, blob: Callable[[str], Path]) -> tuple[np.ndarray, Cameras]:
-    """A static orbit as pictures, and its cameras with the times of the moving orbit that is to come."""
-    seen = read_observations([blob(name) for name in orbit["frames"]], Cameras.from_json(orbit["cameras"]))
-    times = np.arange(len(seen.images)) / max(len(seen.images) - 1, 1)
-    return as_pictures(seen.images.permute(0, 3, 1, 2)[None]), replace(seen.cameras, times=times)
+def _given_views(still: dict, blob: Callable[[str], Path]) -> tuple[Views, Views | None]:
+    """Static orbit and further views of a request; see `_split`."""
+    seen = read_observations([blob(name) for name in still["frames"]], Cameras.from_json(still["cameras"]))
+    return _split(Views(as_pictures(seen.images.permute(0, 3, 1, 2)[None]), seen.cameras))
+
+
+def _split(still: Views) -> tuple[Views, Views | None]:
+    """Views of time 0 as the static orbit, with the times of the moving orbit that is to come, and further ones."""
+    orbit, further = (
+        Views(still.pictures[part], still.cameras.picked(part))
+        for part in (slice(GENERATED_FRAMES), slice(GENERATED_FRAMES, None))
+    )
+    times = np.linspace(0, 1, len(orbit.pictures))
+    orbit = orbit._replace(cameras=replace(orbit.cameras, times=times))
+    return orbit, further if len(further.pictures) else None
+
+
+def _beside(further: Views | None) -> dict:
+    """Further views as fields of `GeneratedFrames`."""
+    return {} if further is None else {"further": further.pictures, "further_cameras": further.cameras}

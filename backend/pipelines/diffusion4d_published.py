@@ -27,7 +27,7 @@ from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT, VideoMV
 from backend.pipelines import videomv_orbit
-from backend.pipelines.diffusion4d import MOVING, STILL, as_tensor, measured_magnitude
+from backend.pipelines.diffusion4d import MOVING, STILL, as_tensor, measured_magnitude, resized
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
 from backend.pipelines.published_needs import demand_weights, licences, plans
@@ -338,17 +338,6 @@ def on_white(pictures: np.ndarray) -> Tensor:  # [T, 3, H, W] 0..1
     """Pictures [T, H, W, 4] uint8 on the background that the image networks were trained on."""
     values = as_tensor(pictures)[0]
     return values[:, :3] + 1 - values[:, 3:]
-
-
-def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> tuple[np.ndarray, Cameras]:
-    """An orbit [T, H, W, 4] uint8 with H = W at another size."""
-    if cameras.width == pixels:
-        return pictures, cameras
-    values = functional.interpolate(as_tensor(pictures)[0], (pixels, pixels), mode="bilinear", antialias=True)
-    color, alpha = values[:, :3] / values[:, 3:].clamp_min(1e-3), values[:, 3:]
-    made = (torch.cat([color, alpha], 1).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
-    return made, replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels)
 
 
 def _flag(value: bool, device: torch.device) -> Tensor:

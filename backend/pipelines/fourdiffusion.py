@@ -89,8 +89,7 @@ class Anchor:
 
     def camera(self, frame: int) -> Cameras:
         """Of one frame."""
-        one, cameras = slice(frame, frame + 1), self.cameras
-        return Cameras(cameras.camera_to_world[one], cameras.Ks[one], cameras.times[one], cameras.width, cameras.height)
+        return self.cameras.picked(slice(frame, frame + 1))
 
 
 def run_request(
@@ -363,10 +362,7 @@ def clip_of_field(subject: FieldSubject, frames: int, settings: Settings, run: R
     cameras = to_surface.camera_grid(frames, AZIMUTHS, elevations, DISTANCE, FOV, settings.grid_pixels)
     seen = []
     for view in range(len(cameras.times)):
-        one = slice(view, view + 1)
-        camera = Cameras(
-            cameras.camera_to_world[one], cameras.Ks[one], cameras.times[one], cameras.width, cameras.height
-        )
+        camera = cameras.picked(slice(view, view + 1))
         seen.append(to_surface.pictures(subject.field, subject.occupancy, camera, settings.quality))
         run.report(view + 1, len(cameras.times))
     moving = Observations(torch.cat(seen), cameras)

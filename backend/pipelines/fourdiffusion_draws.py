@@ -35,11 +35,7 @@ class Draw:
 
     def detailed_cameras(self) -> Cameras:
         """Those of the one time."""
-        views = slice(self.detailed * VIEWS, (self.detailed + 1) * VIEWS)
-        cameras = self.cameras
-        return Cameras(
-            cameras.camera_to_world[views], cameras.Ks[views], cameras.times[views], cameras.width, cameras.height
-        )
+        return self.cameras.picked(slice(self.detailed * VIEWS, (self.detailed + 1) * VIEWS))
 
     def generator(self) -> torch.Generator:
         """Of what else this iteration draws, on the CPU."""

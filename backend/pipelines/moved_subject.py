@@ -22,7 +22,7 @@ from backend.models.motion_latents import fill, warp
 from backend.splatting.config import ConstructConfig
 from backend.splatting.gaussians import GaussianParameters, discs, sample_colors
 from backend.splatting.motion import blend
-from backend.splatting.observations import Observations
+from backend.splatting.observations import Observations, joined
 from backend.splatting.render import render
 from backend.splatting.shape import fit_still
 from backend.splatting.surface_motion import Surface, flow_of, make_surface, poses
@@ -79,7 +79,13 @@ class MovedSubject:
 
 
 def make_moved_subject(
-    static: Observations, times: np.ndarray, samples: SurfaceSamples | None, check: Callable[[], None], *, loop: bool
+    static: Observations,
+    times: np.ndarray,
+    samples: SurfaceSamples | None,
+    check: Callable[[], None],
+    *,
+    loop: bool,
+    further: Observations | None = None,
 ) -> MovedSubject:
     """Fit Gaussians to a static orbit and tie them to its surface.
 
@@ -89,19 +95,21 @@ def make_moved_subject(
         samples: of its surface; without them the visual hull serves.
         check: called after each iteration.
         loop: it is to end at time 1 as it began at time 0.
+        further: pictures of time 0 from other cameras, of the same size.
 
     Raises:
         UserError: the silhouettes have no place in common.
     """
+    seen = static if further is None else joined([static, further])
     if samples is None:
         rng = np.random.default_rng(0)
-        samples = SurfaceSamples(*visual_hull(static, np.ones(len(static.images)), 1.0, GAUSSIANS, rng))
+        samples = SurfaceSamples(*visual_hull(seen, np.ones(len(seen.images)), 1.0, GAUSSIANS, rng))
     surface = make_surface(samples, static, times, loop=loop)
     config = ConstructConfig.for_preset(PRESET, GAUSSIANS)
     config = replace(config, coarse_pixels=SHAPE_PIXELS, fine_pixels=SHAPE_PIXELS)
     with torch.enable_grad():
-        gaussians = fit_still(static, samples, config, check)
-    gaussians = _with_edge_on(gaussians, surface, static)
+        gaussians = fit_still(seen, samples, config, check)
+    gaussians = _with_edge_on(gaussians, surface, seen)
     _, nearest = cKDTree(surface.points.numpy()).query(gaussians.means.numpy())
     index, weights = surface.control.index[nearest], surface.control.weights[nearest]
     at_rest = poses(surface, torch.zeros(len(static.images), *surface.control.points.shape))

@@ -168,8 +168,11 @@ class GenerationInputsModel(Strict):
     def one_moment(cls, static: OrbitModel | None) -> OrbitModel | None:
         """The networks want so many views of one moment."""
         if static is not None:
-            if len(static.frames) != contract.GENERATED_FRAMES:
-                raise ValueError(f"a static orbit needs {contract.GENERATED_FRAMES} frames")
+            if len(static.frames) not in (contract.GENERATED_FRAMES, contract.STILL_FRAMES):
+                raise ValueError(
+                    f"a static orbit needs {contract.GENERATED_FRAMES} frames, "
+                    f"or {contract.STILL_FRAMES} with those from above and below"
+                )
             if any(static.cameras.times):
                 raise ValueError("the times of a static orbit must be 0")
         return static

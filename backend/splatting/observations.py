@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backend.splatting.color import decoded
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
+from blender_addon.contract.orbit import Cameras, frame_name, joined_cameras, read_orbit_json
 
 MAX_PIXELS = 50_000_000  # of one picture; more is refused before it is decoded
 
@@ -40,13 +40,16 @@ class Observations:
 
     def subset(self, views: np.ndarray) -> "Observations":  # [V] bool, or indices
         """Some of the views."""
-        cameras = self.cameras
-        chosen = (cameras.camera_to_world[views], cameras.Ks[views], cameras.times[views])
-        return Observations(self.images[torch.from_numpy(views)], Cameras(*chosen, cameras.width, cameras.height))
+        return Observations(self.images[torch.from_numpy(views)], self.cameras.picked(views))
 
     def in_color_space(self, color_space: str) -> "Observations":
         """The same with pictures as a fit in that space compares them: "srgb" or "linear"."""
         return replace(self, images=decoded(self.images, color_space))
+
+
+def joined(parts: list[Observations]) -> Observations:
+    """Observations of one picture size as one."""
+    return Observations(torch.cat([part.images for part in parts]), joined_cameras([part.cameras for part in parts]))
 
 
 def read_observations(frames: list[Path], cameras: Cameras) -> Observations:

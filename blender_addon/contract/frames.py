@@ -6,22 +6,23 @@ People look at them and choose; the construction goes on from the file that was 
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .arrays import BadFileError, read_arrays, write_arrays
-from .orbit import Cameras
+from .orbit import Cameras, joined_cameras
 from .requests import BOUNDS, MAX_PROMPT_LENGTH
 
 FORMAT = "kinesplat-frames"
-VERSION = 2
-READABLE = 1, VERSION  # 1 has no movement
+VERSION = 3
+READABLE = 1, 2, VERSION  # 1 has no movement, 2 no further views
 MAX_FRAMES = int(BOUNDS["frames"].maximum)
-MOVEMENT = "points", "movement"  # arrays that some files lack
+MOVEMENT = "points", "movement"  # arrays that some files lack, as well as
+FURTHER = "further"
 MAX_RESOLUTION = int(BOUNDS["resolution"].maximum)
 MAX_POINTS = 20_000
-MAX_FILE_BYTES = 2 * MAX_FRAMES * MAX_RESOLUTION**2 * 4 + (MAX_FRAMES + 1) * MAX_POINTS * 12 + (1 << 20)  # unpacked
+MAX_FILE_BYTES = 3 * MAX_FRAMES * MAX_RESOLUTION**2 * 4 + (MAX_FRAMES + 1) * MAX_POINTS * 12 + (1 << 20)  # unpacked
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class GeneratedFrames:
     """A moving orbit that was generated, and the static orbit that it belongs to. T frames of H x W pixels."""
 
     moving: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha; frame i at time i / (T - 1)
-    static: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha; the same cameras, all at time 0
+    static: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha; as the same cameras see time 0
     cameras: Cameras  # of `moving`
     prompt: str = ""
     motion: float = 0.0  # motion magnitude that was asked for
@@ -38,12 +39,15 @@ class GeneratedFrames:
     provenance: dict = field(default_factory=dict)  # pipeline, settings, models, versions; `warnings`: sentences
     points: np.ndarray | None = None  # [P, 3] float32, on the subject's surface at time 0, clip space
     movement: np.ndarray | None = None  # [T, P, 3] float32, of these from there; both, where it is known, or neither
+    further: np.ndarray | None = None  # [F, H, W, 4] uint8 sRGB, straight alpha; as other cameras see time 0
+    further_cameras: Cameras | None = None
 
-    def static_cameras(self) -> Cameras:
-        """The cameras of `static`."""
-        cameras = self.cameras
-        still = np.zeros_like(cameras.times)
-        return Cameras(cameras.camera_to_world, cameras.Ks, still, cameras.width, cameras.height)
+    def still(self) -> tuple[np.ndarray, Cameras]:
+        """All pictures of time 0: those of the static orbit, then the further ones; and their cameras."""
+        cameras = replace(self.cameras, times=np.zeros_like(self.cameras.times))
+        if self.further is None:
+            return self.static, cameras
+        return np.concatenate([self.static, self.further]), joined_cameras([cameras, self.further_cameras])
 
 
 def write_frames(path: str | os.PathLike, frames: GeneratedFrames) -> None:
@@ -62,10 +66,11 @@ def write_frames(path: str | os.PathLike, frames: GeneratedFrames) -> None:
         "motion_measured": frames.motion_measured,
         "seed": frames.seed,
         "provenance": frames.provenance,
+        "further_cameras": None if frames.further is None else frames.further_cameras.to_json(),
     }
     text = json.dumps(meta, allow_nan=False).encode()
     arrays = {"meta": np.frombuffer(text, np.uint8), "moving": frames.moving, "static": frames.static}
-    known = {} if frames.points is None else {name: getattr(frames, name) for name in MOVEMENT}
+    known = {name: getattr(frames, name) for name in (*MOVEMENT, FURTHER) if getattr(frames, name) is not None}
     write_arrays(path, arrays | known)
 
 
@@ -79,7 +84,7 @@ def read_frames(path: str | os.PathLike) -> GeneratedFrames:
     label = os.path.basename(path)
     arrays = read_arrays(path, MAX_FILE_BYTES)
     names = {"meta", "moving", "static"}
-    if set(arrays) not in (names, names | set(MOVEMENT)) or arrays["meta"].dtype != np.uint8:
+    if set(arrays) - {FURTHER} not in (names, names | set(MOVEMENT)) or arrays["meta"].dtype != np.uint8:
         raise BadFileError(f"{label} does not hold generated frames.")
     try:
         meta = json.loads(arrays["meta"].tobytes().decode("utf-8"))
@@ -97,7 +102,9 @@ def read_frames(path: str | os.PathLike) -> GeneratedFrames:
         cameras = meta["cameras"]
     except KeyError as error:
         raise BadFileError(f"{label} is damaged: its description lacks {error}.") from error
-    values |= {name: arrays[name] for name in MOVEMENT if name in arrays}
+    values |= {name: arrays[name] for name in (*MOVEMENT, FURTHER) if name in arrays}
+    if meta.get("further_cameras") is not None:
+        values["further_cameras"] = Cameras.from_json(meta["further_cameras"], label)
     frames = GeneratedFrames(arrays["moving"], arrays["static"], Cameras.from_json(cameras, label), **values)
     check_frames(frames, label)
     return frames
@@ -114,8 +121,10 @@ def check_frames(frames: GeneratedFrames, label: str = "The generated frames") -
         if not condition:
             raise BadFileError(f"{label} cannot be used: {problem}.")
 
-    for name in ("moving", "static"):
+    for name in ("moving", "static", FURTHER):
         array = getattr(frames, name)
+        if array is None and name == FURTHER:
+            continue
         demand(isinstance(array, np.ndarray) and array.dtype == np.uint8, f"{name} is not uint8")
         demand(array.ndim == 4 and array.shape[3] == 4, f"{name} must have the shape [T, H, W, 4]")
     count, height, width, _ = frames.moving.shape
@@ -126,6 +135,14 @@ def check_frames(frames: GeneratedFrames, label: str = "The generated frames") -
     frames.cameras.check(label)
     cameras_fit = (len(frames.cameras.times), frames.cameras.width, frames.cameras.height) == (count, width, height)
     demand(cameras_fit, "its cameras do not fit its pictures")
+    if frames.further is not None or frames.further_cameras is not None:
+        both = frames.further is not None and frames.further_cameras is not None
+        demand(both, "it holds only one of further views and their cameras")
+        frames.further_cameras.check(label)
+        size = len(frames.further_cameras.times), frames.further_cameras.height, frames.further_cameras.width, 4
+        demand(frames.further.shape == size and size[1:3] == (height, width), "its further views do not fit")
+        demand(size[0] <= MAX_FRAMES, f"it holds more than {MAX_FRAMES} further views")
+        demand(not frames.further_cameras.times.any(), "its further views are not all of time 0")
     demand(isinstance(frames.prompt, str) and len(frames.prompt) <= MAX_PROMPT_LENGTH, "its prompt is not a short text")
     for name in ("motion", "motion_measured"):
         number = getattr(frames, name)

@@ -8,7 +8,7 @@ number.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ VERSION = 1
 ORBIT_JSON = "orbit.json"
 MAX_VIEWS = 4_096
 MAX_SURFACE_SAMPLES = 1_000_000
+FURTHER = (3, 60.0, 45.0), (3, 0.0, -45.0), (1, 0.0, 90.0), (1, 0.0, -90.0)  # views, first azimuth, elevation
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Cameras:
     times: np.ndarray  # [V] float64, 0..1
     width: int
     height: int
+
+    def picked(self, views: np.ndarray | list[int] | slice) -> "Cameras":  # indices or bool
+        """Some of them."""
+        return Cameras(self.camera_to_world[views], self.Ks[views], self.times[views], self.width, self.height)
 
     def viewmats(self) -> np.ndarray:  # [V, 4, 4] float64
         """World-to-camera with OpenCV axes (x right, y down, z forward), as splatting wants them."""
@@ -159,6 +164,23 @@ def orbit_cameras(orbit: Orbit, width: int, height: int, *, moving: bool) -> Cam
         width=width,
         height=height,
     )
+
+
+def further_orbits(orbit: Orbit) -> list[Orbit]:
+    """From where a subject is seen besides its static orbit: from above, from below, and between.
+
+    To cameras that stand at its height it does not show its back, and of a wing that is held flat only the edge.
+    """
+    return [
+        replace(orbit, frames=frames, azimuth_start=azimuth, elevation=elevation, closed=False)
+        for frames, azimuth, elevation in FURTHER
+    ]
+
+
+def joined_cameras(parts: list[Cameras]) -> Cameras:
+    """Sets of cameras of one picture size as one set."""
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("camera_to_world", "Ks", "times")]
+    return Cameras(*arrays, parts[0].width, parts[0].height)
 
 
 def frame_name(index: int) -> str:

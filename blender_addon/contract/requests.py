@@ -48,6 +48,7 @@ import os
 from dataclasses import dataclass
 
 from .clip import COLOR_SPACES as COLOR_SPACES
+from .orbit import FURTHER
 from .video import LIMITS as VIDEO_LIMITS
 
 API_VERSION = 1
@@ -98,6 +99,7 @@ GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
 MAX_NAME_LENGTH = 200
 MAX_PROMPT_LENGTH = 500  # letters
 GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from
+STILL_FRAMES = GENERATED_FRAMES + sum(views for views, *_ in FURTHER)  # of a static orbit with further views
 
 
 def construction_settings(
@@ -180,7 +182,8 @@ def generation_request(
         name: of the job and of its clip.
         to_object: 4x4, clip space -> object space.
         prompt: what the subject is and does.
-        static: {"frames": [sha256, ...], "cameras": Cameras.to_json()}, GENERATED_FRAMES views of one moment.
+        static: {"frames": [sha256, ...], "cameras": Cameras.to_json()}, GENERATED_FRAMES views of one moment,
+            or STILL_FRAMES with those of `orbit.further_orbits` after them.
         image: sha256 of a picture of the subject.
         surface: sha256 of surface samples of the object.
         motion: motion magnitude, how much the subject is to move; 0 is not at all.

@@ -9,6 +9,8 @@ import pytest
 
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.frames import read_frames, write_frames
+from blender_addon.contract.orbit import Orbit, further_orbits, joined_cameras, orbit_cameras
+from blender_addon.contract.requests import STILL_FRAMES
 from tests.contract.clips import random_frames
 
 
@@ -37,10 +39,38 @@ def test_files_of_the_first_version_are_read(tmp_path):
     assert read_frames(tmp_path / "frames.npz").movement is None
 
 
-def test_cameras_of_the_static_orbit_show_one_moment():
+def test_all_that_shows_time_0():
     frames = random_frames()
-    assert not frames.static_cameras().times.any()
-    np.testing.assert_array_equal(frames.static_cameras().camera_to_world, frames.cameras.camera_to_world)
+    pictures, cameras = frames.still()
+    np.testing.assert_array_equal(pictures, frames.static)
+    assert not cameras.times.any()
+    np.testing.assert_array_equal(cameras.camera_to_world, frames.cameras.camera_to_world)
+
+    frames = dataclasses.replace(frames, **further_views())
+    pictures, cameras = frames.still()
+    np.testing.assert_array_equal(pictures[24:], frames.further)
+    np.testing.assert_array_equal(cameras.camera_to_world[24:], frames.further_cameras.camera_to_world)
+    assert len(cameras.times) == len(pictures) == STILL_FRAMES and not cameras.times.any()
+
+
+def test_further_views_come_back(tmp_path):
+    frames = dataclasses.replace(random_frames(), **further_views())
+    write_frames(tmp_path / "frames.npz", frames)
+    found = read_frames(tmp_path / "frames.npz")
+    np.testing.assert_array_equal(found.further, frames.further)
+    np.testing.assert_array_equal(found.further_cameras.camera_to_world, frames.further_cameras.camera_to_world)
+
+
+def test_files_of_the_second_version_are_read(tmp_path):
+    rewritten(tmp_path / "frames.npz", lambda arrays, meta: (meta.pop("further_cameras"), meta.update(version=2)))
+    assert read_frames(tmp_path / "frames.npz").further is None
+
+
+def further_views(size: int = 16) -> dict:
+    orbits = further_orbits(Orbit())
+    cameras = joined_cameras([orbit_cameras(orbit, size, size, moving=False) for orbit in orbits])
+    pictures = np.random.default_rng(1).integers(0, 256, (len(cameras.times), size, size, 4), np.uint8)
+    return {"further": pictures, "further_cameras": cameras}
 
 
 BROKEN = {
@@ -56,6 +86,12 @@ BROKEN = {
     "a movement of other points": ({"movement": np.zeros((24, 6, 3), np.float32)}, "do not fit together"),
     "double points": ({"points": np.zeros((7, 3))}, "not float32"),
     "lost points": ({"points": np.full((7, 3), np.nan, np.float32)}, "not all finite"),
+    "further views without cameras": ({"further": further_views()["further"]}, "further views and their cameras"),
+    "further views of another size": (further_views(32), "further views do not fit"),
+    "further views of other times": (
+        {**further_views(), "further_cameras": random_frames().cameras.picked(slice(8))},
+        "not all of time 0",
+    ),
     "other cameras": ({"cameras": random_frames(size=32).cameras}, "cameras do not fit"),
 }
 
@@ -83,7 +119,7 @@ FILES = {
     "no description": (lambda arrays, meta: arrays.pop("meta"), "does not hold generated frames"),
     "more in it": (lambda arrays, meta: arrays.update(more=np.zeros(1)), "does not hold generated frames"),
     "another format": (lambda arrays, meta: meta.update(format="kinesplat-clip"), "does not hold generated frames"),
-    "a later version": (lambda arrays, meta: meta.update(version=3), "made by another version"),
+    "a later version": (lambda arrays, meta: meta.update(version=4), "made by another version"),
     "half a movement": (lambda arrays, meta: arrays.pop("points"), "does not hold generated frames"),
     "no seed": (lambda arrays, meta: meta.pop("seed"), "lacks 'seed'"),
     "no cameras": (lambda arrays, meta: meta.update(cameras=None), "no usable cameras"),

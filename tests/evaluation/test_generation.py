@@ -14,6 +14,8 @@ from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
+from backend.evaluation.truth import further_cameras
+from backend.pipelines.diffusion4d import Views
 from backend.progress import Run, UserError
 from blender_addon.contract.orbit import Orbit, SurfaceSamples, orbit_cameras
 
@@ -39,7 +41,8 @@ def truth_of(name: str, top: int, speed: float) -> Truth:
     cameras = orbit_cameras(Orbit(count), size, size, moving=True)
     clip = ChosenClip(entry(name, "pets", ("Walk", 0.05)), 0)
     surface = SurfaceSamples(*np.eye(3, dtype=np.float32)[None].repeat(2, 0))
-    return Truth(clip, frames[0], frames[1], cameras, surface, magnitude_of(frames[0], frames[1]))
+    further = Views(frames[1, :8], further_cameras(size))
+    return Truth(clip, frames[0], frames[1], further, cameras, surface, magnitude_of(frames[0], frames[1]))
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ class Blend:
         self.truths = truths
         self.calls: list[tuple[str, float]] = []
 
-    def moving(self, static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, run) -> np.ndarray:
+    def moving(self, static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, further, run) -> np.ndarray:
         truth = next(truth for truth in self.truths if (truth.static == static).all())
         self.calls.append((prompt, magnitude))
         run.plan({"Denoising": 1.0})
@@ -74,7 +77,8 @@ class Blend:
 
     def static(self, cameras, prompt, image, *, seed, steps, guidance, run) -> np.ndarray:
         assert (cameras.times == 0).all()
-        return next(t for t in self.truths if image is None or (t.static[0] == image).all()).static
+        truth = next(t for t in self.truths if image is None or (t.static[0] == image).all())
+        return np.concatenate([truth.static, truth.further.pictures])[: len(cameras.times)]
 
 
 def generator(blend: Blend) -> Generator:
@@ -168,7 +172,7 @@ def test_a_second_run_takes_what_the_first_has_made(truths: list[Truth], tmp_pat
 
 
 def test_several_seeds_are_averaged(truths: list[Truth], tmp_path: Path) -> None:
-    def by_seed(static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, run) -> np.ndarray:
+    def by_seed(static, cameras, prompt, magnitude, *, seed, steps, w1, w2, surface, further, run) -> np.ndarray:
         truth = next(truth for truth in truths if (truth.static == static).all())
         return truth.moving if seed % 2 else static
 
