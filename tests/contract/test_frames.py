@@ -50,7 +50,8 @@ def test_all_that_shows_time_0():
     pictures, cameras = frames.still()
     np.testing.assert_array_equal(pictures[24:], frames.further)
     np.testing.assert_array_equal(cameras.camera_to_world[24:], frames.further_cameras.camera_to_world)
-    assert len(cameras.times) == len(pictures) == STILL_FRAMES and not cameras.times.any()
+    assert len(cameras.times) == len(pictures) == STILL_FRAMES
+    assert not cameras.times.any()
 
 
 def test_further_views_come_back(tmp_path):

@@ -22,7 +22,15 @@ from backend.splatting.observations import read_orbit_folder
 from backend.splatting.surface_motion import Surface
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
-from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, orbit_cameras, write_surface_samples
+from blender_addon.contract.orbit import (
+    Cameras,
+    Orbit,
+    SurfaceSamples,
+    further_orbits,
+    joined_cameras,
+    orbit_cameras,
+    write_surface_samples,
+)
 from blender_addon.contract.requests import build_request, file_sha256, generation_request
 from tests.pipelines.tiny import RESOLUTION, SURFACE_POINTS, ball_orbit, take_its_place, write_tiny_model
 
@@ -66,12 +74,25 @@ def blobs(tmp_path: Path) -> Blobs:
     return Blobs(tmp_path / "blobs")
 
 
-def ball_request(blobs: Blobs, **settings) -> dict:
+def ball_request(blobs: Blobs, seen: tuple[np.ndarray, Cameras] | None = None, **settings) -> dict:
     """Of kind object."""
-    pictures, cameras = ball_orbit()
+    pictures, cameras = seen or ball_orbit()
     static = {"frames": [blobs.picture(picture) for picture in pictures], "cameras": cameras.to_json()}
     settings = {"prompt": "a ball bounces", "steps": 4, "gaussians": 500, "result": "frames", **settings}
     return generation_request("object", "Ball", TO_OBJECT, static=static, **settings)
+
+
+def still_ball() -> tuple[np.ndarray, Cameras]:
+    """The static orbit of the ball, and views from above and below; they differ in one corner pixel."""
+    pictures, cameras = ball_orbit()
+    further = further_orbits(Orbit())
+    others = [orbit_cameras(orbit, cameras.width, cameras.height, moving=False) for orbit in further]
+    cameras = joined_cameras([cameras, *others])
+    count = len(cameras.times)
+    pictures = np.concatenate([pictures, pictures[: count - len(pictures)]])
+    pictures[:, 0, 0, 0] = np.arange(count)
+    pictures[:, 0, 0, 3] = 255
+    return pictures, cameras
 
 
 def no_generation(*_, **__) -> None:
@@ -79,6 +100,32 @@ def no_generation(*_, **__) -> None:
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_views_from_above_and_below_are_kept_for_the_construction(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, cameras = still_ball()
+    frames = read_frames(diffusion4d.run_request(ball_request(blobs, (pictures, cameras)), blobs, Run(tmp_path)))
+    assert len(frames.moving) == len(frames.static) == 24
+    seen, seen_from = frames.still()
+    np.testing.assert_array_equal(seen, pictures)
+    np.testing.assert_allclose(seen_from.camera_to_world, cameras.camera_to_world)
+
+    given = []
+
+    def construct(moving, static, *_, **__):
+        given.extend([moving, static])
+        raise UserError("enough", "It was seen.")
+
+    monkeypatch.setattr("backend.pipelines.clips.construct_clip", construct)
+    generated = blobs.add((tmp_path / diffusion4d.FRAMES_NAME).read_bytes())
+    request = build_request(ball_request(blobs, (pictures, cameras), result="clip"), generated)
+    with pytest.raises(UserError, match="It was seen"):
+        diffusion4d.run_request(request, blobs, Run(tmp_path / "clip"))
+    moving, static = given
+    assert (len(moving.images), len(static.images)) == (24, 32)
+    assert (moving.times.max(), static.times.max()) == (1, 0)
 
 
 def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:

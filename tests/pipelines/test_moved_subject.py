@@ -13,7 +13,7 @@ from backend.splatting.motion import blend
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
 from backend.splatting.surface_motion import poses
-from blender_addon.contract.orbit import Orbit, SurfaceSamples, orbit_cameras
+from blender_addon.contract.orbit import Orbit, SurfaceSamples, further_orbits, joined_cameras, orbit_cameras
 from tests.splatting.scenes import Scene, swinging_arm
 
 
@@ -95,34 +95,55 @@ def test_fitting_the_shape_can_be_cancelled(scene: Scene) -> None:
         make_moved_subject(scene.static, np.linspace(0, 1, 24), None, cancel, loop=False)
 
 
+ACROSS = np.linspace(-0.4, 0.4, 40, dtype=np.float32)
+PLATE = np.stack([*(axis.ravel() for axis in np.meshgrid(ACROSS, ACROSS)), np.zeros(1600, np.float32)], 1)
+UP = np.tile(np.float32([0, 0, 1]), (1600, 1))
+ANGLE = 1.2  # radians about X, by which it turns its face to the first camera
+TURN = torch.tensor([[1, 0, 0], [0, np.cos(ANGLE), -np.sin(ANGLE)], [0, np.sin(ANGLE), np.cos(ANGLE)]]).float()
+
+
+def plate_seen(colors: np.ndarray, orbits: list[Orbit], turned: bool = False) -> Observations:
+    """A square plate that lies flat, or turned towards the first camera."""
+    plate = discs(PLATE, UP, colors)
+    plate.opacity_logits.fill_(4.0)
+    cameras = joined_cameras([orbit_cameras(orbit, 64, 64, moving=False) for orbit in orbits])
+    count = len(cameras.times)
+    viewmats, intrinsics = (torch.from_numpy(array).float() for array in (cameras.viewmats(), cameras.Ks))
+    half = torch.tensor([np.cos(ANGLE / 2), np.sin(ANGLE / 2), 0, 0]).float().expand(1600, -1)  # wxyz
+    means, quats = (plate.means @ TURN.T, half) if turned else (plate.means, plate.quats)
+    looks = plate.scales, plate.opacities, plate.colors
+    means, quats = means.expand(count, -1, -1), quats.expand(count, -1, -1)
+    return Observations(render(means, quats, *looks, viewmats, intrinsics, 64, 64), cameras)
+
+
+def plate_turned(static: Observations, further: Observations | None = None) -> torch.Tensor:  # [4, 64, 64]
+    """What the first camera is shown of it when it turns."""
+    surface = SurfaceSamples(PLATE, UP)
+    subject = make_moved_subject(static, np.linspace(0, 1, 24), surface, lambda: None, loop=False, further=further)
+    control = subject.surface.control.points
+    return subject.pictures((control @ TURN.T - control).expand(24, -1, -1))[0]
+
+
 @pytest.mark.slow
 def test_a_plate_that_was_seen_edge_on_has_a_face(monkeypatch: pytest.MonkeyPatch) -> None:
-    across = np.linspace(-0.4, 0.4, 40, dtype=np.float32)
-    points = np.stack([*(axis.ravel() for axis in np.meshgrid(across, across)), np.zeros(1600, np.float32)], 1)
-    normals = np.tile(np.float32([0, 0, 1]), (1600, 1))
-    plate = discs(points, normals, np.tile([0.8, 0.3, 0.1], (1600, 1)))
-    plate.opacity_logits.fill_(4.0)
-    cameras = orbit_cameras(Orbit(frames=24), 64, 64, moving=False)
-    viewmats, intrinsics = (torch.from_numpy(array).float() for array in (cameras.viewmats(), cameras.Ks))
-    looks = plate.scales, plate.opacities, plate.colors
-
-    def seen(means: torch.Tensor, quats: torch.Tensor) -> torch.Tensor:
-        return render(means.expand(24, -1, -1), quats.expand(24, -1, -1), *looks, viewmats, intrinsics, 64, 64)
-
-    static = Observations(seen(plate.means, plate.quats), cameras)
-    half = torch.tensor([np.cos(0.6), np.sin(0.6), 0, 0]).float()  # wxyz: towards the first camera, by 1.2 radians
-    c, s = np.cos(1.2), np.sin(1.2)
-    turn = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]]).float()
-    true = seen(plate.means @ turn.T, half.expand(1600, -1))[0, ..., 3] > 0.5
+    colors = np.tile([0.8, 0.3, 0.1], (1600, 1))
+    static = plate_seen(colors, [Orbit()])
+    true = plate_seen(colors, [Orbit()], turned=True).images[0, ..., 3] > 0.5
 
     def covered() -> float:
-        subject = make_moved_subject(
-            static, np.linspace(0, 1, 24), SurfaceSamples(points, normals), lambda: None, loop=False
-        )
-        control = subject.surface.control.points
-        found = subject.pictures((control @ turn.T - control).expand(24, -1, -1))[0, 3] > 0.5
+        found = plate_turned(static)[3] > 0.5
         return float((found & true).sum() / (found | true).sum())
 
     assert covered() > 0.8
     monkeypatch.setattr(moved_subject, "_with_edge_on", lambda gaussians, surface, static: gaussians)
     assert covered() < 0.6
+
+
+@pytest.mark.slow
+def test_views_from_above_show_what_lies_flat() -> None:
+    """The plate is green within an orange rim, which is all that cameras at its height see of it."""
+    within = np.abs(PLATE[:, :2]).max(1) < 0.25
+    colors = np.where(within[:, None], [0.1, 0.7, 0.2], [0.8, 0.3, 0.1])
+    static, further = plate_seen(colors, [Orbit()]), plate_seen(colors, further_orbits(Orbit()))
+    true = plate_seen(colors, [Orbit()], turned=True).images[0].permute(2, 0, 1)
+    assert psnr(plate_turned(static, further), true) > psnr(plate_turned(static), true) + 5

@@ -25,6 +25,7 @@ from blender_addon.contract.requests import (
     PUBLISHED,
     REPRESENTATIONS,
     RESULTS,
+    STILL_FRAMES,
     build_request,
     generation_request,
     request_blobs,
@@ -148,6 +149,12 @@ def test_generation_requests_are_accepted_unchanged(kind, result):
         assert request["inputs"]["generated"] is None
 
 
+def test_a_static_orbit_may_bring_views_from_above_and_below():
+    request = generation("object")
+    request["inputs"]["static"] = static_orbit(STILL_FRAMES)
+    assert REQUEST.validate_python(request).model_dump() == request
+
+
 def test_blobs_of_each_kind():
     assert request_blobs(generation("object")) == [*static_orbit()["frames"], "a" * 64]
     assert request_blobs(generation("image")) == ["b" * 64]
@@ -172,6 +179,7 @@ WRONG = {
     "half a letter": ({"prompt": "\ud800"}, "text", "valid string"),
     "an object without its orbit": ({"static": None}, "object", "needs inputs.static"),
     "an object with too few views": ({"static": static_orbit(23)}, "object", "needs 24 frames"),
+    "an object with some views more": ({"static": static_orbit(36)}, "object", "or 32 with those from above"),
     "an image request without an image": ({"image": None}, "image", "needs inputs.image"),
     "text with an image": ({"image": "b" * 64}, "text", "has no inputs.image"),
     "an image with an orbit": ({"static": static_orbit()}, "image", "has no inputs.static"),
