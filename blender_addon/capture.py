@@ -18,7 +18,7 @@ import numpy as np
 
 from . import orbit_render, reference_image, settings, video_source
 from .client import file_problem
-from .contract.orbit import Cameras, Orbit, frame_name
+from .contract.orbit import FURTHER_VIEWS, Cameras, Orbit, frame_name
 from .contract.requests import (
     BOUNDS,
     GENERATED_FRAMES,
@@ -182,7 +182,7 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     name = record.name
     weights = {"measure": MEASURE_WEIGHT * orbit.frames}
     weights |= {} if invents else {"moving": float(orbit.frames)}
-    weights |= {"static": float(orbit.frames)} if may_invent or options.capture_static else {}
+    weights |= {"static": float(orbit.frames + FURTHER_VIEWS)} if may_invent or options.capture_static else {}
     run = CaptureRun(store, record, steps(), weights | {"surface": 1.0, "hash": 1.0})
     return run
 

@@ -297,8 +297,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     )
     capture_static: BoolProperty(
         name="All Sides",
-        description="Also capture the object from all sides at the first frame. Costs as many pictures again and "
-        "makes sides that move out of view much better",
+        description="Also capture the object from all sides, above and below at the first frame. Costs a little more "
+        "than as many pictures again and makes sides that move out of view much better",
         default=True,
     )
     elevation: FloatProperty(

@@ -21,6 +21,7 @@ ORBIT_JSON = "orbit.json"
 MAX_VIEWS = 4_096
 MAX_SURFACE_SAMPLES = 1_000_000
 FURTHER = (3, 60.0, 45.0), (3, 0.0, -45.0), (1, 0.0, 90.0), (1, 0.0, -90.0)  # views, first azimuth, elevation
+FURTHER_VIEWS = sum(views for views, *_ in FURTHER)
 
 
 @dataclass(frozen=True)

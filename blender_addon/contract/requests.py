@@ -48,7 +48,7 @@ import os
 from dataclasses import dataclass
 
 from .clip import COLOR_SPACES as COLOR_SPACES
-from .orbit import FURTHER
+from .orbit import FURTHER_VIEWS
 from .video import LIMITS as VIDEO_LIMITS
 
 API_VERSION = 1
@@ -99,7 +99,7 @@ GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
 MAX_NAME_LENGTH = 200
 MAX_PROMPT_LENGTH = 500  # letters
 GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from
-STILL_FRAMES = GENERATED_FRAMES + sum(views for views, *_ in FURTHER)  # of a static orbit with further views
+STILL_FRAMES = GENERATED_FRAMES + FURTHER_VIEWS  # of a static orbit with further views
 
 
 def construction_settings(
