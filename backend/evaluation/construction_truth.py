@@ -20,14 +20,13 @@ from backend.evaluation.truth import (
     STATIC,
     Plan,
     Shots,
-    further_cameras,
     read_pictures,
     read_surface,
     render_usable,
 )
 from backend.progress import Run
 from backend.splatting.observations import Observations, joined
-from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, intrinsics, orbit_camera
+from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, further_cameras, intrinsics, orbit_camera
 
 RESOLUTION = 128  # pixels
 SAMPLES = 16  # of Cycles, the add-on's own number: noise of 43 to 47 dB
@@ -98,7 +97,7 @@ class TruthFolder:
         self._assets, self._folder, self._renderer = assets, folder, renderer
         orbits = {video: DatasetView().cameras(resolution, video) for video in (MOVING, STATIC)}
         given = {video: Shots(cameras, SAMPLES) for video, cameras in orbits.items()}
-        given[FURTHER] = Shots(further_cameras(resolution), SAMPLES)
+        given[FURTHER] = Shots(further_cameras(Orbit(FRAMES), resolution, resolution), SAMPLES)
         grid = {UNSEEN: Shots(unseen_cameras(resolution), SAMPLES)}
         self._plans = {"grid": Plan({**given, **grid}, surface=True)}
         if several:

@@ -15,14 +15,13 @@ from backend.evaluation.truth import (
     STATIC,
     Plan,
     Shots,
-    further_cameras,
     read_pictures,
     read_surface,
     render_usable,
 )
 from backend.pipelines.diffusion4d import Views
 from backend.progress import Run
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, further_cameras
 
 RESOLUTION, SAMPLES = 64, 32  # pixels, of Cycles
 
@@ -45,7 +44,7 @@ def make_truths(
 ) -> tuple[list[Truth], dict[str, str]]:
     """As `truth.render_usable`, with the pictures read."""
     cameras = {video: DatasetView().cameras(RESOLUTION, video) for video in (MOVING, STATIC)}
-    cameras[FURTHER] = further_cameras(RESOLUTION)
+    cameras[FURTHER] = further_cameras(Orbit(FRAMES), RESOLUTION, RESOLUTION)
     plan = Plan({video: Shots(one, SAMPLES) for video, one in cameras.items()}, surface=True)
     usable, left_out = render_usable(assets, clips, folder, renderer, plan, run, limit)
     truths = []

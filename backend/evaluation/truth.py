@@ -21,15 +21,7 @@ from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip
 from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays
-from blender_addon.contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    further_orbits,
-    joined_cameras,
-    orbit_cameras,
-    read_surface_samples,
-)
+from blender_addon.contract.orbit import Cameras, SurfaceSamples, read_surface_samples
 
 MOVING, STATIC = "moving", "static"  # shots by which a clip's fitness is judged
 FURTHER = "further"  # shot of time 0 from above and below
@@ -58,12 +50,6 @@ class Plan:
     def resolution(self) -> int:
         """Pixels of one side."""
         return next(iter(self.shots.values())).cameras.width
-
-
-def further_cameras(resolution: int) -> Cameras:
-    """Those of `FURTHER`."""
-    orbits = further_orbits(Orbit(FRAMES))
-    return joined_cameras([orbit_cameras(orbit, resolution, resolution, moving=False) for orbit in orbits])
 
 
 def render_usable(

@@ -41,7 +41,7 @@ from blender_addon.contract.orbit import (
     Cameras,
     Orbit,
     SurfaceSamples,
-    further_orbits,
+    further_cameras,
     joined_cameras,
     orbit_cameras,
     read_surface_samples,
@@ -136,8 +136,8 @@ def generate(
     if static is None:
         run.begin(STILL)
         orbit = Orbit(frames=model.frames)
-        still = [orbit, *further_orbits(orbit)]
-        cameras = joined_cameras([orbit_cameras(one, *[STILL_PIXELS] * 2, moving=False) for one in still])
+        size = STILL_PIXELS, STILL_PIXELS
+        cameras = joined_cameras([orbit_cameras(orbit, *size, moving=False), further_cameras(orbit, *size)])
         made = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
         static, further = _split(Views(made, cameras))
     warm_up(run.say)  # moved subjects are drawn by the CPU, whatever device the networks have

@@ -178,6 +178,11 @@ def further_orbits(orbit: Orbit) -> list[Orbit]:
     ]
 
 
+def further_cameras(orbit: Orbit, width: int, height: int) -> Cameras:
+    """The cameras of `further_orbits`, all at time 0."""
+    return joined_cameras([orbit_cameras(one, width, height, moving=False) for one in further_orbits(orbit)])
+
+
 def joined_cameras(parts: list[Cameras]) -> Cameras:
     """Sets of cameras of one picture size as one set."""
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("camera_to_world", "Ks", "times")]

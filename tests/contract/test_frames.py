@@ -9,7 +9,7 @@ import pytest
 
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.frames import read_frames, write_frames
-from blender_addon.contract.orbit import Orbit, further_orbits, joined_cameras, orbit_cameras
+from blender_addon.contract.orbit import Orbit, further_cameras
 from blender_addon.contract.requests import STILL_FRAMES
 from tests.contract.clips import random_frames
 
@@ -68,8 +68,7 @@ def test_files_of_the_second_version_are_read(tmp_path):
 
 
 def further_views(size: int = 16) -> dict:
-    orbits = further_orbits(Orbit())
-    cameras = joined_cameras([orbit_cameras(orbit, size, size, moving=False) for orbit in orbits])
+    cameras = further_cameras(Orbit(), size, size)
     pictures = np.random.default_rng(1).integers(0, 256, (len(cameras.times), size, size, 4), np.uint8)
     return {"further": pictures, "further_cameras": cameras}
 

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import (
+    FURTHER_VIEWS,
     ORBIT_JSON,
     Cameras,
     Orbit,
     SurfaceSamples,
+    further_cameras,
     orbit_cameras,
     read_orbit_json,
     read_surface_samples,
@@ -133,3 +135,15 @@ def test_surface_samples_round_trip_and_checks(tmp_path) -> None:
     np.savez(path, points=points)
     with pytest.raises(BadFileError, match="does not hold surface samples"):
         read_surface_samples(path)
+
+
+def test_further_views_look_from_above_and_below():
+    cameras = further_cameras(Orbit(distance=3), 32, 16)
+    assert len(cameras.times) == FURTHER_VIEWS
+    assert not cameras.times.any()
+    cameras.check()
+    places = cameras.camera_to_world[:, :3, 3]
+    np.testing.assert_allclose(np.linalg.norm(places, axis=1), 3)
+    heights = np.degrees(np.arcsin(places[:, 2] / 3)).round()
+    assert sorted(heights) == [-90, -45, -45, -45, 45, 45, 45, 90]
+    np.testing.assert_allclose(cameras.camera_to_world[:, :3, 2] * 3, places)  # at the middle

@@ -14,10 +14,9 @@ from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
-from backend.evaluation.truth import further_cameras
 from backend.pipelines.diffusion4d import Views
 from backend.progress import Run, UserError
-from blender_addon.contract.orbit import Orbit, SurfaceSamples, orbit_cameras
+from blender_addon.contract.orbit import Orbit, SurfaceSamples, further_cameras, orbit_cameras
 
 SAMPLING = Sampling(seed=0, steps=4, w1=1.0, w2=0.25)
 
@@ -41,7 +40,7 @@ def truth_of(name: str, top: int, speed: float) -> Truth:
     cameras = orbit_cameras(Orbit(count), size, size, moving=True)
     clip = ChosenClip(entry(name, "pets", ("Walk", 0.05)), 0)
     surface = SurfaceSamples(*np.eye(3, dtype=np.float32)[None].repeat(2, 0))
-    further = Views(frames[1, :8], further_cameras(size))
+    further = Views(frames[1, :8], further_cameras(Orbit(), size, size))
     return Truth(clip, frames[0], frames[1], further, cameras, surface, magnitude_of(frames[0], frames[1]))
 
 

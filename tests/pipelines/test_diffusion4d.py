@@ -26,7 +26,7 @@ from blender_addon.contract.orbit import (
     Cameras,
     Orbit,
     SurfaceSamples,
-    further_orbits,
+    further_cameras,
     joined_cameras,
     orbit_cameras,
     write_surface_samples,
@@ -85,9 +85,7 @@ def ball_request(blobs: Blobs, seen: tuple[np.ndarray, Cameras] | None = None, *
 def still_ball() -> tuple[np.ndarray, Cameras]:
     """The static orbit of the ball, and views from above and below; they differ in one corner pixel."""
     pictures, cameras = ball_orbit()
-    further = further_orbits(Orbit())
-    others = [orbit_cameras(orbit, cameras.width, cameras.height, moving=False) for orbit in further]
-    cameras = joined_cameras([cameras, *others])
+    cameras = joined_cameras([cameras, further_cameras(Orbit(), cameras.width, cameras.height)])
     count = len(cameras.times)
     pictures = np.concatenate([pictures, pictures[: count - len(pictures)]])
     pictures[:, 0, 0, 0] = np.arange(count)
