@@ -25,7 +25,7 @@ def default_threads() -> int:
     """All of them, or as many as OMP_NUM_THREADS leaves to each process: torch heeds it as well."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     cores = available_cores()
-    return min(int(wanted), cores) if wanted.isdigit() and int(wanted) else cores
+    return min(int(wanted), cores) if wanted.isdecimal() and int(wanted) else cores
 
 
 _threads = default_threads()
