@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The order in which files of tests are handed to the processes that run them."""
 
+from collections import Counter
+
 
 def pytest_collection_modifyitems(items):
-    """The window's files come first, then those with slow tests: what began last would be waited for by all others."""
+    """The window's files come first, then those with slow tests, then those with many: what began last would be waited
+    for by all others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow))  # stable
+    count = Counter(item.path for item in items)
+    items.sort(  # stable
+        key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow, -count[item.path])
+    )

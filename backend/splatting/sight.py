@@ -18,9 +18,12 @@ def project(
     depth = in_camera[:, 2]
     ahead = depth > 1e-6
     plane = in_camera @ intrinsics.T
-    pixels = np.floor(plane[:, :2] / np.where(ahead, depth, 1.0)[:, None])
-    inside = ahead & (pixels >= 0).all(axis=1) & (pixels < [width, height]).all(axis=1)
-    return pixels.clip(0, [width - 1, height - 1]).astype(np.int64), depth, inside
+    # Column by column: NumPy is several times slower along an axis of two.
+    column, row = (np.floor(plane[:, axis] / np.where(ahead, depth, 1.0)) for axis in (0, 1))
+    inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixels = np.empty((len(points), 2), np.int64)
+    pixels[:, 0], pixels[:, 1] = column.clip(0, width - 1), row.clip(0, height - 1)
+    return pixels, depth, inside
 
 
 def unhidden(cells: Tensor, depth: Tensor, tolerance: float) -> Tensor:  # [T, N] int64, [T, N] -> [T, N] bool

@@ -64,21 +64,28 @@ def carve(
     """
     centres = [low[axis] + (np.arange(cells) + 0.5) / cells * (high - low)[axis] for axis in range(3)]
     points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
-    inside_weight, seen_weight = np.zeros(len(points)), np.zeros(len(points))
     silhouettes = views.images[..., 3].numpy() > INSIDE_ALPHA
     height, width = silhouettes.shape[1:]
     pixels_per_cell = float(np.mean(high - low)) / cells / pixel_size(views)
     if radius := round(reach * pixels_per_cell):
         silhouettes = ndimage.maximum_filter(silhouettes, (1, 2 * radius + 1, 2 * radius + 1))
+    # Cells that the views so far rule out, whatever the others say, are left out from there on: most of them, soon.
+    left = np.arange(len(points))
+    inside_weight, seen_weight = np.zeros(len(points)), np.zeros(len(points))
+    missable = (1 - agreement + 1e-6) * view_weights.sum()
     for silhouette, viewmat, intrinsics, weight in zip(
         silhouettes, views.cameras.viewmats(), views.cameras.Ks, view_weights, strict=True
     ):
-        pixels, _, inside = project(points, viewmat, intrinsics, width, height)
-        seen_weight[inside] += weight
-        inside_weight[inside] += weight * silhouette[pixels[inside, 1], pixels[inside, 0]]
+        pixels, _, inside = project(points[left], viewmat, intrinsics, width, height)
+        seen_weight += weight * inside
+        inside_weight += weight * (inside & silhouette[pixels[:, 1], pixels[:, 0]])
+        possible = seen_weight - inside_weight <= missable
+        left, inside_weight, seen_weight = left[possible], inside_weight[possible], seen_weight[possible]
     # A place that few views can see is not ruled out by the others, and would stay for want of evidence.
     enough = seen_weight > 0.5 * view_weights.sum()
-    return (enough & (inside_weight >= (agreement - 1e-6) * seen_weight)).reshape(cells, cells, cells)
+    occupied = np.zeros(len(points), bool)
+    occupied[left] = enough & (inside_weight >= (agreement - 1e-6) * seen_weight)
+    return occupied.reshape(cells, cells, cells)
 
 
 def _without_specks(occupied: np.ndarray) -> np.ndarray:  # [cells, cells, cells] bool

@@ -96,6 +96,7 @@ def test_vae(tmp_path: Path) -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 def test_construction(tmp_path: Path) -> None:
     rows, figures = measured("construction", tmp_path)
     assert rows[-1]["stage"] == "all"
@@ -130,6 +131,7 @@ def test_training(tmp_path: Path) -> None:
 # --- what the figures hang on ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_operations_grow_with_the_frames() -> None:
     few, many = (networks.orbit_operations(published_tiny.IMAGE, frames, 64) for frames in (4, 8))
     assert 1.9 < many / few < 2.3

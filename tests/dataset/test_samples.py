@@ -26,13 +26,13 @@ def stream():
 def test_a_sample_is_the_same_whenever_it_is_drawn(stream):
     again = SampleStream(ASSETS, "train", resolution=16, seed=3)
     again.sample(0)
-    for number in (7, 0, 1_000_000):
+    for number in (1_000_000, 0, 7):
         first, second = stream.sample(number), again.sample(number)
         for field in fields(first):
             np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
-    assert not np.array_equal(stream.sample(7).moving, stream.sample(8).moving)
     other = SampleStream(ASSETS, "train", resolution=16, seed=4)
-    assert not np.array_equal(stream.sample(7).moving, other.sample(7).moving)
+    assert not np.array_equal(second.moving, again.sample(8).moving)
+    assert not np.array_equal(second.moving, other.sample(7).moving)
 
 
 def test_what_a_sample_holds(stream):

@@ -135,6 +135,7 @@ def test_what_is_added_learns_from_the_first_step(name):
         assert parameter.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_computes_in_half_precision():
     net, given = network("image", trained=True), inputs("image")

@@ -362,7 +362,9 @@ def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, mon
     assert len(oracle.asked) == 6  # what belongs to other inputs is not taken up
 
 
-@pytest.mark.parametrize("last", [3, 8])  # 5 chunks and one with normals, then 5 again
+@pytest.mark.parametrize(
+    "last", [3, pytest.param(8, marks=pytest.mark.slow)]
+)  # 5 chunks and one with normals, then 5 again
 def test_cancelled_within_a_step(last: int) -> None:
     """In a chunk of rays, and while the gradient is computed."""
     calls = iter(range(1000))

@@ -15,7 +15,7 @@ from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
 from backend.pipelines import diffusion4d
-from backend.splatting import surface_motion
+from backend.splatting import surface_motion, visual_hull
 from backend.splatting.config import ConstructConfig
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
@@ -61,6 +61,8 @@ def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.Mo
     monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
     monkeypatch.setattr(surface_motion, "POINTS", SURFACE_POINTS)
     monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
+    monkeypatch.setattr(visual_hull, "COARSE_CELLS", RESOLUTION)
+    monkeypatch.setattr(visual_hull, "FINE_CELLS", 2 * RESOLUTION)
     for_preset = ConstructConfig.for_preset
     few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
     monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))

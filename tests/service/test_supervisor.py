@@ -53,15 +53,15 @@ usage = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted(set(sys.modules) & {"torch", "numba", "scipy", "PIL", "bpy", "av"})
 print(usage.ru_utime + usage.ru_stime, *heavy)
 """
-    # The quickest of three: other processes on the same cores cost caches.
-    answers = [
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.split()
-        for _ in range(3)
-    ]
-    assert answers[0][1:] == []
-    assert min(float(answer[0]) for answer in answers) < API_SECONDS
+
+    def start() -> float:
+        command = [sys.executable, "-c", code]
+        seconds, *found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        assert found == []
+        return float(seconds)
+
+    # One of three: other processes on the same cores cost caches.
+    assert any(start() < API_SECONDS for _ in range(3))
 
 
 def test_files_of_a_running_backend(tmp_path):

@@ -258,7 +258,7 @@ def test_several_views_per_time_are_used(scene: Scene, tmp_path: Path) -> None:
     assert clip.frame_count == 9
 
 
-@pytest.mark.parametrize("frames", [8, 96])
+@pytest.mark.parametrize("frames", [8, pytest.param(96, marks=pytest.mark.slow)])
 def test_any_number_of_frames_and_uneven_times(tmp_path: Path, frames: int) -> None:
     scene = swinging_arm(frames=frames, pixels=32, loop=False, closed=False)
     times = scene.moving.cameras.times**1.5  # denser at the beginning
@@ -279,6 +279,7 @@ def test_left_out_pictures_leave_the_number_of_frames(scene: Scene, tmp_path: Pa
     assert "1 of 9 pictures" in run.notes[0]
 
 
+@pytest.mark.slow
 def test_linear_light_fits_as_well_and_is_told(scene: Scene, tmp_path: Path) -> None:
     config = replace(TINY, shape_steps=60)
     srgb, linear = (
@@ -291,6 +292,7 @@ def test_linear_light_fits_as_well_and_is_told(scene: Scene, tmp_path: Path) -> 
     assert mean_psnr(linear, scene.static) > mean_psnr(srgb, scene.static) - 3
 
 
+@pytest.mark.slow
 def test_colors_that_depend_on_the_view_need_harmonics(scene: Scene, tmp_path: Path) -> None:
     def lit(views: Observations) -> Observations:
         """Brighter for cameras on the side of +X."""

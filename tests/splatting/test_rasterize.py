@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backend.progress import UserError
 from backend.splatting.rasterize import get_threads, rasterize, set_threads, warm_up
+from backend.splatting.rasterize.threads import default_threads
 from tests.splatting.oracle import bumpy_sphere, camera, rasterize_dense
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -396,6 +397,13 @@ def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads(modes: d
         set_threads(threads)
         for before, after in zip(first, drawn_with_gradients(*scene, **modes), strict=True):
             assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(("told", "threads"), [("1", 1), ("2,1", 2), ("9", 3), ("", 3), ("0", 3), ("all", 3)])
+def test_threads_are_as_many_as_torch_may_use(told: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.splatting.rasterize.threads.available_cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert default_threads() == threads
 
 
 def test_several_python_threads_at_once_give_the_same_bits() -> None:

@@ -150,7 +150,10 @@ def test_a_run_needs_a_length_and_assets(tiny, assets, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [f"kinesplat_small_{kind}" for kind in ("motion", "static", "scene_flow", "4dm")],
+    [
+        *(f"kinesplat_small_{kind}" for kind in ("motion", "scene_flow", "4dm")),
+        pytest.param("kinesplat_small_static", marks=pytest.mark.slow),  # renders its volumes
+    ],
 )
 def test_a_step_stays_on_its_device(name, assets):
     """On a device that is not the CPU and has no numbers: what asks for them, or mixes devices, fails."""

@@ -4,6 +4,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,8 +103,9 @@ def checked_scene(tensors: dict[str, Tensor], options: Options) -> Scene:
 
     leading = {name: tensor.shape[: -len(shapes[name])] for name, tensor in tensors.items()}
     try:
-        batch = torch.broadcast_shapes(*leading.values())
-    except RuntimeError as error:
+        # torch.broadcast_shapes brings SymPy, most of a second at the start of a process
+        batch = torch.Size(np.broadcast_shapes(*leading.values()))
+    except ValueError as error:
         words = ", ".join(f"{name} {list(shape)}" for name, shape in leading.items())
         raise ValueError(f"The leading dimensions do not go together: {words}.") from error
     flat = {name: _flatten(tensor, leading[name], batch) for name, tensor in tensors.items()}

@@ -21,7 +21,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-_threads = available_cores()
+def default_threads() -> int:
+    """All of them, or as many as OMP_NUM_THREADS leaves to each process: torch heeds it as well."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    cores = available_cores()
+    return min(int(wanted), cores) if wanted.isdecimal() and int(wanted) else cores
+
+
+_threads = default_threads()
 
 
 def set_threads(count: int) -> None:
