@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The order in which files of tests are handed to the processes that run them."""
+"""The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend."""
+
+import pytest
 
 
 def pytest_collection_modifyitems(items):
     """The window's files come first, then those with slow tests: what began last would be waited for by all others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow))  # stable
+
+
+@pytest.fixture
+def card():
+    """A pretended CUDA device (see fake_cuda)."""
+    from tests.fake_cuda import fake_cuda
+
+    with fake_cuda() as pretended:
+        yield pretended

@@ -184,3 +184,17 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
     clip = construct.construct(*inputs, planned(tmp_path, on_progress=told.append), cuda)
     assert told[0].fraction > 0.3  # it did not begin again
     assert quality(clip, scene)[0] > 22
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("motion", ["bases", "hexplane"])
+def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
+    """All stages, previews and checkpoints, with gsplat's contract checked; the CPU's kernels draw."""
+    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "densify_times": 1, "sh_degree": 1}
+    config = replace(SMALL, motion=motion, hypotheses=("free", "joints"), **few)
+    engine = choose_engine("auto")
+    assert engine.is_gpu
+    clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path), engine)
+    check_clip(clip)
+    fits = [line for kind, line in card.waits if "local_scalar" in kind]
+    assert not [line for line in fits if "previews" not in line and "construct.py" not in line and "scene.py" not in line]

@@ -216,3 +216,8 @@ def test_what_is_missing_is_told(config, tmp_path) -> None:
         fourdm_task.build(replace(config, network={"depth": 1}), Vocabulary(()))
     with pytest.raises(UserError, match="does not fit the network"):
         fourdm_task.build(replace(config, network={**SIZES, "context_width": 16}), Vocabulary(()))
+
+
+def test_a_run_on_a_pretended_card(card, config, assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(fourdm_task, "encoders", lambda folder, device: encoders().to(device))
+    assert train(replace(config, precision="bf16"), assets, tmp_path, steps=1)
