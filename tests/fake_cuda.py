@@ -138,7 +138,7 @@ class _Numbered(TorchFunctionMode):
             device = kwargs.pop("device", args[0].device if function is Tensor.new_tensor else None)
             if function is Tensor.new_tensor:
                 function, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **kwargs}
-            made = function(*args, **kwargs)
+            made = _made(*args, **kwargs) if function is torch.tensor else function(*args, **kwargs)
             return made if device is None else made.to(device)
         if kwargs.get("generator") is not None:
             first = args[0].device if args and isinstance(args[0], Tensor) else CPU
@@ -367,6 +367,16 @@ class Event:
         return 1.0
 
 
+_made = torch.tensor
+
+
+def _tensor(data, *, device=None, **options) -> Tensor:
+    """torch.tensor for torch's own Python, whose calls modes do not see."""
+    if device is None or torch.device(device).type != "cuda":
+        return _made(data, **options) if device is None else _made(data, device=device, **options)
+    return _made(data, device=CPU, **options).to(CUDA)
+
+
 def _pinned(tensor: Tensor, device=None) -> Tensor:
     if tensor.is_cuda:
         raise Refused("cannot pin a tensor of the GPU")
@@ -407,6 +417,7 @@ def _patches(card: _Card) -> dict[str, object]:
         "torch.cuda.graph": _capture,
         "torch.cuda.Event": Event,
         "torch.Generator": Generator,
+        "torch.tensor": _tensor,
         "torch.Tensor.pin_memory": _pinned,
     }
 

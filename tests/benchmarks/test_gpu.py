@@ -259,6 +259,21 @@ def test_cases_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Clock().case("anything", 1e9)
 
 
+# --- on a card -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [section.name for section in SECTIONS if section.name != "profile"])
+def test_a_section_on_a_pretended_card(card, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In bf16. Times say nothing; that no row fails does. The profiler knows real cards alone."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr(sds, "SLOW", math.inf)
+    monkeypatch.setattr(sds, "LONG", math.inf)
+    rows, _ = measured(name, tmp_path, device="cuda", dtype=torch.bfloat16)
+    assert rows
+    assert [row["failed"] for row in rows if "failed" in row] == []
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,8 @@ def test_pictures_and_gradients_on_cuda_are_those_of_the_cpu(eps2d: float) -> No
     upstream = torch.randn(moments, 1, pixels, pixels, 4, generator=random)
     results = []
     for engine in (choose_engine("cpu"), choose_engine("cuda")):
-        inputs = [tensor.to(engine.device).requires_grad_() for tensor in (cloud[0] + shift, *cloud[1:])]
+        given = (cloud[0] + shift, *cloud[1:])
+        inputs = [tensor.detach().to(engine.device).requires_grad_() for tensor in given]
         seen = (tensor.to(engine.device) for tensor in (viewmats, intrinsics))
         colors, alphas, _ = render.rasterize(*inputs, *seen, pixels, pixels, eps2d=eps2d)
         picture = torch.cat([colors, alphas], dim=-1)

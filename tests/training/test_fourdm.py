@@ -219,5 +219,9 @@ def test_what_is_missing_is_told(config, tmp_path) -> None:
 
 
 def test_a_run_on_a_pretended_card(card, config, assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(fourdm_task, "encoders", lambda folder, device: encoders().to(device))
+    def on(folder: str | None, device: torch.device) -> Encoders:
+        made = encoders()
+        return replace(made, vae=made.vae.to(device), text=lambda texts: made.text(texts).to(device))
+
+    monkeypatch.setattr(fourdm_task, "encoders", on)
     assert train(replace(config, precision="bf16"), assets, tmp_path, steps=1)
