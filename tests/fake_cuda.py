@@ -3,8 +3,8 @@
 
     def test_something(card): ...          # fixture of conftest.py; or: with fake_cuda() as card: ...
 
-Within it torch believes in one GPU. Tensors on "cuda" hold their numbers on the CPU, so whole pipelines run and say what
-they would say; but what CUDA refuses is refused here too, with an error: operations on tensors of two devices,
+Within it torch believes in one GPU. Tensors on "cuda" hold their numbers on the CPU, so whole pipelines run and say
+what they would say; but what CUDA refuses is refused here too, with an error: operations on tensors of two devices,
 `.numpy()`, generators of another device, products of integers, and while a CUDA graph is captured everything that waits
 for the GPU. `autocast("cuda")` casts as on a card. What waits is kept in `card.waits`, with the line that asked for it.
 What only kernels can get wrong (memory, speed, rounding, gsplat's compiled part) is not seen.
@@ -38,19 +38,21 @@ PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 JOINS = {aten.cat.default, aten.stack.default}
 # What takes its type from autocast, by names of torch's own lists for CUDA (aten/src/ATen/autocast_mode.h).
-LOWERED = set(
-    "conv1d conv2d conv3d conv_transpose2d prelu addmm addmv addr matmul __matmul__ __rmatmul__ einsum mm mv linear "
-    "addbmm baddbmm bmm chain_matmul multi_dot scaled_dot_product_attention".split()
-)
-RAISED = set(
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ softplus layer_norm "
-    "group_norm norm cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss hinge_embedding_loss kl_div "
-    "l1_loss smooth_l1_loss huber_loss mse_loss binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp "
-    "upsample_nearest1d interpolate prod softmax log_softmax cumprod cumsum sum".split()
-)
+LOWERED = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose2d", "prelu", "addmm", "addmv", "addr", "matmul", "__matmul__",
+    "__rmatmul__", "einsum", "mm", "mv", "linear", "addbmm", "baddbmm", "bmm", "chain_matmul", "multi_dot",
+    "scaled_dot_product_attention",
+}  # fmt: skip
+RAISED = {
+    "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
+    "tan", "pow", "__pow__", "softplus", "layer_norm", "group_norm", "norm", "cosine_similarity", "poisson_nll_loss",
+    "cosine_embedding_loss", "nll_loss", "hinge_embedding_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "mse_loss", "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp", "prod", "softmax",
+    "log_softmax", "cumprod", "cumsum", "sum",
+}  # fmt: skip
 
 
-class Refused(RuntimeError):
+class RefusedError(RuntimeError):
     """CUDA would refuse this, or fail."""
 
 
@@ -85,11 +87,13 @@ class OnCard(Tensor):
         kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
         if name in ("numpy", "__array__"):
-            raise Refused("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+            raise RefusedError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         if name == "tolist":
             return args[0].cpu().tolist()
         if name in ("data_ptr", "share_memory_"):
-            raise Refused(f"{name} of a CUDA tensor")
+            raise RefusedError(f"{name} of a CUDA tensor")
+        if function is Tensor.backward:  # what checkpoints compute again is to come by here, too
+            return torch.autograd.backward(*args, **kwargs)
         if function is Tensor.data.__set__:
             return _set_data(*args)
         if function in (Tensor.to, Tensor.cuda) and isinstance(args[0], OnCard):
@@ -144,7 +148,7 @@ class _Numbered(TorchFunctionMode):
             first = args[0].device if args and isinstance(args[0], Tensor) else CPU
             where, needed = kwargs["generator"].device.type, torch.device(kwargs.get("device") or first).type
             if where != needed:
-                raise Refused(f"Expected a {needed!r} device type for generator but found {where!r}")
+                raise RefusedError(f"Expected a {needed!r} device type for generator but found {where!r}")
         return function(*args, **kwargs)
 
 
@@ -187,7 +191,7 @@ def _run(operation, args: tuple, kwargs: dict):
         return operation(*args, **kwargs)
     to_card = target == CUDA if target is not None else there and not _copies_to_cpu(operation, args)
     if to_card and _card is not None and _card.broken:
-        raise Refused("CUDA error: no kernel image is available for execution on the device")
+        raise RefusedError("CUDA error: no kernel image is available for execution on the device")
     _wait(operation, args, tensors, target)
     asked = dict(kwargs)
     if target is not None:
@@ -231,7 +235,7 @@ def _copies_to_cpu(operation, args: tuple) -> bool:
 
 def _refuse_mixtures(operation, args: tuple, tensors: list[Tensor]) -> None:
     if operation in PRODUCTS and not tensors[0].dtype.is_floating_point and not tensors[0].dtype.is_complex:
-        raise Refused(f"{operation} is not implemented for {tensors[0].dtype} on CUDA")
+        raise RefusedError(f"{operation} is not implemented for {tensors[0].dtype} on CUDA")
     strangers = [tensor for tensor in tensors if not isinstance(tensor, OnCard)]
     assert not any(tensor.is_meta for tensor in strangers), f"fake_cuda does not know how {operation} came here"
     if not strangers or operation in COPIES:
@@ -242,7 +246,7 @@ def _refuse_mixtures(operation, args: tuple, tensors: list[Tensor]) -> None:
     written = operation._schema.is_mutable and not isinstance(args[0], (OnCard, list))
     if not scalars or written or not _elementwise(operation):
         shapes = [(str(tensor.device), tuple(tensor.shape)) for tensor in tensors]
-        raise Refused(f"Expected all tensors to be on the same device: {operation} of {shapes}")
+        raise RefusedError(f"Expected all tensors to be on the same device: {operation} of {shapes}")
 
 
 def _elementwise(operation) -> bool:
@@ -255,7 +259,7 @@ def _wait(operation, args: tuple, tensors: list[Tensor], target: torch.device | 
         isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and isinstance(index, OnCard)
         for index in args[1]
     )
-    from_card = operation is aten._to_copy.default and target == CPU or _copies_to_cpu(operation, args)
+    from_card = (operation is aten._to_copy.default and target == CPU) or _copies_to_cpu(operation, args)
     loads = (
         (operation is aten._to_copy.default and target == CUDA and not isinstance(args[0], OnCard))
         or (operation is aten.copy_.default and isinstance(args[0], OnCard) and not isinstance(args[1], OnCard))
@@ -266,7 +270,7 @@ def _wait(operation, args: tuple, tensors: list[Tensor], target: torch.device | 
     kind = "upload" if loads else "mask" if masks else str(operation)
     _card.waits.append((kind, _asked_by()))
     if _card.capturing is not None and not (loads and all(tensor.dim() == 0 for tensor in tensors)):
-        raise Refused(f"CUDA error: operation not permitted when stream is capturing: {kind} at {_asked_by()}")
+        raise RefusedError(f"CUDA error: operation not permitted when stream is capturing: {kind} at {_asked_by()}")
 
 
 def _asked_by() -> str:
@@ -379,7 +383,7 @@ def _tensor(data, *, device=None, **options) -> Tensor:
 
 def _pinned(tensor: Tensor, device=None) -> Tensor:
     if tensor.is_cuda:
-        raise Refused("cannot pin a tensor of the GPU")
+        raise RefusedError("cannot pin a tensor of the GPU")
     return tensor.clone()
 
 
@@ -439,12 +443,12 @@ def _rasterization(signature: inspect.Signature):
             assert tensor.is_cuda, name  # CHECK_INPUT of its kernels
             assert tensor.is_contiguous(), name
             assert tensor.dtype == torch.float32, name
-            assert name == "colors" or tensor.shape == batch + shapes[name], (name, tensor.shape)
+            assert name == "colors" or tensor.shape == (*batch, *shapes[name]), (name, tensor.shape)
         degree, colors = asked["sh_degree"], asked["colors"]
         if degree is None:
-            assert colors.shape[:-1] == batch + (count,)
+            assert colors.shape[:-1] == (*batch, count)
         else:
-            assert colors.shape[:-2] == batch + (count,)
+            assert colors.shape[:-2] == (*batch, count)
             assert colors.shape[-1] == 3
             assert (degree + 1) ** 2 <= colors.shape[-2]
         assert asked["render_mode"] in ("RGB", "D", "RGB+D")  # the rest is done by the caller
@@ -466,10 +470,12 @@ def _gsplat() -> Iterator[None]:
 
     here = replace(gsplat_kernels.surroundings(), gpu="Pretended", capability=(9, 0), cuda="13.0")
     with (
-        mock.patch.object(gsplat.rendering, "rasterization", _rasterization(inspect.signature(gsplat.rendering.rasterization))),
-        mock.patch.object(cuda, "load_kernels", lambda *_, **__: None),
-        mock.patch.object(gsplat_kernels, "load_kernels", lambda *_, **__: None),
-        mock.patch.object(gsplat_kernels, "surroundings", lambda: here),
+        mock.patch.object(
+            gsplat.rendering, "rasterization", _rasterization(inspect.signature(gsplat.rendering.rasterization))
+        ),
+        mock.patch.object(cuda, "load_kernels"),
+        mock.patch.object(gsplat_kernels, "load_kernels"),
+        mock.patch.object(gsplat_kernels, "surroundings", return_value=here),
     ):
         yield
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.fake_cuda import OnCard, Refused
+from tests.fake_cuda import OnCard, RefusedError
 
 
 def there(*shape: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_a_gpu_refuses(card, what: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         REFUSED[what]()
 
 
@@ -75,9 +75,9 @@ def test_a_graph_writes_to_its_own_memory_and_refuses_to_wait(card) -> None:
     given.zero_()
     graph.replay()
     torch.testing.assert_close(found[0].cpu(), layer.bias.detach().cpu().relu())
-    with pytest.raises(Refused, match="capturing"), torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with pytest.raises(RefusedError, match="capturing"), torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
         float(layer(given).sum())
-    with pytest.raises(Refused, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with pytest.raises(RefusedError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.ones(3).to("cuda")
 
 

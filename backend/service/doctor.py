@@ -121,7 +121,11 @@ def check_gpu(home: Path) -> tuple:
     from backend.splatting.rasterize.gsplat_kernels import surroundings
 
     if problem := gpu_problem():
-        return NOTE, f"everything runs on the CPU. {problem}", "Install a PyTorch that knows this GPU, or its new driver."
+        return (
+            NOTE,
+            f"everything runs on the CPU. {problem}",
+            "Install a PyTorch that knows this GPU, or its new driver.",
+        )
     engine = expected_engine()
     if engine.is_gpu:
         return (NOTE if engine.notes else OK), " ".join((f"splatting runs on {engine.name}.", *engine.notes))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A GPU that torch finds but cannot use is not used, and people are told; bf16 is used where the GPU has units for it."""
+"""A GPU that torch finds but cannot use is not used, and people are told; bf16 only where the GPU has units for it."""
 
 from pathlib import Path
 

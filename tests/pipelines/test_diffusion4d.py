@@ -408,6 +408,7 @@ def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
     assert measured[-1] > 2.0
 
 
+@pytest.mark.slow
 def test_the_small_model_on_a_pretended_card(card, tmp_path: Path) -> None:
     model = kinesplat_small.load(write_tiny_model(tmp_path))
     assert model.device.type == "cuda"

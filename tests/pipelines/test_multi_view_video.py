@@ -219,6 +219,7 @@ def test_out_of_memory_goes_down_the_ladder(loaded, tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(latents(run.folder), latents(plain.folder), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 3])
 def test_on_a_pretended_card(card, index: int, tmp_path: Path) -> None:
     made = {"text_encoder": Letters(), "image_encoder": Tokens(), "vae": published_tiny.networks()["vae"]}

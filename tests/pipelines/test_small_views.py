@@ -87,6 +87,7 @@ def test_distillation_has_a_gradient(model: SmallVideoModel, tmp_path: Path, sca
     assert pictures.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_on_a_pretended_card(card, tmp_path: Path) -> None:
     words = Vocabulary(("dog",))
     made = KinesplatSmall4DM(network(motion=True).to("cuda"), words, RESOLUTION, "tiny 1", "CC0-1.0")

@@ -218,6 +218,7 @@ def test_what_is_missing_is_told(config, tmp_path) -> None:
         fourdm_task.build(replace(config, network={**SIZES, "context_width": 16}), Vocabulary(()))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_pretended_card(card, config, assets, tmp_path, monkeypatch):
     def on(folder: str | None, device: torch.device) -> Encoders:
         made = encoders()

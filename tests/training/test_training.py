@@ -165,6 +165,7 @@ def test_a_step_stays_on_its_device(name, assets):
     assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_pretended_card(card, tiny, assets, tmp_path):
     """In bf16, with the fused optimiser, a moving average, a validation and a checkpoint that is gone on from."""
     config = tiny(precision="auto", sheet_minutes=1e-9)
