@@ -93,7 +93,7 @@ class OnCard(Tensor):
         if name in ("data_ptr", "share_memory_"):
             raise RefusedError(f"{name} of a CUDA tensor")
         if function is Tensor.backward:  # what checkpoints compute again is to come by here, too
-            return torch.autograd.backward(*args, **kwargs)
+            return torch.autograd.backward(args[0], kwargs.pop("gradient", None), **kwargs)
         if function is Tensor.data.__set__:
             return _set_data(*args)
         if function in (Tensor.to, Tensor.cuda) and isinstance(args[0], OnCard):
@@ -193,18 +193,9 @@ def _run(operation, args: tuple, kwargs: dict):
     if to_card and _card is not None and _card.broken:
         raise RefusedError("CUDA error: no kernel image is available for execution on the device")
     _wait(operation, args, tensors, target)
-    asked = dict(kwargs)
-    if target is not None:
-        asked["device"] = CPU
-        if operation is aten._to_copy.default and target == (CUDA if there else CPU) is False:
-            asked.pop("device")
-    if operation is aten._to_copy.default and there != (target == CUDA) and target is not None:
-        asked.setdefault("dtype", args[0].dtype)
-        found = operation(_held(args[0]), **{key: value for key, value in asked.items() if key != "pin_memory"})
-        found = found.clone() if found is _held(args[0]) else found
-    else:
-        asked.pop("pin_memory", None)
-        found = operation(*tree_map(_held, args), **tree_map(_held, asked))
+    asked = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+    asked |= {} if target is None else {"device": CPU}
+    found = operation(*tree_map(_held, args), **tree_map(_held, asked))
     if _card is not None and _card.capturing is not None:
         _card.capturing.append((operation, tree_map(_held, args), tree_map(_held, asked), found))
     if not to_card:
