@@ -7,7 +7,8 @@ Within it torch believes in one GPU. Tensors on "cuda" hold their numbers on the
 what they would say; but what CUDA refuses is refused here too, with an error: operations on tensors of two devices,
 `.numpy()`, generators of another device, products of integers, and while a CUDA graph is captured everything that waits
 for the GPU. `autocast("cuda")` casts as on a card. What waits is kept in `card.waits`, with the line that asked for it.
-What only kernels can get wrong (memory, speed, rounding, gsplat's compiled part) is not seen.
+What only kernels can get wrong (memory, speed, rounding, gsplat's compiled part) is not seen, nor does autocast reach
+what a backward pass computes again (checkpoints).
 """
 
 import inspect
@@ -92,8 +93,6 @@ class OnCard(Tensor):
             return args[0].cpu().tolist()
         if name in ("data_ptr", "share_memory_"):
             raise RefusedError(f"{name} of a CUDA tensor")
-        if function is Tensor.backward:  # what checkpoints compute again is to come by here, too
-            return torch.autograd.backward(args[0], kwargs.pop("gradient", None), **kwargs)
         if function is Tensor.data.__set__:
             return _set_data(*args)
         if function in (Tensor.to, Tensor.cuda) and isinstance(args[0], OnCard):

@@ -263,12 +263,11 @@ def test_cases_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [section.name for section in SECTIONS if section.name != "profile"])
+@pytest.mark.parametrize("name", [section.name for section in SECTIONS if section.name not in ("profile", "sds")])
 def test_a_section_on_a_pretended_card(card, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In bf16. Times say nothing; that no row fails does. The profiler knows real cards alone."""
+    """In bf16. Times say nothing; that no row fails does. The profiler knows real cards alone, and what a backward pass
+    computes again, as one row of `sds` wants it, the pretended one does not reach."""
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
-    monkeypatch.setattr(sds, "SLOW", math.inf)
-    monkeypatch.setattr(sds, "LONG", math.inf)
     rows, _ = measured(name, tmp_path, device="cuda", dtype=torch.bfloat16)
     assert rows
     assert [row["failed"] for row in rows if "failed" in row] == []
