@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The order in which files of tests are handed to the processes that run them."""
+"""The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend."""
 
 from collections import Counter
+
+import pytest
 
 
 def pytest_collection_modifyitems(items):
@@ -12,3 +14,12 @@ def pytest_collection_modifyitems(items):
     items.sort(  # stable
         key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow, -count[item.path])
     )
+
+
+@pytest.fixture
+def card():
+    """A pretended CUDA device (see fake_cuda)."""
+    from tests.fake_cuda import fake_cuda
+
+    with fake_cuda() as pretended:
+        yield pretended

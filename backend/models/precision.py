@@ -12,7 +12,7 @@ def fast_bf16(device: torch.device | str) -> bool:
     kind = torch.device(device).type
     if kind == "cpu":  # measured: 2.2 times as fast with AVX-512 alone, 5 times with matrix tiles
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return kind == "cuda" and torch.cuda.is_bf16_supported()
+    return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from backend.models.gpu import usable_gpu
 from backend.progress import UserError
 from blender_addon.contract.arrays import atomic_file
 
@@ -62,8 +63,8 @@ def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 def default_device() -> str:
-    """The GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The GPU where there is one that can be used."""
+    return "cuda" if usable_gpu() else "cpu"
 
 
 def write_model(

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from backend.models.gpu import gpu_problem
 from backend.progress import Run, UserError
 
 Result = TypeVar("Result")
@@ -134,15 +135,19 @@ def release() -> None:
 
 
 def chosen_device(run: Run) -> torch.device:
-    """What a run's networks work on.
+    """What a run's networks work on; a note says why it is not a GPU that is there.
 
     Raises:
-        UserError: it wants a GPU, and there is none.
+        UserError: it wants a GPU, and there is none that can be used.
     """
-    if run.device != "cpu" and torch.cuda.is_available():
+    problem = None if run.device == "cpu" else gpu_problem()
+    if run.device != "cpu" and torch.cuda.is_available() and problem is None:
         return torch.device("cuda")
     if run.device == "cuda":
-        raise UserError("no_gpu", "There is no GPU that torch can use.", "See: python -m backend doctor")
+        message = problem or "There is no GPU that torch can use."
+        raise UserError("no_gpu", message, "See: python -m backend doctor")
+    if problem:
+        run.note(f"The networks ran on the CPU. {problem}")
     return torch.device("cpu")
 
 

@@ -17,11 +17,13 @@ MOST_OFF_AXIS = 0.25  # clip space; the subject's middle may lie so far beside a
 
 
 @torch.no_grad()
-def observe_scene_flow(moving: Observations, static: Observations | None) -> SceneFlow | None:
+def observe_scene_flow(
+    moving: Observations, static: Observations | None, device: str | None = None
+) -> SceneFlow | None:
     """How far the surface that the static pictures show has moved at the times of the moving ones.
 
     None where the network has nothing to compare: each moving picture needs a static one from the same camera, and the
-    cameras have to look at the middle of clip space.
+    cameras have to look at the middle of clip space. `device`: None is the GPU where there is one.
     """
     if static is None:
         return None
@@ -32,7 +34,7 @@ def observe_scene_flow(moving: Observations, static: Observations | None) -> Sce
     far = opposite_views(poses, still)
     pictures, _ = _as_trained(moving)
     before, before_Ks = _as_trained(static)  # noqa: N806
-    network = load()
+    network = load(device=device)
     flows, spreads, covers, views, times, intrinsic = [], [], [], [], [], []
     for chain in _chains(moving.cameras.times, poses):
         flow, spread = _predict(network, pictures[chain], before[near[chain]], before[far[chain]], moving, chain)

@@ -116,9 +116,16 @@ def check_kernels(home: Path) -> tuple:
 
 def check_gpu(home: Path) -> tuple:
     """What splatting runs on; a GPU is optional. Compiles nothing."""
+    from backend.pipelines.memory_plan import gpu_problem
     from backend.splatting.engine import expected_engine
     from backend.splatting.rasterize.gsplat_kernels import surroundings
 
+    if problem := gpu_problem():
+        return (
+            NOTE,
+            f"everything runs on the CPU. {problem}",
+            "Install a PyTorch that knows this GPU, or its new driver.",
+        )
     engine = expected_engine()
     if engine.is_gpu:
         return (NOTE if engine.notes else OK), " ".join((f"splatting runs on {engine.name}.", *engine.notes))

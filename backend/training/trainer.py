@@ -21,6 +21,7 @@ from backend.data.flow_samples import FlowStream
 from backend.data.samples import SampleStream
 from backend.data.stills import StillStream
 from backend.data.view_samples import GuessedViewStream, ViewStream
+from backend.models.gpu import gpu_problem
 from backend.models.precision import fast_bf16
 from backend.models.text import Vocabulary, words
 from backend.progress import UserError
@@ -103,6 +104,9 @@ def train(
     start = time.monotonic() if began is None else began
     if packed is not None:
         check_place(packed, renew=True)
+    if problem := gpu_problem():
+        hint = "Install a PyTorch that knows this GPU, or hide it to train on the CPU: CUDA_VISIBLE_DEVICES=-1"
+        raise UserError("no_gpu", problem, hint)
     use_fast_kernels()
     accelerator = Accelerator(mixed_precision=precision(config), cpu=not torch.cuda.is_available())
     say = print if accelerator.is_main_process else lambda *_, **__: None

@@ -18,7 +18,7 @@ from backend.pipelines.memory_plan import PLANS
 from backend.pipelines.multi_view_video import VIEWS, view_poses
 from backend.progress import Run
 from benchmarks.gpu.sds import conditions
-from benchmarks.gpu.setting import ROOT, Clock, Setting, wait
+from benchmarks.gpu.setting import ROOT, Clock, Setting, attempted, wait
 from benchmarks.report import Figure
 
 SHOWN = 12  # kinds of work; the rest is one row
@@ -29,18 +29,20 @@ SECONDS = 15.0  # that have to be left for a network
 @torch.no_grad()
 def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
     """Rows by network and kind of work: calls and milliseconds of a pass, share of all of it."""
-    network = setting.networks("moving")["moving"].to(setting.device)
     for compiled in (False, True):
         if not clock.case("profile of the moving network", SECONDS):
             return
+        network = setting.networks("moving")["moving"].to(setting.device)
         if compiled:
             run = Run(ROOT)  # for its notes alone
-            with_kernels({"moving": lambda: network}, setting.device, setting.dtype, run, setting.kernels)["moving"]()
+            with_kernels(
+                {"moving": lambda network=network: network}, setting.device, setting.dtype, run, setting.kernels
+            )["moving"]()
             for sentence in run.notes:
                 clock.tell(sentence)
         name = "moving network, compiled" if compiled else "moving network"
         try:
-            yield from kinds(name, moving(network, setting), setting)
+            yield from attempted_kinds(name, moving(network, setting), setting)
         finally:
             fuse(network, None)
     setting.free()
@@ -48,7 +50,13 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
         loaded = setting.networks("vae", "fourdm")
         vae, video = (loaded[name].to(setting.device) for name in ("vae", "fourdm"))
         guidance = FourDMGuidance(vae, video, conditions(setting), PLANS[0], setting.device, setting.dtype)
-        yield from kinds("4DM", fourdm(guidance, setting), setting)
+        yield from attempted_kinds("4DM", fourdm(guidance, setting), setting)
+
+
+def attempted_kinds(name: str, work: Callable[[], object], setting: Setting) -> list[dict]:
+    """The rows of `kinds`, or one that says why there are none; the next network is still looked at."""
+    found = attempted(lambda: {"rows": list(kinds(name, work, setting))}, setting, network=name)
+    return found.get("rows", [found])
 
 
 def moving(network: nn.Module, setting: Setting) -> Callable[[], Tensor]:

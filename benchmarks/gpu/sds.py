@@ -6,7 +6,7 @@ From the steps follows what the documented number of them takes, and with the vi
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -40,14 +40,20 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
     known = conditions(setting)
     guidance = FourDMGuidance(vae, network, known, PLANS[0], device, setting.dtype)
     rate = matrix_rate(setting.matrix, device, setting.dtype)
-    denoising = None
-    for row in parts(guidance, setting, rate):
-        denoising = denoising or row["seconds"]
-        yield row
+
+    def tried(work: Callable[[], dict], **known: object) -> dict:
+        row = attempted(work, setting, **known)
+        vae.to(device), network.to(device)  # a failure sends them away
+        return row
+
+    denoised = tried(partial(denoising, guidance, setting, rate), what="4DM, both branches")
+    yield denoised
+    what = "VAE of the renders, and back, as in the steps below"
+    yield tried(partial(encoding, guidance, what, setting), what=what)
     before = FourDMGuidance(vae, network, known, PLANS[0], device, torch.float32, keep=False)
-    yield encoding(before, "VAE of the renders, and back, in float32 and once more for the gradient", setting)
+    what = "VAE of the renders, and back, in float32 and once more for the gradient"
+    yield tried(partial(encoding, before, what, setting), what=what)
     del before
-    views = setting.video_steps * denoising
     for representation in REPRESENTATIONS:
         settings = replace(Settings.for_preset("published", representation), **setting.sds_changes)
         steps: list[float] = []
@@ -58,15 +64,13 @@ def measure(setting: Setting, clock: Clock) -> Iterator[dict | Figure]:
             if not clock.case(f"{representation}, renders of {pixels} px", SECONDS):
                 break
             label = {"what": "step of a fit", "representation": representation, "pixels": pixels}
-            row = attempted(
-                partial(steps_of, representation, guidance, settings, index, setting, clock), setting, **label
-            )
+            row = tried(partial(steps_of, representation, guidance, settings, index, setting, clock), **label)
             yield row
             if "failed" in row:
-                vae.to(device), network.to(device)
                 break
             steps.append(row["s a step"])
-        if len(steps) == len(settings.pixels):
+        if len(steps) == len(settings.pixels) and "failed" not in denoised:
+            views = setting.video_steps * denoised["seconds"]
             seconds = sum(
                 (end - begin) * settings.iterations * one
                 for one, begin, end in zip(steps, MILESTONES, (*MILESTONES[1:], 1.0), strict=True)
@@ -90,8 +94,8 @@ def conditions(setting: Setting) -> Conditions:
     )
 
 
-def parts(guidance: FourDMGuidance, setting: Setting, rate: float) -> Iterator[dict]:
-    """What a step asks of 4DM and of its VAE."""
+def denoising(guidance: FourDMGuidance, setting: Setting, rate: float) -> dict:
+    """What a step asks of 4DM."""
     device, frames = setting.device, setting.video_frames
     poses = torch.from_numpy(view_poses(0.0)).float()
     side = setting.pixels // 8
@@ -101,8 +105,7 @@ def parts(guidance: FourDMGuidance, setting: Setting, rate: float) -> Iterator[d
         branches = guidance.branches(poses, np.arange(frames))
         seconds = timed(lambda: branches(latents, rows), device, setting.repeats)
     told = {"what": "4DM, both branches", "seconds": seconds}
-    yield {**told, "of the matrix rate": setting.operations["fourdm"]() / seconds / rate}
-    yield encoding(guidance, "VAE of the renders, and back, as in the steps below", setting)
+    return {**told, "of the matrix rate": setting.operations["fourdm"]() / seconds / rate}
 
 
 def encoding(guidance: FourDMGuidance, what: str, setting: Setting) -> dict:

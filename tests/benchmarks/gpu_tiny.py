@@ -40,11 +40,12 @@ class Looks(published_tiny.Mean):
         return pictures.mean((1, 2, 3))[:, None, None].expand(-1, *FEATURES)
 
 
-def setting(**changes: object) -> Setting:
+def setting(device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Setting:
     """FRAMES and PIXELS are what the pipelines have to be told of, too."""
     made = published_tiny.networks()
-    make = {name: (lambda name=name: made[name]) for name in made}
-    make |= {"fourdm": lambda: FourDM(VIDEO), "image_encoder": Looks}
+    large = {name: made[name].to(dtype) for name in ("text", "image", "moving")}
+    make = {name: (lambda network=network: network) for name, network in {**made, **large}.items()}
+    make |= {"fourdm": lambda: FourDM(VIDEO).to(dtype), "image_encoder": Looks}
     operations = {
         "orbit": cache(lambda: networks.orbit_operations(published_tiny.IMAGE, FRAMES, PIXELS)),
         "fourdm": cache(lambda: networks.fourdm_operations(VIDEO, 8, PIXELS, FEATURES[0])),
@@ -78,4 +79,4 @@ def setting(**changes: object) -> Setting:
             Training("kinesplat_small_4dm", FOURDM, steps=4),
         ),
     }
-    return Setting(torch.device("cpu"), torch.float32, make, operations, **{**small, **changes})
+    return Setting(torch.device(device), dtype, make, operations, **{**small, **changes})

@@ -261,6 +261,20 @@ def test_cases_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Clock().case("anything", 1e9)
 
 
+# --- on a card -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [section.name for section in SECTIONS if section.name not in ("profile", "sds")])
+def test_a_section_on_a_pretended_card(card, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In bf16. Times say nothing; that no row fails does. The profiler knows real cards alone, and what a backward pass
+    computes again, as one row of `sds` wants it, the pretended one does not reach."""
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    rows, _ = measured(name, tmp_path, device="cuda", dtype=torch.bfloat16)
+    assert rows
+    assert [row["failed"] for row in rows if "failed" in row] == []
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -451,3 +451,21 @@ def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
     measured = [diffusion4d.measured_magnitude(one.pictures, pictures) for one in moving]
     assert spearmanr(asked, measured).statistic >= 0.8
     assert measured[-1] > 2.0
+
+
+@pytest.mark.slow
+def test_the_small_model_on_a_pretended_card(card, tmp_path: Path) -> None:
+    model = kinesplat_small.load(write_tiny_model(tmp_path))
+    assert model.device.type == "cuda"
+    pictures, cameras = ball_orbit()
+    told: list[Progress] = []
+    run = Run(tmp_path, told.append)
+    run.plan({"Moving": 1.0})
+    run.begin("Moving")
+    for prompt in ("ball rolls", "a ball hops"):
+        moving = diffusion4d.generate_moving(pictures, cameras, prompt, 3.0, steps=2, model=model, run=run)
+        assert moving.pictures.shape == pictures.shape
+    for image in (None, pictures[0]):
+        for one in (model, replace(model, static=None)):
+            still = diffusion4d.generate_static(cameras, "ball", image, steps=2, model=one)
+            assert still[..., 3].any()

@@ -360,3 +360,33 @@ def test_the_plan_follows_the_free_memory() -> None:
     assert "of 11.2 GiB" in sentence
     with pytest.raises(UserError, match="even block by block"):
         memory_plan.choose(PLANS, need_of, needs[-1] - 1)
+
+
+# --- on a card -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "given", "refine"), [(0, "object", False), (1, "image", True)])
+def test_on_a_pretended_card(card, index: int, given: str, refine: bool, monkeypatch, tmp_path: Path) -> None:
+    """In bf16. What mixes devices or types fails, and so does a recorded step that waits for the card."""
+    monkeypatch.setattr(diffusion4d_published, "plans", lambda *_: PLANS[index : index + 1])
+
+    def loaders(dtype: torch.dtype) -> dict[str, Callable[[], nn.Module]]:
+        assert dtype == torch.bfloat16
+        made = published_tiny.networks()
+        for name in ("text", "image", "moving", "refiner"):
+            made[name] = made[name].to(dtype)
+        for name in ("text", "image", "moving"):
+            getattr(made[name], "base", made[name]).weights_channels_last()
+        return {name: lambda network=network: network for name, network in made.items()}
+
+    orbit = still_ball() if given == "object" else (None, None)
+    image = ball_orbit(48)[0][0] if given == "image" else None
+    run = Run(tmp_path, device="cuda")
+    run.plan({diffusion4d.STILL: 1, diffusion4d.MOVING: 1})
+    frames = generate(*orbit, image, {**SETTINGS, "steps": 2}, run, refine=refine, loaders=loaders)
+    assert frames.moving.shape == (FRAMES, 64, 64, 4)
+    assert frames.provenance["memory_plan"] == PLANS[index].name
+    assert not [note for note in run.notes if "record" in note]
+    steps = [line for kind, line in card.waits if "sampling.py" in line and "upload" not in kind]
+    assert len(steps) == 2 * (2 if given == "image" else 1)  # the state that is kept after each

@@ -557,3 +557,27 @@ def test_too_few_and_too_many_frames_are_told(networks: Networks, tmp_path: Path
     for frames in (7, 65):
         with pytest.raises(UserError, match="8 to 64 frames"):
             generate(rgba(brightening(frames)), "a fox", PublishedVideoModel(networks), TINY, Run(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gaussians", "nerf"])
+def test_steps_on_a_pretended_card(card, kind: str, loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4DM in bf16, Gaussians by (a stand-in for) gsplat, a field by torch: losses, gradients, what is kept."""
+    monkeypatch.setattr(videomv_orbit, "PIXELS", published_tiny.PIXELS)
+    made = {**loaded, "vae": published_tiny.networks()["vae"]}
+    made["fourdm"] = fourdm().requires_grad_(False).to(torch.bfloat16)
+    networks = Networks({name: partial(made.__getitem__, name) for name in made}, torch.device("cuda"), lambda: None)
+    conditions = conditions_of(brightening(8), "a fox", networks)
+    with networks.using("vae", "fourdm") as [vae, network]:
+        guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, torch.bfloat16)
+    assert guidance._keeps  # there is plenty of memory
+    if kind == "nerf":
+        subject = FieldSubject(TINY.grid, replace(TINY.quality, chunk=3_000), 0, "cuda")
+    else:
+        subject = GaussianSubject(frozen_and_faded(truth(8)), "cuda")
+    anchor = Anchor(torch.rand(8, 24, 24, 4), anchor_of(truth(8)).cameras)
+    for iteration in (0, 60):
+        found, pictures = step(subject, guidance, anchor, replace(TINY, representation=kind), iteration)
+        assert np.isfinite(list(found.values())).all()
+        assert pictures.is_cuda
+    subject.load(subject.to_arrays())

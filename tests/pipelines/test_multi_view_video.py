@@ -217,3 +217,17 @@ def test_out_of_memory_goes_down_the_ladder(loaded, tmp_path: Path, monkeypatch:
     assert sum("did not suffice" in note for note in run.notes) == 2
     assert len(calls) == 1 + 1 + 2 + 2
     np.testing.assert_allclose(latents(run.folder), latents(plain.folder), atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 3])
+def test_on_a_pretended_card(card, index: int, tmp_path: Path) -> None:
+    made = {"text_encoder": Letters(), "image_encoder": Tokens(), "vae": published_tiny.networks()["vae"]}
+    made["fourdm"] = network().to(torch.bfloat16)
+    networks = Networks({name: partial(made.__getitem__, name) for name in made}, torch.device("cuda"), lambda: None)
+    networks.follow(PLANS[index])
+    run = Run(tmp_path)
+    given = np.linspace(0, 1, 2), "a fox", networks
+    found = generate_views(brightening(2), *given, steps=2, dtype=torch.bfloat16, run=run)
+    assert found.pictures.shape == (4, 2, 64, 64, 4)
+    assert not [note for note in run.notes if "record" in note]

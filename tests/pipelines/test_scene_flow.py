@@ -20,18 +20,18 @@ class Stand(torch.nn.Module):
 
     def forward(self, moving, near, far, poses, times):
         self.seen.append((moving, near, far, poses, times))
-        local = torch.zeros(*moving.shape[:2], 2, 3, *moving.shape[3:])
+        local = moving.new_zeros(*moving.shape[:2], 2, 3, *moving.shape[3:])
         local[:, :, 0, 0], local[:, :, 1, 0] = near[:, :, 0], far[:, :, 0]
         # Mirrored pictures come with mirrored poses: what goes right there goes left here.
         local[1] = -local[1]
         flow = torch.einsum("btij,btsjhw->btsihw", poses[..., :3, :3], local)
-        return flow, torch.full((*flow.shape[:3], 1, *flow.shape[4:]), 0.02)
+        return flow, flow.new_full((*flow.shape[:3], 1, *flow.shape[4:]), 0.02)
 
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Stand:
     network = Stand()
-    monkeypatch.setattr(scene_flow, "load", lambda: network)
+    monkeypatch.setattr(scene_flow, "load", lambda device=None: network.to(device or "cpu"))
     return network
 
 
@@ -92,3 +92,12 @@ def test_several_pictures_of_a_time_go_into_chains_and_long_ones_are_dealt_out()
     long = scene_flow._chains(np.arange(48) / 47, np.stack([orbit_camera(a, 0, 2.0) for a in range(48)]))
     assert [len(chain) for chain in long] == [24, 24]
     assert sorted(np.concatenate(long).tolist()) == list(range(48))
+
+
+def test_the_network_may_be_on_a_card_that_the_rest_is_not_on(card, network: Stand) -> None:
+    moving, static = orbit(True), orbit(False)
+    wanted = scene_flow.observe_scene_flow(moving, static, "cpu")
+    found = scene_flow.observe_scene_flow(moving, static, "cuda")
+    assert network.unused.is_cuda
+    for name, value in vars(wanted).items():
+        torch.testing.assert_close(getattr(found, name), value)

@@ -85,3 +85,20 @@ def test_distillation_has_a_gradient(model: SmallVideoModel, tmp_path: Path, sca
         )
         loss.backward()
     assert pictures.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_on_a_pretended_card(card, tmp_path: Path) -> None:
+    words = Vocabulary(("dog",))
+    made = KinesplatSmall4DM(network(motion=True).to("cuda"), words, RESOLUTION, "tiny 1", "CC0-1.0")
+    model, run = SmallVideoModel(made), run_in(tmp_path)
+    assert model.views(disc_video(3), "a dog", run=run, **ASKED).pictures.shape == (VIEWS, 3, SIDE, SIDE, 4)
+    with model.guidance(disc_video(8), "a dog", run) as guidance:
+        for device in ("cpu", "cuda"):  # Gaussians may be drawn on the CPU beside a GPU
+            pictures = torch.rand(8 * VIEWS, 4, 24, 24, device=device, requires_grad=True)
+            latents = guidance.encode(pictures)
+            branches = guidance.branches(torch.from_numpy(view_poses(0.0)).float(), np.arange(8))
+            noise = torch.randn(latents.shape).to(latents.device)
+            rest = branches, guidance.schedule, guidance.scale, guidance.rescale, guidance.dtype
+            distillation_loss(latents, noise, 500, *rest).backward()
+            assert pictures.grad.device.type == device

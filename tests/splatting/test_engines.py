@@ -139,7 +139,8 @@ def test_pictures_and_gradients_on_cuda_are_those_of_the_cpu(eps2d: float) -> No
     upstream = torch.randn(moments, 1, pixels, pixels, 4, generator=random)
     results = []
     for engine in (choose_engine("cpu"), choose_engine("cuda")):
-        inputs = [tensor.to(engine.device).requires_grad_() for tensor in (cloud[0] + shift, *cloud[1:])]
+        given = (cloud[0] + shift, *cloud[1:])
+        inputs = [tensor.detach().to(engine.device).requires_grad_() for tensor in given]
         seen = (tensor.to(engine.device) for tensor in (viewmats, intrinsics))
         colors, alphas, _ = render.rasterize(*inputs, *seen, pixels, pixels, eps2d=eps2d)
         picture = torch.cat([colors, alphas], dim=-1)
@@ -184,3 +185,18 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
     clip = construct.construct(*inputs, planned(tmp_path, on_progress=told.append), cuda)
     assert told[0].fraction > 0.3  # it did not begin again
     assert quality(clip, scene)[0] > 22
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("motion", ["bases", "hexplane"])
+def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
+    """All stages, previews and checkpoints, with gsplat's contract checked; the CPU's kernels draw."""
+    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "densify_times": 1, "sh_degree": 1}
+    config = replace(SMALL, motion=motion, hypotheses=("free", "joints"), **few)
+    engine = choose_engine("auto")
+    assert engine.is_gpu
+    clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path), engine)
+    check_clip(clip)
+    waiting = {line.split(":")[0] for kind, line in card.waits if "local_scalar" in kind}
+    seldom = ("previews", "construct", "scene", "densify")  # not in every step
+    assert waiting <= {f"backend/splatting/{name}.py" for name in seldom}

@@ -216,3 +216,13 @@ def test_what_is_missing_is_told(config, tmp_path) -> None:
         fourdm_task.build(replace(config, network={"depth": 1}), Vocabulary(()))
     with pytest.raises(UserError, match="does not fit the network"):
         fourdm_task.build(replace(config, network={**SIZES, "context_width": 16}), Vocabulary(()))
+
+
+@pytest.mark.slow
+def test_a_run_on_a_pretended_card(card, config, assets, tmp_path, monkeypatch):
+    def on(folder: str | None, device: torch.device) -> Encoders:
+        made = encoders()
+        return replace(made, vae=made.vae.to(device), text=lambda texts: made.text(texts).to(device))
+
+    monkeypatch.setattr(fourdm_task, "encoders", on)
+    assert train(replace(config, precision="bf16", checkpoint_activations=False), assets, tmp_path, steps=1)

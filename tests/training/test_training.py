@@ -20,7 +20,7 @@ from backend.training import checkpoint, motion_task
 from backend.training.batches import draw_now
 from backend.training.config import read_config
 from backend.training.packed import pack
-from backend.training.trainer import TASKS, sample_stream, train
+from backend.training.trainer import TASKS, precision, sample_stream, train
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZER)
@@ -166,3 +166,15 @@ def test_a_step_stays_on_its_device(name, assets):
     assert {value.device.type for value in losses.values()} == {"meta"}
     losses["loss"].backward()
     assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}
+
+
+@pytest.mark.slow
+def test_a_run_on_a_pretended_card(card, tiny, assets, tmp_path):
+    """In bf16, with the fused optimiser, a moving average, a validation and a checkpoint that is gone on from."""
+    config = tiny(precision="auto", sheet_minutes=1e-9)
+    assert precision(config) == "bf16"
+    assert train(config, assets, tmp_path, steps=2)
+    assert train(config, assets, tmp_path, steps=3)
+    card.broken = True
+    with pytest.raises(UserError, match="no kernel image"):
+        train(config, assets, tmp_path, steps=4)
