@@ -20,27 +20,30 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
     bl_label = "Backend"
 
     def draw_header_preset(self, context):
-        self.layout.operator("kinesplat.open_preferences", text="", icon="PREFERENCES", emboss=False)
+        """State and button: with them in the header, the panel is one row while all is well."""
+        status = context.window_manager.kinesplat
+        state = status.backend_state
+        text, icon = STATES.get(state, STATES["stopped"])
+        row = self.layout.row()
+        label = row.row()
+        label.alert = state == "problem"
+        label.label(text=text, icon=icon)
+        if preferences.get().backend != "LOCAL":
+            row.operator("kinesplat.connect", text="Connect")
+        elif state in ("running", "stopping") or status.backend_code == "wrong_version":
+            row.operator("kinesplat.stop_backend", text="Stop")
+        else:
+            row.operator("kinesplat.start_backend", text="Start")
+        row.operator("kinesplat.open_preferences", text="", icon="PREFERENCES", emboss=False)
 
     def draw(self, context):
         layout = self.layout
         status = context.window_manager.kinesplat
-        state = status.backend_state
-        text, icon = STATES.get(state, STATES["stopped"])
-        is_local = preferences.get().backend == "LOCAL"
-
-        split = layout.split(factor=0.55)
-        row = split.row()
-        row.alert = state == "problem"
-        row.label(text=text, icon=icon)
-        if not is_local:
-            split.operator("kinesplat.connect", text="Connect")
-        elif state in ("running", "stopping") or status.backend_code == "wrong_version":
-            split.operator("kinesplat.stop_backend", text="Stop")
-        else:
-            split.operator("kinesplat.start_backend", text="Start")
-
-        if state in ("problem", "stopped") and status.backend_message and status.backend_code != "not_running":
+        if (
+            status.backend_state in ("problem", "stopped")
+            and status.backend_message
+            and status.backend_code != "not_running"
+        ):
             draw_sentence(layout, context, status.backend_message)
             if status.backend_hint:
                 draw_sentence(layout, context, status.backend_hint, icon="INFO")
