@@ -103,21 +103,23 @@ def moving_copies(
         ValueError: there is nothing to move, or it does not lie where the Gaussians are, or nothing plays these;
             nothing was added.
     """
+    if not objects:
+        raise MeshMotionError(
+            f"The mesh of which {splats.name} was made is not in this scene. "
+            "Select the mesh to move first, then the Gaussians with Shift, and try again."
+        )
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
     timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()
     known = [obj for obj in objects if obj.evaluated_get(graph).is_evaluated]
-    if objects and not known:
+    if not known:
         raise MeshMotionError(
             f"{objects[0].name} is disabled in viewports or excluded from the view layer. Enable it and try again."
         )
     meshes = [(obj, mesh) for obj in known if (mesh := _looks(obj, graph)) is not None]
     try:
         if not meshes:
-            raise MeshMotionError(
-                f"The mesh of which {splats.name} was made is not in this scene. "
-                "Select the mesh to move first, then the Gaussians with Shift, and try again."
-            )
+            raise MeshMotionError("There is no surface to move. Select a mesh that has faces, then the Gaussians.")
         to_clip = splats.matrix_world.inverted_safe()
         places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
         rest = _frame_that_fits(clip, shown, np.concatenate(places), [obj for obj, _ in meshes])

@@ -6,31 +6,31 @@ import bpy
 from ..blender_addon import preferences
 from .layout import SidebarPanel, draw_sentence
 
-STATES = {  # text, icon
-    "running": ("Running", "CHECKMARK"),
-    "starting": ("Starting", "SORTTIME"),
-    "stopping": ("Stopping", "SORTTIME"),
-    "stopped": ("Not Running", "RADIOBUT_OFF"),
-    "problem": ("Not Available", "ERROR"),
+STATES = {  # text, short enough for a header with a button; icon
+    "running": ("Backend Running", "CHECKMARK"),
+    "starting": ("Backend Starting", "SORTTIME"),
+    "stopping": ("Backend Stopping", "SORTTIME"),
+    "stopped": ("Backend Off", "RADIOBUT_OFF"),
+    "problem": ("No Backend", "ERROR"),
 }
 FIXED_IN_PREFERENCES = ("not_installed", "not_allowed", "bad_address", "not_kinesplat", "wrong_token", "wrong_version")
 
 
 class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
-    bl_label = "Backend"
+    bl_label = ""  # the header says the state and holds the button, so that the panel is one row while all is well
+
+    def draw_header(self, context):
+        state = context.window_manager.kinesplat.backend_state
+        text, icon = STATES.get(state, STATES["stopped"])
+        self.layout.alert = state == "problem"
+        self.layout.label(text=text, icon=icon)
 
     def draw_header_preset(self, context):
-        """State and button: with them in the header, the panel is one row while all is well."""
         status = context.window_manager.kinesplat
-        state = status.backend_state
-        text, icon = STATES.get(state, STATES["stopped"])
         row = self.layout.row()
-        label = row.row()
-        label.alert = state == "problem"
-        label.label(text=text, icon=icon)
         if preferences.get().backend != "LOCAL":
             row.operator("kinesplat.connect", text="Connect")
-        elif state in ("running", "stopping") or status.backend_code == "wrong_version":
+        elif status.backend_state in ("running", "stopping") or status.backend_code == "wrong_version":
             row.operator("kinesplat.stop_backend", text="Stop")
         else:
             row.operator("kinesplat.start_backend", text="Start")
