@@ -55,6 +55,8 @@ def _box_test(low: np.ndarray, high: np.ndarray) -> Test:
 def _triangles(evaluated: bpy.types.Object) -> np.ndarray:  # [F, 3, 3]
     """The corners of an object's triangles, in its own space."""
     mesh = evaluated.to_mesh()
+    if mesh is None:  # a metaball that is part of another
+        return np.empty((0, 3, 3))
     try:
         mesh.calc_loop_triangles()
         places = np.empty(len(mesh.vertices) * 3, np.float32)

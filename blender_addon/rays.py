@@ -25,6 +25,8 @@ def inside_test(triangles: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that tells which places [P, 3] lie within the closed surface of triangles [F, 3, 3]: [P] bool."""
     a, b, c = np.moveaxis(triangles @ _TURN, 1, 0)
     across = np.flatnonzero(_area(a, b, c))  # the others are seen edge-on
+    if not len(across):
+        return lambda places: np.zeros(len(places), bool)
     a, b, c = a[across], b[across], c[across]
     lowest, highest = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
     low, high = lowest.min(axis=0), highest.max(axis=0)

@@ -57,6 +57,7 @@ def test_no_places_and_none_near() -> None:
     test = rays.inside_test(ball(1.0))
     assert test(np.empty((0, 3))).shape == (0,)
     assert not test(np.full((3, 3), 7.0)).any()
+    assert not rays.inside_test(0 * ball(1.0))(np.zeros((1, 3))).any()  # it has shrunk to a point
 
 
 def test_closed_or_open() -> None:
