@@ -287,7 +287,7 @@ def test_each_vertex_goes_its_way_whatever_goes_with_it():
 
 def test_active_gaussians_are_not_what_gaussians_are_made_of(both, part):
     """The panel asks for an object then, where one is wanted."""
-    rod, splats = both
+    rod = both[0]
     lacks_object, options = part("blender_addon.settings").lacks_object, bpy.context.scene.kinesplat
     assert lacks_object(bpy.context)
     options.kind = "TEXT"
