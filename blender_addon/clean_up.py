@@ -6,17 +6,16 @@ its points are removed, with all their frames, or selected in Edit Mode.
 """
 
 import re
+from collections.abc import Callable
 
 import bmesh
 import bpy
 import numpy as np
-from mathutils import Matrix, kdtree
+from mathutils import Matrix
 
-from . import node_groups, splat_object
+from . import nearness, node_groups, splat_object
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
-
-BOUNDED_TYPES = {"MESH", "CURVE", "CURVES", "SURFACE", "FONT", "META", "LATTICE", "VOLUME", "POINTCLOUD", "EMPTY"}
 
 _JUDGED_FRAMES = 24
 _SPACING_SAMPLES = 500
@@ -80,35 +79,35 @@ def oversized(clip: Clip, size: float) -> np.ndarray:  # [N]
 
 
 def outside(
-    splats: bpy.types.Object, clip: Clip, volume: bpy.types.Object, frames: str = "ANY", *, invert: bool = False
+    splats: bpy.types.Object,
+    clip: Clip,
+    volume: bpy.types.Object,
+    is_inside: Callable[[np.ndarray], np.ndarray],
+    frames: str = "ANY",
+    *,
+    invert: bool = False,
 ) -> np.ndarray:  # [N]
-    """Gaussians that do not lie inside the volume of an object; with `invert`, those that do.
-
-    The volume is the object's bounding box in its own space, of an empty what its size spans, as a sphere if it is
-    shown as one. It stands where it is at the scene's current frame.
+    """Gaussians that do not lie inside an object, where it stands at the scene's current frame; with `invert`, those
+    that do.
 
     Args:
         splats: the object that the clip was read from; gives the place and the current frame.
         clip: N Gaussians.
         volume: what to crop to.
+        is_inside: tells which places [P, 3] in the volume's own space lie inside (see `enclosure.inside_test`).
         frames: when a Gaussian has to lie there to count as inside: at `ANY` frame, at `ALL`, or at the `CURRENT` one.
         invert: choose what lies inside.
 
     Raises:
-        ValueError: the object has no volume, or its scale is 0; nothing plays the Gaussians (`CURRENT` alone).
+        ValueError: the volume's scale is 0; nothing plays the Gaussians (`CURRENT` alone).
     """
-    low, high = _box(volume)
     to_volume = np.array(_inverse(volume) @ splats.matrix_world)
     times = [splat_object.shown_frame(splats)] if frames == "CURRENT" else range(clip.frame_count)
-    is_sphere = volume.type == "EMPTY" and volume.empty_display_type == "SPHERE"
     inside = np.full(clip.count, frames == "ALL")
     for t in times:
-        places = clip.frame(t).means @ to_volume[:3, :3].T + to_volume[:3, 3]
-        if is_sphere:
-            now = np.linalg.norm(places, axis=1) <= volume.empty_display_size
-        else:
-            now = ((places >= low) & (places <= high)).all(axis=1)
-        inside = inside & now if frames == "ALL" else inside | now
+        undecided = np.flatnonzero(inside == (frames == "ALL"))
+        places = clip.frame(t).means[undecided] @ to_volume[:3, :3].T + to_volume[:3, 3]
+        inside[undecided] = is_inside(places)
     return inside if invert else ~inside
 
 
@@ -123,7 +122,7 @@ def too_many(clip: Clip, share: float) -> np.ndarray:  # [N]
         share: of the Gaussians that is to stay, 0 to 1; at least one stays.
     """
     count = min(max(round(share * clip.count), 1), clip.count)
-    path = _path_through(clip.frame(clip.frame_count // 2).means)
+    path = nearness.path_through(clip.frame(clip.frame_count // 2).means)
     few = np.arange(clip.count) * count // clip.count  # number of the few that each step of the path belongs to
     opacities, areas = _prominence(clip)
     order = np.lexsort((-(opacities * np.sqrt(areas))[path], few))
@@ -271,10 +270,7 @@ def _is_apart(moment: Gaussians, reach: float, clump: float) -> np.ndarray:  # [
 
 def _spacing(means: np.ndarray) -> float:
     """The usual distance between neighbors: the median over Gaussians of the mean over their nearest."""
-    tree = kdtree.KDTree(len(means))
-    for index, place in enumerate(means.tolist()):
-        tree.insert(place, index)
-    tree.balance()
+    tree = nearness.tree_of(means)
     chosen = means[np.linspace(0, len(means) - 1, min(len(means), _SPACING_SAMPLES)).astype(int)]
     nearest = [[found[2] for found in tree.find_n(place, _NEIGHBORS + 1)] for place in chosen.tolist()]
     return float(np.median(np.sum(nearest, axis=1))) / _NEIGHBORS  # the nearest of all is the Gaussian itself
@@ -314,16 +310,6 @@ def _connected(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [coun
         labels = linked
 
 
-def _box(volume: bpy.types.Object) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest corner of an object's bounding box, in its own space."""
-    if volume.type not in BOUNDED_TYPES:
-        raise CleanUpError(f"{volume.name} has no volume to crop to. Select a cube, an empty or another mesh.")
-    if volume.type == "EMPTY":
-        return np.full(3, -volume.empty_display_size), np.full(3, volume.empty_display_size)
-    corners = np.array([corner[:] for corner in volume.bound_box])
-    return corners.min(axis=0), corners.max(axis=0)
-
-
 def _inverse(volume: bpy.types.Object) -> Matrix:
     try:
         return volume.matrix_world.inverted()
@@ -337,14 +323,3 @@ def _prominence(clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
     opacities = np.max([moment.opacities for moment in moments], axis=0)
     areas = np.mean([np.prod(np.sort(moment.scales, axis=1)[:, 1:], axis=1) for moment in moments], axis=0)
     return opacities, areas
-
-
-def _path_through(places: np.ndarray) -> np.ndarray:  # [N]
-    """The order of places along a path that fills space (Morton's), so that neighbors on it are near each other."""
-    low, high = places.min(axis=0), places.max(axis=0)
-    cells = ((places - low) / max((high - low).max(), 1e-12) * (_GRID - 1)).astype(np.int64)
-    number = np.zeros(len(places), np.int64)
-    for bit in range(_GRID.bit_length() - 1):
-        for axis in range(3):
-            number |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
-    return np.argsort(number, kind="stable")

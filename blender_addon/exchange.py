@@ -58,6 +58,8 @@ def export_clip(
         clip = _clip_of_moments(clip, moments, retime.scene_fps(scene) / scene.frame_step)
     if use_transform:
         clip = replace(clip, to_object=_matrix(context, splats))
+    if made_of := splats.get(splat_object.MADE_OF):
+        clip = replace(clip, provenance={**clip.provenance, "made_of": made_of})
     write_clip(path, clip)
     return f"Exported {splats.name}: {clip.count:,} Gaussians, {clip.frame_count} frames"
 

@@ -7,12 +7,13 @@ stored frame, and plays them by the same modifier input and the same action as t
 For other programs the positions may be shape keys instead, which are keyed with the timing of the moment.
 """
 
+from collections.abc import Callable
+
 import bpy
 import numpy as np
 from mathutils import Matrix
-from mathutils.kdtree import KDTree
 
-from . import capture, exchange, node_groups, placing, retime, splat_object, subject, versions
+from . import capture, exchange, nearness, node_groups, placing, retime, splat_object, subject, versions
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 from .point_cloud import clip_of_object
@@ -35,7 +36,9 @@ LOOKS = (  # of objects, beside those of their meshes
     "visible_volume_scatter",
     "visible_shadow",
 )
-_CHUNK = 20_000  # vertices at a time
+_BOUND_AT_ONCE, _CARRIED_AT_ONCE = 2_000, 500  # vertices: what belongs to them fits into the processor's cache
+_FRAMES_AT_ONCE = 8
+_BINDING = 0.7  # share of the time that it takes to find the neighbors
 
 
 class MeshMotionError(ValueError):
@@ -44,16 +47,31 @@ class MeshMotionError(ValueError):
 
 def source_objects(splats: bpy.types.Object, context: bpy.types.Context) -> list[bpy.types.Object]:
     """The objects with a surface of which the Gaussians were made, as far as the scene still has them."""
-    made_of = splats.get(splat_object.MADE_OF)
-    found = [obj for obj in context.scene.objects if made_of and obj.get(capture.SUBJECT_UUID) == made_of]
-    if not found:
-        return []
-    # Duplicates carry the same id: that one counts which lies where the Gaussians were made.
-    to_object = Matrix(splat_object.description(splats).get("to_object", Matrix()))
-    there = (splats.matrix_world @ to_object.inverted_safe()).translation
-    source = min(found, key=lambda obj: (obj.matrix_world.translation - there).length)
-    family = [source, *source.children_recursive]
-    return [obj for obj in family if may_move(obj) and obj.name in context.scene.objects]
+    made_of, objects = splats.get(splat_object.MADE_OF), context.scene.objects
+    found = [obj for obj in objects if made_of and obj.get(capture.SUBJECT_UUID) == made_of]
+    if found:
+        # Duplicates carry the same id: that one counts which lies where the Gaussians were made.
+        to_object = Matrix(splat_object.description(splats).get("to_object", Matrix()))
+        there = (splats.matrix_world @ to_object.inverted_safe()).translation
+        source = min(found, key=lambda obj: (obj.matrix_world.translation - there).length)
+    else:
+        source = _namesake(splats, context.scene)
+    family = [source, *source.children_recursive] if source is not None else []
+    return [obj for obj in family if may_move(obj) and obj.name in objects]
+
+
+def may_know_source(splats: bpy.types.Object, scene: bpy.types.Scene) -> bool:
+    """Whether the scene may have the object of which the Gaussians were made. For panels, as nothing is searched."""
+    return splat_object.MADE_OF in splats or _namesake(splats, scene) is not None
+
+
+def _namesake(splats: bpy.types.Object, scene: bpy.types.Scene) -> bpy.types.Object | None:
+    """The object that has the name of the clip: of one that came as a file nothing else is known.
+
+    Where it is another object of that name, it does not lie where the Gaussians lie, and is refused for that.
+    """
+    found = scene.objects.get(str(splat_object.description(splats).get("name", "")))
+    return None if found == splats or splat_object.is_splat_object(found) else found
 
 
 def may_move(obj: bpy.types.Object) -> bool:
@@ -67,6 +85,7 @@ def moving_copies(
     context: bpy.types.Context,
     *,
     shape_keys: bool = False,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[bpy.types.Object]:
     """Copies of objects that move as the Gaussians do, beside the originals, one for each that has a surface.
 
@@ -78,23 +97,29 @@ def moving_copies(
         objects: with modifiers, shape keys and armatures as they look now; those disabled in viewports are left out.
         context: of the scene in which they are.
         shape_keys: keep the motion as shape keys with a keyed value each, as game engines take it.
+        on_progress: is told the share of the work that is done, 0 to 1.
 
     Raises:
         ValueError: there is nothing to move, or it does not lie where the Gaussians are, or nothing plays these;
             nothing was added.
     """
+    if not objects:
+        raise MeshMotionError(
+            f"The mesh of which {splats.name} was made is not in this scene. "
+            "Select the mesh to move first, then the Gaussians with Shift, and try again."
+        )
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
     timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()
     known = [obj for obj in objects if obj.evaluated_get(graph).is_evaluated]
-    if objects and not known:
+    if not known:
         raise MeshMotionError(
             f"{objects[0].name} is disabled in viewports or excluded from the view layer. Enable it and try again."
         )
     meshes = [(obj, mesh) for obj in known if (mesh := _looks(obj, graph)) is not None]
     try:
         if not meshes:
-            raise MeshMotionError("There is no surface to move. Select the mesh together with its Gaussians.")
+            raise MeshMotionError("There is no surface to move. Select a mesh that has faces, then the Gaussians.")
         to_clip = splats.matrix_world.inverted_safe()
         places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
         rest = _frame_that_fits(clip, shown, np.concatenate(places), [obj for obj, _ in meshes])
@@ -103,9 +128,10 @@ def moving_copies(
             bpy.data.meshes.remove(mesh)
         raise
 
-    copies = []
+    copies, done, whole = [], 0, sum(map(len, places))
     for (obj, mesh), place in zip(meshes, places, strict=True):
-        moved = follow(place, clip, rest)
+        moved = follow(place, clip, rest, _part_of(on_progress, done / whole, len(place) / whole))
+        done += len(place)
         copy = _add(obj, mesh, splats, context)
         moved = _transformed(moved, copy.matrix_world.inverted_safe() @ splats.matrix_world)
         mesh.vertices.foreach_set("co", moved[0].reshape(-1))
@@ -118,56 +144,82 @@ def moving_copies(
     return copies
 
 
-def follow(vertices: np.ndarray, clip: Clip, rest: float) -> np.ndarray:
+def follow(
+    vertices: np.ndarray, clip: Clip, rest: float, on_progress: Callable[[float], None] = lambda share: None
+) -> np.ndarray:
     """Where vertices go that move along with Gaussians, by linear blend skinning.
 
     Args:
         vertices: [V, 3] at `rest`, clip space.
         clip: the Gaussians.
         rest: stored frame, may be fractional, at which both lie as they belong together.
+        on_progress: is told the share of the work that is done, 0 to 1.
 
     Returns:
         [T, V, 3] float32, one for each stored frame.
     """
     start = clip.frame(rest)
-    nearest, weights = _bind(vertices, start)
-    backwards = start.quats * np.array([1, -1, -1, -1], np.float32)
+    # What lies side by side in space lies side by side in memory then, which is several times as fast.
+    path = nearness.path_through(vertices)
+    vertices = vertices[path]
+    nearest, weights = _bind(vertices, start, _part_of(on_progress, 0.0, _BINDING))
     moved = np.empty((clip.frame_count, *vertices.shape), np.float32)
-    for t in range(clip.frame_count):
-        now = clip.frame(t)
-        turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards)))
-        shifts = now.means - np.einsum("nij,nj->ni", turns, start.means)
-        moved[t] = _carried(vertices, nearest, weights, np.concatenate([turns, shifts[..., None]], -1))
+    for first in range(0, clip.frame_count, _FRAMES_AT_ONCE):
+        frames = range(first, min(first + _FRAMES_AT_ONCE, clip.frame_count))
+        carriers = _carriers(start, [clip.frame(t) for t in frames])
+        moved[frames.start : frames.stop, path] = _carried(vertices, nearest, weights, carriers)
+        on_progress(_BINDING + (1 - _BINDING) * frames.stop / clip.frame_count)
     return moved
 
 
-def _bind(vertices: np.ndarray, start: Gaussians) -> tuple[np.ndarray, np.ndarray]:  # [V, K] int, [V, K] float32
+def _part_of(on_progress: Callable[[float], None], begun: float, part: float) -> Callable[[float], None]:
+    return lambda share: on_progress(begun + part * share)
+
+
+def _bind(
+    vertices: np.ndarray, start: Gaussians, on_progress: Callable[[float], None]
+) -> tuple[np.ndarray, np.ndarray]:  # [V, K] int, [V, K] float32
     """The Gaussians that each vertex goes along with, and how much: by distance and opacity."""
     count = min(NEIGHBORS, len(start.means))
-    tree = _tree(start.means)
+    tree = nearness.tree_of(start.means)
     nearest = np.empty((len(vertices), count), np.int64)
-    distances = np.empty((len(vertices), count), np.float32)
-    for row, vertex in enumerate(vertices.tolist()):
-        found = tree.find_n(vertex, count)
-        nearest[row] = [index for _, index, _ in found]
-        distances[row] = [distance for _, _, distance in found]
-    reach = NEAR * np.maximum(distances[:, : max(count // 4, 1)].mean(1, keepdims=True), 1e-6)
-    # From the nearest on, as else a vertex far from all would go along with one alone.
-    away = (distances**2 - distances[:, :1] ** 2) / reach**2
-    weights = np.exp(-0.5 * away) * np.maximum(start.opacities[nearest], 1e-3)
-    return nearest, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    weights = np.empty((len(vertices), count), np.float32)
+    for first in range(0, len(vertices), _BOUND_AT_ONCE):
+        part = slice(first, first + _BOUND_AT_ONCE)
+        places = vertices[part]
+        near = np.array([[index for _, index, _ in tree.find_n(place, count)] for place in places.tolist()])
+        distances = np.linalg.norm(start.means[near] - places[:, None], axis=2)  # from the nearest on
+        reach = NEAR * np.maximum(distances[:, : max(count // 4, 1)].mean(1, keepdims=True), 1e-6)
+        # From the nearest on, as else a vertex far from all would go along with one alone.
+        away = (distances**2 - distances[:, :1] ** 2) / reach**2
+        weight = np.exp(-0.5 * away) * np.maximum(start.opacities[near], 1e-3)
+        nearest[part], weights[part] = near, weight / weight.sum(1, keepdims=True)
+        on_progress(first / len(vertices))
+    return nearest, weights
+
+
+def _carriers(start: Gaussians, moments: list[Gaussians]) -> np.ndarray:  # [N, F, 3, 4] float32
+    """The rigid movement of each Gaussian from one moment to F others, in clip space."""
+    backwards = start.quats * np.array([1, -1, -1, -1], np.float32)
+    carriers = np.empty((len(start.means), len(moments), 3, 4), np.float32)
+    for row, now in enumerate(moments):
+        turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards)))
+        carriers[:, row, :, :3] = turns
+        carriers[:, row, :, 3] = now.means - np.einsum("nij,nj->ni", turns, start.means)
+    return carriers
 
 
 def _carried(
     vertices: np.ndarray, nearest: np.ndarray, weights: np.ndarray, carriers: np.ndarray
-) -> np.ndarray:  # [V, 3]
-    """Each Gaussian carries vertices by a matrix of its own [N, 3, 4]; a vertex goes by the mean of them."""
-    rows = carriers.reshape(-1, 12).astype(np.float32)
-    out = np.empty_like(vertices)
-    for first in range(0, len(vertices), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        means = (weights[part, None] @ rows[nearest[part]]).reshape(-1, 3, 4)
-        out[part] = np.einsum("vij,vj->vi", means[..., :3], vertices[part]) + means[..., 3]
+) -> np.ndarray:  # [F, V, 3]
+    """Each Gaussian carries vertices by matrices of its own [N, F, 3, 4]; a vertex goes by the mean of them."""
+    count, frames = carriers.shape[:2]
+    rows = carriers.reshape(count, -1)
+    out = np.empty((frames, *vertices.shape), np.float32)
+    for first in range(0, len(vertices), _CARRIED_AT_ONCE):
+        part = slice(first, first + _CARRIED_AT_ONCE)
+        means = (weights[part, None] @ rows[nearest[part]]).reshape(-1, frames, 3, 4)
+        out[:, part] = np.einsum("vfij,vj->fvi", means[..., :3], vertices[part]) + means[..., 3].swapaxes(0, 1)
     return out
 
 
@@ -180,7 +232,7 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
     size = max(float(np.ptp(vertices, axis=0).max()), float(np.ptp(clip.means, axis=0).max()), 1e-9)
 
     def distance(frame: float) -> float:
-        tree = _tree(clip.frame(frame).means)
+        tree = nearness.tree_of(clip.frame(frame).means)
         return sum(tree.find(probe)[2] for probe in probes) / len(probes) / size
 
     distances = {frame: distance(frame) for frame in dict.fromkeys((0.0, shown))}
@@ -192,14 +244,6 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
             "Put them where they belong together, or go to the frame at which they do."
         )
     return best
-
-
-def _tree(points: np.ndarray) -> KDTree:
-    tree = KDTree(len(points))
-    for index, point in enumerate(points.tolist()):
-        tree.insert(point, index)
-    tree.balance()
-    return tree
 
 
 # Meshes

@@ -18,6 +18,7 @@ The points themselves lie at `pos.0`. Where somebody moves one, all its frames m
 
 import json
 import uuid
+from collections.abc import Callable
 
 import bpy
 import numpy as np
@@ -49,6 +50,7 @@ def import_clip(
     draw: str = "POINTS",
     collection: bpy.types.Collection | None = None,
     start: float | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> bpy.types.Object:
     """Add a clip to a scene as one object that plays it: once, or again and again if it was made for that.
 
@@ -61,6 +63,7 @@ def import_clip(
             splats where Blender has them and quads elsewhere.
         collection: where to link the object; the scene's own collection by default.
         start: scene frame at which the clip begins; the current one by default.
+        on_progress: is told the share of the work that is done, 0 to 1.
 
     Raises:
         BadFileError: the clip breaks a rule of its format; nothing was added.
@@ -75,7 +78,7 @@ def import_clip(
     to_world = Matrix(np.asarray(clip.to_object, np.float64).tolist())
     if source is not None:
         to_world = source.matrix_world @ to_world
-    splats = bpy.data.objects.new(label, _build_mesh(clip, layout, label))
+    splats = bpy.data.objects.new(label, _build_mesh(clip, layout, label, on_progress))
     splats.matrix_world = to_world
     splats[UUID] = str(uuid.uuid4())
     splats[CLIP] = json.dumps(
@@ -174,32 +177,46 @@ def _layout(clip: Clip) -> node_groups.Layout:
     )
 
 
-def _build_mesh(clip: Clip, layout: node_groups.Layout, name: str) -> bpy.types.Mesh:
-    moments = clip.frames()
-    columns: dict[str, tuple[str, np.ndarray]] = {}
-    for channel in range(3):
-        columns[f"f_dc_{channel}"] = ("FLOAT", clip.sh[:, 0, channel])
-    for index in range(1, clip.sh.shape[1]):
-        columns[f"sh_{index - 1}"] = ("FLOAT_VECTOR", clip.sh[:, index])
-    columns["opacity"] = ("FLOAT", logit(moments.opacities[0]))
-    for t in range(clip.frame_count):
-        columns[f"pos.{t}"] = ("FLOAT_VECTOR", moments.means[t])
-        columns[f"rot.{t}"] = ("QUATERNION", moments.quats[t])
-        if layout.moving_scales:
-            columns[f"lsc.{t}"] = ("FLOAT_VECTOR", np.log(moments.scales[t]))
-        if layout.moving_opacities:
-            columns[f"opacity.{t}"] = ("FLOAT", logit(moments.opacities[t]))
+def _build_mesh(
+    clip: Clip, layout: node_groups.Layout, name: str, on_progress: Callable[[float], None]
+) -> bpy.types.Mesh:
+    columns = {"opacity": "FLOAT", **{f"f_dc_{channel}": "FLOAT" for channel in range(3)}}
+    columns |= {f"sh_{index}": "FLOAT_VECTOR" for index in range(clip.sh.shape[1] - 1)}
     if not layout.moving_scales:
-        columns["lsc"] = ("FLOAT_VECTOR", np.log(clip.scales))
-
+        columns["lsc"] = "FLOAT_VECTOR"
+    for t in range(clip.frame_count):
+        columns |= {f"pos.{t}": "FLOAT_VECTOR", f"rot.{t}": "QUATERNION"}
+        if layout.moving_scales:
+            columns[f"lsc.{t}"] = "FLOAT_VECTOR"
+        if layout.moving_opacities:
+            columns[f"opacity.{t}"] = "FLOAT"
     mesh = bpy.data.meshes.new(name)
     mesh.vertices.add(clip.count)
-    for column, (data_type, _) in columns.items():
+    for column, data_type in columns.items():
         mesh.attributes.new(column, data_type, "POINT")
+
     # Only now: adding an attribute may move the others in memory.
-    mesh.attributes["position"].data.foreach_set("vector", _flat(moments.means[0]))
-    for column, (data_type, values) in columns.items():
-        mesh.attributes[column].data.foreach_set(_KEYS[data_type], _flat(values))
+    def write(column: str, values: np.ndarray) -> None:
+        attribute = mesh.attributes[column]
+        attribute.data.foreach_set(_KEYS[attribute.data_type], _flat(values))
+
+    for channel in range(3):
+        write(f"f_dc_{channel}", clip.sh[:, 0, channel])
+    for index in range(1, clip.sh.shape[1]):
+        write(f"sh_{index - 1}", clip.sh[:, index])
+    if not layout.moving_scales:
+        write("lsc", np.log(clip.scales))
+    for t, moment in enumerate(clip.moments()):
+        if t == 0:
+            write("position", moment.means)
+            write("opacity", logit(moment.opacities))
+        write(f"pos.{t}", moment.means)
+        write(f"rot.{t}", moment.quats)
+        if layout.moving_scales:
+            write(f"lsc.{t}", np.log(moment.scales))
+        if layout.moving_opacities:
+            write(f"opacity.{t}", logit(moment.opacities))
+        on_progress((t + 1) / clip.frame_count)
     mesh.update()
     return mesh
 

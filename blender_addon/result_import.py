@@ -2,6 +2,7 @@
 """A clip file becomes an object in the open scene, at its place, selected, with the render settings that it needs."""
 
 import os
+from collections.abc import Callable
 
 import bpy
 import numpy as np
@@ -20,6 +21,7 @@ def import_result(
     fit_scene: bool = False,
     hide_source: bool = False,
     show_colors: bool = False,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[bpy.types.Object, str]:
     """Import the clip in `path` and return the new object and a sentence about it.
 
@@ -33,6 +35,7 @@ def import_result(
         fit_scene: give the scene the clip's frame rate and a frame range that shows the clip once.
         hide_source: hide the source object with its children, inside of which the Gaussians would not be seen.
         show_colors: switch solid viewports to material preview, as solid shading draws all Gaussians grey.
+        on_progress: is told the share of the work that is done, 0 to 1.
 
     Raises:
         BadFileError: the file is not a usable clip; nothing was added.
@@ -51,9 +54,11 @@ def import_result(
         name=f"{record.name} Gaussians" if record else None,
         collection=placing.collection_beside(context, source),
         start=record.frame_start if record else None,
+        on_progress=on_progress,
     )
-    if record and record.subject_uuid:
-        splats[splat_object.MADE_OF] = record.subject_uuid
+    made_of = record.subject_uuid if record else clip.provenance.get("made_of")
+    if isinstance(made_of, str) and made_of:
+        splats[splat_object.MADE_OF] = made_of
     if record and record.kind in ("text", "image", "video"):
         _stand_on_cursor(splats, clip, scene)
     elif record and record.matrix_world:

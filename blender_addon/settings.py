@@ -370,6 +370,12 @@ def source_object(context: bpy.types.Context) -> bpy.types.Object | None:
     return chosen if chosen is not None else context.view_layer.objects.active
 
 
+def lacks_object(context: bpy.types.Context) -> bool:
+    """Whether Gaussians are to be made of an object, and none is chosen: Gaussians that are active are none."""
+    source = source_object(context)
+    return context.scene.kinesplat.kind == "OBJECT" and (source is None or splat_object.is_splat_object(source))
+
+
 def invents_motion(context: bpy.types.Context) -> bool:
     """Whether the panel asks for a motion rather than captures one; where that is automatic, as far as it can tell.
 
@@ -380,8 +386,7 @@ def invents_motion(context: bpy.types.Context) -> bool:
         return options.kind != "VIDEO"
     if options.motion_source != "AUTO":
         return options.motion_source == "INVENT"
-    source = source_object(context)
-    return source is None or splat_object.is_splat_object(source) or not looks_animated(source)
+    return lacks_object(context) or not looks_animated(source_object(context))
 
 
 def video_problem(options: KINESPLAT_PG_scene) -> str:

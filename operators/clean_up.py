@@ -5,9 +5,13 @@ import bpy
 import numpy as np
 from bpy.props import BoolProperty, EnumProperty, FloatProperty
 
-from ..blender_addon import clean_up, point_cloud, splat_object
+from ..blender_addon import clean_up, enclosure, point_cloud, splat_object
 from ..blender_addon.contract.clip import Clip
 
+SHAPES = (
+    ("SURFACE", "Surface", "What lies within its surface. Of one with holes, its bounding box"),
+    ("BOX", "Bounding Box", "What lies within its bounding box, turned and scaled as it is"),
+)
 FRAMES = (
     ("ANY", "At Any Frame", "Inside is what lies there at some time"),
     ("ALL", "At All Frames", "Inside is only what lies there all the time"),
@@ -166,14 +170,15 @@ class KINESPLAT_OT_crop_to_object(CleanUpOperator, bpy.types.Operator):
     bl_idname = "kinesplat.crop_to_object"
     bl_label = "Crop to Object"
     bl_description = (
-        "Keep the Gaussians inside the bounding box of the other selected object, "
-        "such as a cube or an empty, and remove the rest. In Edit Mode, select the rest"
+        "Keep the Gaussians inside the other selected object, which may be any closed mesh or an empty, "
+        "and remove the rest. In Edit Mode, select the rest"
     )
     milder = "Place the other object around what is to stay, or choose other frames"
 
+    shape: EnumProperty(name="Shape", description="What of the object counts", items=SHAPES, default="SURFACE")
     frames: EnumProperty(
         name="Inside",
-        description="When Gaussians have to lie in the box to count as inside",
+        description="When Gaussians have to lie in the object to count as inside",
         items=FRAMES,
         default="ANY",
     )
@@ -185,7 +190,7 @@ class KINESPLAT_OT_crop_to_object(CleanUpOperator, bpy.types.Operator):
             return False
         if _volume(context) is None:
             cls.poll_message_set(
-                "Select one object to crop to, such as a cube or an empty, then the Gaussians with Shift"
+                "Select one object to crop to, a closed mesh or an empty, then the Gaussians with Shift"
             )
             return False
         return True
@@ -193,7 +198,13 @@ class KINESPLAT_OT_crop_to_object(CleanUpOperator, bpy.types.Operator):
     def choose(self, context, sharing, clip):
         context.view_layer.update()  # what a script has just moved is in its place only then
         volume = _volume(context)
-        outside = [clean_up.outside(obj, clip, volume, self.frames, invert=self.invert) for obj in sharing]
+        graph = context.evaluated_depsgraph_get()
+        is_inside, is_open = enclosure.inside_test(volume, graph, box=self.shape == "BOX")
+        if is_open:
+            self.report(
+                {"WARNING"}, f"{volume.name} has holes, so its bounding box counts. Fill them to crop to its shape"
+            )
+        outside = [clean_up.outside(obj, clip, volume, is_inside, self.frames, invert=self.invert) for obj in sharing]
         return np.all(outside, axis=0)  # what stays in one of them stays in all
 
 

@@ -2,12 +2,14 @@
 """Export of the active Gaussians: as a clip, and as PLY files for other programs."""
 
 import os
+from collections.abc import Callable
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper
 
 from ..blender_addon import exchange, splat_object
+from .progress import shown_progress
 
 STORED = ("STORED", "Stored Frames", "Each frame that the Gaussians store, once, whatever their timing is")
 SCENE = ("SCENE", "Scene Frames", "What the scene's frame range plays, with its timing")
@@ -37,7 +39,7 @@ class SplatExport(ExportHelper):
             self.filepath = os.path.join(os.path.dirname(bpy.data.filepath), name)
         return super().invoke(context, event)
 
-    def write(self, context, splats, path: str) -> str:
+    def write(self, context, splats, path: str, on_progress: Callable[[float], None]) -> str:
         """Write the files and tell it in a sentence. Raises ValueError or OSError."""
         raise NotImplementedError
 
@@ -46,9 +48,9 @@ class SplatExport(ExportHelper):
             self.report({"ERROR"}, "No file was chosen")
             return {"CANCELLED"}
         path = bpy.path.ensure_ext(bpy.path.abspath(self.filepath), self.filename_ext)
-        context.window_manager.progress_begin(0, 1)
         try:
-            said = self.write(context, context.active_object, path)
+            with shown_progress(context) as on_progress:
+                said = self.write(context, context.active_object, path, on_progress)
         except ValueError as error:
             self.report({"ERROR"}, str(error))
         except OSError as error:
@@ -56,8 +58,6 @@ class SplatExport(ExportHelper):
         else:
             self.report({"INFO"}, said)
             return {"FINISHED"}
-        finally:
-            context.window_manager.progress_end()
         return {"CANCELLED"}
 
 
@@ -75,7 +75,7 @@ class KINESPLAT_OT_export_clip_file(SplatExport, bpy.types.Operator):
         default=True,
     )
 
-    def write(self, context, splats, path):
+    def write(self, context, splats, path, on_progress):
         return exchange.export_clip(context, splats, path, frames=self.frames, use_transform=self.use_transform)
 
 
@@ -100,7 +100,7 @@ class KINESPLAT_OT_export_ply_sequence(SplatExport, bpy.types.Operator):
         options={"SKIP_SAVE"},
     )
 
-    def write(self, context, splats, path):
+    def write(self, context, splats, path, on_progress):
         return exchange.export_ply(
             context,
             splats,
@@ -109,7 +109,7 @@ class KINESPLAT_OT_export_ply_sequence(SplatExport, bpy.types.Operator):
             use_transform=self.use_transform,
             up_axis=self.up_axis,
             replace_existing=self.replace_existing,
-            on_frame=lambda done, count: context.window_manager.progress_update(done / count),
+            on_frame=lambda done, count: on_progress(done / count),
         )
 
 

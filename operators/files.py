@@ -9,6 +9,7 @@ from bpy.props import BoolProperty, CollectionProperty, StringProperty
 
 from ..blender_addon import result_import, retime
 from ..blender_addon.contract.arrays import BadFileError
+from .progress import shown_progress
 
 
 class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
@@ -59,7 +60,10 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     def import_file(self, context, path: str, *, fit_scene: bool) -> bpy.types.Object | None:
         """Import one clip, and report what comes of it."""
         try:
-            splats, said = result_import.import_result(context, path, fit_scene=fit_scene, show_colors=True)
+            with shown_progress(context) as on_progress:
+                splats, said = result_import.import_result(
+                    context, path, fit_scene=fit_scene, show_colors=True, on_progress=on_progress
+                )
         except FileNotFoundError:
             self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
         except BadFileError as error:

@@ -13,6 +13,7 @@ from ..blender_addon.contract.arrays import BadFileError
 from ..blender_addon.contract.frames import read_frames
 from ..blender_addon.contract.requests import TERMINAL_STATES
 from ..blender_addon.job_board import GONE, REFUSED, WAITING, Row
+from .progress import shown_progress
 
 JOB_GONE = "This job is no longer in the list"
 COMMAND_TIMEOUT = 30.0  # seconds that background mode waits for the backend's answer
@@ -202,14 +203,16 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
         row.import_into = ""  # not once more after the end of Edit Mode
         tracker = job_tracker.tracker()
         try:
-            _, said = result_import.import_result(
-                context,
-                row.result,
-                tracker.board.record(row.uid),
-                fit_scene=self.fit_scene,
-                hide_source=self.hide_source,
-                show_colors=self.show_colors,
-            )
+            with shown_progress(context) as on_progress:
+                _, said = result_import.import_result(
+                    context,
+                    row.result,
+                    tracker.board.record(row.uid),
+                    fit_scene=self.fit_scene,
+                    hide_source=self.hide_source,
+                    show_colors=self.show_colors,
+                    on_progress=on_progress,
+                )
         except FileNotFoundError:
             row.result = None
             self.report({"ERROR"}, f"The fetched result of {row.name} is gone: import it again to fetch it anew")

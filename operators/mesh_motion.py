@@ -5,6 +5,7 @@ import bpy
 from bpy.props import BoolProperty
 
 from ..blender_addon import mesh_motion, placing, splat_object
+from .progress import shown_progress
 
 
 class KINESPLAT_OT_move_mesh(bpy.types.Operator):
@@ -44,7 +45,10 @@ class KINESPLAT_OT_move_mesh(bpy.types.Operator):
         chosen = [obj for obj in context.selected_objects if mesh_motion.may_move(obj)]
         objects = chosen or mesh_motion.source_objects(splats, context)
         try:
-            copies = mesh_motion.moving_copies(splats, objects, context, shape_keys=self.shape_keys)
+            with shown_progress(context) as on_progress:
+                copies = mesh_motion.moving_copies(
+                    splats, objects, context, shape_keys=self.shape_keys, on_progress=on_progress
+                )
         except ValueError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}

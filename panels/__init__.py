@@ -3,7 +3,15 @@
 
 from . import assets, backend, clean_up, exchange, generate, jobs, splats
 
-MODULES = (backend, generate, jobs, splats, clean_up, assets, exchange)
+MODULES = (
+    backend,
+    splats,
+    clean_up,
+    assets,
+    exchange,
+    generate,
+    jobs,
+)  # selected Gaussians stand above what makes more
 
 
 def register() -> None:

@@ -6,41 +6,44 @@ import bpy
 from ..blender_addon import preferences
 from .layout import SidebarPanel, draw_sentence
 
-STATES = {  # text, icon
-    "running": ("Running", "CHECKMARK"),
-    "starting": ("Starting", "SORTTIME"),
-    "stopping": ("Stopping", "SORTTIME"),
-    "stopped": ("Not Running", "RADIOBUT_OFF"),
-    "problem": ("Not Available", "ERROR"),
+STATES = {  # text, short enough for a header with a button; icon
+    "running": ("Backend Running", "CHECKMARK"),
+    "starting": ("Backend Starting", "SORTTIME"),
+    "stopping": ("Backend Stopping", "SORTTIME"),
+    "stopped": ("Backend Off", "RADIOBUT_OFF"),
+    "problem": ("No Backend", "ERROR"),
 }
 FIXED_IN_PREFERENCES = ("not_installed", "not_allowed", "bad_address", "not_kinesplat", "wrong_token", "wrong_version")
 
 
 class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
-    bl_label = "Backend"
+    bl_label = ""  # the header says the state and holds the button, so that the panel is one row while all is well
+
+    def draw_header(self, context):
+        state = context.window_manager.kinesplat.backend_state
+        text, icon = STATES.get(state, STATES["stopped"])
+        self.layout.alert = state == "problem"
+        self.layout.label(text=text, icon=icon)
 
     def draw_header_preset(self, context):
-        self.layout.operator("kinesplat.open_preferences", text="", icon="PREFERENCES", emboss=False)
+        status = context.window_manager.kinesplat
+        row = self.layout.row()
+        if preferences.get().backend != "LOCAL":
+            row.operator("kinesplat.connect", text="Connect")
+        elif status.backend_state in ("running", "stopping") or status.backend_code == "wrong_version":
+            row.operator("kinesplat.stop_backend", text="Stop")
+        else:
+            row.operator("kinesplat.start_backend", text="Start")
+        row.operator("kinesplat.open_preferences", text="", icon="PREFERENCES", emboss=False)
 
     def draw(self, context):
         layout = self.layout
         status = context.window_manager.kinesplat
-        state = status.backend_state
-        text, icon = STATES.get(state, STATES["stopped"])
-        is_local = preferences.get().backend == "LOCAL"
-
-        split = layout.split(factor=0.55)
-        row = split.row()
-        row.alert = state == "problem"
-        row.label(text=text, icon=icon)
-        if not is_local:
-            split.operator("kinesplat.connect", text="Connect")
-        elif state in ("running", "stopping") or status.backend_code == "wrong_version":
-            split.operator("kinesplat.stop_backend", text="Stop")
-        else:
-            split.operator("kinesplat.start_backend", text="Start")
-
-        if state in ("problem", "stopped") and status.backend_message and status.backend_code != "not_running":
+        if (
+            status.backend_state in ("problem", "stopped")
+            and status.backend_message
+            and status.backend_code != "not_running"
+        ):
             draw_sentence(layout, context, status.backend_message)
             if status.backend_hint:
                 draw_sentence(layout, context, status.backend_hint, icon="INFO")

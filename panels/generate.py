@@ -25,19 +25,24 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
         row = column.row()
         row.use_property_split = False  # four names need the whole width
         row.prop(options, "kind", expand=True)
-        if options.kind == "OBJECT":
+        needs_object = settings.lacks_object(context)
+        if needs_object:
+            column.prop(options, "source")
+        elif options.kind == "OBJECT":
             draw_object(column, context)
         elif options.kind == "IMAGE":
             column.template_ID(options, "image", open="image.open")
         elif options.kind == "VIDEO":
             draw_video(column, context)
-        if settings.invents_motion(context):
+        if settings.invents_motion(context) and not needs_object:
             draw_invention(column, options)
         column.prop(options, "preset")
 
         if status.capture_active:
             layout.progress(factor=status.capture_fraction, text=status.capture_text, translate=False)
             layout.operator("kinesplat.cancel_capture", text="Cancel", icon="X")
+        elif needs_object:
+            draw_sentence(layout, context, "Select the object to make Gaussians of", icon="INFO")
         else:
             row = layout.row()
             row.scale_y = 1.6
@@ -48,7 +53,7 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """Which object, and where its motion comes from."""
     options = context.scene.kinesplat
     source = settings.source_object(context)
-    layout.prop(options, "source", placeholder=source.name if source else "")
+    layout.prop(options, "source", placeholder=source.name)
     layout.prop(options, "motion_source")
     if settings.invents_motion(context):
         return
@@ -131,6 +136,8 @@ class KINESPLAT_PT_invention(SidebarPanel, bpy.types.Panel):
 
     @classmethod
     def poll(cls, context):
+        if settings.lacks_object(context):
+            return False
         return context.scene.kinesplat.kind == "VIDEO" or settings.invents_motion(context)
 
     def draw(self, context):
@@ -175,7 +182,7 @@ class KINESPLAT_PT_capture(SidebarPanel, bpy.types.Panel):
 
     @classmethod
     def poll(cls, context):
-        return context.scene.kinesplat.kind == "OBJECT"
+        return context.scene.kinesplat.kind == "OBJECT" and not settings.lacks_object(context)
 
     def draw(self, context):
         layout = self.layout

@@ -8,7 +8,8 @@ origin, its longest side 1. `to_object` leads from there to the source object's 
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -122,13 +123,22 @@ class Clip:
 
     def frames(self) -> Gaussians:
         """All stored frames along a leading axis T, rotations continuous in sign over time."""
-        moments = [self._stored(t) for t in range(self.frame_count)]
+        moments = list(self.moments())
         return Gaussians(
             means=np.stack([moment.means for moment in moments]),
-            quats=rotations.make_continuous(np.stack([moment.quats for moment in moments])),
+            quats=np.stack([moment.quats for moment in moments]),
             scales=np.stack([moment.scales for moment in moments]),
             opacities=np.stack([moment.opacities for moment in moments]),
         )
+
+    def moments(self) -> Iterator[Gaussians]:
+        """The same one after the other."""
+        former = None
+        for t in range(self.frame_count):
+            moment = self._stored(t)
+            quats = moment.quats if former is None else rotations.same_side(moment.quats, former)
+            yield replace(moment, quats=quats)
+            former = quats
 
     def _stored(self, t: int) -> Gaussians:
         motion = self.motion
@@ -140,19 +150,16 @@ class Clip:
                 scales=self.scales if scales is None else scales[t],
                 opacities=self.opacities if opacities is None else opacities[t],
             )
-        basis_quats = motion.basis_quats[t]
-        matrices = rotations.to_matrix(basis_quats)
-        means = np.zeros_like(self.means)
-        blended = np.zeros_like(self.quats)
-        first = basis_quats[motion.basis_index[:, 0]]
-        for k in range(BASES_PER_GAUSSIAN):
-            index, weight = motion.basis_index[:, k], motion.basis_weights[:, k, None]
-            moved = np.einsum("nij,nj->ni", matrices[index], self.means) + motion.basis_translations[t, index]
-            means += weight * moved
-            quats = basis_quats[index]
-            same_side = np.where(np.sum(quats * first, axis=-1, keepdims=True) < 0, -1, 1).astype(np.float32)
-            blended += weight * same_side * quats
-        quats = rotations.multiply(rotations.normalize(blended), self.quats)
+        bases = motion.basis_quats[t]
+        matrices = np.concatenate([rotations.to_matrix(bases), motion.basis_translations[t, ..., None]], axis=-1)
+        weights, index = motion.basis_weights, motion.basis_index
+        # Movements are blended before they are applied: one matrix for each Gaussian, not one for each of its bases.
+        moves = np.einsum("nk,nkc->nc", weights, matrices.reshape(-1, 12)[index]).reshape(-1, 3, 4)
+        means = np.einsum("nij,nj->ni", moves[..., :3], self.means) + moves[..., 3]
+        quats = bases[index]
+        signed = np.where(np.einsum("nkc,nc->nk", quats, quats[:, 0]) < 0, -weights, weights)
+        blended = rotations.normalize(np.einsum("nk,nkc->nc", signed, quats))
+        quats = rotations.multiply(blended, self.quats)
         return Gaussians(means, rotations.normalize(quats), self.scales, self.opacities)
 
 

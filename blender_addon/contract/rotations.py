@@ -6,35 +6,34 @@ import numpy as np
 
 def normalize(quats: np.ndarray) -> np.ndarray:  # [..., 4] -> [..., 4]
     """Unit quaternions; a zero quaternion becomes the identity."""
-    norms = np.linalg.norm(quats, axis=-1, keepdims=True)
-    identity = np.array([1, 0, 0, 0], quats.dtype)
-    return np.where(norms > 1e-12, quats / np.maximum(norms, 1e-12), identity)
+    norms = np.sqrt(np.einsum("...i,...i->...", quats, quats))
+    unit = quats / np.maximum(norms, 1e-12)[..., None]
+    unit[norms <= 1e-12] = (1, 0, 0, 0)
+    return unit
 
 
 def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [..., 4], [..., 4] -> [..., 4]
     """Hamilton product: first rotate by `b`, then by `a`."""
     aw, ax, ay, az = np.moveaxis(a, -1, 0)
     bw, bx, by, bz = np.moveaxis(b, -1, 0)
-    return np.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        axis=-1,
-    )
+    product = np.empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
+    product[..., 0] = aw * bw - ax * bx - ay * by - az * bz
+    product[..., 1] = aw * bx + ax * bw + ay * bz - az * by
+    product[..., 2] = aw * by - ax * bz + ay * bw + az * bx
+    product[..., 3] = aw * bz + ax * by - ay * bx + az * bw
+    return product
 
 
 def to_matrix(quats: np.ndarray) -> np.ndarray:  # [..., 4] unit -> [..., 3, 3]
     """Rotation matrices of unit quaternions."""
     w, x, y, z = np.moveaxis(quats, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    matrices = np.empty((*quats.shape[:-1], 3, 3), quats.dtype)
+    matrices[..., 0, 0], matrices[..., 0, 1] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z)
+    matrices[..., 0, 2], matrices[..., 1, 0] = 2 * (x * z + w * y), 2 * (x * y + w * z)
+    matrices[..., 1, 1], matrices[..., 1, 2] = 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
+    matrices[..., 2, 0], matrices[..., 2, 1] = 2 * (x * z - w * y), 2 * (y * z + w * x)
+    matrices[..., 2, 2] = 1 - 2 * (x * x + y * y)
+    return matrices
 
 
 def from_matrix(matrices: np.ndarray) -> np.ndarray:  # [..., 3, 3] proper rotations -> [..., 4] unit
@@ -68,11 +67,12 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:  # [..., 4
 
 def same_side(quats: np.ndarray, former: np.ndarray) -> np.ndarray:  # [..., 4] x 2 -> [..., 4]
     """The same rotations as `quats`, each with the sign that brings it nearer to its `former`."""
-    return np.where(np.sum(quats * former, axis=-1, keepdims=True) < 0, -quats, quats)
+    return np.where(np.einsum("...i,...i->...", quats, former)[..., None] < 0, -quats, quats)
 
 
 def make_continuous(quats: np.ndarray) -> np.ndarray:  # [T, ..., 4] -> [T, ..., 4]
     """Flip signs so that each quaternion lies on the side of its predecessor in time."""
-    flips = np.where(np.sum(quats[1:] * quats[:-1], axis=-1) < 0, -1, 1).astype(quats.dtype)
-    signs = np.concatenate([np.ones_like(quats[:1, ..., 0]), np.cumprod(flips, axis=0)])
-    return quats * signs[..., None]
+    continuous = quats.copy()
+    for t in range(1, len(quats)):
+        continuous[t] = same_side(quats[t], continuous[t - 1])
+    return continuous

@@ -16,7 +16,7 @@ from tests.blender.conftest import PACKAGE, load_extension
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import clean_up, node_groups, point_cloud, versions  # noqa: E402
+from blender_addon import clean_up, enclosure, node_groups, point_cloud, versions  # noqa: E402
 from tests.blender.clips import add_camera, quad_corners, show, twisting_ring  # noqa: E402
 from tests.blender.test_operators import error_of, why_not  # noqa: E402
 
@@ -182,9 +182,10 @@ class TestCrop:
         clip = with_points(balls((0, 0, 0), count=0), means)
         return add(clip)
 
-    def stays(self, splats, volume, frames, **options):
+    def stays(self, splats, volume, frames, *, box=False, **options):
         bpy.context.view_layer.update()
-        gone = clean_up.outside(splats, point_cloud.clip_of_object(splats), volume, frames, **options)
+        inside, _ = enclosure.inside_test(volume, bpy.context.evaluated_depsgraph_get(), box=box)
+        gone = clean_up.outside(splats, point_cloud.clip_of_object(splats), volume, inside, frames, **options)
         return np.flatnonzero(~gone).tolist()
 
     def test_frames_and_invert(self, splats) -> None:
@@ -214,9 +215,28 @@ class TestCrop:
         assert self.stays(splats, add_empty(corner, display="SPHERE"), "ALL") == []
         assert self.stays(splats, add_empty(corner, size=1.3, display="SPHERE"), "ALL") == [2]
 
+    def test_the_shape_of_a_closed_mesh_counts(self, splats) -> None:
+        bpy.ops.mesh.primitive_uv_sphere_add(radius=0.5, location=(5.4, 0.4, 0))  # 5 0 0 is in its box, not in it
+        ball = bpy.context.object
+        assert self.stays(splats, ball, "ALL") == []
+        assert self.stays(splats, ball, "ALL", box=True) == [2]
+        ball.scale = (1.3, 1.3, 1.3)
+        assert self.stays(splats, ball, "ALL") == [2]
+        assert self.stays(splats, ball, "ANY") == [1, 2]
+        ball.scale = (1, 1, 1)
+        ball.modifiers.new("Thick", "DISPLACE").strength = 0.3
+        bpy.context.view_layer.update()
+        assert self.stays(splats, ball, "ALL") == [2]
+
+    def test_of_a_mesh_with_holes_the_box_counts(self, splats) -> None:
+        bpy.ops.mesh.primitive_cylinder_add(radius=0.5, location=(5.4, 0.4, 0), end_fill_type="NOTHING")
+        pipe = bpy.context.object
+        assert self.stays(splats, pipe, "ALL") == [2]
+        assert enclosure.inside_test(pipe, bpy.context.evaluated_depsgraph_get(), box=False)[1]
+
     def test_what_has_no_volume(self, splats) -> None:
         lamp = bpy.data.objects.new("Lamp", bpy.data.lights.new("Lamp", "POINT"))
-        with pytest.raises(clean_up.CleanUpError, match="Lamp has no volume"):
+        with pytest.raises(ValueError, match="Lamp has no volume"):
             self.stays(splats, lamp, "ANY")
         with pytest.raises(clean_up.CleanUpError, match="scale of 0"):
             self.stays(splats, add_empty(scale=(0, 1, 1)), "ANY")

@@ -92,6 +92,14 @@ def test_a_clip_comes_back_as_the_same_object(splats, part, tmp_path) -> None:
     np.testing.assert_array_equal(read_clip(tmp_path / "unplaced.npz").to_object, np.eye(4))
 
 
+def test_a_clip_knows_the_object_that_it_was_made_of(splats, tmp_path) -> None:
+    splats["kinesplat_made_of"] = "some id"
+    bpy.ops.kinesplat.export_clip_file(filepath=str(tmp_path / "clip.npz"))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / "clip.npz"))
+    assert bpy.context.active_object is not splats
+    assert bpy.context.active_object["kinesplat_made_of"] == "some id"
+
+
 @pytest.mark.slow
 def test_timing_can_become_part_of_a_clip(splats, part, tmp_path) -> None:
     bpy.ops.kinesplat.retime_reverse()

@@ -230,7 +230,9 @@ def test_the_source_is_found_without_selecting_it(both):
 @pytest.mark.parametrize("case", ["nothing selected", "elsewhere", "no surface", "no modifier"])
 def test_what_cannot_move_is_said_and_adds_nothing(both, case):
     rod, splats = both
-    if case != "nothing selected":
+    if case == "nothing selected":
+        rod.name = "Stick"
+    else:
         rod.select_set(True)
     if case == "elsewhere":
         rod.location.x = 3
@@ -239,16 +241,62 @@ def test_what_cannot_move_is_said_and_adds_nothing(both, case):
     if case == "no modifier":
         splats.modifiers.clear()
     blocks = len(bpy.data.objects), len(bpy.data.meshes)
-    expected = {"elsewhere": "do not lie in the same place", "no modifier": "has lost the modifier"}
-    with pytest.raises(RuntimeError, match=expected.get(case, "no surface to move")):
+    expected = {
+        "nothing selected": "not in this scene. Select the mesh to move first",
+        "elsewhere": "do not lie in the same place",
+        "no surface": "no surface to move",
+        "no modifier": "has lost the modifier",
+    }
+    with pytest.raises(RuntimeError, match=expected[case]):
         bpy.ops.kinesplat.move_mesh()
     assert (len(bpy.data.objects), len(bpy.data.meshes)) == blocks
 
 
 def test_gaussians_alone_are_no_mesh(both):
+    both[0].name = "Stick"
     point_cloud.import_clip(twisting_ring(20, 3), bpy.context.scene).select_set(True)
-    with pytest.raises(RuntimeError, match="no surface to move"):
+    with pytest.raises(RuntimeError, match="not in this scene"):
         bpy.ops.kinesplat.move_mesh()
+
+
+def test_a_clip_of_a_file_finds_the_object_of_its_name(both, part):
+    rod, splats = both
+    may_know = part("blender_addon.mesh_motion").may_know_source
+    assert may_know(splats, bpy.context.scene)
+    rod.location.x = 3  # it may be another rod
+    with pytest.raises(RuntimeError, match="do not lie in the same place"):
+        bpy.ops.kinesplat.move_mesh()
+    rod.location.x = 0
+    assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
+    assert bpy.context.active_object.name == "Rod Moving"
+    rod.name = "Stick"
+    assert not may_know(splats, bpy.context.scene)
+
+
+def test_each_vertex_goes_its_way_whatever_goes_with_it():
+    """Many vertices are worked on in parts and in another order."""
+    places = np.random.default_rng(3).uniform(-0.5, 0.5, (4500, 3)).astype(np.float32)
+    told = []
+    moved = mesh_motion.follow(places, bending_rod(), 0.0, told.append)
+    few = np.arange(0, 4500, 45)
+    assert np.allclose(moved[:, few], mesh_motion.follow(places[few], bending_rod(), 0.0), atol=1e-6)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len(told) > 3
+
+
+def test_active_gaussians_are_not_what_gaussians_are_made_of(both, part):
+    """The panel asks for an object then, where one is wanted."""
+    rod = both[0]
+    lacks_object, options = part("blender_addon.settings").lacks_object, bpy.context.scene.kinesplat
+    assert lacks_object(bpy.context)
+    options.kind = "TEXT"
+    assert not lacks_object(bpy.context)
+    options.kind, options.source = "OBJECT", rod
+    assert not lacks_object(bpy.context)
+    options.source = None
+    bpy.context.view_layer.objects.active = rod
+    assert not lacks_object(bpy.context)
 
 
 def test_both_selected_are_reversed_once(both):

@@ -135,15 +135,6 @@ def press(key: str) -> None:
     xdotool("key", key)
 
 
-def scroll_sidebar(notches: int) -> Generator[float, None, None]:
-    """Turn the mouse wheel over the sidebar, to see what lies further down."""
-    _, sidebar = viewport()
-    move_mouse(sidebar.x + sidebar.width // 2, sidebar.y + sidebar.height // 2)
-    yield 0.3
-    xdotool("click", "--repeat", notches, "--delay", 30, 5)
-    yield 0.6
-
-
 def xdotool(*arguments) -> None:
     """Mouse and keys as the X server delivers them."""
     subprocess.run(["xdotool", *map(str, arguments)], check=True)

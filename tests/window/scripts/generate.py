@@ -19,7 +19,6 @@ from driver import (
     picture,
     play,
     press,
-    scroll_sidebar,
     viewport,
     wait_for_colors,
     wait_until,
@@ -123,7 +122,6 @@ def steps():
 
     for obj in [rig, *rig.children_recursive]:
         obj.hide_set(False)
-    yield from scroll_sidebar(20)
     picture("8_panels_of_gaussians")
     place = yield from find_button("bpy.ops.kinesplat.move_mesh(")
     yield from click(*place)
