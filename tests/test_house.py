@@ -70,6 +70,7 @@ MAY_IMPORT = {
         *("platformdirs", "PIL", "numpy", "torch", "numba", "gsplat"),
         *("backend.pipelines", "backend.splatting", "backend.console", "backend.options", *LEAVES),
     ),
+    "backend.service.executors": (*("ray", "numpy", "filelock", "platformdirs", "backend.service", *LEAVES),),
     "backend.commands.export": ("numpy", "backend", "blender_addon.contract"),
     "backend.commands": ("backend", "blender_addon.contract"),
     "backend.commands.published_weights": ("rich", "backend", "blender_addon.contract"),

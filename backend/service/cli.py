@@ -8,6 +8,7 @@ from pathlib import Path
 
 from backend.options import add_video_options, bounded, result_file, video_inputs, video_options
 from backend.progress import DEVICES
+from backend.service.settings import EXECUTORS, GPU, LOCAL
 from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MODELS, PRESETS, SMALL
 
 IDENTITY = [[float(row == column) for column in range(4)] for row in range(4)]  # object space is clip space
@@ -22,7 +23,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--home", type=Path, metavar="DIR", help="data directory (default: KINESPLAT_HOME, else the system's place)"
     )
 
-    serve = commands.add_parser("serve", parents=[home], help="run the backend for Blender, until Ctrl-C")
+    executor = argparse.ArgumentParser(add_help=False)
+    executor.add_argument(
+        "--executor", choices=EXECUTORS, default=LOCAL, help="what runs the jobs: this computer, or a Ray cluster"
+    )
+    cluster = executor.add_argument_group("with --executor ray (docs/several_machines.md)")
+    cluster.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="head of the cluster (default: of the one that Ray runs in here)"
+    )
+    cluster.add_argument(
+        "--ray-resource", metavar="NAME", help=f"of which each job takes one (default: {GPU}); for machines without it"
+    )
+    cluster.add_argument("--ray-folder", type=Path, metavar="DIR", help="for checkpoints; the same one on all machines")
+
+    serve = commands.add_parser("serve", parents=[home, executor], help="run the backend for Blender, until Ctrl-C")
     serve.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: any free one)")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="only this computer is allowed so far")
     serve.add_argument(
@@ -31,7 +45,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--device", choices=DEVICES, default="auto", help="for all jobs (default: the GPU if it works)")
     serve.set_defaults(func=run_serve)
 
-    doctor = commands.add_parser("doctor", parents=[home], help="check whether everything that is needed works")
+    doctor = commands.add_parser(
+        "doctor", parents=[home, executor], help="check whether everything that is needed works"
+    )
     doctor.set_defaults(func=run_doctor)
 
     jobs = commands.add_parser("jobs", help="submit, watch, cancel, fetch and list jobs of a running backend")
@@ -93,8 +109,12 @@ def run_serve(options: argparse.Namespace) -> int:
         return refuse("A port is a number from 0 to 65535.")
     if not 0 <= options.min_free_gb < float("inf"):
         return refuse("The free disk space is a number of gigabytes, 0 or more.")
+    if options.executor == LOCAL and cluster_settings(options):
+        return refuse("--ray-address, --ray-resource and --ray-folder go with --executor ray.")
     settings = Settings(
         home_folder(options.home),
+        executor=options.executor,
+        **cluster_settings(options),
         port=options.port,
         min_free=int(options.min_free_gb * GIGABYTE),
         device=options.device,
@@ -119,8 +139,16 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Check the installation; exit code 1 where something that is needed does not work."""
     from backend.service.doctor import examine
     from backend.service.paths import home_folder
+    from backend.service.settings import Settings
 
-    return examine(home_folder(options.home))
+    return examine(Settings(home_folder(options.home), executor=options.executor, **cluster_settings(options)))
+
+
+def cluster_settings(options: argparse.Namespace) -> dict[str, str]:
+    """What the command line says about the Ray cluster."""
+    folder = options.ray_folder and str(options.ray_folder.absolute())
+    said = {"ray_address": options.ray_address, "ray_resource": options.ray_resource, "ray_folder": folder}
+    return {name: value for name, value in said.items() if value}
 
 
 def run_submit(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import UserError
 from backend.service import paths
-from backend.service.settings import GIGABYTE
+from backend.service.settings import GIGABYTE, RAY, Settings
 
 OK, NOTE, FAULT = "ok", "note", "fault"
 SET_UP = "Run 'python run.py setup' again."
@@ -29,7 +29,7 @@ class Finding:
     hint: str = ""
 
 
-def examine(home: Path) -> int:
+def examine(settings: Settings) -> int:
     """Run all checks and print a table; returns 1 where there is a fault, else 0."""
     from rich.console import Console
     from rich.markup import escape
@@ -38,9 +38,9 @@ def examine(home: Path) -> int:
     console = Console()
     findings = []
     with console.status("Checking") as status:
-        for subject, check in CHECKS.items():
+        for subject, check in (CHECKS | CHECKS_OF.get(settings.executor, {})).items():
             status.update(f"Checking: {subject}")
-            findings.append(examined(subject, check, home))
+            findings.append(examined(subject, check, settings))
     styles = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
     table = Table("check", "", "found", title=f"Kinesplat {__version__}", title_justify="left")
     for finding in findings:
@@ -52,22 +52,22 @@ def examine(home: Path) -> int:
     return 1 if faults else 0
 
 
-def examined(subject: str, check: Callable[[Path], tuple], home: Path) -> Finding:
+def examined(subject: str, check: Callable[[Settings], tuple], settings: Settings) -> Finding:
     """One check; whatever it raises is a finding too."""
     try:
-        return Finding(subject, *check(home))
+        return Finding(subject, *check(settings))
     except UserError as error:
         return Finding(subject, FAULT, str(error), error.hint)
     except Exception as error:
         return Finding(subject, FAULT, f"{type(error).__name__}: {error}", SET_UP)
 
 
-def check_python(home: Path) -> tuple:
+def check_python(settings: Settings) -> tuple:
     """Which interpreter this is; one that is too old could not have read this file."""
     return OK, f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
 
 
-def check_packages(home: Path) -> tuple:
+def check_packages(settings: Settings) -> tuple:
     """Everything that the project's metadata or its pyproject asks for is installed."""
     missing = [name for name in required_packages() if not installed(name)]
     if missing:
@@ -75,7 +75,7 @@ def check_packages(home: Path) -> tuple:
     return OK, f"all {len(required_packages())} packages are installed"
 
 
-def check_torch(home: Path) -> tuple:
+def check_torch(settings: Settings) -> tuple:
     """torch loads and computes."""
     started = time.monotonic()
     import torch
@@ -87,7 +87,7 @@ def check_torch(home: Path) -> tuple:
     return OK, f"torch {torch.__version__}, loaded in {seconds:.1f} s, {torch.get_num_threads()} threads"
 
 
-def check_kernels(home: Path) -> tuple:
+def check_kernels(settings: Settings) -> tuple:
     """The CPU kernels compile, draw a Gaussian and give gradients."""
     import torch
 
@@ -114,7 +114,7 @@ def check_kernels(home: Path) -> tuple:
     return OK, f"the CPU kernels draw and differentiate, ready in {time.monotonic() - started:.1f} s"
 
 
-def check_gpu(home: Path) -> tuple:
+def check_gpu(settings: Settings) -> tuple:
     """What splatting runs on; a GPU is optional. Compiles nothing."""
     from backend.pipelines.memory_plan import gpu_problem
     from backend.splatting.engine import expected_engine
@@ -133,10 +133,11 @@ def check_gpu(home: Path) -> tuple:
     return NOTE, f"splatting runs on the CPU. {engine.notes[0]}", hint if surroundings().gpu else ""
 
 
-def check_home(home: Path) -> tuple:
+def check_home(settings: Settings) -> tuple:
     """The data directory can be written and the queue read."""
     from backend.service.queue import Queue
 
+    home = settings.home
     folder = paths.Home(home)
     paths.prepare(folder)
     if not folder.database.exists():
@@ -150,21 +151,21 @@ def check_home(home: Path) -> tuple:
         queue.close()
 
 
-def check_disk(home: Path) -> tuple:
+def check_disk(settings: Settings) -> tuple:
     """Space for blobs."""
-    free = paths.free_bytes(home) / GIGABYTE
+    free = paths.free_bytes(settings.home) / GIGABYTE
     text = f"{free:.1f} GB free"
     if free < 1:
         return FAULT, text, "The backend accepts no jobs with less than 1 GB free."
     return (NOTE, text, "That is little.") if free < 5 else (OK, text)
 
 
-def check_backend(home: Path) -> tuple:
+def check_backend(settings: Settings) -> tuple:
     """A running backend, optional."""
     from backend.service.client import Client
 
     try:
-        client = Client(home)
+        client = Client(settings.home)
     except UserError as error:
         if error.code == "not_running":
             return NOTE, "no backend runs for this data directory", "'python -m backend serve' starts one."
@@ -175,7 +176,25 @@ def check_backend(home: Path) -> tuple:
     return OK, f"version {client.version} runs at {client.url}" + (f" on {device['name']}" if device else "")
 
 
-CHECKS: dict[str, Callable[[Path], tuple]] = {
+def check_cluster(settings: Settings) -> tuple:
+    """The machines of the Ray cluster, and whether each can run jobs of this version."""
+    from backend.service.executors.ray import machines
+
+    found = machines(settings)
+    jobs = sum(places for _, places, _ in found)
+    lines = [
+        f"{name}: {places} {settings.ray_resource}, Kinesplat {version or 'cannot be loaded'}"
+        for name, places, version in found
+    ]
+    text = "\n".join([f"jobs that can run at once: {jobs}", *lines])
+    if not jobs:
+        return FAULT, text, f"No machine of the cluster has a {settings.ray_resource}: see docs/several_machines.md."
+    if any(places and version != __version__ for _, places, version in found):
+        return FAULT, text, f"Install Kinesplat {__version__} there, and start Ray again from its environment."
+    return OK, text
+
+
+CHECKS: dict[str, Callable[[Settings], tuple]] = {
     "Python": check_python,
     "packages": check_packages,
     "torch": check_torch,
@@ -185,6 +204,7 @@ CHECKS: dict[str, Callable[[Path], tuple]] = {
     "disk space": check_disk,
     "backend": check_backend,
 }
+CHECKS_OF = {RAY: {"Ray cluster": check_cluster}}  # by executor
 
 
 def required_packages() -> list[str]:

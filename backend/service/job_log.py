@@ -39,6 +39,23 @@ class JobLog:
             logging.getLogger().removeHandler(handler)
 
 
+class Spoken(JobLog):
+    """A log that is no file: what was said and not yet passed on."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    def write(self, message: str) -> None:
+        """Add one message."""
+        self._messages.append(message[:MAX_MESSAGE])
+
+    def take(self) -> list[str]:
+        """What was said since the last call."""
+        taken = self._messages[:]
+        del self._messages[: len(taken)]
+        return taken
+
+
 class _Handler(logging.Handler):
     def __init__(self, job_log: JobLog) -> None:
         super().__init__(logging.INFO)

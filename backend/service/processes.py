@@ -27,6 +27,8 @@ from backend.service.settings import Settings
 READY = b"ready\n"
 LAST_SECONDS = 3.0  # from the parent's end until a child that does not end by itself is ended
 PR_SET_PDEATHSIG = 1
+DEVICE_LOST_EXIT = 75  # of a process whose GPU must not be used any more
+BACK_OFF = (0.25, 10.0)  # seconds before a child that never became ready is started again; doubles
 LOG_BYTES = 1 << 20  # above this a log is put aside at the next start
 
 
@@ -111,6 +113,44 @@ class Child:
         except subprocess.TimeoutExpired:
             self.kill()
             self.process.wait()
+
+
+class Kept:
+    """A child that is started again whenever it ends: at once if it had been ready, else later and later."""
+
+    def __init__(self, start: Callable[[], Child]) -> None:
+        self.child: Child | None = None
+        self.failed_starts = 0
+        self._start = start
+        self._next_start = 0.0
+
+    def start(self) -> None:
+        """Start it now."""
+        self.child = self._start()
+
+    def reap(self) -> int | None:
+        """The exit code if it has just ended; starts the next one when it is time."""
+        if self.child is None:
+            if time.monotonic() >= self._next_start:
+                self.start()
+            return None
+        code = self.child.exit_code()
+        if code is None:
+            return None
+        self.failed_starts = 0 if self.child.ready.is_set() else self.failed_starts + 1
+        delay = min(BACK_OFF[0] * 2 ** (self.failed_starts - 1), BACK_OFF[1]) if self.failed_starts else 0.0
+        self.child, self._next_start = None, time.monotonic() + delay
+        return code
+
+
+def exit_text(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    if code == DEVICE_LOST_EXIT:
+        return "the GPU was lost"
+    return f"exit code {code}"
 
 
 def follow_parent(parent: int, on_end: Callable[[], None]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 GIGABYTE = 1 << 30
+LOCAL, RAY = EXECUTORS = ("local", "ray")  # who runs the attempts at jobs
+GPU = "GPU"  # what Ray calls a GPU
 PIPELINES = "backend.service.worker:PIPELINES"
 
 
@@ -29,6 +31,12 @@ class Settings:
     stall_limit: float = 600.0  # with no progress the worker is killed
     blob_age: float = 3600.0  # blobs that no job names are kept this long
     work_age: float = 3 * 86400.0  # checkpoints of failed and cancelled jobs are kept this long
+
+    executor: str = LOCAL
+    ray_address: str = "auto"  # HOST:PORT of the cluster's head; "auto": of the cluster that this computer is part of
+    ray_resource: str = GPU  # one of which each job takes
+    ray_folder: str = ""  # checkpoints, under this path on all machines; empty: each machine keeps its own
+    ray_forsaken: float = 3600.0  # an attempt that no server has asked about for so long gives up its GPU
 
     def to_json(self) -> str:
         """For the command line of a child process."""

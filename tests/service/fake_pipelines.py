@@ -72,6 +72,9 @@ def misbehave(wish: dict[str, str], step: int, run: Run) -> None:
     """Do what the job's name wishes at this step."""
     if step == int(wish.get("poison", -1)):
         os.kill(os.getpid(), signal.SIGKILL)
+    if step == int(wish.get("once", -1)) and not (marker := run.folder.parent / "died").exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if step == int(wish.get("lost", -1)):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if step == int(wish.get("user", -1)):
