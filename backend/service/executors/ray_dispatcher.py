@@ -21,8 +21,10 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
 from backend import __version__
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.service import paths, processes
@@ -34,8 +36,6 @@ from backend.service.failures import crash_error, silent_error, stalled_error
 from backend.service.queue import Job, Queue
 from backend.service.settings import Settings
 from blender_addon.contract.requests import file_sha256
-from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 CHUNK_BYTES = 8 << 20
 IDLE_SECONDS = 0.5  # between two looks at the queue and the cluster
