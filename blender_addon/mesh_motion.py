@@ -13,7 +13,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import capture, exchange, nearness, node_groups, placing, retime, splat_object, subject, versions
+from . import exchange, nearness, node_groups, origin, placing, retime, splat_object, subject, versions
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 from .point_cloud import clip_of_object
@@ -47,31 +47,9 @@ class MeshMotionError(ValueError):
 
 def source_objects(splats: bpy.types.Object, context: bpy.types.Context) -> list[bpy.types.Object]:
     """The objects with a surface of which the Gaussians were made, as far as the scene still has them."""
-    made_of, objects = splats.get(splat_object.MADE_OF), context.scene.objects
-    found = [obj for obj in objects if made_of and obj.get(capture.SUBJECT_UUID) == made_of]
-    if found:
-        # Duplicates carry the same id: that one counts which lies where the Gaussians were made.
-        to_object = Matrix(splat_object.description(splats).get("to_object", Matrix()))
-        there = (splats.matrix_world @ to_object.inverted_safe()).translation
-        source = min(found, key=lambda obj: (obj.matrix_world.translation - there).length)
-    else:
-        source = _namesake(splats, context.scene)
+    source = origin.source_of(splats, context.scene)
     family = [source, *source.children_recursive] if source is not None else []
-    return [obj for obj in family if may_move(obj) and obj.name in objects]
-
-
-def may_know_source(splats: bpy.types.Object, scene: bpy.types.Scene) -> bool:
-    """Whether the scene may have the object of which the Gaussians were made. For panels, as nothing is searched."""
-    return splat_object.MADE_OF in splats or _namesake(splats, scene) is not None
-
-
-def _namesake(splats: bpy.types.Object, scene: bpy.types.Scene) -> bpy.types.Object | None:
-    """The object that has the name of the clip: of one that came as a file nothing else is known.
-
-    Where it is another object of that name, it does not lie where the Gaussians lie, and is refused for that.
-    """
-    found = scene.objects.get(str(splat_object.description(splats).get("name", "")))
-    return None if found == splats or splat_object.is_splat_object(found) else found
+    return [obj for obj in family if may_move(obj) and obj.name in context.scene.objects]
 
 
 def may_move(obj: bpy.types.Object) -> bool:

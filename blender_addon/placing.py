@@ -7,6 +7,7 @@ import bpy
 
 from . import versions
 
+HIDDEN = "kinesplat_hidden"  # custom property of what `hide` has hidden: in the viewport 1, in renders 2, or both 3
 PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
 
 
@@ -59,10 +60,22 @@ def hide(
     members = dict.fromkeys(member for obj in objects for member in (obj, *obj.children_recursive))
     family = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
     for obj in family:
-        obj.hide_set(True)
         if obj.is_editable:
+            obj[HIDDEN] = obj.get(HIDDEN, 0) | (1 - obj.hide_get()) | 2 * (1 - obj.hide_render)
             obj.hide_render = True
+        obj.hide_set(True)
     return bool(family)
+
+
+def show(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
+    """Show objects again, and of their children those that `hide` has hidden: others were not to be seen before."""
+    for obj in dict.fromkeys(member for one in objects for member in (one, *one.children_recursive)):
+        hidden = obj.get(HIDDEN, 3 if obj in objects else 0)
+        if hidden & 1 and obj.name in context.view_layer.objects:
+            obj.hide_set(False)
+        if hidden and obj.is_editable:
+            obj.hide_render = obj.hide_render and not hidden & 2
+            obj.pop(HIDDEN, None)
 
 
 def show_colors(context: bpy.types.Context) -> bool:

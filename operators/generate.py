@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, local_backend, reference_image, settings, splat_object, video_source
+from ..blender_addon import job_tracker, local_backend, origin, reference_image, settings, splat_object, video_source
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -97,6 +97,34 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class KINESPLAT_OT_back_to_object(bpy.types.Operator):
+    bl_idname = "kinesplat.back_to_object"
+    bl_label = "Back to Object"
+    bl_description = (
+        "Show the object of which the active Gaussians were made, in their place, and make it the active one: "
+        "to generate from it once more"
+    )
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        splats = context.view_layer.objects.active
+        if not splat_object.is_splat_object(splats) or context.mode != "OBJECT":
+            cls.poll_message_set("Select Gaussians in Object Mode")
+            return False
+        return True
+
+    def execute(self, context):
+        splats = context.view_layer.objects.active
+        source = origin.source_of(splats, context.scene)
+        if source is None:
+            self.report({"ERROR"}, f"The object of which {splats.name} was made is not in this scene")
+            return {"CANCELLED"}
+        origin.go_back(context, splats, source)
+        self.report({"INFO"}, f"{splats.name} is hidden. What is generated of {source.name} next is added beside it")
+        return {"FINISHED"}
+
+
 class KINESPLAT_OT_cancel_capture(bpy.types.Operator):
     bl_idname = "kinesplat.cancel_capture"
     bl_label = "Cancel Capture"
@@ -130,5 +158,10 @@ class KINESPLAT_OT_read_video(bpy.types.Operator):
         return {"FINISHED"}
 
 
-CLASSES = (KINESPLAT_OT_generate, KINESPLAT_OT_cancel_capture, KINESPLAT_OT_read_video)
+CLASSES = (
+    KINESPLAT_OT_generate,
+    KINESPLAT_OT_back_to_object,
+    KINESPLAT_OT_cancel_capture,
+    KINESPLAT_OT_read_video,
+)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -6,7 +6,7 @@ Also the timing of meshes that took over their motion.
 
 import bpy
 
-from ..blender_addon import mesh_motion, node_groups, retime, scene_settings, splat_object
+from ..blender_addon import mesh_motion, node_groups, origin, retime, scene_settings, splat_object
 from .layout import SidebarPanel, draw_sentence
 
 MODE_TEXTS = {"POINTS": "Points", "QUADS": "Splats", "NATIVE": "Native"}
@@ -34,7 +34,7 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
             layout.operator("kinesplat.fix_scene_settings", icon="CHECKMARK")
         layout.operator("kinesplat.move_mesh", icon="MOD_MESHDEFORM")
         chosen = any(mesh_motion.may_move(obj) for obj in context.selected_objects)
-        if not chosen and not mesh_motion.may_know_source(splats, context.scene):
+        if not chosen and not origin.may_know_source(splats, context.scene):
             draw_sentence(
                 layout, context, "Select a mesh first and the Gaussians last, and it moves as they do", "INFO"
             )

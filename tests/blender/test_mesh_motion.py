@@ -299,6 +299,37 @@ def test_active_gaussians_are_not_what_gaussians_are_made_of(both, part):
     assert not lacks_object(bpy.context)
 
 
+def test_back_to_the_object_for_another_try(both, part):
+    """What was hidden when the Gaussians came is shown again, and nothing else of the family."""
+    rod, splats = both
+    ear, widget = (bpy.data.objects.new(name, rod.data) for name in ("Ear", "Widget"))
+    for child in (ear, widget):
+        child.parent = rod
+        bpy.context.collection.objects.link(child)
+    bpy.context.view_layer.update()
+    widget.hide_set(True)
+    widget.hide_render = True
+    part("blender_addon.placing").hide(bpy.context, [rod])
+    assert all(obj.hide_get() and obj.hide_render for obj in (rod, ear, widget))
+
+    rod.name = "Stick"  # not that of the clip any more
+    assert bpy.ops.kinesplat.back_to_object.poll()
+    with pytest.raises(RuntimeError, match="is not in this scene"):
+        bpy.ops.kinesplat.back_to_object()
+    assert not splats.hide_get()
+
+    rod["kinesplat_source"] = splats["kinesplat_made_of"] = "some id"
+    assert bpy.ops.kinesplat.back_to_object() == {"FINISHED"}
+    assert bpy.context.view_layer.objects.active == rod
+    assert bpy.context.selected_objects == [rod]
+    assert not any(obj.hide_get() or obj.hide_render for obj in (rod, ear))
+    assert widget.hide_get()
+    assert widget.hide_render
+    assert splats.hide_get()
+    assert splats.hide_render
+    assert not bpy.ops.kinesplat.back_to_object.poll()  # the rod is active
+
+
 def test_both_selected_are_reversed_once(both):
     rod, splats = both
     rod.select_set(True)
