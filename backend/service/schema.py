@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from backend.service.queue import Job
 from blender_addon.contract import requests as contract
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.orbit import FURTHER_VIEWS, Cameras
+
+MIN_FRAMES, MAX_FRAMES = int(contract.BOUNDS["frames"].minimum), int(contract.BOUNDS["frames"].maximum)
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", strict=True)]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$", strict=True)]
@@ -116,7 +118,7 @@ class CamerasModel(Strict):
 class OrbitModel(Strict):
     """Pictures and their cameras."""
 
-    frames: Annotated[list[Sha256], Field(min_length=1, max_length=int(contract.BOUNDS["frames"].maximum))]
+    frames: Annotated[list[Sha256], Field(min_length=1, max_length=MAX_FRAMES + FURTHER_VIEWS)]
     cameras: CamerasModel
 
     @model_validator(mode="after")
@@ -146,11 +148,10 @@ class InputsModel(Strict):
 
     @field_validator("moving")
     @classmethod
-    def enough_frames(cls, moving: OrbitModel) -> OrbitModel:
+    def number_of_frames(cls, moving: OrbitModel) -> OrbitModel:
         """Motion needs several frames."""
-        minimum = int(contract.BOUNDS["frames"].minimum)
-        if len(moving.frames) < minimum:
-            raise ValueError(f"a moving orbit needs at least {minimum} frames")
+        if not MIN_FRAMES <= len(moving.frames) <= MAX_FRAMES:
+            raise ValueError(f"a moving orbit needs {MIN_FRAMES} to {MAX_FRAMES} frames")
         return moving
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from backend.service.schema import RequestModel, SubmitModel
-from blender_addon.contract.orbit import Orbit, orbit_cameras
+from blender_addon.contract.orbit import Orbit, further_cameras, joined_cameras, orbit_cameras
 from blender_addon.contract.requests import (
     BOUNDS,
     GAUSSIANS_BY_PRESET,
@@ -66,6 +66,21 @@ def test_a_static_orbit_and_a_surface():
     request["inputs"]["static"] = copy.deepcopy(request["inputs"]["moving"])
     request["inputs"]["surface"] = "f" * 64
     assert REQUEST.validate_python(request).model_dump() == request
+
+
+def test_the_longest_motion_may_bring_further_views_too():
+    frames = int(BOUNDS["frames"].maximum)
+    orbit = Orbit(frames=frames)
+    moving = orbit_cameras(orbit, 64, 64, moving=True)
+    static = joined_cameras([orbit_cameras(orbit, 64, 64, moving=False), further_cameras(orbit, 64, 64)])
+    request = request_of("Fox", FRAMES)
+    for name, cameras in (("moving", moving), ("static", static)):
+        hashes = [f"{index:064x}" for index in range(len(cameras.times))]
+        request["inputs"][name] = {"frames": hashes, "cameras": cameras.to_json()}
+    assert REQUEST.validate_python(request).model_dump() == request
+    request["inputs"]["moving"] = request["inputs"]["static"]
+    with pytest.raises(ValidationError, match=f"8 to {frames} frames"):
+        REQUEST.validate_python(request)
 
 
 @pytest.mark.parametrize("name", ["seed", "gaussians", "fps"])
