@@ -24,7 +24,7 @@ from backend.pipelines import diffusion4d
 from backend.splatting.observations import read_orbit_folder
 from benchmarks.report import Figure, write_report
 from blender_addon.contract.orbit import Cameras
-from blender_addon.contract.requests import BOUNDS
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
 
 FOX = Path(__file__).parent.parent / "tests" / "data" / "fox_orbit" / "static"
 PROMPT, MAGNITUDE = "a fox walks", BOUNDS["motion"].default
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     model = load(options.weights)
-    seen = read_orbit_folder(options.orbit)
+    seen = read_orbit_folder(options.orbit).subset(np.arange(GENERATED_FRAMES))  # without further views
     static = diffusion4d.as_pictures(seen.images.permute(0, 3, 1, 2)[None])
     cameras = replace(seen.cameras, times=np.linspace(0, 1, len(static)))
     precisions = ["float32", "bf16"] if fast_bf16("cpu") else ["float32"]

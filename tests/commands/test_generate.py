@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m backend generate`: from options to frames and clips, resumed where it was stopped."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, read_surface_samples
-from blender_addon.contract.requests import SMALL
+from blender_addon.contract.requests import SMALL, STILL_FRAMES
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, take_its_place, write_tiny_model
 from tests.video.films import picture, write_video
@@ -90,7 +91,8 @@ def test_frames_alone(tmp_path: Path, capsys) -> None:
     Image.fromarray(ball_orbit(40)[0][0]).save(image)
     assert generate("--image", image, "--frames-only", folder) == 0
     moving, static = (read_orbit_folder(folder / half) for half in ("moving", "static"))
-    assert moving.images.shape == static.images.shape == (24, RESOLUTION, RESOLUTION, 4)
+    assert moving.images.shape == (24, RESOLUTION, RESOLUTION, 4)
+    assert static.images.shape == (STILL_FRAMES, RESOLUTION, RESOLUTION, 4)
     assert moving.times.tolist() == pytest.approx(np.linspace(0, 1, 24).tolist())
     assert not static.times.any()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ball.png", "frames", "sheet.png", "weights"]
@@ -143,6 +145,23 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest
     assert not (tmp_path / "sheet.png").exists()
 
 
+def test_a_capture_without_views_from_above_and_below_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version may have left it in the folder."""
+    jobs = []
+    monkeypatch.setattr(object_capture, "_capture", lambda job, *_: jobs.append(job) or np.eye(4).tolist())
+    for _ in range(2):
+        capture_object(DOG, tmp_path, Run(tmp_path))
+    assert len(jobs) == 1
+    done = tmp_path / object_capture.DONE
+    found = json.loads(done.read_text())
+    del found["key"]["further"]
+    done.write_text(json.dumps(found))
+    capture_object(DOG, tmp_path, Run(tmp_path))
+    assert len(jobs) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.blender
 def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +177,7 @@ def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pyte
     captured = capture_object(DOG, tmp_path / "dog", Run(tmp_path, told.append), resolution=32)
     assert {step.stage for step in told} == {*object_capture.STAGES.values(), "Done"}
     seen = read_orbit_folder(captured.static)
-    assert seen.images.shape == (24, 32, 32, 4)
+    assert seen.images.shape == (STILL_FRAMES, 32, 32, 4)
     assert 0.05 < (seen.images[..., 3] > 0.5).float().mean() < 0.4
     assert not read_orbit_json(captured.static).times.any()
     points = read_surface_samples(captured.surface).points

@@ -12,6 +12,7 @@ from backend.models.shipped import default_device
 from backend.pipelines.memory_plan import chosen_device, computing_type
 from backend.progress import Run, UserError
 from backend.service.doctor import check_gpu
+from backend.service.settings import Settings
 
 
 def test_a_gpu_that_works_is_used(card, tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_a_gpu_without_kernels_is_not(card, tmp_path: Path) -> None:
     assert "no kernel image" in run.notes[0]
     with pytest.raises(UserError, match="no kernel image"):
         chosen_device(Run(tmp_path, device="cuda"))
-    assert "no kernel image" in check_gpu(tmp_path)[1]
+    assert "no kernel image" in check_gpu(Settings(tmp_path))[1]
 
 
 @pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
