@@ -61,16 +61,20 @@ def hide(
     family = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
     for obj in family:
         if obj.is_editable:
-            obj[HIDDEN] = obj.get(HIDDEN, 0) | (1 - obj.hide_get()) | 2 * (1 - obj.hide_render)
+            if hidden := (1 - obj.hide_get()) | 2 * (1 - obj.hide_render):
+                obj[HIDDEN] = obj.get(HIDDEN, 0) | hidden
             obj.hide_render = True
         obj.hide_set(True)
     return bool(family)
 
 
 def show(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
-    """Show objects again, and of their children those that `hide` has hidden: others were not to be seen before."""
+    """Show objects again, and of their children those that `hide` has hidden: others were not to be seen before.
+
+    Children that are linked cannot tell, and are shown.
+    """
     for obj in dict.fromkeys(member for one in objects for member in (one, *one.children_recursive)):
-        hidden = obj.get(HIDDEN, 3 if obj in objects else 0)
+        hidden = obj.get(HIDDEN, 3 if obj in objects or not obj.is_editable else 0)
         if hidden & 1 and obj.name in context.view_layer.objects:
             obj.hide_set(False)
         if hidden and obj.is_editable:

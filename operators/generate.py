@@ -120,8 +120,19 @@ class KINESPLAT_OT_back_to_object(bpy.types.Operator):
         if source is None:
             self.report({"ERROR"}, f"The object of which {splats.name} was made is not in this scene")
             return {"CANCELLED"}
+        if source.name not in context.view_layer.objects:
+            self.report(
+                {"ERROR"}, f"{source.name} is excluded from the view layer. Include its collection, then try again"
+            )
+            return {"CANCELLED"}
         origin.go_back(context, splats, source)
-        self.report({"INFO"}, f"{splats.name} is hidden. What is generated of {source.name} next is added beside it")
+        if source.visible_get():
+            said = f"{splats.name} is hidden. What is generated of {source.name} next is added beside it"
+            self.report({"INFO"}, said)
+        else:
+            self.report(
+                {"WARNING"}, f"{source.name} is active, but hidden with its collection or disabled in viewports"
+            )
         return {"FINISHED"}
 
 

@@ -261,11 +261,13 @@ def test_gaussians_alone_are_no_mesh(both):
 
 def test_a_clip_of_a_file_finds_the_object_of_its_name(both, part):
     rod, splats = both
-    may_know = part("blender_addon.mesh_motion").may_know_source
+    may_know = part("blender_addon.origin").may_know_source
     assert may_know(splats, bpy.context.scene)
     rod.location.x = 3  # it may be another rod
-    with pytest.raises(RuntimeError, match="do not lie in the same place"):
-        bpy.ops.kinesplat.move_mesh()
+    for operator in (bpy.ops.kinesplat.move_mesh, bpy.ops.kinesplat.back_to_object):
+        with pytest.raises(RuntimeError, match="not in this scene"):
+            operator()
+    assert not splats.hide_get()
     rod.location.x = 0
     assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
     assert bpy.context.active_object.name == "Rod Moving"
@@ -325,9 +327,78 @@ def test_back_to_the_object_for_another_try(both, part):
     assert not any(obj.hide_get() or obj.hide_render for obj in (rod, ear))
     assert widget.hide_get()
     assert widget.hide_render
+    assert not [obj for obj in (rod, ear, widget) if "kinesplat_hidden" in obj]
     assert splats.hide_get()
     assert splats.hide_render
     assert not bpy.ops.kinesplat.back_to_object.poll()  # the rod is active
+
+
+def test_back_from_gaussians_that_have_gone_far(both):
+    """At the current frame they are not where the object of their name stands; at the first one they were."""
+    rod, splats = both
+    far = splats.modifiers.new("Far", "DISPLACE")
+    far.direction, far.strength, far.mid_level = "X", 9.0, 0.0
+    splats.modifiers.move(1, 0)
+    bpy.context.view_layer.update()
+    assert min(corner[0] for corner in splats.bound_box) > 1
+    assert bpy.ops.kinesplat.back_to_object() == {"FINISHED"}
+    assert bpy.context.view_layer.objects.active == rod
+
+
+@pytest.mark.parametrize("parented", ["Gaussians to their object", "object to its Gaussians"])
+def test_back_to_an_object_that_moves_along(both, parented):
+    rod, splats = both
+    child, parent = (splats, rod) if parented.startswith("Gaussians") else (rod, splats)
+    child.parent = parent
+    for _ in range(2):
+        assert bpy.ops.kinesplat.back_to_object() == {"FINISHED"}
+        assert splats.hide_get()
+        assert splats.hide_render
+        assert not rod.hide_get()
+        assert not rod.hide_render
+        bpy.context.view_layer.objects.active = splats
+
+
+def test_back_to_an_object_that_cannot_be_seen(both):
+    rod, splats = both
+    away = bpy.data.collections.new("Away")
+    bpy.context.scene.collection.children.link(away)
+    away.objects.link(rod)
+    bpy.context.collection.objects.unlink(rod)
+    layer = bpy.context.view_layer.layer_collection.children["Away"]
+    layer.exclude = True
+    with pytest.raises(RuntimeError, match="Rod is excluded from the view layer"):
+        bpy.ops.kinesplat.back_to_object()
+    assert not splats.hide_get()
+    layer.exclude, layer.hide_viewport = False, True
+    assert bpy.ops.kinesplat.back_to_object() == {"FINISHED"}
+    assert not rod.visible_get()  # a warning says so
+    assert bpy.context.view_layer.objects.active == rod
+
+
+@pytest.mark.parametrize("override", [False, True])
+def test_a_linked_family_is_shown_again(both, part, tmp_path, override):
+    placing = part("blender_addon.placing")
+    family = bpy.data.collections.new("Family")
+    for name in ("Rig", "Skin"):
+        family.objects.link(bpy.data.objects.new(name, both[0].data.copy()))
+    family.objects["Skin"].parent = family.objects["Rig"]
+    bpy.data.libraries.write(str(tmp_path / "library.blend"), {family})
+    for obj in list(family.objects):
+        bpy.data.objects.remove(obj)
+    bpy.data.collections.remove(family)
+    with bpy.data.libraries.load(str(tmp_path / "library.blend"), link=True) as (_, wanted):
+        wanted.collections = ["Family"]
+    if override:
+        wanted.collections[0].override_hierarchy_create(bpy.context.scene, bpy.context.view_layer)
+    else:
+        bpy.context.scene.collection.children.link(wanted.collections[0])
+    bpy.context.view_layer.update()
+    rig, skin = (bpy.context.scene.objects[name] for name in ("Rig", "Skin"))
+    placing.hide(bpy.context, [rig])
+    assert all(obj.hide_get() for obj in (rig, skin))
+    placing.show(bpy.context, [rig])
+    assert not any(obj.hide_get() or obj.hide_render for obj in (rig, skin))
 
 
 def test_both_selected_are_reversed_once(both):
