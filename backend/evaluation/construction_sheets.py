@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Contact sheets and tables of constructed clips: what the means over views do not say."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,7 @@ def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
     """Truth, result and difference of each case, at times of the clip, seen from where nobody has shown it."""
     unseen = truth.unseen
     chosen = _views(unseen)
-    cameras = replace(
-        unseen.cameras,
-        camera_to_world=unseen.cameras.camera_to_world[chosen],
-        Ks=unseen.cameras.Ks[chosen],
-        times=unseen.cameras.times[chosen],
-    )
+    cameras = unseen.cameras.picked(chosen)
     true = _straight(unseen.images[chosen])
     drawn = {result.case: _straight(render_clip(result.clip, cameras)) for result in results}
     rows, columns = _window([true, *drawn.values()])

@@ -5,10 +5,9 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from backend.evaluation.generation import Generator
 from backend.models.kinesplat_small import CARD, FOLDER, load
+from backend.models.shipped import default_device
 from backend.pipelines import diffusion4d
 
 BACKEND = Path(__file__).resolve().parents[1]
@@ -16,7 +15,7 @@ ROOMS = ("models", "guidance", "pipelines", "splatting")  # whose code decides w
 
 
 def shipped_generator(weights: Path | None = None, *, known: bool = True) -> Generator:
-    """kinesplat-small with the shipped weights or with those in a folder; on the GPU where there is one.
+    """kinesplat-small with the shipped weights or with those in a folder, on a GPU that can be used if there is one.
 
     known: known motions may take the place of invented ones, as they do in the product.
 
@@ -24,7 +23,7 @@ def shipped_generator(weights: Path | None = None, *, known: bool = True) -> Gen
         UserError: the weights cannot be loaded.
     """
     folder = weights or FOLDER
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     model = load(folder, device)
     digest = hashlib.sha256((folder / CARD).read_bytes())  # the card holds the checksums of the weights
     for path in sorted(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")):

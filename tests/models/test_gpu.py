@@ -2,10 +2,12 @@
 """A GPU that torch finds but cannot use is not used, and people are told; bf16 only where the GPU has units for it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from backend.evaluation import shipped
 from backend.models.gpu import gpu_problem, usable_gpu
 from backend.models.precision import fast_bf16
 from backend.models.shipped import default_device
@@ -22,11 +24,13 @@ def test_a_gpu_that_works_is_used(card, tmp_path: Path) -> None:
     assert chosen_device(Run(tmp_path, device="cpu")).type == "cpu"
 
 
-def test_a_gpu_without_kernels_is_not(card, tmp_path: Path) -> None:
+def test_a_gpu_without_kernels_is_not(card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card.broken = True
     assert "no kernel image" in gpu_problem()
     assert not usable_gpu()
     assert default_device() == "cpu"
+    monkeypatch.setattr(shipped, "load", lambda *_: SimpleNamespace(name="model"))
+    assert shipped.shipped_generator().version.startswith("model on cpu")
     run = Run(tmp_path)
     assert chosen_device(run).type == "cpu"
     assert "no kernel image" in run.notes[0]
