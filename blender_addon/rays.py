@@ -15,10 +15,10 @@ def is_closed(triangles: np.ndarray) -> bool:  # [F, 3, 3]
     """Whether triangles have no open edge; corners at one place count as one, whatever the mesh says."""
     if not len(triangles):
         return False
-    corners = np.unique(triangles.reshape(-1, 3), axis=0, return_inverse=True)[1].reshape(-1, 3)
+    corners = _numbered(triangles.reshape(-1, 3)).reshape(-1, 3)
     edges = np.sort(np.concatenate([corners, np.roll(corners, -1, axis=1)]).reshape(2, -1).T, axis=1)
     edges = edges[edges[:, 0] != edges[:, 1]]
-    return not (np.unique(edges, axis=0, return_counts=True)[1] % 2).any()
+    return not (np.bincount(_numbered(edges)) % 2).any()
 
 
 def inside_test(triangles: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -63,6 +63,15 @@ def inside_test(triangles: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         return inside
 
     return test
+
+
+def _numbered(rows: np.ndarray) -> np.ndarray:  # [R, C] -> [R] int64
+    """The same number for rows that are the same. By column: several times as fast as NumPy's own way by row."""
+    numbers = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        values, places = np.unique(column, return_inverse=True)
+        numbers = np.unique(numbers * len(values) + places, return_inverse=True)[1]
+    return numbers
 
 
 def _repeated(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
