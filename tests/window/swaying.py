@@ -14,12 +14,12 @@ from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.clip import Clip, FrameMotion, write_clip
 from blender_addon.contract.frames import GeneratedFrames
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import SurfaceSamples
 
 
 def generate(
-    static: np.ndarray | None,
-    cameras: Cameras,
+    static: diffusion4d.Views,
+    further: diffusion4d.Views | None,
     image: np.ndarray | None,
     surface: SurfaceSamples | None,
     settings: dict,
@@ -27,17 +27,18 @@ def generate(
 ) -> GeneratedFrames:
     """The static orbit with its upper part swaying from side to side, once or more often as the seed says."""
     run.begin(diffusion4d.MOVING)
-    count, height = static.shape[:2]
-    moving = np.empty_like(static)
+    pictures, cameras = static
+    count, height = pictures.shape[:2]
+    moving = np.empty_like(pictures)
     for frame in range(count):
         swing = np.sin(2 * np.pi * (1 + settings["seed"] % 3) * frame / (count - 1))
         for row in range(height):
             shift = round(0.04 * settings["motion"] / 3 * height * swing * (1 - row / height))
-            moving[frame, row] = np.roll(static[frame, row], shift, axis=0)
+            moving[frame, row] = np.roll(pictures[frame, row], shift, axis=0)
         run.report(frame + 1, count, lambda frame=frame: moving[frame, ..., :3].copy())
-    measured = diffusion4d.measured_magnitude(moving, static)
+    measured = diffusion4d.measured_magnitude(moving, pictures)
     return GeneratedFrames(
-        moving, static, cameras, settings["prompt"], settings["motion"], measured, settings["seed"],
+        moving, pictures, cameras, settings["prompt"], settings["motion"], measured, settings["seed"],
         {"warnings": ["The model does not know: wonderfully."] if "wonderfully" in settings["prompt"] else []},
     )  # fmt: skip
 
