@@ -3,7 +3,7 @@
 
 import bpy
 
-from ..blender_addon import origin, settings, video_source
+from ..blender_addon import origin, settings, splat_object, video_source
 from .layout import SidebarPanel, draw_sentence, text_width
 
 THUMBNAIL_SCALE = (2.0, 7.0)  # smallest and largest
@@ -43,13 +43,14 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
             layout.operator("kinesplat.cancel_capture", text="Cancel", icon="X")
         elif needs_object:
             draw_sentence(layout, context, "Select the object to make Gaussians of", icon="INFO")
-            active = context.view_layer.objects.active
-            if active is not None and origin.may_know_source(active, context.scene):
-                layout.operator("kinesplat.back_to_object", icon="LOOP_BACK")
         else:
             row = layout.row()
             row.scale_y = 1.6
             row.operator("kinesplat.generate", icon="OUTLINER_OB_POINTCLOUD")
+        active = context.view_layer.objects.active
+        offers_way_back = options.kind == "OBJECT" and splat_object.is_splat_object(active)  # the source may be hidden
+        if offers_way_back and not status.capture_active and origin.may_know_source(active, context.scene):
+            layout.operator("kinesplat.back_to_object", icon="LOOP_BACK")
 
 
 def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:

@@ -219,7 +219,7 @@ def generate_moving(
         sampler: "ddim" or "dpm".
         loop: the motion is to end as it began; None: where the prompt names none that ends elsewhere.
         known: known motions may take the place of invented ones.
-        surface: points on the subject's surface; without them the visual hull of the static orbit serves.
+        surface: points on the subject's surface; without them the visual hull serves.
         further: of time 0 and of the same size, from above and below: they show what the static orbit does not.
         run: told after each step, and may cancel there.
         model: instead of the one that comes with the program.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A mesh takes over the motion of Gaussians that lie on it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -357,6 +359,42 @@ def test_back_to_an_object_that_moves_along(both, parented):
         assert not rod.hide_get()
         assert not rod.hide_render
         bpy.context.view_layer.objects.active = splats
+
+
+class Layout:
+    """Takes what a panel draws; `operators` are the buttons."""
+
+    def __init__(self):
+        self.operators = []
+
+    def __getattr__(self, name):
+        return lambda *_, **__: self
+
+    def operator(self, name, **_):
+        self.operators.append(name)
+        return self
+
+
+def test_the_panel_offers_the_way_back(both, part):
+    """Also where the source is one that was chosen, and is hidden now."""
+    rod = both[0]
+    panel = part("panels.generate").KINESPLAT_PT_generate
+
+    def buttons():
+        layout = Layout()
+        panel.draw(SimpleNamespace(layout=layout), bpy.context)
+        return layout.operators
+
+    options = bpy.context.scene.kinesplat
+    assert buttons() == ["kinesplat.back_to_object"]
+    options.source = rod
+    rod.hide_set(True)
+    assert buttons() == ["kinesplat.generate", "kinesplat.back_to_object"]
+    options.kind = "TEXT"
+    assert buttons() == ["kinesplat.generate"]
+    options.kind = "OBJECT"
+    bpy.context.view_layer.objects.active = rod
+    assert buttons() == ["kinesplat.generate"]
 
 
 def test_back_to_an_object_that_cannot_be_seen(both):
