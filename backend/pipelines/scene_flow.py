@@ -27,11 +27,13 @@ def observe_scene_flow(
     """
     if static is None:
         return None
-    poses, still = moving.cameras.camera_to_world, static.cameras.camera_to_world
-    near = _same_cameras(poses, still)
+    poses = moving.cameras.camera_to_world
+    near = _same_cameras(poses, static.cameras.camera_to_world)
     if near is None or not _looks_at_middle(poses):
         return None
-    far = opposite_views(poses, still)
+    static = static.subset(_as_far_away(static.cameras.camera_to_world, near))  # they are brought to one scale
+    still = static.cameras.camera_to_world
+    near, far = _same_cameras(poses, still), opposite_views(poses, still)
     pictures, _ = _as_trained(moving)
     before, before_Ks = _as_trained(static)  # noqa: N806
     network = load(device=device)
@@ -103,6 +105,12 @@ def _same_cameras(poses: np.ndarray, still: np.ndarray) -> np.ndarray | None:  #
     difference = np.abs(poses[:, None, :3] - still[None, :, :3]).max(axis=(2, 3))
     nearest = difference.argmin(axis=1)
     return nearest if (difference[np.arange(len(poses)), nearest] < SAME_PLACE).all() else None
+
+
+def _as_far_away(still: np.ndarray, near: np.ndarray) -> np.ndarray:  # [S, 4, 4], [V] -> [S] bool
+    """Which static cameras are as far from the middle as one that is a moving one; further views may not be."""
+    distances = np.linalg.norm(still[:, :3, 3], axis=1)
+    return (np.abs(distances[:, None] - distances[near]) < SAME_PLACE).any(axis=1)
 
 
 def _looks_at_middle(poses: np.ndarray) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from backend.pipelines import scene_flow
-from backend.splatting.observations import Observations
-from blender_addon.contract.orbit import Cameras, Orbit, orbit_camera, orbit_cameras
+from backend.splatting.observations import Observations, joined
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_camera, orbit_cameras
 
 
 class Stand(torch.nn.Module):
@@ -71,6 +71,19 @@ def test_other_scales_come_to_the_one_that_was_learned(network: Stand) -> None:
     per_unit = [float(each.Ks[0, 0, 0]) / distance for each, distance in ((flow, 4.0), (usual, 2.0))]
     assert per_unit[0] == pytest.approx(per_unit[1], rel=0.02)
     torch.testing.assert_close(flow.Ks[:, :2, 2], usual.Ks[:, :2, 2], atol=1.0, rtol=0)
+
+
+def test_still_views_from_farther_away_change_nothing(network: Stand) -> None:
+    """As those from above and below of a wide subject are: they would change the scale of all, or be taken for far."""
+    moving, static = orbit(True), orbit(False)
+    wanted = scene_flow.observe_scene_flow(moving, static)
+    above = further_cameras(Orbit(distance=3.0), 96, 96)
+    away = orbit_cameras(Orbit(frames=8, distance=3.0, azimuth_start=180 - 360 / 14), 96, 96, moving=False)
+    cameras = joined_cameras([above, away])
+    others = Observations(torch.ones(len(cameras.times), 96, 96, 4), cameras)
+    found = scene_flow.observe_scene_flow(moving, joined([static, others]))
+    for name, value in vars(wanted).items():
+        torch.testing.assert_close(getattr(found, name), value)
 
 
 def test_nothing_is_said_where_there_is_nothing_to_compare(network: Stand) -> None:
