@@ -23,6 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch._dynamo  # looks at functions of torch.cuda, and has to see the real ones
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -265,6 +266,7 @@ def _wait(operation, args: tuple, tensors: list[Tensor], target: torch.device | 
 
 def _asked_by() -> str:
     frames = [f for f in traceback.extract_stack() if f.filename.startswith(ROOT) and f.filename != __file__]
+    frames = [f for f in frames if "site-packages" not in f.filename]  # an environment may lie below
     return f"{frames[-1].filename.removeprefix(ROOT)[1:]}:{frames[-1].lineno}" if frames else "?"
 
 
@@ -482,6 +484,9 @@ def fake_cuda() -> Iterator[_Card]:
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         stack.enter_context(_gsplat())
+        # Accelerate keeps what it has found once for the life of a process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         _card = card
         try:
             with _Numbered(), card:
