@@ -66,7 +66,8 @@ def warp(static: Tensor, flow: Tensor, viewmats: Tensor, focal: Tensor) -> Tenso
     at the origin through the middle of the picture.
     """
     batch, frames, _, height, width = static.shape
-    camera = torch.einsum("btij,btjhw->btihw", viewmats[..., :3, :3].to(flow), flow)
+    with torch.autocast(flow.device.type, enabled=False):  # half precision is a quarter of a pixel off
+        camera = torch.einsum("btij,btjhw->btihw", viewmats[..., :3, :3].to(flow), flow)
     camera = functional.interpolate(camera.flatten(0, 1), (height, width), mode="bilinear", align_corners=False)
     k = focal.reshape(-1, 1, 1).to(camera)
     y = (torch.arange(height, device=static.device, dtype=camera.dtype) + 0.5) / height * 2 - 1

@@ -70,7 +70,7 @@ def test_generate_and_import_by_mouse(blender, work, archive, backend_home):
     assert distance < 0.25 * made["fox_size"], "the Gaussians do not lie where the fox stands"
     assert result["moving"]["selected"]
     assert result["moving"]["gaussians_hidden"]
-    assert result["moving"]["distance"] > 0.02 * made["fox_size"], "the mesh does not move as the Gaussians do"
+    assert result["moving"]["distance"] > 0.01 * made["fox_size"], "the mesh does not move as the Gaussians do"
     assert result["moving"]["undone"], "one undo step must take the moving mesh back, and show the Gaussians again"
     assert result["undone"], "one undo step must take the import back"
     assert "fox" in " ".join(result["left"]).lower(), "undo took more than the import"
