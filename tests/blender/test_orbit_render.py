@@ -14,9 +14,11 @@ import addon_utils  # noqa: E402
 
 from blender_addon import orbit_render, stage, subject  # noqa: E402
 from blender_addon.contract.orbit import (  # noqa: E402
+    FURTHER_VIEWS,
     Cameras,
     Orbit,
     check_surface_samples,
+    frame_name,
     intrinsics,
     orbit_camera,
     orbit_cameras,
@@ -802,7 +804,7 @@ def test_a_folder_of_any_name(working_file, tmp_path):
     orbit_render.render_orbit(
         bpy.context, working_file, Orbit(frames=2), folder, moving=False, frame_range=(1, 1), samples=1
     )
-    assert sorted(path.name for path in folder.glob("*.png")) == [f"frame_{k:03d}.png" for k in range(2 + 8)]
+    assert sorted(path.name for path in folder.glob("*.png")) == [frame_name(k) for k in range(2 + FURTHER_VIEWS)]
 
 
 def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
