@@ -26,6 +26,7 @@ from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
 from backend.pipelines import clips
 from backend.pipelines.coherence import Coherence
+from backend.pipelines.memory_plan import chosen_device
 from backend.pipelines.moved_subject import make_moved_subject
 from backend.pipelines.recall import recall
 from backend.pipelines.subject_image import framed, read_image
@@ -126,12 +127,12 @@ def generate(
     settings: dict,
     run: Run,
 ) -> GeneratedFrames:
-    """The frames of one request: the still subject where it is not given, then its motion.
+    """The frames of one request: the still subject where it is not given, then its motion. Raises UserError.
 
     static: views of time 0 with the times of the moving orbit, or None; further, surface: of the same subject;
     image: [H, W, 4] uint8 or None.
     """
-    model = load(device="cpu" if run.device == "cpu" else None)
+    model = load(device=chosen_device(run).type)
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
     if static is None:
         run.begin(STILL)

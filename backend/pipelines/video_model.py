@@ -130,7 +130,7 @@ def load_video_model(
         return PublishedVideoModel.load(run, weights=weights, loaders=loaders)
     from backend.pipelines.small_views import SmallVideoModel
 
-    return SmallVideoModel(device="cpu" if run.device == "cpu" else None)
+    return SmallVideoModel(device=chosen_device(run).type)
 
 
 def within_memory(model: VideoModel, work: Callable[[], Result], run: Run) -> Result:

@@ -126,6 +126,12 @@ def test_views_from_above_and_below_are_kept_for_the_construction(
     assert (moving.times.max(), static.times.max()) == (1, 0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_frames_that_want_a_gpu_do_not_do_without(blobs: Blobs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no GPU"):
+        diffusion4d.run_request(ball_request(blobs), blobs, Run(tmp_path, device="cuda"))
+
+
 def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     pictures, cameras = ball_orbit()
     told: list[Progress] = []
