@@ -10,7 +10,7 @@ pytestmark = pytest.mark.blender
 
 OPERATORS = {
     "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
-    "generate", "cancel_capture", "read_video",
+    "generate", "back_to_object", "cancel_capture", "read_video",
     "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
