@@ -65,7 +65,7 @@ def create_app(
     """The application over one data directory. `pid` and `started` are the supervisor's; `shut_down` ends all."""
     home = paths.Home(settings.home)
     queue = Queue(home.database)
-    blobs = BlobStore(home.blobs, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob)
+    blobs = BlobStore.limited(home.blobs, settings)
     app = FastAPI(title="Kinesplat", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, token=token, port=port, max_json=settings.max_json, max_blob=settings.max_blob)
     _add_error_handlers(app, home)

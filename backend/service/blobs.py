@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from backend.service import paths
+from backend.service.settings import Settings
 from blender_addon.contract.requests import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -51,6 +52,11 @@ class BlobStore:
         self.max_blob = max_blob
         self._usage = (float("-inf"), 0)  # monotonic time of the last count, bytes
         self._usage_lock = threading.Lock()
+
+    @classmethod
+    def limited(cls, folder: Path, settings: Settings) -> "BlobStore":
+        """The store in a folder, with the limits that the settings set."""
+        return cls(folder, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob)
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies or would lie. Raises ValueError where `sha256` is no sha256."""

@@ -101,9 +101,7 @@ class Supervisor:
         self.announce = announce
         self.started = time.time()
         self.queue = Queue(self.home.database)
-        self.blobs = BlobStore(
-            self.home.blobs, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob
-        )
+        self.blobs = BlobStore.limited(self.home.blobs, settings)
         self.api = Kept(
             lambda: Child("backend.service.api", settings, self.home.logs / "api.log", listener, started=self.started)
         )

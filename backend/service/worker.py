@@ -65,9 +65,7 @@ class Worker:
         self.name = name
         self.home = paths.Home(settings.home)
         self.queue = Queue(self.home.database)
-        self.blobs = BlobStore(
-            self.home.blobs, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob
-        )
+        self.blobs = BlobStore.limited(self.home.blobs, settings)
         self._stopping = False
 
     def run(self) -> None:

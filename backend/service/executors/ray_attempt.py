@@ -39,12 +39,7 @@ class RayAttempt:
         self.cache = paths.Home(cache_folder())
         self.cache.blobs.mkdir(parents=True, exist_ok=True)
         self.home = paths.Home(Path(self.settings.ray_folder)) if self.settings.ray_folder else self.cache
-        self.blobs = BlobStore(
-            self.cache.blobs,
-            min_free=self.settings.min_free,
-            quota=self.settings.quota,
-            max_blob=self.settings.max_blob,
-        )
+        self.blobs = BlobStore.limited(self.cache.blobs, self.settings)
         self._log = Spoken()
         self._arriving = contextlib.ExitStack()  # the input that is being received
         self._blob = None

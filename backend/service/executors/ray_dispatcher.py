@@ -62,9 +62,7 @@ class Dispatcher:
         self.name = name
         self.home = paths.Home(settings.home)
         self.queue = Queue(self.home.database)
-        self.blobs = BlobStore(
-            self.home.blobs, min_free=settings.min_free, quota=settings.quota, max_blob=settings.max_blob
-        )
+        self.blobs = BlobStore.limited(self.home.blobs, settings)
         self._followed: set[str] = set()  # names of actors, each with a thread here
         self._capacity = -1
         self._next_begin = 0.0
