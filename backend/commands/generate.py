@@ -127,7 +127,7 @@ def generate(options: argparse.Namespace) -> int:
         print(warning, file=sys.stderr)
     print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
     if known := frames.provenance.get("moves_as"):
-        print(f"It moves as this does, which is known: {known}. (--invent goes without.)")
+        print(f"Its motion is known: {known}. (--invent goes without.)")
     if options.frames_only:
         write_generated(frames, options.frames_only)
         print(f"{options.frames_only}: {len(frames.moving)} frames")

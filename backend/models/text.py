@@ -58,13 +58,18 @@ def words(text: str) -> list[str]:
 
 def plain_form(word: str) -> str:
     """The word that stands for this one in the vocabulary: without its ending, or its synonym."""
+    word = stem(word)
+    return SYNONYMS.get(word, word)
+
+
+def stem(word: str) -> str:
+    """The word without its ending."""
     word = IRREGULAR.get(word, word)
     if word not in SYNONYMS and word not in IRREGULAR.values():
         for ending, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", "e"), ("s", "")):
             if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-                word = word[: -len(ending)] + rest
-                break
-    return SYNONYMS.get(word, word)
+                return word[: -len(ending)] + rest
+    return word
 
 
 def worth(texts: Collection[set[str]]) -> dict[str, float]:

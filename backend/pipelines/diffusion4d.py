@@ -24,10 +24,10 @@ from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.motion_magnitude import motion_magnitude
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
-from backend.pipelines import clips
+from backend.pipelines import clips, elementary
 from backend.pipelines.coherence import Coherence
 from backend.pipelines.memory_plan import chosen_device
-from backend.pipelines.moved_subject import make_moved_subject
+from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
 from backend.pipelines.recall import recall
 from backend.pipelines.subject_image import framed, read_image
 from backend.progress import Run, UserError
@@ -165,7 +165,7 @@ def generate(
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
-            "warnings": warnings(model, settings["prompt"]),
+            "warnings": moving.warnings,
             "loop": moving.loop,
             "moves_as": moving.moves_as,
         },
@@ -182,7 +182,16 @@ class MovingOrbit(NamedTuple):
     points: np.ndarray  # [N, 3] float32, on the surface at time 0, clip space
     movement: np.ndarray  # [T, N, 3] float32, of these from there
     loop: bool  # it was made to end as it began
-    moves_as: str  # whose known motion it is, such as "husky dog walk"; empty where it was invented
+    moves_as: str  # whose known motion it is, such as "husky dog walk", or "swaying"; empty where it was invented
+    warnings: list[str]  # what the user should know about the prompt
+
+
+class Movement(NamedTuple):
+    """How a subject moves, more or less of it."""
+
+    shifts: Callable[[float], Tensor]  # size -> [T, B, 3] of its control points
+    moves_as: str
+    warnings: list[str]
 
 
 @torch.no_grad()
@@ -207,7 +216,8 @@ def generate_moving(
     """The moving orbit of a static orbit (Diffusion4D, section 3; guidance: Eq. 3).
 
     Beyond the paper, each estimate of the clean latents is brought into line with one movement of the subject's surface
-    (`Coherence`), and a motion of the training set takes the place of the invented one where it fits (`recall`).
+    (`Coherence`), and a motion of the training set takes the place of the invented one where it fits (`recall`), or an
+    elementary one that the prompt names (`elementary`).
 
     Args:
         static: [T, H, W, 4] uint8, straight alpha, all at time 0, H = W; more pixels than the network has are kept.
@@ -219,7 +229,7 @@ def generate_moving(
         w1, w2: weights of Eq. 3. The network at m = 0 is the static model.
         sampler: "ddim" or "dpm".
         loop: the motion is to end as it began; None: where the prompt names none that ends elsewhere.
-        known: known motions may take the place of invented ones.
+        known: known and elementary motions may take the place of invented ones.
         surface: points on the subject's surface; without them the visual hull serves.
         further: of time 0 and of the same size, from above and below: they show what the static orbit does not.
         run: told after each step, and may cancel there.
@@ -229,7 +239,74 @@ def generate_moving(
         UserError: the static orbit shows nothing that all its views agree on.
     """
     model = model or load()
-    loop = model.loops(prompt) if loop is None else loop
+    known = known and magnitude > 0
+    simple = elementary.named_in(prompt, model.motions) if known else None
+    if loop is None:
+        loop = not simple.one_way if simple else model.loops(prompt)
+    still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
+    check = run.check if run is not None else lambda: None
+    seen = further and observations(*further)
+    subject = make_moved_subject(still, cameras.times, surface, check, loop=loop, further=seen)
+    if simple:
+        movement = _elementary(simple, subject, cameras.times, loop=loop, seed=seed)
+        if run is not None:
+            run.report(1, 1, preview=lambda: _sketch(subject, movement.shifts(1.0)))
+    else:
+        guidance = {"seed": seed, "steps": steps, "w1": w1, "w2": w2, "sampler": sampler, "run": run}
+        motion = {"loop": loop, "known": known, **guidance}
+        movement = _invented(model, subject, static, cameras, prompt, magnitude, **motion)
+
+    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
+        return subject.pictures(movement.shifts(size))[None]
+
+    size = size_of_magnitude(magnitude, as_tensor(static), sized)
+    return MovingOrbit(
+        pictures=as_pictures(sized(size)),
+        points=subject.surface.points.numpy(),
+        movement=subject.movement(movement.shifts(size)).numpy(),
+        loop=loop,
+        moves_as=movement.moves_as,
+        warnings=movement.warnings,
+    )
+
+
+def _elementary(
+    motion: elementary.Elementary, subject: MovedSubject, times: np.ndarray, *, loop: bool, seed: int
+) -> Movement:
+    """An elementary motion; no network has a part in it."""
+    surface = subject.surface
+
+    def shifts(size: float) -> Tensor:  # [T, B, 3]
+        moved = motion.shifts(surface.control.points, surface.points, times, size, loop=loop, seed=seed)
+        return kept_in_view(surface, moved)
+
+    return Movement(shifts, motion.name, [])
+
+
+def _sketch(subject: MovedSubject, shifts: Tensor) -> np.ndarray:
+    """Some of its pictures, to look at while more is to come."""
+    few = torch.linspace(0, len(shifts) - 1, PREVIEW_FRAMES).round().long()
+    return picture(subject.sketch(shifts, few)[None])
+
+
+def _invented(
+    model: KinesplatSmall,
+    subject: MovedSubject,
+    static: np.ndarray,
+    cameras: Cameras,
+    prompt: str,
+    magnitude: float,
+    *,
+    loop: bool,
+    known: bool,
+    seed: int,
+    steps: int,
+    w1: float,
+    w2: float,
+    sampler: str,
+    run: Run | None,
+) -> Movement:
+    """What the network invents for a subject, or the known motion that fits best; arguments as of `generate_moving`."""
     small = functional.interpolate(as_tensor(static, model.device)[0], (model.resolution,) * 2, mode="area")
     branches = 3  # conditional, unconditional, static model
     tokens = model.vocabulary.batch([prompt, "", prompt]).to(model.device)
@@ -243,10 +320,6 @@ def generate_moving(
         torch.tensor([True, False, True], device=model.device),
     )
     condition = condition.expand(branches, -1, -1, -1, -1)
-    still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
-    check = run.check if run is not None else lambda: None
-    seen = further and observations(*further)
-    subject = make_moved_subject(still, cameras.times, surface, check, loop=loop, further=seen)
     cohere = Coherence(subject.surface, motion_latents.latent_unit(asked))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -255,14 +328,13 @@ def generate_moving(
         return cohere(guide(out[:1], out[1:2], out[2:], w1, w2))
 
     def preview(_: Tensor) -> np.ndarray:
-        few = torch.linspace(0, len(static) - 1, PREVIEW_FRAMES).round().long()
-        return picture(subject.sketch(cohere.in_view(), few)[None])
+        return _sketch(subject, cohere.in_view())
 
     side = model.resolution // 2
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
     told = None
-    if known and magnitude > 0 and model.motions is not None:
+    if known and model.motions is not None:
         told = recall(model.motions, prompt, subject.surface, cameras.times, cohere.told, loop=loop, seed=seed)
 
     def shifts(size: float) -> Tensor:  # [T, B, 3]
@@ -272,17 +344,8 @@ def generate_moving(
         size = size * float(cohere.told.norm() / told.shifts.norm())  # what was invented knows about how far
         return kept_in_view(subject.surface, grown(subject.surface.control, told.shifts, size))
 
-    def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
-        return subject.pictures(shifts(size))[None]
-
-    size = size_of_magnitude(magnitude, as_tensor(static), sized)
-    return MovingOrbit(
-        pictures=as_pictures(sized(size)),
-        points=subject.surface.points.numpy(),
-        movement=subject.movement(shifts(size)).numpy(),
-        loop=loop,
-        moves_as="" if told is None else f"{told.subject} {told.action}".strip(),
-    )
+    moves_as = "" if told is None else f"{told.subject} {told.action}".strip()
+    return Movement(shifts, moves_as, warnings(model, prompt))
 
 
 @torch.no_grad()

@@ -190,7 +190,7 @@ def generation_request(
         guidance_motion: w1, how closely the conditions are followed.
         guidance_static: w2, how closely the static orbit is kept.
         loop: one of LOOPS: whether the motion is to end as it began. The published size knows only "auto", which is no.
-        known_motions: that the small model has in its memory may take the place of what it invents.
+        known_motions: those in the small model's memory, and elementary ones, may take the place of what it invents.
         steps: denoising steps.
         model: one of MODELS. The published size was set to steps 50, guidance_motion 7 and guidance_static 0.5.
         result: "frames" ends with the generated frames, to be looked at before `build_request` goes on from them.

@@ -78,7 +78,7 @@ def ball_request(blobs: Blobs, seen: tuple[np.ndarray, Cameras] | None = None, *
     """Of kind object."""
     pictures, cameras = seen or ball_orbit()
     static = {"frames": [blobs.picture(picture) for picture in pictures], "cameras": cameras.to_json()}
-    settings = {"prompt": "a ball bounces", "steps": 4, "gaussians": 500, "result": "frames", **settings}
+    settings = {"prompt": "a ball runs", "steps": 4, "gaussians": 500, "result": "frames", **settings}
     return generation_request("object", "Ball", TO_OBJECT, static=static, **settings)
 
 
@@ -138,7 +138,7 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     request = ball_request(blobs, seed=3, motion=2.0)
     path = diffusion4d.run_request(request, blobs, Run(tmp_path, on_progress=told.append))
     frames = read_frames(path)
-    assert (frames.prompt, frames.motion, frames.seed) == ("a ball bounces", 2.0, 3)
+    assert (frames.prompt, frames.motion, frames.seed) == ("a ball runs", 2.0, 3)
     np.testing.assert_array_equal(frames.static, pictures)
     assert frames.moving.shape == pictures.shape
     assert (frames.moving != pictures).any()
@@ -165,11 +165,13 @@ def test_the_surface_of_an_object_is_what_moves(blobs: Blobs, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("loop", "prompt", "loops"),
     [
-        ("auto", "a ball bounces", True),
+        ("auto", "a ball runs", True),
         ("auto", "", True),
-        ("auto", "the ball is rolling", False),
-        ("yes", "a ball rolls", True),
-        ("no", "a ball bounces", False),
+        ("auto", "the ball dives", False),
+        ("yes", "a ball dives", True),
+        ("no", "a ball runs", False),
+        ("auto", "a ball is growing", False),
+        ("yes", "a ball grows", True),
     ],
 )
 def test_a_loop_ends_as_it_began(loop: str, prompt: str, loops: bool, blobs: Blobs, tmp_path: Path) -> None:
@@ -186,8 +188,10 @@ def test_a_loop_ends_as_it_began(loop: str, prompt: str, loops: bool, blobs: Blo
     [
         ("a ball hops", {}, "ball hop"),
         ("a ball hops", {"known_motions": False}, ""),
-        ("a ball bounces", {}, ""),  # not known
+        ("a ball runs", {}, ""),  # not known
         ("a ball hops", {"motion": 0.0}, ""),
+        ("a ball floats", {}, "floating"),
+        ("a ball floats", {"known_motions": False}, ""),
     ],
 )
 def test_a_known_motion_takes_the_place_of_an_invented_one(
@@ -248,13 +252,13 @@ def test_everything_asked_for_counts(model, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(diffusion4d, "Coherence", Incoherence)
     pictures, cameras = ball_orbit()
 
-    def moving(prompt: str = "a ball bounces", magnitude: float = 2.0, **settings) -> np.ndarray:
+    def moving(prompt: str = "a ball runs", magnitude: float = 2.0, **settings) -> np.ndarray:
         given = pictures, cameras, prompt, magnitude
         return diffusion4d.generate_moving(*given, steps=4, model=model, **settings).pictures
 
     first = moving()
     assert (moving() == first).all()
-    for other in ({"seed": 1}, {"prompt": "a ball rolls"}, {"magnitude": 6.0}, {"w1": 4.0}, {"w2": 2.0}):
+    for other in ({"seed": 1}, {"prompt": "a ball dives"}, {"magnitude": 6.0}, {"w1": 4.0}, {"w2": 2.0}):
         assert (moving(**other) != first).any(), other
     assert (moving(sampler="dpm") != first).any()
 
@@ -325,7 +329,7 @@ def test_chosen_frames_become_a_clip(blobs: Blobs, tmp_path: Path, monkeypatch: 
     assert (clip.name, clip.fps, clip.count, clip.frame_count) == ("Ball", 30.0, 500, 24)
     np.testing.assert_array_equal(clip.to_object, TO_OBJECT)
     assert clip.provenance["pipeline"] == "diffusion4d"
-    assert clip.provenance["settings"]["prompt"] == "a ball bounces"
+    assert clip.provenance["settings"]["prompt"] == "a ball runs"
     assert clip.provenance["models"][0]["name"] == "tiny 1"
 
 
@@ -468,7 +472,7 @@ def test_the_small_model_on_a_pretended_card(card, tmp_path: Path) -> None:
     run = Run(tmp_path, told.append)
     run.plan({"Moving": 1.0})
     run.begin("Moving")
-    for prompt in ("ball rolls", "a ball hops"):
+    for prompt in ("ball dives", "a ball hops"):
         moving = diffusion4d.generate_moving(pictures, cameras, prompt, 3.0, steps=2, model=model, run=run)
         assert moving.pictures.shape == pictures.shape
     for image in (None, pictures[0]):

@@ -22,7 +22,7 @@ from blender_addon.contract.requests import GENERATED_FRAMES
 
 RESOLUTION = 16
 SURFACE_POINTS = 500
-WORDS = ("ball", "bounce", "roll")
+WORDS = ("ball", "run", "dive")
 
 
 def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
@@ -40,7 +40,7 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
         torch.nn.init.zeros_(motion.exit.bias)
     parts = {"motion": motion, "static": static}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
-    about["one_way"] = ["roll"]
+    about["one_way"] = ["dive"]
     kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), hop(), about)
     return folder
 
