@@ -196,8 +196,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     )
     known_motions: BoolProperty(
         name="Known Motions",
-        description="Move as a known animal or person does where prompt and shape fit, or as the prompt says of a thing "
-        "(sway, spin, bounce); without, all motion is invented",
+        description="Move as a known animal or person does where prompt and shape fit, or as a thing does that the "
+        "prompt lets sway, spin or bounce; without, all motion is invented",
         default=True,
     )
     guidance_motion: _bounded_float(
