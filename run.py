@@ -34,6 +34,7 @@ EXTRAS = ("blender", "train", "published", "usd", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"
+RETRY = "WARNING: Retrying"  # how pip begins to say that a server does not answer
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in commands:
         print(__doc__.strip())
         return 0 if arguments in (["-h"], ["--help"]) else 2
+    sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
         print(f"Kinesplat needs Python 3.11 or newer; this is {platform.python_version()}.")
         return 2
@@ -57,6 +59,13 @@ def main(arguments: list[str]) -> int:
         return commands[arguments[0]](python, arguments[1:])
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"\n{error.filename or ROOT} cannot be used: {error.strerror or error}.\nSee that this folder belongs to "
+            "you and that its disk has free space, then run the same command again.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130
@@ -228,12 +237,16 @@ def install(python: Path, requirements: list[str], log, packages: Path) -> None:
     )  # fmt: skip
     done = threading.Event()
     counter = None
+    told_to_wait = False
     before = set(packages.glob("*.dist-info"))
     try:
         for line in process.stdout:
             log.write(line)
             if match := re.match(r"\s+(?:Downloading|Using cached) (\S+).*?(\([\d.]+ \w+\))?$", line.rstrip()):
                 print(f"      {match[1].rsplit('/', 1)[-1]} {match[2] or ''}", flush=True)
+            elif line.startswith(RETRY) and not told_to_wait:
+                told_to_wait = True
+                print("      no answer from where packages come from; trying again", flush=True)
             elif line.startswith("Installing collected packages:"):
                 total = line.count(",") + 1
                 counter = threading.Thread(target=count_packages, args=(packages, before, total, done), daemon=True)
@@ -280,11 +293,15 @@ def failure_text(log) -> str:
     """What failed, from the log's last lines, and what to do."""
     log.flush()
     lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-    told = [line[:200] for line in lines if line.strip() and not line.startswith("WARNING: Location")]
+    noise = ("WARNING: Location", RETRY)
+    told = [line[:200] for line in lines if line.strip() and not line.startswith(noise)]
     tail = "\n".join(f"  {line}" for line in told[-12:])
+    what_to_do = "Check the network connection and the free disk space"
+    if any(line.startswith(RETRY) for line in lines):
+        what_to_do = "Packages could not be fetched: check the network connection, and the proxy if there is one"
     return (
-        f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. Check the network connection and the free disk space, "
-        "then run the same command again: it starts over by itself."
+        f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. {what_to_do}, then run the same command again: it "
+        "starts over by itself."
     )
 
 

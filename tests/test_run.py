@@ -70,6 +70,25 @@ def test_a_failed_installation_says_why_and_leaves_nothing_that_counts(tmp_path,
     assert not list((tmp_path / ".venv").glob(f"*/{run.STAMP}"))
 
 
+def test_without_a_network_it_is_the_network_that_is_named(tmp_path) -> None:
+    said = f"{run.RETRY} (Retry(total=4)) after connection broken by 'NewConnectionError'\n" * 10
+    with open(tmp_path / "setup.log", "w+", encoding="utf-8") as log:
+        log.write(said + "ERROR: No matching distribution found for numpy<2.6\n")
+        text = run.failure_text(log)
+    assert "check the network connection, and the proxy" in text
+    assert "numpy<2.6" in text
+    assert run.RETRY not in text
+
+
+def test_a_checkout_that_cannot_be_written_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / ".venv").write_text("in the way")
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path / ".venv")
+    assert run.main(["setup"]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / ".venv") in said
+    assert "belongs to you" in said
+
+
 def test_the_environments_own_python_means_the_same_environment() -> None:
     code = "import run; print(run.environment_key(run.read_requirements(), run.base_python()))"
     keys = {
