@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from .contract.arrays import replace
 from .contract.requests import API_VERSION
 
 PRODUCT = "kinesplat"
@@ -196,7 +197,7 @@ class BackendClient:
                     "The result arrived damaged and was thrown away.",
                     "Fetch it again: the backend still has it.",
                 )
-            os.replace(part, path)
+            replace(part, path)
             tag.unlink(missing_ok=True)
         except OSError as error:
             raise file_problem(error, path) from error
