@@ -83,6 +83,7 @@ def test(python: Path, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // at_once, 1)))  # else each of them takes all cores
     # Files in the order of tests/conftest.py, not by how many tests they have.
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
+    os.chdir(ROOT)  # where the names of tests begin
     return run_module(python, "pytest", ["-n", str(at_once), *order, *arguments])
 
 
@@ -93,7 +94,7 @@ def serve(python: Path, arguments: list[str]) -> int:
 
 def build(python: Path, arguments: list[str]) -> int:
     """The extension archive, made and checked by Blender's own tool, which the bpy wheel carries."""
-    out = Path(arguments[1]) if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
+    out = Path(arguments[1]).absolute() if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
     tools = list(site_packages(python.parent.parent).glob("bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py"))
     if not tools:
         raise SetupError("Building the archive needs the bpy wheel, which was not installed: see README.md.")
@@ -117,8 +118,9 @@ def bench(python: Path, arguments: list[str]) -> int:
 
 
 def run_module(python: Path, module: str, arguments: list[str]) -> int:
-    """`python -m module` in the project's folder; Ctrl-C goes to the child, which ends by itself."""
-    process = subprocess.Popen([python, "-m", module, *arguments], cwd=ROOT, env=child_environment())
+    """`python -m module` where the user is, without seeing modules there; Ctrl-C goes to it, and it ends by itself."""
+    environment = {**child_environment(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([python, "-P", "-m", module, *arguments], env=environment)
     while True:
         try:
             code = process.wait()

@@ -98,6 +98,21 @@ def test_the_environments_own_python_means_the_same_environment() -> None:
     assert len(keys) == 1
 
 
+def test_relative_folders_are_the_users(tmp_path, monkeypatch, capfd) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a module of the user')")
+    (tmp_path / "orbit").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run.run_module(Path(sys.executable), "backend", ["construct", "--orbit", "orbit", "--out", "a.npz"]) == 1
+    said = capfd.readouterr().err
+    assert "orbit" in said
+    assert "a module of the user" not in said
+    calls = []
+    monkeypatch.setattr(run.subprocess, "call", lambda command, **options: calls.append(command) or 0)
+    monkeypatch.setattr(run.Path, "glob", lambda self, pattern: iter([Path("blender_ext.py")]))
+    assert run.build(Path(sys.executable), ["--out", "here"]) == 0
+    assert calls[-1][-1] == str(tmp_path / "here")
+
+
 def test_unknown_commands_show_the_usage(capsys) -> None:
     assert run.main(["dance"]) == 2
     assert "python run.py demo" in capsys.readouterr().out
