@@ -346,6 +346,27 @@ def test_another_computer(addons, home) -> None:
         addon.until(lambda: addon.board.backend.sentence == "Online access is off.")
 
 
+def test_a_job_whose_file_is_open_can_be_removed(tmp_path, monkeypatch) -> None:
+    """Windows removes no file that somebody has open, such as a result that is being fetched."""
+    records = JobRecords(tmp_path)
+    records.save(JobRecord(uid="fox", name="Fox"))
+    records.seal_outbox("fox", {}, {})
+    part = records.result("fox").with_name("fox.npz.part")
+    part.parent.mkdir()
+    part.touch()
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if path == part:
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    records.remove("fox")
+    assert records.waiting() == []
+    assert not records.load()
+
+
 def test_what_is_refused_does_not_look_as_if_it_were_done(addons, home) -> None:
     with FakeBackend(home) as backend:
         addon = addons()
