@@ -197,6 +197,11 @@ def base_python() -> Base:
 
 def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
     """Make the environment in `folder`; the stamp is written last."""
+    if "PythonSoftwareFoundation" in base.executable:
+        raise SetupError(
+            "This Python comes from the Microsoft Store, and Windows hides its files from Blender.\n"
+            f"Install Python {BLENDER_PYTHON} from python.org, then run: py -{BLENDER_PYTHON} run.py setup"
+        )
     print("Setting up Kinesplat (once, a few minutes, about 3 GB on disk).", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     log_path = ENVIRONMENTS / "setup.log"

@@ -70,6 +70,14 @@ def test_a_failed_installation_says_why_and_leaves_nothing_that_counts(tmp_path,
     assert not list((tmp_path / ".venv").glob(f"*/{run.STAMP}"))
 
 
+def test_python_from_windows_store_is_refused_before_anything_is_fetched(tmp_path) -> None:
+    store = r"C:\Users\ada\AppData\Local\Microsoft\WindowsApps\PythonSoftwareFoundation.Python.3.11_x"
+    base = run.Base(rf"{store}\python.exe", "3.11")
+    with pytest.raises(run.SetupError, match=r"python\.org"):
+        run.make_environment(tmp_path / "new", base, [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_network_it_is_the_network_that_is_named(tmp_path) -> None:
     said = f"{run.RETRY} (Retry(total=4)) after connection broken by 'NewConnectionError'\n" * 10
     with open(tmp_path / "setup.log", "w+", encoding="utf-8") as log:
