@@ -34,6 +34,7 @@ EXTRAS = ("blender", "train", "published", "usd", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"
+RETRY = "WARNING: Retrying"  # how pip begins to say that a server does not answer
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in commands:
         print(__doc__.strip())
         return 0 if arguments in (["-h"], ["--help"]) else 2
+    sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
         print(f"Kinesplat needs Python 3.11 or newer; this is {platform.python_version()}.")
         return 2
@@ -57,6 +59,13 @@ def main(arguments: list[str]) -> int:
         return commands[arguments[0]](python, arguments[1:])
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"\n{error.filename or ROOT} cannot be used: {error.strerror or error}.\nSee that this folder belongs to "
+            "you and that its disk has free space, then run the same command again.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130
@@ -74,6 +83,7 @@ def test(python: Path, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // at_once, 1)))  # else each of them takes all cores
     # Files in the order of tests/conftest.py, not by how many tests they have.
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
+    os.chdir(ROOT)  # where the names of tests begin
     return run_module(python, "pytest", ["-n", str(at_once), *order, *arguments])
 
 
@@ -84,7 +94,7 @@ def serve(python: Path, arguments: list[str]) -> int:
 
 def build(python: Path, arguments: list[str]) -> int:
     """The extension archive, made and checked by Blender's own tool, which the bpy wheel carries."""
-    out = Path(arguments[1]) if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
+    out = Path(arguments[1]).absolute() if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
     tools = list(site_packages(python.parent.parent).glob("bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py"))
     if not tools:
         raise SetupError("Building the archive needs the bpy wheel, which was not installed: see README.md.")
@@ -108,8 +118,9 @@ def bench(python: Path, arguments: list[str]) -> int:
 
 
 def run_module(python: Path, module: str, arguments: list[str]) -> int:
-    """`python -m module` in the project's folder; Ctrl-C goes to the child, which ends by itself."""
-    process = subprocess.Popen([python, "-m", module, *arguments], cwd=ROOT, env=child_environment())
+    """`python -m module` where the user is, without seeing modules there; Ctrl-C goes to it, and it ends by itself."""
+    environment = {**child_environment(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([python, "-P", "-m", module, *arguments], env=environment)
     while True:
         try:
             code = process.wait()
@@ -186,6 +197,11 @@ def base_python() -> Base:
 
 def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
     """Make the environment in `folder`; the stamp is written last."""
+    if "PythonSoftwareFoundation" in base.executable:
+        raise SetupError(
+            "This Python comes from the Microsoft Store, and Windows hides its files from Blender.\n"
+            f"Install Python {BLENDER_PYTHON} from python.org, then run: py -{BLENDER_PYTHON} run.py setup"
+        )
     print("Setting up Kinesplat (once, a few minutes, about 3 GB on disk).", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     log_path = ENVIRONMENTS / "setup.log"
@@ -228,12 +244,16 @@ def install(python: Path, requirements: list[str], log, packages: Path) -> None:
     )  # fmt: skip
     done = threading.Event()
     counter = None
+    told_to_wait = False
     before = set(packages.glob("*.dist-info"))
     try:
         for line in process.stdout:
             log.write(line)
             if match := re.match(r"\s+(?:Downloading|Using cached) (\S+).*?(\([\d.]+ \w+\))?$", line.rstrip()):
                 print(f"      {match[1].rsplit('/', 1)[-1]} {match[2] or ''}", flush=True)
+            elif line.startswith(RETRY) and not told_to_wait:
+                told_to_wait = True
+                print("      no answer from where packages come from; trying again", flush=True)
             elif line.startswith("Installing collected packages:"):
                 total = line.count(",") + 1
                 counter = threading.Thread(target=count_packages, args=(packages, before, total, done), daemon=True)
@@ -280,11 +300,15 @@ def failure_text(log) -> str:
     """What failed, from the log's last lines, and what to do."""
     log.flush()
     lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-    told = [line[:200] for line in lines if line.strip() and not line.startswith("WARNING: Location")]
+    noise = ("WARNING: Location", RETRY)
+    told = [line[:200] for line in lines if line.strip() and not line.startswith(noise)]
     tail = "\n".join(f"  {line}" for line in told[-12:])
+    what_to_do = "Check the network connection and the free disk space"
+    if any(line.startswith(RETRY) for line in lines):
+        what_to_do = "Packages could not be fetched: check the network connection, and the proxy if there is one"
     return (
-        f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. Check the network connection and the free disk space, "
-        "then run the same command again: it starts over by itself."
+        f"Set-up failed:\n{tail}\n\nThe whole log is {log.name}. {what_to_do}, then run the same command again: it "
+        "starts over by itself."
     )
 
 

@@ -57,4 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # names may hold letters that a terminal or a log file lacks
     sys.exit(main())

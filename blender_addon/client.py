@@ -8,6 +8,7 @@ import errno
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .contract.requests import API_VERSION
+from .contract.arrays import replace
+from .contract.requests import API_VERSION, JOB_ID
 
 PRODUCT = "kinesplat"
 CONNECT_SECONDS = 3.0
@@ -114,19 +116,19 @@ class BackendClient:
     def submit(self, request: dict, idempotency_key: str, client: str) -> dict:
         """Queue a request and return its job. The same key gives the same job again, never a second one."""
         headers = {"Idempotency-Key": idempotency_key}
-        return self._json_call("POST", "/jobs", json={"client": client, "request": request}, headers=headers)
+        return self._job_call("POST", "/jobs", json={"client": client, "request": request}, headers=headers)
 
     def jobs(self, client: str) -> list[dict]:
         """The jobs that this client has submitted, newest first."""
         jobs = self._json_call("GET", "/jobs", params={"client": client, "limit": MAX_JOBS}).get("jobs")
         if not isinstance(jobs, list):
-            raise BackendError("bad_answer", f"The backend at {self.url} gave an answer that makes no sense.")
-        return jobs
+            raise self._senseless()
+        return [self._checked(job) for job in jobs]
 
     def job(self, job_id: str, after_rev: int | None = None, wait: float = 0.0) -> dict:
         """One job. With `after_rev` the answer comes when its revision is above that, or after `wait` seconds."""
         params = {} if after_rev is None else {"after_rev": after_rev, "wait": wait}
-        return self._json_call("GET", f"/jobs/{job_id}", params=params, read_seconds=READ_SECONDS + wait)
+        return self._job_call("GET", f"/jobs/{job_id}", params=params, read_seconds=READ_SECONDS + wait)
 
     def preview(self, job_id: str) -> bytes | None:
         """The latest preview picture (JPEG), or None where there is none yet."""
@@ -135,11 +137,11 @@ class BackendClient:
 
     def cancel(self, job_id: str) -> dict:
         """Ask for a job to end."""
-        return self._json_call("POST", f"/jobs/{job_id}/cancel", json={})
+        return self._job_call("POST", f"/jobs/{job_id}/cancel", json={})
 
     def retry(self, job_id: str) -> dict:
         """Queue a failed or cancelled job again; stages that are done are kept."""
-        return self._json_call("POST", f"/jobs/{job_id}/retry", json={})
+        return self._job_call("POST", f"/jobs/{job_id}/retry", json={})
 
     def delete(self, job_id: str) -> None:
         """Remove a job and its result from the backend. A job that is gone already counts as removed."""
@@ -196,7 +198,7 @@ class BackendClient:
                     "The result arrived damaged and was thrown away.",
                     "Fetch it again: the backend still has it.",
                 )
-            os.replace(part, path)
+            replace(part, path)
             tag.unlink(missing_ok=True)
         except OSError as error:
             raise file_problem(error, path) from error
@@ -215,8 +217,17 @@ class BackendClient:
     def _json_call(self, method: str, path: str, **options) -> dict:
         data = _json(self._call(method, path, **options))
         if not isinstance(data, dict):
-            raise BackendError("bad_answer", f"The backend at {self.url} gave an answer that makes no sense.")
+            raise self._senseless()
         return data
+
+    def _job_call(self, method: str, path: str, **options) -> dict:
+        return self._checked(self._json_call(method, path, **options))
+
+    def _checked(self, job: object) -> dict:
+        """A job whose id may become the name of a file here; that of a stranger could lead out of our folder."""
+        if not (isinstance(job, dict) and re.fullmatch(JOB_ID, str(job.get("id")))):
+            raise self._senseless()
+        return job
 
     def _call(
         self,
@@ -272,6 +283,9 @@ class BackendClient:
             )
         sentence = str(problem.get("detail") or problem.get("title") or f"The backend answered with error {status}.")
         return BackendError(str(problem["code"]), sentence, str(problem.get("hint") or ""), status)
+
+    def _senseless(self) -> BackendError:
+        return BackendError("bad_answer", f"The backend at {self.url} gave an answer that makes no sense.")
 
     def _not_running(self) -> BackendError:
         return BackendError(

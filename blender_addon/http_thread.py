@@ -219,10 +219,6 @@ class HttpThread:
         """Stop the backend on this computer."""
         self._commands.put(self._do_stop_backend)
 
-    def look_again(self) -> None:
-        """Connect now rather than at the next turn, and send what waits."""
-        self._commands.put(self._do_look_again)
-
     def submit(self, uid: str) -> None:
         """Send what lies in the outbox under `uid`, now or when the backend is there."""
         self._commands.put(partial(self._do_submit, uid))
@@ -414,14 +410,6 @@ class HttpThread:
         self._client, self._connection, self._said = None, connection, None
         self._next_connect, self._retry_seconds = 0.0, REMOTE_RETRY[0]
 
-    def _do_look_again(self) -> None:
-        if self._client is None:
-            self._next_connect, self._retry_seconds, self._said = 0.0, REMOTE_RETRY[0], None
-        else:
-            self._next_health = 0.0
-            for followed in self._live.values():
-                followed.due = 0.0
-
     def _do_start_backend(self, installation: local_backend.Installation, port: int) -> None:
         if self._client is not None:
             return
@@ -487,11 +475,13 @@ class HttpThread:
         except BackendError as error:
             if error.status == 404:
                 self._forget(job_id)
-            elif error.is_temporary:
-                self._emit(CommandFailed(error, job_id))
+                return
+            if not error.is_temporary:
+                with contextlib.suppress(BackendError):
+                    self._emit(JobSeen(self._client.job(job_id)))  # its row shows already what was asked for
+            self._emit(CommandFailed(error, job_id))
+            if error.is_temporary:
                 raise
-            else:
-                self._emit(CommandFailed(error, job_id))
             return
         self._own.add(job_id)
         self._emit(JobSeen(job))
@@ -532,6 +522,9 @@ class HttpThread:
             self._emit(ResultFailed(uid, BackendError("damaged_result", str(error), "Retry the job.")))
         except OSError as error:
             self._emit(ResultFailed(uid, file_problem(error, path)))
+        except MemoryError:
+            self._emit(ResultFailed(uid, BackendError("out_of_memory", "This computer ran out of memory.",
+                                                      "Close other programs, then import again.")))  # fmt: skip
         except BackendError as error:
             if error.status == 404:
                 self._forget(job_id)

@@ -83,12 +83,13 @@ class JobRecords:
         _write_json(self.folder / "records" / f"{record.uid}.json", asdict(record))
 
     def remove(self, uid: str) -> None:
-        """Forget a job with all its files here."""
-        for path in (self.folder / "records" / f"{uid}.json", self.result(uid), self.preview(uid)):
-            path.unlink(missing_ok=True)
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
-            path.with_name(path.name + ".etag").unlink(missing_ok=True)
+        """Forget a job with all its files here, but for those that Windows keeps because somebody has them open."""
         self.empty_outbox(uid)
+        result = self.result(uid)
+        parts = [result.with_name(result.name + ending) for ending in (".part", ".etag")]
+        for path in (self.folder / "records" / f"{uid}.json", result, *parts, self.preview(uid)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def result(self, uid: str) -> Path:
         """Where a fetched result lies."""

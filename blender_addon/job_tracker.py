@@ -426,6 +426,8 @@ def _redraw() -> None:
 def _on_load_pre(*_) -> None:
     if _tracker:
         _tracker.cancel_capture("The capture was stopped, because another file was opened.")
+        for row in _tracker.board.rows.values():
+            row.import_into = ""  # the other file did not ask for it
 
 
 @bpy.app.handlers.persistent

@@ -16,11 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .client import BackendClient, BackendError, Health, file_problem
+from .contract.home import HOME_VARIABLE, INSTALLATION_FILE, SERVER_FILE, TOKEN_FILE, home_folder
 
-HOME_VARIABLE = "KINESPLAT_HOME"
-SERVER_FILE = "server.json"
-TOKEN_FILE = "token"
-INSTALLATION_FILE = "installation.json"
 LOG_FILE = "backend-start.log"
 START_SECONDS = 90.0  # importing and compiling on a cold, slow disk
 STOP_SECONDS = 10.0
@@ -43,19 +40,6 @@ class Installation:
 
     folder: Path  # the checkout: it holds `backend` and `run.py`
     python: Path  # of the environment that `run.py setup` made
-
-
-def home_folder(override: str = "") -> Path:
-    """Where the backend keeps its data: `override`, else KINESPLAT_HOME, else the user's data folder."""
-    if chosen := override or os.environ.get(HOME_VARIABLE, ""):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Application Support"
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "kinesplat"
 
 
 def read_server(home: Path) -> Server:

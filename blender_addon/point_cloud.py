@@ -101,7 +101,7 @@ def import_clip(
     _drive_render_width(splats, modifier)
     retime.create(splats, scene, clip.frame_count, clip.fps, scene.frame_current_final if start is None else start)
     if clip.provenance.get("loop") is True:
-        retime.loop(splats)
+        retime.set_repeat(splats, "LOOP")
     return splats
 
 

@@ -8,6 +8,7 @@ from bpy.props import EnumProperty, IntProperty, StringProperty
 
 from . import local_backend
 from .client import BackendError, is_loopback
+from .contract.home import home_folder
 from .http_thread import Connection
 
 _package = ""  # key of the add-on in Blender's preferences, such as bl_ext.user_default.kinesplat
@@ -125,7 +126,7 @@ class Defaults:
 def connection() -> Connection:
     """What the HTTP thread needs to know. Addresses beyond this computer need Blender's online access."""
     preferences = get()
-    home = local_backend.home_folder(_absolute(preferences.home))
+    home = home_folder(_absolute(preferences.home))
     if preferences.backend == "LOCAL":
         return Connection(local=True, home=home)
     refusal = ""
@@ -142,7 +143,7 @@ def connection() -> Connection:
 def installation() -> local_backend.Installation:
     """Where a backend can be started from. Raises BackendError (`not_installed`)."""
     preferences = get()
-    home = local_backend.home_folder(_absolute(preferences.home))
+    home = home_folder(_absolute(preferences.home))
     return local_backend.find_installation(_absolute(preferences.folder), _absolute(preferences.python), home)
 
 

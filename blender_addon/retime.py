@@ -164,21 +164,6 @@ def reverse(splats: bpy.types.Object) -> None:
     fcurve.update()
 
 
-def loop(splats: bpy.types.Object) -> None:
-    """Repeat without end, before the first key and after the last."""
-    set_repeat(splats, "LOOP")
-
-
-def ping_pong(splats: bpy.types.Object) -> None:
-    """Run forth and back without end."""
-    set_repeat(splats, "PING_PONG")
-
-
-def hold(splats: bpy.types.Object) -> None:
-    """Play once: hold the first frame before and the last one after."""
-    set_repeat(splats, "HOLD")
-
-
 def set_repeat(splats: bpy.types.Object, repeat: str) -> None:
     """What happens outside the keys: one of REPEATS."""
     if repeat not in REPEATS:

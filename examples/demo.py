@@ -67,6 +67,8 @@ MODELS = {
 
 
 RESULTS = ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json")
+FOLDERS = ("orbit", "render", "blender", "backend")
+LOG = "blender.log"  # of whatever Blender says; each folder with results of ours has one
 
 
 class DemoFailed(Exception):  # noqa: N818 - it is what the user reads
@@ -98,7 +100,8 @@ def main() -> int:
         report = demo(out, replace(model, **changes), options.preset, options.seed, options.width, console)
     except (DemoFailed, OSError) as error:
         console.print(f"\n[bold]The demo stopped:[/bold] {error}", highlight=False)
-        console.print(f"Blender's own messages are in {options.out / 'blender.log'}.", highlight=False)
+        if (options.out / LOG).exists():
+            console.print(f"Blender's own messages are in {options.out / LOG}.", highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("\nCancelled.")
@@ -124,16 +127,12 @@ def main() -> int:
 def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: Console) -> dict:
     """All steps in order; returns the report, which is written as well."""
     started = time.monotonic()
-    for name in RESULTS:
-        (out / name).unlink(missing_ok=True)
-    for name in ("orbit", "render", "blender", "backend"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    clear(out)
     os.environ["BLENDER_USER_RESOURCES"] = str(out / "blender")  # the user's own Blender settings stay untouched
     os.environ["KINESPLAT_HOME"] = str(out / "backend")
     seconds: dict[str, float] = {}
 
-    with quiet(console, out / "blender.log"), steps(console, seconds) as step:
+    with quiet(console, out / LOG), steps(console, seconds) as step:
         with step("Starting Blender"):
             import bpy
 
@@ -208,6 +207,22 @@ def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: C
     return report
 
 
+def clear(out: Path) -> None:
+    """Make the folder, without what a former demo has left in it.
+
+    Raises:
+        DemoFailed: what lies there is not a demo's.
+    """
+    there = [name for name in (*RESULTS, *FOLDERS) if (out / name).exists()]
+    if there and not (out / LOG).exists():
+        raise DemoFailed(f"{out / there[0]} is not of a demo, and would be replaced. Choose another folder.")
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def write_frames(frames: GeneratedFrames, folder: Path) -> None:
     """Generated frames as orbit folders, where the sources of animated models lie as well."""
     from backend.commands.generate_files import write_generated  # brings torch along, which takes its time
@@ -233,7 +248,7 @@ def generation_report(frames: GeneratedFrames) -> dict:
 def install_extension(bpy, out: Path) -> None:
     """Build the archive and install it as a user would, then tell it where the backend is."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    with open(out / "blender.log", "ab") as log:
+    with open(out / LOG, "ab") as log:
         build = [sys.executable, str(ROOT / "run.py"), "build", "--out", str(out / "blender")]
         if subprocess.call(build, stdout=log, stderr=log):
             raise DemoFailed("the extension archive could not be built.")

@@ -11,11 +11,25 @@ import pytest
 from PIL import Image
 
 from blender_addon.contract.clip import read_clip
+from examples import demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.blender]
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.parametrize("mine", ["backend/jobs.sqlite3", "render/shot.png", "clip.npz"])
+def test_a_folder_of_the_users_is_left_alone(tmp_path: Path, mine: str) -> None:
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(demo.DemoFailed, match="Choose another folder"):
+        demo.clear(tmp_path)
+    assert (tmp_path / mine).read_text() == "mine"
+    (tmp_path / demo.LOG).touch()  # of a demo that was stopped in the middle
+    demo.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [demo.LOG]
+
+
+@pytest.mark.slow
+@pytest.mark.blender
 @pytest.mark.parametrize("animated", [False, True], ids=["still", "animated"])
 def test_the_demo_goes_the_whole_way(tmp_path: Path, animated: bool) -> None:
     pytest.importorskip("bpy")

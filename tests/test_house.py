@@ -18,7 +18,10 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
-LEAVES = ("backend.__version__", "backend.progress", "backend.versions", "blender_addon.contract")
+LEAVES = (
+    *("backend.__version__", "backend.progress", "backend.versions", "backend.interpreter"),
+    "blender_addon.contract",
+)
 MAY_IMPORT = {
     "blender_addon": ("numpy", "requests", "bpy", "bmesh", "mathutils", "bpy_extras", "gpu"),
     "blender_addon.contract": ("numpy",),
@@ -27,6 +30,7 @@ MAY_IMPORT = {
     "panels": ("bpy", "blender_addon"),
     "backend.progress": ("numpy",),
     "backend.versions": ("backend.__version__",),
+    "backend.interpreter": (),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": (
         *("numpy", "torch", "numba", "llvmlite", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),

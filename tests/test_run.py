@@ -70,6 +70,33 @@ def test_a_failed_installation_says_why_and_leaves_nothing_that_counts(tmp_path,
     assert not list((tmp_path / ".venv").glob(f"*/{run.STAMP}"))
 
 
+def test_python_from_windows_store_is_refused_before_anything_is_fetched(tmp_path) -> None:
+    store = r"C:\Users\ada\AppData\Local\Microsoft\WindowsApps\PythonSoftwareFoundation.Python.3.11_x"
+    base = run.Base(rf"{store}\python.exe", "3.11")
+    with pytest.raises(run.SetupError, match=r"python\.org"):
+        run.make_environment(tmp_path / "new", base, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_network_it_is_the_network_that_is_named(tmp_path) -> None:
+    said = f"{run.RETRY} (Retry(total=4)) after connection broken by 'NewConnectionError'\n" * 10
+    with open(tmp_path / "setup.log", "w+", encoding="utf-8") as log:
+        log.write(said + "ERROR: No matching distribution found for numpy<2.6\n")
+        text = run.failure_text(log)
+    assert "check the network connection, and the proxy" in text
+    assert "numpy<2.6" in text
+    assert run.RETRY not in text
+
+
+def test_a_checkout_that_cannot_be_written_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / ".venv").write_text("in the way")
+    monkeypatch.setattr(run, "ENVIRONMENTS", tmp_path / ".venv")
+    assert run.main(["setup"]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / ".venv") in said
+    assert "belongs to you" in said
+
+
 def test_the_environments_own_python_means_the_same_environment() -> None:
     code = "import run; print(run.environment_key(run.read_requirements(), run.base_python()))"
     keys = {
@@ -77,6 +104,21 @@ def test_the_environments_own_python_means_the_same_environment() -> None:
         for python in (sys.executable, getattr(sys, "_base_executable", sys.executable))
     }
     assert len(keys) == 1
+
+
+def test_relative_folders_are_the_users(tmp_path, monkeypatch, capfd) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a module of the user')")
+    (tmp_path / "orbit").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run.run_module(Path(sys.executable), "backend", ["construct", "--orbit", "orbit", "--out", "a.npz"]) == 1
+    said = capfd.readouterr().err
+    assert "orbit" in said
+    assert "a module of the user" not in said
+    calls = []
+    monkeypatch.setattr(run.subprocess, "call", lambda command, **options: calls.append(command) or 0)
+    monkeypatch.setattr(run.Path, "glob", lambda self, pattern: iter([Path("blender_ext.py")]))
+    assert run.build(Path(sys.executable), ["--out", "here"]) == 0
+    assert calls[-1][-1] == str(tmp_path / "here")
 
 
 def test_unknown_commands_show_the_usage(capsys) -> None:

@@ -18,6 +18,7 @@ def warm_up(options: argparse.Namespace) -> int:
     from backend.service import paths
     from backend.splatting.engine import choose_engine
     from backend.splatting.rasterize import warm_up
+    from blender_addon.contract.home import home_folder
 
     warm_up(print)
     told: set[str] = set()
@@ -29,7 +30,7 @@ def warm_up(options: argparse.Namespace) -> int:
 
     engine = choose_engine("auto", tell, retry=True)
     print(*engine.notes, f"Splatting runs on {engine.name}.", sep="\n")
-    home = paths.Home(paths.home_folder())
+    home = paths.Home(home_folder())
     paths.prepare(home)
     paths.note_installation(home)
     return 0

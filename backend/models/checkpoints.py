@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from backend.progress import UserError
+from blender_addon.contract.home import home_folder
 
 FOLDER_VARIABLE = "KINESPLAT_WEIGHTS"
 DOWNLOADS = ".downloads"  # within the weights' folder: what is not complete yet
@@ -33,12 +34,9 @@ Shape = tuple[int, ...]
 def weights_folder(override: str | os.PathLike | None = None) -> Path:
     """Where downloaded weights are kept: `override`, KINESPLAT_WEIGHTS, `weights` in KINESPLAT_HOME or in the user's
     data folder."""
-    import platformdirs
-
     if chosen := override or os.environ.get(FOLDER_VARIABLE):
         return Path(chosen).expanduser().absolute()
-    home = os.environ.get("KINESPLAT_HOME") or platformdirs.user_data_dir("kinesplat", appauthor=False)
-    return Path(home).expanduser().absolute() / "weights"
+    return home_folder() / "weights"
 
 
 def locate(name: str, folder: str | os.PathLike | None = None) -> Path:

@@ -49,7 +49,7 @@ SHUTDOWN_EXIT = 64  # exit code by which this process asks the supervisor to end
 
 log = logging.getLogger(__name__)
 
-JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="A job's id.")]
+JobId = Annotated[str, Path(pattern=f"^{contract.JOB_ID}$", description="A job's id.")]
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="sha256 of the content.")]
 
 

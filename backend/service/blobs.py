@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backend.service import paths
 from backend.service.settings import Settings
+from blender_addon.contract.arrays import replace
 from blender_addon.contract.requests import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -221,7 +222,7 @@ class Incoming:
         path = self._store.path(sha256)
         path.parent.mkdir(exist_ok=True)
         self._file.close()  # Windows renames no open file
-        os.replace(self._temporary, path)
+        replace(self._temporary, path)
         sync_folder(path.parent)
         self._store._added(self.size)
         return True

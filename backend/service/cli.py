@@ -9,6 +9,7 @@ from pathlib import Path
 from backend.options import add_video_options, bounded, result_file, video_inputs, video_options
 from backend.progress import DEVICES
 from backend.service.settings import EXECUTORS, GPU, LOCAL
+from blender_addon.contract.home import home_folder
 from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET, MODELS, PRESETS, SMALL
 
 IDENTITY = [[float(row == column) for column in range(4)] for row in range(4)]  # object space is clip space
@@ -96,7 +97,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_serve(options: argparse.Namespace) -> int:
     """Run the service in the foreground."""
     from backend.progress import UserError
-    from backend.service.paths import home_folder
     from backend.service.settings import GIGABYTE, Settings
     from backend.service.supervisor import AlreadyRunningError, serve
 
@@ -138,7 +138,6 @@ def run_serve(options: argparse.Namespace) -> int:
 def run_doctor(options: argparse.Namespace) -> int:
     """Check the installation; exit code 1 where something that is needed does not work."""
     from backend.service.doctor import examine
-    from backend.service.paths import home_folder
     from backend.service.settings import Settings
 
     return examine(Settings(home_folder(options.home), executor=options.executor, **cluster_settings(options)))
@@ -258,7 +257,6 @@ def run_list(options: argparse.Namespace) -> int:
 def connect(options: argparse.Namespace):
     """A client of the backend of this data directory."""
     from backend.service.client import Client
-    from backend.service.paths import home_folder
 
     return Client(home_folder(options.home))
 

@@ -7,14 +7,15 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.progress import UserError
 from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.home import HOME_VARIABLE, INSTALLATION_FILE, SERVER_FILE, TOKEN_FILE
 
-HOME_VARIABLE = "KINESPLAT_HOME"
 TOKEN = re.compile(r"[0-9a-f]{64}")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
 
@@ -33,12 +34,12 @@ class Home:
     @property
     def token(self) -> Path:
         """The secret that every call must show."""
-        return self.folder / "token"
+        return self.folder / TOKEN_FILE
 
     @property
     def server(self) -> Path:
         """Who runs and where: the port file."""
-        return self.folder / "server.json"
+        return self.folder / SERVER_FILE
 
     @property
     def lock(self) -> Path:
@@ -86,14 +87,6 @@ class Home:
         shutil.rmtree(self.work(job_id), ignore_errors=True)
 
 
-def home_folder(override: str | os.PathLike | None = None) -> Path:
-    """The data directory: `override`, else KINESPLAT_HOME, else the system's place for a user's data."""
-    import platformdirs
-
-    chosen = override or os.environ.get(HOME_VARIABLE) or platformdirs.user_data_dir("kinesplat", appauthor=False)
-    return Path(chosen).expanduser().absolute()
-
-
 def prepare(home: Home) -> None:
     """Make the directory and see that it can be used.
 
@@ -114,6 +107,12 @@ def prepare(home: Home) -> None:
             f"The data directory {home.folder} cannot be written: {error.strerror or error}.",
             f"Choose another one with --home or {HOME_VARIABLE}.",
         ) from error
+    if is_kept_from_others(home.folder):
+        raise UserError(
+            "home_hidden",
+            f"This Python comes from the Microsoft Store, and Windows hides its files in {home.folder} from Blender.",
+            "Install Python 3.11 from python.org, remove the folder .venv, and run 'python run.py setup' again.",
+        )
     if (kind := file_system(home.folder)) in NETWORK_FILE_SYSTEMS:
         raise UserError(
             "home_on_network",
@@ -122,11 +121,18 @@ def prepare(home: Home) -> None:
         )
 
 
+def is_kept_from_others(folder: Path) -> bool:
+    """Whether Windows shows only to us what we write into `folder`: it redirects apps from its store."""
+    return sys.platform == "win32" and r"\Packages\PythonSoftwareFoundation" in os.path.realpath(folder)
+
+
 def file_system(folder: Path) -> str:
     """The kind of file system that `folder` lies on, in lower case; empty where it cannot be told."""
     import psutil
 
     resolved = folder.resolve()
+    if resolved.drive.startswith(r"\\"):  # on Windows a share, also under a letter of its own
+        return "smb"
     try:
         partitions = psutil.disk_partitions(all=True)
     except OSError:
@@ -157,7 +163,7 @@ def ensure_token(home: Home) -> str:
 
 def note_installation(home: Home) -> None:
     """Note where this program lies, so that the add-on can start it without being told."""
-    with atomic_file(home.folder / "installation.json") as file:
+    with atomic_file(home.folder / INSTALLATION_FILE) as file:
         file.write(json.dumps({"folder": str(Path(__file__).resolve().parents[2])}).encode())
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import backend
+from backend.interpreter import own_process
 from backend.service.settings import Settings
 
 READY = b"ready\n"
@@ -56,14 +56,10 @@ class Child:
             launch["socket"] = listener.fileno()
             options["pass_fds"] = (listener.fileno(),)
         rotate(log_path)
+        command, environment = own_process(module, settings.to_json(), json.dumps(launch), PYTHONUNBUFFERED="1")
         with open(log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, settings.to_json(), json.dumps(launch)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(),
-                **options,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, **options
             )
         if sys.platform == "win32" and listener is not None:
             self.process.stdin.write(base64.b64encode(listener.share(self.process.pid)) + b"\n")
@@ -204,15 +200,3 @@ def rotate(path: Path) -> None:
     with contextlib.suppress(OSError):
         if path.stat().st_size > LOG_BYTES:
             os.replace(path, path.with_suffix(".1.log"))
-
-
-def _environment() -> dict[str, str]:
-    """Ours, and a way to find this very package."""
-    root = str(Path(backend.__file__).resolve().parents[1])
-    former = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([root, former] if former else [root]),
-        "PYTHONUTF8": "1",
-        "PYTHONUNBUFFERED": "1",
-    }

@@ -3,7 +3,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from backend.interpreter import own_process
 from backend.progress import Run, UserError
 from backend.video.decoder import ANSWER_NAME, FRAMES_NAME, Question
 from blender_addon.contract.video import LIMITS, MAX_VIDEO_FRAMES, VideoLimits, evenly_spaced
 
-ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.05  # between two looks at the process
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -106,7 +105,8 @@ def read_video(
     Args:
         source: a video file (MP4, MOV, WebM, MKV, GIF), a folder of PNG or JPEG pictures, or those pictures in order.
         count: frames wanted; where the span holds fewer some repeat, and a note says so.
-        run: its `report` is called all the time, so that cancelling ends the process.
+        run: its `report` is called all the time, so that cancelling ends the process; what is decoded lies in its
+            folder meanwhile.
         span: the part of the video.
         fps: of pictures, which carry no times.
         longest: the frames come out with at most so many pixels a side.
@@ -125,7 +125,9 @@ def read_video(
         raise UserError("bad_video", "There are no pictures.", "Choose a video or pictures.")
     if files[0].is_dir():
         files = picture_files(files[0])
-    with tempfile.TemporaryDirectory(prefix="kinesplat-video-") as folder:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    # Among the checkpoints, which go with the job: where this process is killed nothing of it stays behind.
+    with tempfile.TemporaryDirectory(prefix="video-", dir=run.folder) as folder:
         question = Question(
             files=[str(path.absolute()) for path in files],
             folder=folder,
@@ -159,20 +161,20 @@ def read_video(
 
 def _run_decoder(question: Question, folder: Path, run: Run, seconds: float) -> None:
     """Start the process and see it end; raises what `read_video` raises."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    quiet = {"PYTHONPATH": paths, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     arguments = folder / "question.json"
     arguments.write_text(json.dumps(asdict(question)), encoding="utf-8")  # as an argument 36,000 paths were too long
     options: dict = {}
     if sys.platform == "win32":
         options = {"creationflags": subprocess.CREATE_NO_WINDOW}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command, environment = own_process("backend.video.decoder", str(arguments), **threads)
     process = subprocess.Popen(
-        [sys.executable, "-m", "backend.video.decoder", str(arguments)],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # FFmpeg's words about a stranger's file
         cwd=folder,
-        env={**os.environ, **quiet},
+        env=environment,
         **options,
     )
     start = time.monotonic()

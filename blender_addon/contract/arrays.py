@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 MAX_FILE_BYTES = 4 << 30  # unpacked; a clip of 1,000,000 Gaussians x 96 frames as bases is 0.3 GB
+REPLACE_TRIES, REPLACE_SECONDS = 100, 0.02  # two seconds
 
 
 class BadFileError(ValueError):
@@ -62,6 +63,22 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
         np.savez_compressed(file, **arrays)
 
 
+def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """As `os.replace`. Raises OSError.
+
+    Windows renames no file that somebody has open, and virus scanners open each new one for a moment: there it is tried
+    again for a while.
+    """
+    for left in reversed(range(REPLACE_TRIES)):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if not left or getattr(error, "winerror", None) is None:
+                raise
+            time.sleep(REPLACE_SECONDS)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
@@ -77,7 +94,7 @@ def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[B
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -91,11 +108,12 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
+    temporary = folder / f".tmp-{secrets.token_hex(8)}"
+    temporary.mkdir()  # open to whom `folder` is: on Windows files keep the rights of where they were made
     try:
         yield temporary
         for path in sorted(temporary.iterdir()):
-            os.replace(path, folder / path.name)
+            replace(path, folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -69,6 +69,7 @@ REPRESENTATIONS = ("gaussians", "nerf")  # what is fitted to a video; Gaussians 
 MOTION_MODELS = ("bases", "hexplane")
 LOOPS = ("auto", "yes", "no")
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
+JOB_ID = "[0-9a-f]{16}"  # as a regular expression; files are named after it
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
 

@@ -125,6 +125,16 @@ def test_a_proxy_in_the_environment_is_passed_by(backend, monkeypatch) -> None:
     assert BackendClient(backend.url, TOKEN).health().version
 
 
+@pytest.mark.parametrize("job_id", ["../../../escaped", "C:evil", "", None, "0" * 15])
+def test_ids_that_could_lead_out_of_our_folder_are_refused(client, backend, tmp_path, job_id) -> None:
+    job = backend.jobs[submit(client, tmp_path)["id"]]
+    job["id"] = job_id
+    for call in (lambda: client.jobs("me"), lambda: client.job(next(iter(backend.jobs)))):
+        with pytest.raises(BackendError) as caught:
+            call()
+        assert caught.value.code == "bad_answer"
+
+
 def test_nobody_answers(tmp_path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -346,6 +346,57 @@ def test_another_computer(addons, home) -> None:
         addon.until(lambda: addon.board.backend.sentence == "Online access is off.")
 
 
+def test_a_job_whose_file_is_open_can_be_removed(tmp_path, monkeypatch) -> None:
+    """Windows removes no file that somebody has open, such as a result that is being fetched."""
+    records = JobRecords(tmp_path)
+    records.save(JobRecord(uid="fox", name="Fox"))
+    records.seal_outbox("fox", {}, {})
+    part = records.result("fox").with_name("fox.npz.part")
+    part.parent.mkdir()
+    part.touch()
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if path == part:
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    records.remove("fox")
+    assert records.waiting() == []
+    assert not records.load()
+
+
+def test_what_is_refused_does_not_look_as_if_it_were_done(addons, home) -> None:
+    with FakeBackend(home) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.result is not None)
+        job = backend.jobs[row.job_id]
+        job.update(state="failed", error={"code": "crashed", "message": "It crashed.", "hint": ""})
+        backend.problems["POST", "/jobs/.*/retry"] = (500, {"code": "internal_error", "detail": "A mistake."})
+        row.state, row.message = "queued", ""  # as the operator shows it at once
+        addon.thread.retry(row.job_id)
+        addon.until(lambda: row.message == "A mistake.")
+        assert row.state == "failed"
+
+
+def test_a_result_for_which_there_is_no_memory_can_be_asked_for_again(addons, home, monkeypatch) -> None:
+    def too_large(path) -> None:
+        raise MemoryError
+
+    with FakeBackend(home) as backend:
+        addon = addons()
+        with monkeypatch.context() as little:
+            little.setattr(http_thread, "read_clip", too_large)
+            row = addon.generate()
+            addon.until(lambda: "out of memory" in row.message)
+        assert row.fetching is None
+        addon.thread.fetch(row.job_id, row.uid)
+        addon.until(lambda: row.result is not None)
+        assert row.result.read_bytes() == backend.result
+
+
 def test_a_slow_backend_delays_nobody_but_the_thread(addons, home) -> None:
     with FakeBackend(home) as backend:
         backend.delay = 2.0
@@ -353,7 +404,7 @@ def test_a_slow_backend_delays_nobody_but_the_thread(addons, home) -> None:
         start = time.monotonic()
         addon.generate()
         for _ in range(100):
-            addon.thread.look_again()
+            addon.thread.cancel("0" * 16)
             while not addon.thread.events.empty():
                 addon.board.apply(addon.thread.events.get())
             time.sleep(0.005)
@@ -420,7 +471,7 @@ def test_a_thread_in_the_network_is_not_waited_for(addons, home) -> None:
         addon = addons()
         addon.until(lambda: addon.board.backend.state == "running")
         backend.delay = 0.5
-        addon.thread.look_again()
+        addon.thread.connect(Connection(local=True, home=home))
         before = len(backend.calls)
         addon.until(lambda: len(backend.calls) > before)
         start = time.monotonic()

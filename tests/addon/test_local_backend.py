@@ -33,16 +33,6 @@ def make_environment(checkout: Path, name: str, is_ready: bool = True) -> Path:
     return python
 
 
-@pytest.mark.parametrize("variables", [{}, {"XDG_DATA_HOME": "/data"}, {"KINESPLAT_HOME": "/elsewhere"}])
-def test_both_sides_look_in_the_same_place(monkeypatch, variables) -> None:
-    for name in ("XDG_DATA_HOME", "KINESPLAT_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert local_backend.home_folder() == paths.home_folder()
-    assert local_backend.home_folder("/chosen") == paths.home_folder("/chosen")
-
-
 def test_the_checkout_that_the_extension_lies_in_is_tried() -> None:
     assert local_backend.find_installation("", sys.executable).folder == ROOT
 

@@ -147,7 +147,7 @@ def test_marking_again_keeps_what_was_edited(splats):
 )
 def test_provenance_may_hold_anything(splats, provenance):
     splats[splat_object.CLIP] = json.dumps({"provenance": provenance})
-    retime.hold(splats)
+    retime.set_repeat(splats, "HOLD")
     about = about_splats(splats)
     assert about.description == "Gaussians that move over time. 60 Gaussians, 5 frames at 24 fps"
     assert about.tags == ("gaussians", "animated")

@@ -237,6 +237,17 @@ def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> No
     assert len(bpy.data.objects) == len(before) + 1
 
 
+def test_what_one_file_asked_for_is_not_imported_into_another(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    next(iter(tracker.board.rows.values())).import_into = bpy.context.scene.name
+    bpy.ops.wm.read_homefile(app_template="")
+    before = len(bpy.data.objects)
+    tracker.tick()
+    assert len(bpy.data.objects) == before
+
+
 def test_a_job_whose_backend_is_gone_promises_nothing(job_tracker, backend, part) -> None:
     backend.steps = 100_000
     begin(job_tracker)

@@ -512,7 +512,7 @@ def test_shape_keys_stay_in_step_with_a_loop_that_ends_between_frames(scene):
     rod = add_rod()
     splats = point_cloud.import_clip(bending_rod(), scene, source=rod, start=1)
     retime.fit(splats, 1, 5.5)
-    retime.loop(splats)
+    retime.set_repeat(splats, "LOOP")
     [played] = mesh_motion.moving_copies(splats, [rod], bpy.context)
     [keyed] = mesh_motion.moving_copies(splats, [rod], bpy.context, shape_keys=True)
     show(60)

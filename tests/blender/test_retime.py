@@ -92,22 +92,22 @@ def test_reverse_mirrors_eased_keys(splats):
 
 
 def test_loop(splats):
-    retime.loop(splats)
+    retime.set_repeat(splats, "LOOP")
     assert shown(splats, 12, 15, 16, 18.5, 9, 7) == [2, 1, 2, 0.5, 3, 1]
     assert retime.timing(splats).repeat == "LOOP"
 
 
 def test_ping_pong(splats):
-    retime.ping_pong(splats)
+    retime.set_repeat(splats, "PING_PONG")
     assert shown(splats, 12, 15, 16, 18, 19, 9, 7) == [2, 3, 2, 0, 1, 1, 3]
     assert retime.timing(splats).repeat == "PING_PONG"
 
 
 def test_hold(splats):
-    retime.loop(splats)
-    retime.ping_pong(splats)
+    retime.set_repeat(splats, "LOOP")
+    retime.set_repeat(splats, "PING_PONG")
     assert len(curve(splats).modifiers) == 1
-    retime.hold(splats)
+    retime.set_repeat(splats, "HOLD")
     assert shown(splats, 0, 12, 30) == [0, 2, 4]
     assert retime.timing(splats).repeat == "HOLD"
 
@@ -116,12 +116,12 @@ def test_all_of_them_one_after_the_other(splats):
     retime.set_speed(splats, 0.5)
     retime.reverse(splats)
     retime.fit(splats, 1, 5)
-    retime.loop(splats)
+    retime.set_repeat(splats, "LOOP")
     assert shown(splats, 1, 2, 4.5, 6) == [4, 3, 0.5, 3]
 
 
 def test_create_replaces_what_was_there(splats):
-    retime.loop(splats)
+    retime.set_repeat(splats, "LOOP")
     retime.create(splats, bpy.context.scene, 5, 12.0, 1)
     assert len(curve(splats).keyframe_points) == 2
     assert shown(splats, 1, 9, 20) == [0, 4, 4]
@@ -132,7 +132,7 @@ def test_other_curves_of_the_object_stay(splats):
     splats.location.x = 3
     splats.keyframe_insert("location", frame=14)
     retime.fit(splats, 100, 200)
-    retime.loop(splats)
+    retime.set_repeat(splats, "LOOP")
     show(14)
     assert splats.location.x == pytest.approx(3)
 
@@ -143,7 +143,7 @@ def test_every_stored_frame_of_a_single_frame_is_the_same(splats):
     with pytest.raises(retime.RetimeError, match="single frame"):
         retime.set_speed(still, 2)
     retime.fit(still, 10, 20)
-    retime.loop(still)
+    retime.set_repeat(still, "LOOP")
     assert shown(still, 1, 15, 30) == [0, 0, 0]
 
 
@@ -167,7 +167,7 @@ def test_keys_deleted_by_hand(splats):
     splats.animation_data_clear()
     assert retime.timing(splats) is None
     with pytest.raises(retime.RetimeError, match="has no keys"):
-        retime.loop(splats)
+        retime.set_repeat(splats, "LOOP")
     retime.create(splats, bpy.context.scene, 5, 24.0, 1)
     assert shown(splats, 1, 5) == [0, 4]
 
@@ -187,4 +187,4 @@ def test_lost_modifier(splats):
     splats.modifiers.clear()
     assert retime.timing(splats) is None
     with pytest.raises(retime.RetimeError, match="has lost the modifier"):
-        retime.loop(splats)
+        retime.set_repeat(splats, "LOOP")

@@ -3,7 +3,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from backend.service import cli, doctor, paths
 from backend.service.queue import Queue
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
 from tests.service.fake_pipelines import expected_result
-from tests.service.running import running, wait_for
+from tests.service.running import ROOT, running, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,16 @@ def test_from_an_orbit_folder_to_a_clip(run, orbit, tmp_path):
     assert run("jobs", "fetch", job[:6], "--out", again)[0] == 0
     assert again.read_bytes() == out.read_bytes()
     assert run("jobs", "watch", job)[0] == 0
+
+
+def test_names_that_the_output_has_no_letters_for_break_nothing(service):
+    """As where Windows writes a list into a file."""
+    client = service.client()
+    client.watch(service.submit("steps=1 Füchsin 狐", client)["id"])
+    command = [sys.executable, "-m", "backend", "jobs", "list", "--home", str(service.settings.home)]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True).stdout
+    assert "Füchsin ?" in said.decode("cp1252")
 
 
 def test_a_video_is_submitted_as_a_request(run, service, tmp_path):

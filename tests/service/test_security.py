@@ -4,9 +4,12 @@
 import os
 import stat
 import sys
+from pathlib import PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 
+from backend.progress import UserError
 from backend.service import paths
 from tests.service.conftest import PORT, assert_problem
 
@@ -157,10 +160,25 @@ def test_token_file(tmp_path):
 def test_network_drives_are_refused(tmp_path, monkeypatch):
     import psutil
 
-    from backend.progress import UserError
-
     part = psutil.disk_partitions(all=True)[0]._replace(mountpoint=str(tmp_path), fstype="nfs4")
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: [part._replace(mountpoint="/", fstype="ext4"), part])
     with pytest.raises(UserError, match="network drive") as caught:
         paths.prepare(paths.Home(tmp_path / "home"))
     assert caught.value.code == "home_on_network"
+
+
+def test_a_share_is_a_network_drive_on_windows_too():
+    mapped = SimpleNamespace(resolve=lambda: PureWindowsPath(r"\\server\homes\ada\kinesplat"))  # of Z:\kinesplat
+    assert paths.file_system(mapped) in paths.NETWORK_FILE_SYSTEMS
+
+
+def test_a_folder_that_windows_hides_from_blender_is_refused(tmp_path, monkeypatch):
+    """The Python of its store writes into a place of its own, and Blender would wait for the backend in vain."""
+    redirected = (
+        r"C:\Users\ada\AppData\Local\Packages\PythonSoftwareFoundation.Python.3.11_x\LocalCache\Local\kinesplat"
+    )
+    monkeypatch.setattr(os.path, "realpath", lambda path: redirected)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UserError, match="Microsoft Store") as caught:
+        paths.prepare(paths.Home(tmp_path))
+    assert "python.org" in caught.value.hint

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from backend import interpreter
 from backend.progress import JobCancelled, Run, UserError
-from backend.video import reading
 from backend.video.reading import Span, pictures_within, read_video
 from blender_addon.contract.video import LIMITS, media_type
 from tests.video.films import GROUND, SIZE, SQUARE, picture, square_left, write_gif, write_pictures, write_video
@@ -434,6 +434,16 @@ def test_cancelling_ends_the_process(tmp_path):
     assert children() == before
 
 
+def test_what_is_decoded_lies_in_the_runs_own_folder(tmp_path):
+    """A process that is killed cannot tidy up, and nobody else knows of a folder in the system's place for such."""
+    film = write_video(tmp_path / "film.mp4")
+    seen: set[Path] = set()
+    work = tmp_path / "work"
+    read_video(film, 8, Run(work, lambda progress: seen.update(work.rglob("question.json"))))
+    assert len(seen) == 1
+    assert not list(work.iterdir())
+
+
 def test_a_process_that_takes_too_long_is_ended(tmp_path, run):
     film = write_video(tmp_path / "film.mp4", count=60, size=(640, 480))
     assert refused(film, run, seconds=0).code == "video_too_slow"
@@ -463,4 +473,4 @@ def test_the_decoder_needs_no_torch():
     import sys
 
     code = "import sys, backend.video.decoder; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=reading.ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=interpreter.ROOT, check=True)

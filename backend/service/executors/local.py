@@ -15,20 +15,17 @@ from backend.service.queue import Job, Queue
 from backend.service.settings import Settings
 
 WATCH_SECONDS = 0.5
+LONGEST_LOOK = 5.0  # more than that between two looks, and the computer slept
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Patience:
-    """How long the worker has been in a state that it should leave, by this process's own clock."""
+    """How long the worker has been seen in a state that it should leave."""
 
-    since: float
-    mark: tuple = ()  # what would have to change
-
-    def seconds(self) -> float:
-        """So far. The clock stands still while the computer sleeps, so nobody is blamed for that."""
-        return time.monotonic() - self.since
+    mark: tuple  # what would have to change
+    seconds: float = 0.0
 
 
 class LocalExecutor:
@@ -41,7 +38,7 @@ class LocalExecutor:
         self.process = Kept(lambda: Child("backend.service.worker", settings, self.home.logs / "worker.log"))
         self._dead: list[tuple[str, UserError, str]] = []  # workers whose jobs are not yet put back: name, why, how
         self._patience: dict[str, Patience] = {}  # what the worker is watched for
-        self._next_watch = 0.0
+        self._last_watch = time.monotonic()
 
     def put_back(self) -> None:
         """No attempt outlives the worker."""
@@ -52,9 +49,11 @@ class LocalExecutor:
     def tick(self) -> None:
         """Keep the worker, and look twice a second at what it does."""
         self._keep()
-        if time.monotonic() >= self._next_watch:
-            self._next_watch = time.monotonic() + WATCH_SECONDS
-            self._watch()
+        now = time.monotonic()
+        if now - self._last_watch >= WATCH_SECONDS:
+            # On Windows this clock goes on while the computer sleeps, and nobody is to be blamed for that.
+            self._watch(min(now - self._last_watch, LONGEST_LOOK))
+            self._last_watch = now
 
     def _keep(self) -> None:
         name = self.process.child.name if self.process.child else ""
@@ -72,8 +71,11 @@ class LocalExecutor:
             for job in jobs:
                 note_put_back(self.home, job, f"Attempt {job.attempt} ended: {what}.")
 
-    def _watch(self) -> None:
-        """Cancel ladder, silence, standstill: what a living worker may do to a job, and what happens then."""
+    def _watch(self, passed: float) -> None:
+        """Cancel ladder, silence, standstill: what a living worker may do to a job, and what happens then.
+
+        passed: seconds since the last look.
+        """
         worker = self.process.child
         jobs = [job for job in self.queue.live() if worker and job.worker == worker.name]
         if not jobs or "killed" in self._patience:
@@ -82,28 +84,30 @@ class LocalExecutor:
             return
         job = jobs[0]
         if job.state == "cancelling":
-            waited = self._waited("cancel", (job.id, job.attempt))
+            waited = self._waited("cancel", (job.id, job.attempt), passed)
             if waited > self.settings.cancel_grace + self.settings.kill_grace:
                 self._kill(job, "it is cancelled and did not end by itself", stalled_error(self.settings))
             elif waited > self.settings.cancel_grace:
                 worker.end()
             return
         if job.lease is not None and job.lease < time.time():
-            if self._waited("lease", (job.id, job.attempt, job.lease)) > self.settings.lease / 2:
+            if self._waited("lease", (job.id, job.attempt, job.lease), passed) > self.settings.lease / 2:
                 self._kill(job, "it gave no sign of life", silent_error(self.settings))
         else:
             self._patience.pop("lease", None)
-        if self._waited("stall", (job.id, job.attempt, job.rev)) > self.settings.stall_limit:
+        if self._waited("stall", (job.id, job.attempt, job.rev), passed) > self.settings.stall_limit:
             self._kill(job, "there was no progress", stalled_error(self.settings))
 
-    def _waited(self, what: str, mark: tuple) -> float:
+    def _waited(self, what: str, mark: tuple, passed: float) -> float:
         patience = self._patience.get(what)
         if patience is None or patience.mark != mark:
-            patience = self._patience[what] = Patience(time.monotonic(), mark)
-        return patience.seconds()
+            patience = self._patience[what] = Patience(mark)
+        else:
+            patience.seconds += passed
+        return patience.seconds
 
     def _kill(self, job: Job, why: str, error: UserError) -> None:
         log.warning("Job %s: the worker is killed: %s", job.id, why)
         JobLog(self.home.log(job.id)).write(f"The worker is killed: {why}.")
-        self._patience["killed"] = Patience(time.monotonic(), (error,))
+        self._patience["killed"] = Patience((error,))
         self.process.child.kill()

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How this program starts processes of its own: the same Python, and a way to find this very package."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def own_process(module: str, *arguments: str, **variables: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a process that runs one of our modules; `variables` go into its environment.
+
+    On Windows the python.exe of a virtual environment only starts the real one. It is left out, as `multiprocessing`
+    does, because what is done by the id of the process, such as handing over a socket, would reach the wrong one.
+    """
+    python = sys.executable
+    if sys.platform == "win32" and os.path.normcase(sys._base_executable) != os.path.normcase(python):
+        python, variables = sys._base_executable, {**variables, "__PYVENV_LAUNCHER__": python}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1", **variables}
+    return [python, "-m", module, *arguments], environment

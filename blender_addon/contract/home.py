@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the backend of this computer keeps its data, and the files there by which the add-on finds it."""
+
+import os
+import sys
+from pathlib import Path
+
+HOME_VARIABLE = "KINESPLAT_HOME"
+SERVER_FILE = "server.json"  # of a backend that runs: port, process, version
+TOKEN_FILE = "token"
+INSTALLATION_FILE = "installation.json"  # where the program lies that was set up last
+
+
+def home_folder(override: str | os.PathLike | None = None) -> Path:
+    """The data directory: `override`, else KINESPLAT_HOME, else the system's place for a user's data."""
+    if chosen := override or os.environ.get(HOME_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Application Support"
+    else:
+        base = os.environ.get("XDG_DATA_HOME", "")
+        base = base if os.path.isabs(base) else "~/.local/share"
+    return Path(base).expanduser() / "kinesplat"

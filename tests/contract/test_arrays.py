@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files that appear whole or not at all, on Windows too."""
+
+import os
+
+import pytest
+
+from blender_addon.contract import arrays
+from blender_addon.contract.arrays import atomic_file, atomic_files
+
+
+def busy(times: int, winerror: int | None):
+    """`os.replace` where another program has the file open, for so many calls."""
+    calls, real = [], os.replace
+
+    def replace(source, target) -> None:
+        calls.append(source)
+        if len(calls) <= times:
+            error = PermissionError(13, "Access is denied")
+            if winerror:
+                error.winerror = winerror
+            raise error
+        real(source, target)
+
+    replace.calls = calls
+    return replace
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(arrays.time, "sleep", lambda seconds: None)
+
+
+def test_a_scanner_that_has_the_new_file_open_for_a_moment_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", busy(5, winerror=32))
+    with atomic_file(tmp_path / "clip.npz") as file:
+        file.write(b"whole")
+    assert (tmp_path / "clip.npz").read_bytes() == b"whole"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("times", "winerror", "calls"), [(1000, 5, arrays.REPLACE_TRIES), (1, None, 1)])
+def test_a_file_that_may_not_be_replaced_stays_as_it_was(tmp_path, monkeypatch, times, winerror, calls):
+    (tmp_path / "clip.npz").write_bytes(b"former")
+    monkeypatch.setattr(os, "replace", replace := busy(times, winerror))
+    with pytest.raises(PermissionError), atomic_file(tmp_path / "clip.npz") as file:
+        file.write(b"new")
+    assert len(replace.calls) == calls
+    assert (tmp_path / "clip.npz").read_bytes() == b"former"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_belong_together_are_open_to_whom_their_folder_is(tmp_path):
+    """Windows keeps the rights of the folder in which a file was made, so that one must not be ours alone."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with atomic_files(tmp_path / "frames") as folder:
+        assert folder.stat().st_mode == plain.stat().st_mode
+        (folder / "a.ply").write_bytes(b"a")
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["a.ply"]
