@@ -47,7 +47,7 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
             draw_sentence(layout, context, status.backend_message)
             if status.backend_hint:
                 draw_sentence(layout, context, status.backend_hint, icon="INFO")
-        if status.notice:
+        if status.notice and status.notice != status.backend_message:
             draw_sentence(layout, context, status.notice, icon="ERROR")
             if status.notice_hint:
                 draw_sentence(layout, context, status.notice_hint, icon="INFO")

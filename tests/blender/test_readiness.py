@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the panel says before a click on Generate: what is in the way, what would be left out, what it will cost."""
 
+from types import SimpleNamespace
+
 import pytest
 
 bpy = pytest.importorskip("bpy")
@@ -66,15 +68,13 @@ def test_generate_starts_a_local_backend_that_is_off_and_no_other(options, part,
         assert not readiness.starts_backend(bpy.context)
         assert said in readiness.backend_problem(bpy.context)
     status.backend_state = "stopped"
-    monkeypatch.setattr(preferences.get(), "backend", "REMOTE")
+    monkeypatch.setattr(preferences, "get", lambda: SimpleNamespace(backend="REMOTE"))
     assert not readiness.starts_backend(bpy.context)
     assert "no connection" in readiness.backend_problem(bpy.context)
 
 
 def in_a_window():
     """`bpy` as it says of itself outside of background mode."""
-    from types import SimpleNamespace
-
     return SimpleNamespace(app=SimpleNamespace(background=False), types=bpy.types)
 
 
