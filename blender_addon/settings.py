@@ -33,13 +33,19 @@ from .contract.requests import (
 )
 
 PRESET_TEXTS = {
-    "draft": ("Draft", "A first look: 2,000 Gaussians, about 10 seconds of one processor core"),
-    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians, about 20 seconds of one core"),
-    "final": ("Final", "As good as it gets: 20,000 Gaussians, about a minute of one core at 256 pixels"),
+    "draft": ("Draft", "A first look: 2,000 Gaussians"),
+    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians"),
+    "final": (
+        "Final",
+        "As good as it gets: 20,000 Gaussians, of pictures twice as wide and high. Takes three times as long",
+    ),
 }
 VIDEO_PRESET_TEXTS = {
     "draft": ("Draft", "A first look: the sides that the video does not show are made up once, and built as they are"),
-    "preview": ("Preview", "What comes out is then corrected, step by step, until it looks right from all sides"),
+    "preview": (
+        "Preview",
+        "What comes out of a draft is then corrected, step by step, until it looks right from all sides",
+    ),
     "final": ("Final", "The same with many more steps and Gaussians. Takes long without a graphics card"),
 }
 CUTOUT_TEXTS = {
