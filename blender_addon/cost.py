@@ -17,20 +17,17 @@ INVENTED = {"draft": (3.0, 0.3), "preview": (7.0, 0.6), "final": (17.0, 1.1)}  #
 INVENTION = 10.0  # seconds of one core to invent one motion
 
 
-def pictures(context: bpy.types.Context) -> int:
-    """How many pictures of the object are rendered."""
-    options = context.scene.kinesplat
+def pictures(options: settings.KINESPLAT_PG_scene, *, invents: bool) -> int:
+    """How many pictures of the object are rendered. `invents`: its motion is invented, not captured."""
     if options.kind != "OBJECT":
         return 0
-    if settings.invents_motion(context):
+    if invents:
         return STILL_FRAMES
     return options.frames + (options.frames + FURTHER_VIEWS if options.capture_static else 0)
 
 
-def seconds(context: bpy.types.Context) -> float:
+def seconds(options: settings.KINESPLAT_PG_scene, *, invents: bool) -> float:
     """Time of one core until there is something to see: a clip, or candidates."""
-    options = context.scene.kinesplat
-    invents = settings.invents_motion(context)
     least, by_thousand = (INVENTED if invents else CAPTURED)[options.preset]
     build = least + by_thousand * options.gaussians / 1000
     if not invents:
@@ -40,9 +37,11 @@ def seconds(context: bpy.types.Context) -> float:
 
 def sentence(context: bpy.types.Context) -> str:
     """For people."""
-    if context.scene.kinesplat.kind == "VIDEO":
+    options = context.scene.kinesplat
+    if options.kind == "VIDEO":
         return "How long it takes depends on the video"
-    count, needed = pictures(context), seconds(context)
+    invents = settings.invents_motion(context)
+    count, needed = pictures(options, invents=invents), seconds(options, invents=invents)
     time = f"{5 * max(round(needed / 5), 1)} s" if needed < 90 else f"{needed / 60:.0f} min"
     first = f"Renders {count} pictures, then works" if count else "Works"
     return f"{first} for about {time} without a GPU"

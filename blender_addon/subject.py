@@ -77,10 +77,11 @@ def family(obj: bpy.types.Object) -> list[bpy.types.Object]:
     members = dict.fromkeys((obj, *obj.children_recursive))
     rigs = {member for member in members if member.type == "ARMATURE"}
     if rigs:
+        users = set().union(*bpy.data.user_map(subset=rigs, value_types={"OBJECT"}).values())  # much faster than a loop
         members |= dict.fromkeys(
-            other
-            for other in bpy.data.objects
-            if any(modifier.type == "ARMATURE" and modifier.object in rigs for modifier in other.modifiers)
+            user
+            for user in sorted(users - {*members}, key=lambda user: user.name_full)
+            if any(modifier.type == "ARMATURE" and modifier.object in rigs for modifier in user.modifiers)
         )
     return list(members)
 
