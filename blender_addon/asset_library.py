@@ -152,7 +152,9 @@ def _browsers() -> list[tuple[bpy.types.Window, bpy.types.Area]]:
 
 def _playable_clip(splats: bpy.types.Object) -> Clip:
     if splat_object.playback_modifier(splats) is None:
-        raise AssetError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+        raise AssetError(
+            f"{splats.name} has lost the modifier that plays its Gaussians. Undo that, or import it again."
+        )
     return point_cloud.clip_of_object(splats)
 
 

@@ -314,7 +314,7 @@ def _inverse(volume: bpy.types.Object) -> Matrix:
     try:
         return volume.matrix_world.inverted()
     except ValueError as error:
-        raise CleanUpError(f"{volume.name} has a scale of 0, so nothing lies inside it.") from error
+        raise CleanUpError(f"{volume.name} has a scale of 0, so nothing lies inside it. Give it a size.") from error
 
 
 def _prominence(clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]

@@ -42,7 +42,11 @@ class Notice(NamedTuple):
 
 
 NOTHING = Notice()
-OUTDATED_BY = {"not_installed": "running", "stop_failed": "stopped"}  # code of a notice -> state of the backend
+OUTDATED_BY = {
+    "not_installed": "running",
+    "start_failed": "running",
+    "stop_failed": "stopped",
+}  # code of a notice -> state of the backend
 
 
 class Tracker:
@@ -198,6 +202,9 @@ class Tracker:
         end = time.perf_counter() + seconds
         while not self._thread.events.empty():
             self.board.apply(self._thread.events.get_nowait())
+            backend = self.board.backend
+            if backend.code == "start_failed":  # the thread's next look says no more than that there is none
+                self.notice = Notice(backend.sentence, backend.hint, backend.code)
             if time.perf_counter() > end:
                 break
         if self.board.notice:

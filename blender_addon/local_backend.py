@@ -180,7 +180,9 @@ def start(
         time.sleep(0.2)
     process.terminate()
     raise BackendError(
-        "start_failed", f"The backend did not answer within {START_SECONDS:.0f} s.", f"Its log is {log_path}."
+        "start_failed",
+        f"The backend did not answer within {START_SECONDS:.0f} s.",
+        f"Where the computer is busy, start it once more. Its log is {log_path}.",
     )
 
 

@@ -48,7 +48,7 @@ class MeshMotionError(ValueError):
 def source_objects(splats: bpy.types.Object, context: bpy.types.Context) -> list[bpy.types.Object]:
     """The objects with a surface of which the Gaussians were made, as far as the scene still has them."""
     source = origin.source_of(splats, context.scene)
-    family = [source, *source.children_recursive] if source is not None else []
+    family = subject.family(source) if source is not None else []
     return [obj for obj in family if may_move(obj) and obj.name in context.scene.objects]
 
 

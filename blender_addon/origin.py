@@ -8,7 +8,7 @@ import numpy as np
 from mathutils import Matrix, Vector
 
 from . import capture, placing, splat_object
-from .subject import SURFACE_TYPES
+from .subject import SURFACE_TYPES, family
 
 
 def source_of(splats: bpy.types.Object, scene: bpy.types.Scene) -> bpy.types.Object | None:
@@ -32,7 +32,7 @@ def may_know_source(splats: bpy.types.Object, scene: bpy.types.Scene) -> bool:
 def go_back(context: bpy.types.Context, splats: bpy.types.Object, source: bpy.types.Object) -> None:
     """Show the source in the place of its Gaussians, and make it the active object. One may be a child of the other."""
     placing.show(context, [source])
-    placing.hide(context, [splats], spared={source, *source.children_recursive} - {splats})
+    placing.hide(context, [splats], spared=set(family(source)) - {splats})
     placing.select_alone(context, [source])
 
 
@@ -49,8 +49,8 @@ def _lie_together(splats: bpy.types.Object, source: bpy.types.Object) -> bool:
     """
     first = [vertex.co for vertex in splats.data.vertices]
     own = _box([(splats, [*first, *splats.bound_box])])
-    family = [obj for obj in (source, *source.children_recursive) if obj.type in SURFACE_TYPES and obj != splats]
-    other = _box([(obj, obj.bound_box) for obj in family])
+    members = [obj for obj in family(source) if obj.type in SURFACE_TYPES and obj != splats]
+    other = _box([(obj, obj.bound_box) for obj in members])
     return bool((own[0] <= other[1]).all() and (other[0] <= own[1]).all())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import bpy
 
 from . import versions
+from .subject import family
 
 HIDDEN = "kinesplat_hidden"  # custom property of what `hide` has hidden: in the viewport 1, in renders 2, or both 3
 PLACING = ("location", "rotation_", "scale", "delta_")  # beginnings of the RNA paths that place an object
@@ -53,19 +54,19 @@ def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) ->
 def hide(
     context: bpy.types.Context, objects: list[bpy.types.Object], *, spared: Collection[bpy.types.Object] = ()
 ) -> bool:
-    """Hide objects with their children in the viewport and in renders; whether any of them is in this view layer.
+    """Hide objects with their families in the viewport and in renders; whether any of them is in this view layer.
 
     spared: children that stay to be seen.
     """
-    members = dict.fromkeys(member for obj in objects for member in (obj, *obj.children_recursive))
-    family = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
-    for obj in family:
+    members = dict.fromkeys(member for obj in objects for member in family(obj))
+    shown = [obj for obj in members if obj not in spared and obj.name in context.view_layer.objects]
+    for obj in shown:
         if obj.is_editable:
             if hidden := (1 - obj.hide_get()) | 2 * (1 - obj.hide_render):
                 obj[HIDDEN] = obj.get(HIDDEN, 0) | hidden
             obj.hide_render = True
         obj.hide_set(True)
-    return bool(family)
+    return bool(shown)
 
 
 def show(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
@@ -73,7 +74,7 @@ def show(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
 
     Children that are linked cannot tell, and are shown.
     """
-    for obj in dict.fromkeys(member for one in objects for member in (one, *one.children_recursive)):
+    for obj in dict.fromkeys(member for one in objects for member in family(one)):
         hidden = obj.get(HIDDEN, 3 if obj in objects or not obj.is_editable else 0)
         if hidden & 1 and obj.name in context.view_layer.objects:
             obj.hide_set(False)

@@ -199,7 +199,9 @@ def scene_fps(scene: bpy.types.Scene) -> float:
 def _modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier:
     modifier = splat_object.playback_modifier(splats)
     if modifier is None:
-        raise RetimeError(f"{splats.name} has lost the modifier that plays its Gaussians.")
+        raise RetimeError(
+            f"{splats.name} has lost the modifier that plays its Gaussians. Undo that, or import it again."
+        )
     return modifier
 
 
@@ -217,7 +219,9 @@ def _editable_fcurve(splats: bpy.types.Object) -> bpy.types.FCurve:
         return fcurve
     if versions.find_fcurve(splats, path) is not None:
         raise RetimeError(f"The timing of {splats.name} lies in the NLA. Change the strip there, or enter Tweak Mode.")
-    raise RetimeError(f"The input {node_groups.FRAME} of {splats.name} has no keys.")
+    raise RetimeError(
+        f"The input {node_groups.FRAME} of {splats.name} has no keys. Add two in the modifier: I over the input."
+    )
 
 
 def _ends(fcurve: bpy.types.FCurve) -> tuple[float, float]:

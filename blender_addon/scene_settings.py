@@ -46,11 +46,11 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
         if lowest < TRANSPARENT_BOUNCES:
             warnings.append(f"Cycles needs {TRANSPARENT_BOUNCES} transparent bounces to draw Gaussians, not {lowest}")
     if scene.camera is None:
-        warnings.append("Splats face the scene's camera, and there is none")
+        warnings.append("Splats face the scene's camera, and there is none: add one")
     for obj in splats:
         modifier = splat_object.playback_modifier(obj)
         if modifier is None:
-            warnings.append(f"{obj.name} has lost the modifier that plays it")
+            warnings.append(f"{obj.name} has lost the modifier that plays it: undo that, or import it again")
         elif splat_object.description(obj).get("color_space") == "srgb":
             is_raw = scene.view_settings.view_transform == "Raw"
             converts = versions.modifier_input(modifier, node_groups.SCENE_LINEAR)

@@ -4,6 +4,8 @@
 The limits of all numbers are those of the contract, which the backend enforces as well.
 """
 
+import math
+
 import bpy
 from bpy.props import (
     BoolProperty,
@@ -16,7 +18,7 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import splat_object
+from . import splat_object, subject
 from .contract.requests import (
     BOUNDS,
     COLOR_SPACES,
@@ -31,13 +33,19 @@ from .contract.requests import (
 )
 
 PRESET_TEXTS = {
-    "draft": ("Draft", "A first look: 2,000 Gaussians, about 10 seconds of one processor core"),
-    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians, about 20 seconds of one core"),
-    "final": ("Final", "As good as it gets: 20,000 Gaussians, about a minute of one core at 256 pixels"),
+    "draft": ("Draft", "A first look: 2,000 Gaussians"),
+    "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians"),
+    "final": (
+        "Final",
+        "As good as it gets: 20,000 Gaussians, of pictures twice as wide and high. Takes three times as long",
+    ),
 }
 VIDEO_PRESET_TEXTS = {
     "draft": ("Draft", "A first look: the sides that the video does not show are made up once, and built as they are"),
-    "preview": ("Preview", "What comes out is then corrected, step by step, until it looks right from all sides"),
+    "preview": (
+        "Preview",
+        "What comes out of a draft is then corrected, step by step, until it looks right from all sides",
+    ),
     "final": ("Final", "The same with many more steps and Gaussians. Takes long without a graphics card"),
 }
 CUTOUT_TEXTS = {
@@ -68,6 +76,8 @@ MOTION_MODEL_TEXTS = {
     "hexplane": ("Deformation Field", "HexPlane field, as in the Diffusion4D paper. Slower; files hold each frame"),
 }
 MAX_CANDIDATES = 4
+STEEPEST = 60.0  # degrees that the cameras may stand above or below the horizon
+RESOLUTION_BY_PRESET = {"draft": 128, "preview": 128, "final": 256}  # pixels; a fine result needs what it is fitted to
 # Blender keeps no reference to the texts that a function gives it.
 PRESET_ITEMS, VIDEO_PRESET_ITEMS = (
     tuple((preset, *texts[preset], "NONE", index) for index, preset in enumerate(PRESETS))
@@ -93,6 +103,15 @@ def _preset_items(self, context) -> tuple:
 
 def _preset_changed(self, context) -> None:
     self.gaussians = GAUSSIANS_BY_PRESET[self.preset]
+    self.resolution = RESOLUTION_BY_PRESET[self.preset]
+
+
+def _elevation_angle(self) -> float:
+    return math.radians(self.elevation)
+
+
+def _set_elevation_angle(self, angle: float) -> None:
+    self.elevation = math.degrees(angle)
 
 
 class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
@@ -233,7 +252,7 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     )
     preset: EnumProperty(
         name="Quality",
-        description="How much work goes into the result",
+        description="How much work goes into the result. Changing it also sets Gaussians and Resolution",
         items=_preset_items,
         default=PRESETS.index("preview"),
         update=_preset_changed,
@@ -241,7 +260,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     gaussians: _bounded(
         "gaussians",
         name="Gaussians",
-        description="How many Gaussians the result has. Changing the quality sets this as well",
+        description="How many Gaussians the result has. More are finer, and cost time and file size in proportion. "
+        "Changing the quality sets this as well",
         step=1000,
     )
     sh_degree: _bounded(
@@ -270,13 +290,18 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         description="Capture the motion over the scene's start and end frame",
         default=True,
     )
-    frame_start: IntProperty(name="Start", description="First frame of the motion", default=1)
-    frame_end: IntProperty(name="End", description="Last frame of the motion", default=250)
-    seed: _bounded("seed", name="Seed", description="Another seed gives another, equally valid result")
+    frame_start: IntProperty(name="Start", description="First frame of the motion to capture", default=1)
+    frame_end: IntProperty(name="End", description="Last frame of the motion to capture", default=250)
+    seed: _bounded(
+        "seed",
+        name="Seed",
+        description="Another seed gives another, equally valid result; the same seed gives the same one",
+    )
     resolution: _bounded(
         "resolution",
         name="Resolution",
-        description="Width and height of the captured pictures in pixels",
+        description="Width and height of the captured pictures in pixels. Details finer than a pixel are lost; twice "
+        "as many take four times as long. Changing the quality sets this as well",
         subtype="PIXEL",
         step=32,
     )
@@ -291,25 +316,37 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     )
     samples: IntProperty(
         name="Samples",
-        description="Samples per pixel of the captured pictures",
+        description="Samples per pixel of the captured pictures. More are less noisy and slower to render",
         default=16,
         min=1,
         max=1024,
     )
     capture_static: BoolProperty(
         name="All Sides",
-        description="Also capture the object from all sides, above and below at the first frame. Costs a little more "
-        "than as many pictures again and makes sides that move out of view much better",
+        description="Also capture the object at the first frame from all sides, above and below: as many pictures "
+        "again and eight more. Sides that move out of view come out much better. Without it the shape is a guess",
         default=True,
     )
     elevation: FloatProperty(
         name="Camera Elevation",
         description="How high the cameras stand, in degrees above the horizon",
         default=0.0,
-        min=-60.0,
-        max=60.0,
+        min=-STEEPEST,
+        max=STEEPEST,
         precision=0,
         step=500,
+    )
+    elevation_angle: FloatProperty(  # the same as the panel shows it; files and scripts have degrees
+        name="Camera Elevation",
+        description="How high above the horizon the cameras stand that go round the object. Raise it for what is "
+        "mostly seen from above",
+        subtype="ANGLE",
+        min=-math.radians(STEEPEST),
+        max=math.radians(STEEPEST),
+        precision=0,
+        step=500,
+        get=_elevation_angle,
+        set=_set_elevation_angle,
     )
 
 
@@ -398,9 +435,16 @@ def video_problem(options: KINESPLAT_PG_scene) -> str:
     return ""
 
 
+def left_out(context: bpy.types.Context) -> list[bpy.types.Object]:
+    """Selected objects with a surface that would not be captured, as they do not belong to the source."""
+    others = {obj for obj in context.selected_objects if obj.type in subject.SURFACE_TYPES}
+    others = {obj for obj in others if not splat_object.is_splat_object(obj)} - {source_object(context)}
+    return list(others - set(subject.family(source_object(context)))) if others else []
+
+
 def looks_animated(source: bpy.types.Object) -> bool:
     """Whether the object or a child of it has keyframes or drivers, of its own, of its data, or of what poses it."""
-    family = [source, *source.children_recursive]
+    family = subject.family(source)
     posed_by = [modifier.object for obj in family for modifier in obj.modifiers if modifier.type == "ARMATURE"]
     blocks = {block for obj in (*family, *posed_by) if obj for block in (obj, obj.parent, obj.data) if block}
     blocks |= {block.shape_keys for block in set(blocks) if getattr(block, "shape_keys", None)}

@@ -36,16 +36,15 @@ class Subject:
         return source
 
     def objects(self) -> list[bpy.types.Object]:
-        """The object and all its descendants that F12 would render; neither lights nor cameras."""
+        """Of the object's family, what F12 would render; neither lights nor cameras."""
         source = self.source()
         scene = bpy.data.scenes[self.scene]
         rendered = _rendered_objects(scene.view_layers[self.view_layer])
-        family = [source, *source.children_recursive]
-        return [obj for obj in family if obj.type not in LEFT_OUT_TYPES and obj.name_full in rendered]
+        return [obj for obj in family(source) if obj.type not in LEFT_OUT_TYPES and obj.name_full in rendered]
 
 
 def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Subject:
-    """The subject that `obj` stands for: itself with its children.
+    """The subject that `obj` stands for: itself with its family.
 
     Raises:
         SubjectError: no object, hidden, nothing that could have a surface, or moved by physics that is not baked.
@@ -59,10 +58,8 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
     if not obj.visible_get(view_layer=context.view_layer):
         raise SubjectError(f"{obj.name} is hidden. Show it in the viewport and try again.")
 
-    family = [obj, *obj.children_recursive]
-    may_have_surface = [member for member in family if _may_have_surface(member)]
-    if not may_have_surface:
-        raise SubjectError(f"{obj.name} has no surface that could be captured, nor has any of its children.")
+    if problem := surface_problem(obj):
+        raise SubjectError(f"{problem}.")
     objects = subject.objects()
     if not any(_may_have_surface(member) for member in objects):
         raise SubjectError(f"{obj.name} is hidden in renders. Enable it for rendering in the Outliner and try again.")
@@ -70,6 +67,41 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
         _refuse_unbaked_physics(member)
     _refuse_drivers_on_scene(objects, context.scene)
     return subject
+
+
+def family(obj: bpy.types.Object) -> list[bpy.types.Object]:
+    """An object with what belongs to it: all its children, and meshes that an armature among them deforms.
+
+    Characters are often rigged without making their meshes children of the armature.
+    """
+    members = dict.fromkeys((obj, *obj.children_recursive))
+    rigs = {member for member in members if member.type == "ARMATURE"}
+    if rigs:
+        users = set().union(*bpy.data.user_map(subset=rigs, value_types={"OBJECT"}).values())  # much faster than a loop
+        members |= dict.fromkeys(
+            user
+            for user in sorted(users - {*members}, key=lambda user: user.name_full)
+            if any(modifier.type == "ARMATURE" and modifier.object in rigs for modifier in user.modifiers)
+        )
+    return list(members)
+
+
+def whole_of(obj: bpy.types.Object) -> bpy.types.Object | None:
+    """The uppermost parent of an object, if it can be seen and brings more surfaces along; else None."""
+    top = obj
+    while top.parent is not None:
+        top = top.parent
+    if top == obj or not top.visible_get():
+        return None
+    more = (member for member in family(top) if member != top and member.visible_get() and _may_have_surface(member))
+    return top if set(more) - set(family(obj)) else None
+
+
+def surface_problem(obj: bpy.types.Object) -> str:
+    """A sentence without its full stop, where neither an object nor its family can have a surface."""
+    if _may_have_surface(obj) or any(_may_have_surface(member) for member in family(obj)):
+        return ""
+    return f"{obj.name} has no surface, nor has any of its children: select a mesh, or the armature or empty above it"
 
 
 def _may_have_surface(obj: bpy.types.Object) -> bool:

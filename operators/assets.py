@@ -66,8 +66,15 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
     )
     bl_options = {"REGISTER"}
 
-    library: EnumProperty(name="Library", items=_library_items, options={"SKIP_SAVE"})
-    directory: StringProperty(name="Folder", subtype="DIR_PATH", options={"SKIP_SAVE"})
+    library: EnumProperty(
+        name="Library", description="Asset library to save into", items=_library_items, options={"SKIP_SAVE"}
+    )
+    directory: StringProperty(
+        name="Folder",
+        description="Folder to save into, in place of a library",
+        subtype="DIR_PATH",
+        options={"SKIP_SAVE"},
+    )
     filter_folder: BoolProperty(default=True, options={"HIDDEN", "SKIP_SAVE"})
     add_library: BoolProperty(
         name="Add to Asset Libraries",

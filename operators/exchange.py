@@ -14,6 +14,7 @@ from .progress import shown_progress
 STORED = ("STORED", "Stored Frames", "Each frame that the Gaussians store, once, whatever their timing is")
 SCENE = ("SCENE", "Scene Frames", "What the scene's frame range plays, with its timing")
 CURRENT = ("CURRENT", "Current Frame", "What is shown now, as a single file")
+FRAMES_TEXT = "Which moments are written"
 UP_AXES = (
     ("Z", "Z Up", "As in Blender"),
     ("Y", "Y Up", "As in Houdini, Maya and Unity"),
@@ -68,7 +69,7 @@ class KINESPLAT_OT_export_clip_file(SplatExport, bpy.types.Operator):
 
     filename_ext = ".npz"
     filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
-    frames: EnumProperty(name="Frames", items=(STORED, SCENE), default="STORED")
+    frames: EnumProperty(name="Frames", description=FRAMES_TEXT, items=(STORED, SCENE), default="STORED")
     use_transform: BoolProperty(
         name="Apply Transform",
         description="Let an import stand where the object stands now, not where its clip once stood",
@@ -86,13 +87,18 @@ class KINESPLAT_OT_export_ply_sequence(SplatExport, bpy.types.Operator):
 
     filename_ext = ".ply"
     filter_glob: StringProperty(default="*.ply", options={"HIDDEN"})
-    frames: EnumProperty(name="Frames", items=(STORED, SCENE, CURRENT), default="STORED")
+    frames: EnumProperty(name="Frames", description=FRAMES_TEXT, items=(STORED, SCENE, CURRENT), default="STORED")
     use_transform: BoolProperty(
         name="Apply Transform",
         description="Write positions, rotations and sizes as they are in the world",
         default=True,
     )
-    up_axis: EnumProperty(name="Up Axis", items=UP_AXES, default="Z")
+    up_axis: EnumProperty(
+        name="Up Axis",
+        description="Which axis points up in the program that reads the files, as they do not say so themselves",
+        items=UP_AXES,
+        default="Z",
+    )
     replace_existing: BoolProperty(
         name="Replace Existing",
         description="Replace a sequence of the same name. Frames of the former one that are not written again go",

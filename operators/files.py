@@ -18,7 +18,7 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     bl_description = "Add Kinesplat clips (.npz) to the scene as keyframed Gaussians"
     bl_options = {"REGISTER", "UNDO"}
 
-    filepath: StringProperty(name="File", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    filepath: StringProperty(name="File", description="Clip file to import", subtype="FILE_PATH", options={"SKIP_SAVE"})
     # Set by the file browser and by dropping, which may bring several files of one folder.
     directory: StringProperty(subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE"})
     files: CollectionProperty(type=bpy.types.OperatorFileListElement, options={"HIDDEN", "SKIP_SAVE"})

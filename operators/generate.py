@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import BoolProperty
 
-from ..blender_addon import job_tracker, local_backend, origin, reference_image, settings, splat_object, video_source
+from ..blender_addon import job_tracker, local_backend, origin, placing, readiness, settings, splat_object, subject
 from ..blender_addon.client import BackendError
 from ..blender_addon.subject import CaptureError
 
@@ -12,36 +12,12 @@ FIRST_PATIENCE = 1.0  # seconds that the click may wait for the HTTP thread to s
 CONNECT_TIMEOUT = 10.0  # seconds that background mode waits for a backend before it renders anything
 
 
-def source_problem(context: bpy.types.Context) -> str:
-    """Why nothing can be made of what the panel names as the source; empty where it can."""
-    options = context.scene.kinesplat
-    if options.kind == "TEXT":
-        return "" if options.prompt.strip() else "Describe in the prompt what to make, such as: a fox runs"
-    if options.kind == "IMAGE":
-        return reference_image.image_problem(options.image)
-    if options.kind == "VIDEO":
-        # What is read of the file says the preview, between two draws; here nothing is read.
-        unusable = context.window_manager.kinesplat.video_problem.rstrip(".")
-        return video_source.nothing_chosen(context.scene) or unusable or settings.video_problem(options)
-    source = settings.source_object(context)
-    if source is None:
-        return "Select the object to turn into Gaussians, or choose it as the source"
-    if splat_object.is_splat_object(source):
-        return "The source holds Gaussians already: select the object to make them of"
-    if source.name in context.view_layer.objects and not source.visible_get():
-        return "The source object is hidden: show it in the viewport"
-    first, last = settings.frame_range(context.scene)
-    if last <= first and not settings.invents_motion(context):
-        return "The frame range holds no motion: choose an end after the start"
-    return ""
-
-
 class KINESPLAT_OT_generate(bpy.types.Operator):
     bl_idname = "kinesplat.generate"
     bl_label = "Generate"
     bl_description = (
-        "Have the backend make moving Gaussians of an object, a text, an image or a video. An object is rendered from "
-        "all around first. Blender stays usable meanwhile"
+        "Have the backend make moving Gaussians of an object, a text, an image or a video; it is started if it is off. "
+        "An object is rendered from all around first. Blender stays usable meanwhile"
     )
     bl_options = {"REGISTER"}
 
@@ -58,11 +34,8 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         if status.capture_active:
             cls.poll_message_set("A capture is on its way: wait for its end, or cancel it")
             return False
-        if problem := source_problem(context):
+        if problem := readiness.problem(context):
             cls.poll_message_set(problem)
-            return False
-        if not bpy.app.background and status.backend_state not in ("running", "starting"):
-            cls.poll_message_set("The backend is not running: start it in the panel above")
             return False
         return True
 
@@ -70,6 +43,8 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
         tracker = job_tracker.tracker()
         at_once = self.wait or bpy.app.background
         try:
+            if readiness.starts_backend(context):
+                tracker.start_backend()
             if at_once:
                 is_starting = tracker.board.backend.state == "starting"
                 patience = local_backend.START_SECONDS if is_starting else CONNECT_TIMEOUT
@@ -94,6 +69,36 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             self.report({"ERROR"}, f"{row.message or 'The job was cancelled.'} {row.hint}".strip())
             return {"CANCELLED"}
         tracker.mirror()
+        return {"FINISHED"}
+
+
+class KINESPLAT_OT_take_whole(bpy.types.Operator):
+    bl_idname = "kinesplat.take_whole"
+    bl_label = "Take the Whole"
+    bl_description = (
+        "Make Gaussians of all that the active object is a part of, such as a character with its eyes and clothes: "
+        "selects the uppermost parent"
+    )
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        source = settings.source_object(context)
+        if source is None or subject.whole_of(source) is None:
+            cls.poll_message_set("The object has no parent that brings more along")
+            return False
+        if context.mode != "OBJECT" and not context.scene.kinesplat.source:
+            cls.poll_message_set("Switch to Object Mode")
+            return False
+        return True
+
+    def execute(self, context):
+        options = context.scene.kinesplat
+        whole = subject.whole_of(settings.source_object(context))
+        if options.source:
+            options.source = whole
+        else:
+            placing.select_alone(context, [whole])
         return {"FINISHED"}
 
 
@@ -171,6 +176,7 @@ class KINESPLAT_OT_read_video(bpy.types.Operator):
 
 CLASSES = (
     KINESPLAT_OT_generate,
+    KINESPLAT_OT_take_whole,
     KINESPLAT_OT_back_to_object,
     KINESPLAT_OT_cancel_capture,
     KINESPLAT_OT_read_video,

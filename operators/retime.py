@@ -71,7 +71,12 @@ class KINESPLAT_OT_retime_repeat(RetimeOperator, bpy.types.Operator):
     bl_label = "Repeat Motion"
     bl_description = "Choose what the selected Gaussians do before their first key and after their last"
 
-    repeat: EnumProperty(name="Repeat", items=REPEATS, default="LOOP")
+    repeat: EnumProperty(
+        name="Repeat",
+        description="What is played before the first key and after the last",
+        items=REPEATS,
+        default="LOOP",
+    )
 
     @classmethod
     def description(cls, context, properties):
@@ -95,9 +100,16 @@ class KINESPLAT_OT_retime_fit(RetimeOperator, bpy.types.Operator):
     bl_label = "Fit Motion to Range"
     bl_description = "Stretch or squeeze the motion to a frame range, by default the scene's"
 
-    use_scene_range: BoolProperty(name="Scene Frame Range", default=True, options={"SKIP_SAVE"})
-    frame_start: IntProperty(name="Start", default=1, options={"SKIP_SAVE"})
-    frame_end: IntProperty(name="End", default=250, options={"SKIP_SAVE"})
+    use_scene_range: BoolProperty(
+        name="Scene Frame Range",
+        description="Fit to the scene's start and end frame, rather than to frames of your own",
+        default=True,
+        options={"SKIP_SAVE"},
+    )
+    frame_start: IntProperty(
+        name="Start", description="Frame at which the motion begins", default=1, options={"SKIP_SAVE"}
+    )
+    frame_end: IntProperty(name="End", description="Frame at which it ends", default=250, options={"SKIP_SAVE"})
 
     def change(self, context, splats):
         scene = context.scene
@@ -120,7 +132,15 @@ class KINESPLAT_OT_retime_speed(RetimeOperator, bpy.types.Operator):
     bl_label = "Set Motion Speed"
     bl_description = "Play faster or slower from the first key on. 1 is the speed at which the motion was captured"
 
-    factor: FloatProperty(name="Speed", default=1.0, min=0.01, soft_min=0.1, soft_max=4.0, max=100.0)
+    factor: FloatProperty(
+        name="Speed",
+        description="1 is the speed at which the motion was captured, 2 is twice as fast",
+        default=1.0,
+        min=0.01,
+        soft_min=0.1,
+        soft_max=4.0,
+        max=100.0,
+    )
 
     def invoke(self, context, event):
         now = retime.timing(context.active_object)

@@ -19,7 +19,9 @@ class KINESPLAT_OT_set_draw_mode(SplatOperator, bpy.types.Operator):
     bl_label = "Set Viewport Drawing"
     bl_description = "Choose how the viewport draws the selected Gaussians. Renders always show true Gaussians"
 
-    mode: EnumProperty(name="Draw", items=DRAW_MODES, default="QUADS")
+    mode: EnumProperty(
+        name="Draw As", description="What the viewport shows of each Gaussian", items=DRAW_MODES, default="QUADS"
+    )
 
     @classmethod
     def description(cls, context, properties):

@@ -4,14 +4,14 @@
 import bpy
 
 from ..blender_addon import preferences
-from .layout import SidebarPanel, draw_sentence
+from .layout import SidebarPanel, draw_sentence, is_narrow
 
-STATES = {  # text, short enough for a header with a button; icon
-    "running": ("Backend Running", "CHECKMARK"),
-    "starting": ("Backend Starting", "SORTTIME"),
-    "stopping": ("Backend Stopping", "SORTTIME"),
-    "stopped": ("Backend Off", "RADIOBUT_OFF"),
-    "problem": ("No Backend", "ERROR"),
+STATES = {  # text, short enough for a header with a button; the same for a narrow one; icon
+    "running": ("Backend Running", "Running", "CHECKMARK"),
+    "starting": ("Backend Starting", "Starting", "SORTTIME"),
+    "stopping": ("Backend Stopping", "Stopping", "SORTTIME"),
+    "stopped": ("Backend Off", "Off", "RADIOBUT_OFF"),
+    "problem": ("No Backend", "None", "ERROR"),
 }
 FIXED_IN_PREFERENCES = ("not_installed", "not_allowed", "bad_address", "not_kinesplat", "wrong_token", "wrong_version")
 
@@ -21,9 +21,9 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
 
     def draw_header(self, context):
         state = context.window_manager.kinesplat.backend_state
-        text, icon = STATES.get(state, STATES["stopped"])
+        text, short, icon = STATES.get(state, STATES["stopped"])
         self.layout.alert = state == "problem"
-        self.layout.label(text=text, icon=icon)
+        self.layout.label(text=short if is_narrow(context) else text, icon=icon)
 
     def draw_header_preset(self, context):
         status = context.window_manager.kinesplat
@@ -47,7 +47,7 @@ class KINESPLAT_PT_backend(SidebarPanel, bpy.types.Panel):
             draw_sentence(layout, context, status.backend_message)
             if status.backend_hint:
                 draw_sentence(layout, context, status.backend_hint, icon="INFO")
-        if status.notice:
+        if status.notice and status.notice != status.backend_message:
             draw_sentence(layout, context, status.notice, icon="ERROR")
             if status.notice_hint:
                 draw_sentence(layout, context, status.notice_hint, icon="INFO")

@@ -3,8 +3,8 @@
 
 import bpy
 
-from ..blender_addon import origin, settings, splat_object, video_source
-from .layout import SidebarPanel, draw_sentence, text_width
+from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
+from .layout import SidebarPanel, draw_sentence, lay_out_settings, text_width
 
 THUMBNAIL_SCALE = (2.0, 7.0)  # smallest and largest
 ICON_SIDE = 20.0  # pixels of an icon of scale 1
@@ -15,8 +15,7 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
 
     def draw(self, context):
         layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
+        lay_out_settings(layout, context)
         options = context.scene.kinesplat
         status = context.window_manager.kinesplat
 
@@ -47,10 +46,22 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
             row = layout.row()
             row.scale_y = 1.6
             row.operator("kinesplat.generate", icon="OUTLINER_OB_POINTCLOUD")
+            draw_prospect(layout, context)
         active = context.view_layer.objects.active
         offers_way_back = options.kind == "OBJECT" and splat_object.is_splat_object(active)  # the source may be hidden
         if offers_way_back and not status.capture_active and origin.may_know_source(active, context.scene):
             layout.operator("kinesplat.back_to_object", icon="LOOP_BACK")
+
+
+def draw_prospect(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Why Generate is grey, or what a click on it will cost."""
+    problem = readiness.problem(context)
+    if not problem:
+        column = layout.column()
+        column.active = False
+        draw_sentence(column, context, cost.sentence(context), icon="NONE")
+    elif context.scene.kinesplat.kind != "VIDEO" or not context.window_manager.kinesplat.video_problem:
+        draw_sentence(layout, context, problem, icon="INFO")  # else it stands beside the video
 
 
 def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
@@ -58,6 +69,14 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     options = context.scene.kinesplat
     source = settings.source_object(context)
     layout.prop(options, "source", placeholder=source.name)
+    whole = subject.whole_of(source)
+    if whole is not None:
+        layout.operator("kinesplat.take_whole", text=f"Take All of {whole.name}", icon="CON_CHILDOF", translate=False)
+    elif settings.left_out(context):
+        sentence = (
+            f"Only {source.name} is taken, the active object. For more, make one the parent of the others: Ctrl P"
+        )
+        draw_sentence(layout, context, sentence, icon="INFO")
     layout.prop(options, "motion_source")
     if settings.invents_motion(context):
         return
@@ -86,7 +105,7 @@ def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         layout.template_ID(options, "video_clip", open="clip.open")
     else:
         strip = video_source.active_strip(context.scene)
-        text = strip.name if strip else "Select a strip in the sequencer"
+        text = strip.name if strip else "No active strip"
         layout.label(text=text, icon="SEQUENCE" if strip else "INFO", translate=False)
     layout.prop(options, "use_whole_video")
     if not options.use_whole_video:
@@ -146,8 +165,7 @@ class KINESPLAT_PT_invention(SidebarPanel, bpy.types.Panel):
 
     def draw(self, context):
         layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
+        lay_out_settings(layout, context)
         options = context.scene.kinesplat
         if options.kind == "VIDEO":
             row = layout.row()
@@ -168,8 +186,7 @@ class KINESPLAT_PT_construction(SidebarPanel, bpy.types.Panel):
 
     def draw(self, context):
         layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
+        lay_out_settings(layout, context)
         options = context.scene.kinesplat
         layout.prop(options, "gaussians")
         layout.prop(options, "sh_degree")
@@ -190,11 +207,10 @@ class KINESPLAT_PT_capture(SidebarPanel, bpy.types.Panel):
 
     def draw(self, context):
         layout = self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
+        lay_out_settings(layout, context)
         options = context.scene.kinesplat
         layout.prop(options, "resolution")
-        layout.prop(options, "elevation")
+        layout.prop(options, "elevation_angle")
         if not settings.invents_motion(context):
             layout.prop(options, "capture_static")
         column = layout.column()

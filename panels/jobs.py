@@ -150,7 +150,7 @@ def draw_progress(layout: bpy.types.UILayout, context: bpy.types.Context, job: s
     elif job.state == WAITING and job.stage:
         layout.progress(factor=job.fraction, text="Sending to the Backend")
     elif job.state == WAITING:
-        layout.label(text="Goes to the backend once it runs", icon="SORTTIME")
+        layout.label(text="Waits until the backend runs: see above", icon="SORTTIME")
     elif job.state == "queued" and job.ahead:
         text = "1 job comes first" if job.ahead == 1 else f"{job.ahead} jobs come first"
         layout.label(text=text, icon="SORTTIME", translate=False)

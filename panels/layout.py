@@ -6,6 +6,7 @@ import textwrap
 import bpy
 
 CHARACTER_WIDTH = 6.6  # of Blender's default font, in pixels at scale 1; on the wide side, so that nothing is cut
+NARROW = 260.0  # pixels at scale 1; below, two columns cut the names of settings
 MARGIN = 70.0  # of a panel with an icon before the text
 
 
@@ -15,6 +16,18 @@ class SidebarPanel:
     bl_space_type = "VIEW_3D"
     bl_region_type = "UI"
     bl_category = "Kinesplat"
+
+
+def is_narrow(context: bpy.types.Context) -> bool:
+    """Whether the sidebar is too narrow for names beside their settings."""
+    region = context.region
+    return bool(region) and region.width / context.preferences.system.ui_scale < NARROW
+
+
+def lay_out_settings(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Names in a column of their own where there is room for it, else inside of their fields."""
+    layout.use_property_split = not is_narrow(context)
+    layout.use_property_decorate = False
 
 
 def text_width(context: bpy.types.Context) -> float:

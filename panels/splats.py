@@ -66,7 +66,12 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """How the active object plays, and what changes it."""
     timing = retime.timing(context.active_object)
     if timing is None:
-        draw_sentence(layout, context, "The input Frame has no keys, so the motion is not played", icon="INFO")
+        draw_sentence(
+            layout,
+            context,
+            "The input Frame of the modifier has no keys, so nothing moves: hover over it and press I at two frames",
+            icon="INFO",
+        )
         return
     row = layout.row(align=True)
     for repeat, text in REPEAT_TEXTS.items():

@@ -291,6 +291,17 @@ def test_a_notice_ends_with_what_it_speaks_of(job_tracker, backend, part) -> Non
     assert status().notice == ""
 
 
+def test_why_a_start_failed_stays_to_be_read(job_tracker, part) -> None:
+    thread, tracker = part("blender_addon.http_thread"), job_tracker.tracker()
+    tracker.http.events.put(thread.BackendChanged("problem", "It did not start.", "Its log is there.", "start_failed"))
+    tracker.http.events.put(thread.BackendChanged("stopped", "The backend is not running.", "", "not_running"))
+    tracker.tick()
+    assert (status().notice, status().notice_hint) == ("It did not start.", "Its log is there.")
+    tracker.http.events.put(thread.BackendChanged("running"))
+    tracker.tick()
+    assert status().notice == ""
+
+
 def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     tracker = job_tracker.tracker()

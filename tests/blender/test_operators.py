@@ -94,6 +94,7 @@ def test_from_generate_to_import(quick, backend, part) -> None:
 def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
     settings = bpy.context.scene.kinesplat
     settings.preset, settings.seed, settings.capture_static = "draft", 7, True
+    settings.resolution = 64  # the quality has set it
     bodies = []
     submit = backend.submit
     backend.submit = lambda key, body: bodies.append(body["request"]) or submit(key, body)

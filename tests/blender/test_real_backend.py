@@ -36,6 +36,7 @@ def test_start_generate_import_stop(tracker, part) -> None:
     moving_cube()
     bpy.context.scene.kinesplat.preset = "draft"
     bpy.context.scene.kinesplat.gaussians = 500
+    bpy.context.scene.kinesplat.resolution = 64  # after the preset, which sets it as well
     bpy.ops.kinesplat.generate()
     seen = []
     row = tracker.wait_for_job(active_job().uid, 300, lambda: seen.append((active_job().state, active_job().stage)))
@@ -79,6 +80,7 @@ def test_the_backend_is_killed_and_started_again(tracker, part) -> None:
     moving_cube()
     bpy.context.scene.kinesplat.preset = "draft"
     bpy.context.scene.kinesplat.gaussians = 500
+    bpy.context.scene.kinesplat.resolution = 64  # after the preset, which sets it as well
     bpy.ops.kinesplat.generate()
     uid = active_job().uid
     board = tracker.tracker().board

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Enabling and disabling the extension: all is there, and nothing stays behind."""
 
+import math
 import threading
 
 import pytest
@@ -10,7 +11,7 @@ pytestmark = pytest.mark.blender
 
 OPERATORS = {
     "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
-    "generate", "back_to_object", "cancel_capture", "read_video",
+    "generate", "take_whole", "back_to_object", "cancel_capture", "read_video",
     "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
@@ -40,6 +41,29 @@ def test_every_operator_exists_and_explains_itself(extension) -> None:
         assert rna.name[0].isupper(), name
 
 
+def test_every_option_of_an_operator_says_what_it_does(extension) -> None:
+    for name in OPERATORS:
+        for prop in getattr(bpy.ops.kinesplat, name).get_rna_type().properties:
+            if prop.identifier == "rna_type" or prop.is_hidden:
+                continue
+            where = f"{name}.{prop.identifier}"
+            assert prop.name[0].isupper(), where
+            assert prop.description, where
+            assert not prop.description.endswith("."), where
+            assert prop.description.lower() != prop.name.lower(), where
+
+
+def test_the_panel_shows_degrees_and_files_keep_them(extension) -> None:
+    settings = bpy.context.scene.kinesplat
+    assert settings.bl_rna.properties["elevation_angle"].unit == "ROTATION"
+    settings.elevation_angle = math.radians(20)
+    assert settings.elevation == pytest.approx(20)
+    settings.elevation = -15
+    assert settings.elevation_angle == pytest.approx(math.radians(-15))
+    settings.elevation_angle = math.radians(90)
+    assert settings.elevation == pytest.approx(60)
+
+
 def test_tooltips_of_settings_end_without_a_full_stop(extension) -> None:
     for prop in bpy.context.scene.kinesplat.bl_rna.properties:
         if prop.identifier not in ("rna_type", "name"):
@@ -58,6 +82,7 @@ def test_settings_have_the_bounds_of_the_contract(extension, part) -> None:
     assert settings.preset == "preview"
     settings.preset = "final"
     assert settings.gaussians == part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["final"]
+    assert settings.resolution == 256
 
 
 def test_nothing_stays_behind(extension, part) -> None:

@@ -47,7 +47,7 @@ def test_cycles_may_be_switched_off(scene):
         assert not hasattr(scene, "cycles")
         assert point_cloud.ensure_scene_settings(scene) == []
         point_cloud.import_clip(twisting_ring(n=5), scene)
-        assert point_cloud.scene_warnings(scene) == ["Splats face the scene's camera, and there is none"]
+        assert point_cloud.scene_warnings(scene) == ["Splats face the scene's camera, and there is none: add one"]
     finally:
         addon_utils.enable("cycles")
 

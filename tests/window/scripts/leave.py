@@ -36,7 +36,8 @@ def steps():
 
     bpy.context.scene.kinesplat.frames = 8
     bpy.context.scene.kinesplat.preset = "preview"  # takes long enough to leave in the middle
-    bpy.context.scene.kinesplat.gaussians = 1000  # after the preset, which sets it as well
+    bpy.context.scene.kinesplat.gaussians = 1000  # after the preset, which sets these as well
+    bpy.context.scene.kinesplat.resolution = 64
     yield 0.5
     yield from click(*generate)
     yield from wait_until(lambda: len(status().jobs) == 1, 120, "the job is there")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a click on Generate will cost, told before it: pictures to render, and time of one processor core.
+
+The times are those of docs/user_guide.md. What is missing is what nothing tells beforehand: how fast this computer is,
+and of a video, how often its correction goes round.
+"""
+
+import bpy
+
+from . import settings
+from .contract.orbit import FURTHER_VIEWS
+from .contract.requests import STILL_FRAMES
+
+# Seconds of one core to build a clip: at the least, and for 1,000 Gaussians.
+CAPTURED = {"draft": (11.4, 0.3), "preview": (22.0, 0.6), "final": (33.0, 1.1)}
+INVENTED = {"draft": (3.0, 0.3), "preview": (7.0, 0.6), "final": (17.0, 1.1)}  # its movement is known
+INVENTION = 10.0  # seconds of one core to invent one motion
+
+
+def pictures(options: settings.KINESPLAT_PG_scene, *, invents: bool) -> int:
+    """How many pictures of the object are rendered. `invents`: its motion is invented, not captured."""
+    if options.kind != "OBJECT":
+        return 0
+    if invents:
+        return STILL_FRAMES
+    return options.frames + (options.frames + FURTHER_VIEWS if options.capture_static else 0)
+
+
+def seconds(options: settings.KINESPLAT_PG_scene, *, invents: bool) -> float:
+    """Time of one core until there is something to see: a clip, or candidates."""
+    least, by_thousand = (INVENTED if invents else CAPTURED)[options.preset]
+    build = least + by_thousand * options.gaussians / 1000
+    if not invents:
+        return build
+    return options.candidates * INVENTION if options.preview_frames else INVENTION + build
+
+
+def sentence(context: bpy.types.Context) -> str:
+    """For people."""
+    options = context.scene.kinesplat
+    if options.kind == "VIDEO":
+        return "How long it takes depends on the video"
+    invents = settings.invents_motion(context)
+    count, needed = pictures(options, invents=invents), seconds(options, invents=invents)
+    time = f"{5 * max(round(needed / 5), 1)} s" if needed < 90 else f"{needed / 60:.0f} min"
+    first = f"Renders {count} pictures, then works" if count else "Works"
+    return f"{first} for about {time} without a GPU"

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the panel says before a click on Generate: what is in the way, what would be left out, what it will cost."""
+
+from types import SimpleNamespace
+
+import pytest
+
+bpy = pytest.importorskip("bpy")
+pytestmark = pytest.mark.blender
+
+
+@pytest.fixture
+def options(extension):
+    return bpy.context.scene.kinesplat
+
+
+def add(name, data=None, parent=None):
+    obj = bpy.data.objects.new(name, data)
+    bpy.context.scene.collection.objects.link(obj)
+    obj.parent = parent
+    return obj
+
+
+def choose(*objects):
+    """Select objects, the last one as the active one."""
+    bpy.context.view_layer.update()
+    for obj in bpy.context.view_layer.objects:
+        obj.select_set(obj in objects)
+    bpy.context.view_layer.objects.active = objects[-1] if objects else None
+
+
+@pytest.fixture
+def mesh(extension):
+    bpy.ops.mesh.primitive_cube_add()
+    cube = bpy.context.active_object
+    mesh = cube.data
+    bpy.data.objects.remove(cube)
+    return mesh
+
+
+def test_it_says_what_to_do(options, part, mesh) -> None:
+    problem = part("blender_addon.readiness").problem
+    choose()
+    assert problem(bpy.context).startswith("Select the object")
+    choose(add("Camera", bpy.data.cameras.new("Camera")))
+    assert problem(bpy.context).startswith("Camera has no surface")
+    assert "select a mesh" in problem(bpy.context)
+    cube = add("Cube", mesh)
+    choose(cube)
+    assert problem(bpy.context) == ""
+    cube.hide_set(True)
+    assert problem(bpy.context) == "Cube is hidden: show it in the viewport"
+    options.kind = "TEXT"
+    assert problem(bpy.context).startswith("Describe in the prompt")
+    options.prompt = "a fox runs"
+    assert problem(bpy.context) == ""
+
+
+def test_generate_starts_a_local_backend_that_is_off_and_no_other(options, part, monkeypatch) -> None:
+    readiness, preferences = part("blender_addon.readiness"), part("blender_addon.preferences")
+    status = bpy.context.window_manager.kinesplat
+    monkeypatch.setattr(readiness, "bpy", in_a_window())
+    status.backend_state = "stopped"
+    assert readiness.starts_backend(bpy.context)
+    assert readiness.backend_problem(bpy.context) == ""
+    for state, said in (("problem", "does not run"), ("stopping", "wait a moment")):
+        status.backend_state = state
+        assert not readiness.starts_backend(bpy.context)
+        assert said in readiness.backend_problem(bpy.context)
+    status.backend_state = "stopped"
+    monkeypatch.setattr(preferences, "get", lambda: SimpleNamespace(backend="REMOTE"))
+    assert not readiness.starts_backend(bpy.context)
+    assert "no connection" in readiness.backend_problem(bpy.context)
+
+
+def in_a_window():
+    """`bpy` as it says of itself outside of background mode."""
+    return SimpleNamespace(app=SimpleNamespace(background=False), types=bpy.types)
+
+
+def test_an_armature_brings_the_meshes_that_it_deforms(options, part, mesh) -> None:
+    subject = part("blender_addon.subject")
+    rig = add("Rig", bpy.data.armatures.new("Rig"))
+    body, eyes, other = add("Body", mesh, rig), add("Eyes", mesh), add("Other", mesh)
+    eyes.modifiers.new("Armature", "ARMATURE").object = rig
+    choose(rig)
+    assert set(subject.family(rig)) == {rig, body, eyes}
+    assert set(subject.find_subject(bpy.context, rig).objects()) == {rig, body, eyes}
+    assert subject.family(other) == [other]
+    part("blender_addon.placing").hide(bpy.context, [rig])
+    assert eyes.hide_get()
+    assert not other.hide_get()
+    part("blender_addon.placing").show(bpy.context, [rig])
+    assert not eyes.hide_get()
+    assert not eyes.hide_render
+
+
+def test_a_part_leads_to_the_whole(options, part, mesh) -> None:
+    rig = add("Rig", bpy.data.armatures.new("Rig"))
+    body, eyes = add("Body", mesh, rig), add("Eyes", mesh, rig)
+    alone = add("Alone", mesh)
+    choose(alone)
+    assert not bpy.ops.kinesplat.take_whole.poll()
+    choose(body)
+    assert bpy.ops.kinesplat.take_whole() == {"FINISHED"}
+    assert bpy.context.view_layer.objects.active == rig
+    assert rig.select_get()
+    assert not body.select_get()
+    options.source = eyes
+    assert bpy.ops.kinesplat.take_whole() == {"FINISHED"}
+    assert options.source == rig
+
+
+def test_what_is_selected_but_not_taken_is_told(options, part, mesh) -> None:
+    left_out = part("blender_addon.settings").left_out
+    body, eyes = add("Body", mesh), add("Eyes", mesh)
+    choose(eyes, body)
+    assert left_out(bpy.context) == [eyes]
+    eyes.parent = body
+    assert left_out(bpy.context) == []
+    choose(body)
+    assert left_out(bpy.context) == []
+
+
+def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
+    cost = part("blender_addon.cost")
+    cube = add("Cube", mesh)
+    choose(cube)
+    assert cost.sentence(bpy.context).startswith("Renders 32 pictures, then works for about")
+    cube.keyframe_insert("location", frame=1)
+    assert cost.sentence(bpy.context).startswith("Renders 56 pictures")
+    options.capture_static = False
+    assert cost.sentence(bpy.context).startswith("Renders 24 pictures")
+    for preset, core in (("draft", 12), ("preview", 25), ("final", 55)):  # the table of docs/user_guide.md
+        options.preset = preset
+        assert cost.seconds(options, invents=False) == pytest.approx(core, rel=0.02)
+    options.gaussians = 200_000
+    assert cost.sentence(bpy.context).endswith(" min without a GPU")
+    options.kind, options.preset, options.preview_frames, options.candidates = "TEXT", "draft", True, 3
+    assert cost.sentence(bpy.context) == f"Works for about {3 * cost.INVENTION:.0f} s without a GPU"
