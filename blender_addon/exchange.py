@@ -17,7 +17,7 @@ from . import point_cloud, retime, splat_object
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, Gaussians, write_clip
 from .contract.placement import UP_AXES, placed, placed_sh
-from .contract.ply import existing_sequence, write_ply, write_ply_sequence
+from .contract.ply import existing_sequence, header_comments, write_ply, write_ply_sequence
 from .contract.spherical_harmonics import SHARED_DEGREE, converted
 
 
@@ -107,14 +107,15 @@ def export_ply(
             matrix = UP_AXES[up_axis] @ (shown.matrix if use_transform else np.eye(4))
             yield shown.scene_frame, placed(clip.frame(shown.frame), matrix), placed_sh(sh, matrix)
 
-    comments = ["Kinesplat", "color space srgb"]
+    fps = clip.fps if frames == "STORED" else retime.scene_fps(context.scene) / context.scene.frame_step
+    comments = header_comments("Kinesplat", color_space="srgb", up_axis=up_axis, fps=fps)
     if frames == "CURRENT":
         ((_, moment, colors),) = moments()
         write_ply(path, moment, colors, comments)
         what = path.name
     else:
         files = write_ply_sequence(path, moments(), comments)
-        what = f"{files[0].name} to {files[-1].name}"
+        what = f"{files[0].name} to {files[-1].name}" if len(files) > 1 else files[0].name
     return ". ".join([f"Exported {clip.count:,} Gaussians as {what}", *_notes(clip)])
 
 

@@ -2,14 +2,15 @@
 """A clip file becomes an object in the open scene, at its place, selected, with the render settings that it needs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import bpy
 import numpy as np
 from mathutils import Matrix, Vector
 
-from . import capture, placing, point_cloud, scene_settings, splat_object
+from . import capture, placing, point_cloud, retime, scene_settings, splat_object
 from .contract.clip import Clip, read_clip
+from .contract.ply_clip import read_ply_clip
 from .job_records import JobRecord
 
 
@@ -41,7 +42,46 @@ def import_result(
         BadFileError: the file is not a usable clip; nothing was added.
         OSError: it cannot be read.
     """
-    clip = read_clip(path)
+    return _add(context, read_clip(path), record, fit_scene, hide_source, show_colors, on_progress)
+
+
+def import_ply(
+    context: bpy.types.Context,
+    paths: Sequence[str | os.PathLike],
+    *,
+    up_axis: str | None = None,
+    fit_scene: bool = False,
+    show_colors: bool = False,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> tuple[bpy.types.Object, str]:
+    """Import PLY files of 3D Gaussian Splatting as one object, each a frame, and return it and a sentence about it.
+
+    Args:
+        context: of the scene that gets the object; frames have its rate where the files do not say theirs.
+        paths: in the order of time.
+        up_axis: of the files, one of UP_AXES; by default what they say, or down, as most programs write them.
+        fit_scene: see `import_result`, as for the rest.
+        show_colors: see there.
+        on_progress: see there.
+
+    Raises:
+        BadFileError: they are no such files, or not frames of one clip; nothing was added.
+        OSError: one cannot be read.
+    """
+    clip, notes = read_ply_clip(paths, fps=retime.scene_fps(context.scene), up_axis=up_axis)
+    splats, said = _add(context, clip, None, fit_scene, False, show_colors, on_progress)
+    return splats, ". ".join([said, *notes])
+
+
+def _add(
+    context: bpy.types.Context,
+    clip: Clip,
+    record: JobRecord | None,
+    fit_scene: bool,
+    hide_source: bool,
+    show_colors: bool,
+    on_progress: Callable[[float], None],
+) -> tuple[bpy.types.Object, str]:
     scene = context.scene
     source = capture.find_source(record) if record else None
     changed = []
@@ -80,5 +120,6 @@ def _stand_on_cursor(splats: bpy.types.Object, clip: Clip, scene: bpy.types.Scen
 
 
 def _sentence(clip: Clip, splats: bpy.types.Object, changed: list[str]) -> str:
-    text = f"Imported {splats.name}: {clip.count:,} Gaussians, {clip.frame_count} frames"
+    frames = "1 frame" if clip.frame_count == 1 else f"{clip.frame_count} frames"
+    text = f"Imported {splats.name}: {clip.count:,} Gaussians, {frames}"
     return ". ".join([text, *changed])

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Import of clip files from disk: by the file browser, by drag and drop, or from a script."""
+"""Import of clips and of Gaussian PLY files from disk: by the file browser, by drag and drop, or from a script."""
 
 import math
 import os
 
 import bpy
-from bpy.props import BoolProperty, CollectionProperty, StringProperty
+from bpy.props import BoolProperty, CollectionProperty, EnumProperty, StringProperty
 
 from ..blender_addon import result_import, retime
 from ..blender_addon.contract.arrays import BadFileError
+from ..blender_addon.contract.ply_clip import sequences
+from .exchange import UP_AXES
 from .progress import shown_progress
 
 
-class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
-    bl_idname = "kinesplat.import_clip_file"
-    bl_label = "Import Clip"
-    bl_description = "Add Kinesplat clips (.npz) to the scene as keyframed Gaussians"
+class SplatImport:
+    """What both imports have in common: `sequences` sorts the chosen files, `add` makes an object of each group."""
+
     bl_options = {"REGISTER", "UNDO"}
 
     filepath: StringProperty(name="File", description="Clip file to import", subtype="FILE_PATH", options={"SKIP_SAVE"})
     # Set by the file browser and by dropping, which may bring several files of one folder.
     directory: StringProperty(subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE"})
     files: CollectionProperty(type=bpy.types.OperatorFileListElement, options={"HIDDEN", "SKIP_SAVE"})
-    filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
     fit_scene: BoolProperty(
         name="Fit Scene",
         description="Give the scene the clip's frame rate and a frame range that shows it once",
@@ -42,12 +42,23 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
         context.window_manager.fileselect_add(self)
         return {"RUNNING_MODAL"}
 
+    def sequences(self, paths: list[str]) -> list[list[str | os.PathLike]]:
+        """The files of each object."""
+        return [[path] for path in paths]
+
+    def add(self, context, paths: list, **options) -> tuple[bpy.types.Object, str]:
+        """Import files as one object, and tell it in a sentence. Raises BadFileError or OSError."""
+        raise NotImplementedError
+
     def execute(self, context):
         names = [file.name for file in self.files if file.name]
         paths = [os.path.join(self.directory, name) for name in names] if self.directory else []
+        if not paths and not self.filepath:
+            self.report({"ERROR"}, "No file was chosen")
+            return {"CANCELLED"}
         imported = []
-        for path in paths or [self.filepath]:
-            splats = self.import_file(context, bpy.path.abspath(path), fit_scene=self.fit_scene and not imported)
+        for sequence in self.sequences([bpy.path.abspath(path) for path in paths or [self.filepath]]):
+            splats = self.add_reported(context, sequence, fit_scene=self.fit_scene and not imported)
             imported += [splats] if splats else []
         if self.fit_scene and imported:  # the first has set rate and start
             ends = [timing.last for timing in map(retime.timing, imported) if timing]
@@ -57,52 +68,97 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
                 splats.select_set(True)
         return {"FINISHED"} if imported else {"CANCELLED"}
 
-    def import_file(self, context, path: str, *, fit_scene: bool) -> bpy.types.Object | None:
-        """Import one clip, and report what comes of it."""
+    def add_reported(self, context, paths: list, *, fit_scene: bool) -> bpy.types.Object | None:
+        """Import one object, and report what comes of it."""
+        path = paths[0]
         try:
             with shown_progress(context) as on_progress:
-                splats, said = result_import.import_result(
-                    context, path, fit_scene=fit_scene, show_colors=True, on_progress=on_progress
-                )
-        except FileNotFoundError:
-            self.report({"ERROR"}, f"There is no file {path}" if path else "No file was chosen")
+                splats, said = self.add(context, paths, fit_scene=fit_scene, show_colors=True, on_progress=on_progress)
+        except FileNotFoundError as error:
+            self.report({"ERROR"}, f"There is no file {error.filename}")
         except BadFileError as error:
             self.report({"ERROR"}, str(error))
         except OSError as error:
-            self.report({"ERROR"}, f"{path} cannot be read: {error.strerror or error}")
+            self.report({"ERROR"}, f"{error.filename or path} cannot be read: {error.strerror or error}")
         else:
             self.report({"INFO"}, said)
             return splats
         return None
 
 
-class KINESPLAT_FH_clip(bpy.types.FileHandler):
-    bl_idname = "KINESPLAT_FH_clip"
-    bl_label = "Kinesplat Clip"
-    bl_import_operator = "kinesplat.import_clip_file"
-    bl_file_extensions = ".npz"
+class KINESPLAT_OT_import_clip_file(SplatImport, bpy.types.Operator):
+    bl_idname = "kinesplat.import_clip_file"
+    bl_label = "Import Clip"
+    bl_description = "Add Kinesplat clips (.npz) to the scene as keyframed Gaussians"
+
+    filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
+
+    def add(self, context, paths, **options):
+        return result_import.import_result(context, paths[0], **options)
+
+
+class KINESPLAT_OT_import_ply_files(SplatImport, bpy.types.Operator):
+    bl_idname = "kinesplat.import_ply_files"
+    bl_label = "Import Gaussian PLY"
+    bl_description = (
+        "Add PLY files of 3D Gaussian Splatting to the scene. Files that are numbered alike, chosen together, become "
+        "the frames of one object"
+    )
+
+    filter_glob: StringProperty(default="*.ply", options={"HIDDEN"})
+    up_axis: EnumProperty(
+        name="Up Axis",
+        items=(("AUTO", "Automatic", "As the file says; Y down where it says nothing, as most have it"), *UP_AXES),
+        default="AUTO",
+    )
+
+    def sequences(self, paths):
+        return sequences(paths)
+
+    def add(self, context, paths, **options):
+        up_axis = None if self.up_axis == "AUTO" else self.up_axis
+        return result_import.import_ply(context, paths, up_axis=up_axis, **options)
+
+
+class SplatDrop:
+    """Where files may be dropped."""
 
     @classmethod
     def poll_drop(cls, context):
         return context.area is not None and context.area.type in {"VIEW_3D", "OUTLINER"}
 
 
-def _menu_entry(self, context) -> None:
+class KINESPLAT_FH_clip(SplatDrop, bpy.types.FileHandler):
+    bl_idname = "KINESPLAT_FH_clip"
+    bl_label = "Kinesplat Clip"
+    bl_import_operator = "kinesplat.import_clip_file"
+    bl_file_extensions = ".npz"
+
+
+class KINESPLAT_FH_ply(SplatDrop, bpy.types.FileHandler):  # Blender asks which, as it has a handler of its own
+    bl_idname = "KINESPLAT_FH_ply"
+    bl_label = "Gaussian PLY"
+    bl_import_operator = "kinesplat.import_ply_files"
+    bl_file_extensions = ".ply"
+
+
+def _menu_entries(self, context) -> None:
     self.layout.operator(KINESPLAT_OT_import_clip_file.bl_idname, text="Kinesplat Clip (.npz)")
+    self.layout.operator(KINESPLAT_OT_import_ply_files.bl_idname, text="Gaussian PLY (.ply)")
 
 
-CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_FH_clip)
+CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_OT_import_ply_files, KINESPLAT_FH_clip, KINESPLAT_FH_ply)
 
 
 def register() -> None:
-    """Also adds File > Import > Kinesplat Clip."""
+    """Also adds both to File > Import."""
     for cls in CLASSES:
         bpy.utils.register_class(cls)
-    bpy.types.TOPBAR_MT_file_import.append(_menu_entry)
+    bpy.types.TOPBAR_MT_file_import.append(_menu_entries)
 
 
 def unregister() -> None:
     """Take all of it back."""
-    bpy.types.TOPBAR_MT_file_import.remove(_menu_entry)
+    bpy.types.TOPBAR_MT_file_import.remove(_menu_entries)
     for cls in reversed(CLASSES):
         bpy.utils.unregister_class(cls)

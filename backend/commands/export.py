@@ -81,17 +81,18 @@ def write_files(options: argparse.Namespace) -> str:
     if not options.overwrite:
         refuse_existing(out, sequence)
     matrix = np.eye(4) if options.space == "clip" else np.asarray(clip.to_object, np.float64)
+    up_axis = UP_AXES[options.up or "z"]
     if options.to == "ply":
-        matrix = TURNS[UP_AXES[options.up or "z"]] @ matrix
+        matrix = TURNS[up_axis] @ matrix
     color_space = options.color_space or ("srgb" if options.to == "ply" else clip.color_space)
     shot = Shot(clip, frames, matrix, color_space)
     for note in notes(shot):
         print(note, file=sys.stderr)
-    where = write_shot(options.to, out, shot, sequence)
+    where = write_shot(options.to, out, shot, up_axis, sequence)
     return f"{where}: {clip.count} Gaussians, {len(frames)} frame{'s' if len(frames) > 1 else ''}"
 
 
-def write_shot(to: str, out: Path, shot, sequence: bool) -> str:
+def write_shot(to: str, out: Path, shot, up_axis: str, sequence: bool) -> str:
     """Write the frames in one of FORMATS, with a progress bar; returns where they are."""
     from backend.console import progress_bar
     from backend.exchange import gltf, ply, usd
@@ -108,10 +109,10 @@ def write_shot(to: str, out: Path, shot, sequence: bool) -> str:
             elif to == "glb":
                 gltf.write_glb(out, shot)
             elif sequence:
-                files = ply.write_sequence(out, shot, run.report)
-                where = f"{files[0]} to {files[-1].name}"
+                files = ply.write_sequence(out, shot, up_axis, run.report)
+                where = f"{files[0]} to {files[-1].name}" if len(files) > 1 else str(files[0])
             else:
-                ply.write_moment(out, shot)
+                ply.write_moment(out, shot, up_axis)
         except ValueError as error:  # the clip's own transform is flat
             raise UserError("flat_clip", str(error), "Try --space clip.") from error
         run.finish()

@@ -12,17 +12,17 @@ from blender_addon.contract.placement import placed, placed_sh
 FIRST_NUMBER = 1  # of the file of frame 0
 
 
-def write_moment(path: Path, shot: Shot) -> None:
-    """Write the only frame of `shot` to `path` in one step.
+def write_moment(path: Path, shot: Shot, up_axis: str) -> None:
+    """Write the only frame of `shot` to `path` in one step; `up_axis` (one of UP_AXES) is what the header tells.
 
     Raises:
         OSError: it cannot be written; what was there before is still there.
     """
     (moment,) = shot.moments()
-    ply.write_ply(path, placed(moment, shot.matrix), placed_sh(shot.sh(), shot.matrix), comments(shot))
+    ply.write_ply(path, placed(moment, shot.matrix), placed_sh(shot.sh(), shot.matrix), comments(shot, up_axis))
 
 
-def write_sequence(path: Path, shot: Shot, on_frame: Callable[[int, int], None]) -> list[Path]:
+def write_sequence(path: Path, shot: Shot, up_axis: str, on_frame: Callable[[int, int], None]) -> list[Path]:
     """Write `name_0001.ply` and so on beside `path`, which is `name.ply`, and return the files; all of them or none.
 
     The number of a file is that of its stored frame, counted from 1. `on_frame` is told how many are done of how many.
@@ -37,9 +37,11 @@ def write_sequence(path: Path, shot: Shot, on_frame: Callable[[int, int], None])
             on_frame(done, len(shot.frames))
             yield FIRST_NUMBER + int(frame), placed(moment, shot.matrix), sh
 
-    return ply.write_ply_sequence(path, frames(), comments(shot))
+    return ply.write_ply_sequence(path, frames(), comments(shot, up_axis))
 
 
-def comments(shot: Shot) -> list[str]:
-    """What the header tells people."""
-    return [f"Kinesplat {__version__}", f"color space {shot.color_space}", f"{shot.clip.fps:g} frames per second"]
+def comments(shot: Shot, up_axis: str) -> list[str]:
+    """What the header tells."""
+    return ply.header_comments(
+        f"Kinesplat {__version__}", color_space=shot.color_space, up_axis=up_axis, fps=shot.clip.fps
+    )

@@ -77,6 +77,7 @@ def _write(path: Path, name: str, shot: Shot, on_frame: Callable[[int, int], Non
     root = UsdGeom.Xform.Define(stage, f"/{identifier(name)}")
     stage.SetDefaultPrim(root.GetPrim())
     Usd.ModelAPI(root).SetKind(Kind.Tokens.component)
+    root.GetPrim().SetDisplayName(name)  # as people wrote it: identifiers have few letters
 
     splats = UsdVol.ParticleField3DGaussianSplat.Define(stage, root.GetPath().AppendChild("Gaussians"))
     prim = splats.GetPrim()

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+TEMPORARY = ".tmp-"  # begins the names of files that are not there yet
 MAX_FILE_BYTES = 4 << 30  # unpacked; a clip of 1,000,000 Gaussians x 96 frames as bases is 0.3 GB
 REPLACE_TRIES, REPLACE_SECONDS = 100, 0.02  # two seconds
 
@@ -87,17 +88,18 @@ def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[B
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     rights = 0o600 if private else 0o666  # less what the umask takes
-    try:
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, rights)) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _errors_name(path):
+        try:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, rights)) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -108,14 +110,26 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{secrets.token_hex(8)}"
-    temporary.mkdir()  # open to whom `folder` is: on Windows files keep the rights of where they were made
+    with _errors_name(folder):
+        temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+        temporary.mkdir()  # open to whom `folder` is: on Windows files keep the rights of where they were made
+        try:
+            yield temporary
+            for path in sorted(temporary.iterdir()):
+                replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_name(known: Path) -> Iterator[None]:
+    """Let the system's errors name `known` where they name a temporary file or, as those of a full disk, nothing."""
     try:
-        yield temporary
-        for path in sorted(temporary.iterdir()):
-            replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename and TEMPORARY not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror, str(error.filename2 or known)) from error
 
 
 def _read_header(member: BinaryIO, path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:

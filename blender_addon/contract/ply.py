@@ -27,6 +27,11 @@ def logit(opacities: np.ndarray) -> np.ndarray:
     return np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)
 
 
+def header_comments(program: str, *, color_space: str, up_axis: str, fps: float) -> list[str]:
+    """What headers tell people, and `ply_clip` when it reads them; `up_axis` is one of UP_AXES."""
+    return [program, f"color space {color_space}", f"up axis {up_axis}", f"{fps:g} frames per second"]
+
+
 def write_ply(path: str | os.PathLike, moment: Gaussians, sh: np.ndarray, comments: Iterable[str] = ()) -> None:
     """Write the Gaussians of one moment to `path` in one step; a file that is there already is replaced.
 

@@ -223,3 +223,53 @@ def test_linked_gaussians_are_exported_as_well(splats, part, tmp_path) -> None:
     bpy.context.view_layer.objects.active = linked
     assert bpy.ops.kinesplat.export_clip_file(filepath=str(tmp_path / "out.npz")) == {"FINISHED"}
     assert read_clip(tmp_path / "out.npz").count == 40
+
+
+@pytest.mark.parametrize("up_axis", ["Z", "Y_DOWN"])
+def test_a_ply_sequence_comes_back_in_its_place(splats, part, tmp_path, up_axis) -> None:
+    before = part("blender_addon.point_cloud").clip_of_object(splats)
+    bpy.ops.kinesplat.export_ply_sequence(filepath=str(tmp_path / "ply" / "ring.ply"), up_axis=up_axis)
+    files = [{"name": file.name} for file in sorted((tmp_path / "ply").iterdir())]
+    bpy.context.scene.render.fps = 50
+    chosen = {"directory": str(tmp_path / "ply"), "files": files}
+    assert bpy.ops.kinesplat.import_ply_files(**chosen, fit_scene=True) == {"FINISHED"}
+    assert bpy.context.scene.render.fps == 12
+    again = bpy.context.active_object
+    assert (again.name, len(bpy.context.selected_objects)) == ("ring", 1)
+    after = part("blender_addon.point_cloud").clip_of_object(again)
+    for t in (0, 1.5, 4):
+        expected = placed(before.frame(t), np.array(MATRIX))
+        read = placed(after.frame(t), np.array(again.matrix_world))
+        for name, array in vars(expected).items():
+            values = getattr(read, name)
+            values = rotations.same_side(values, array) if name == "quats" else values
+            np.testing.assert_allclose(values, array, rtol=1e-3, atol=1e-4)
+
+
+def test_ply_files_of_other_programs(splats, tmp_path) -> None:
+    path = tmp_path / "now.ply"
+    bpy.ops.kinesplat.export_ply_sequence(filepath=str(path), frames="CURRENT", up_axis="Y_DOWN")
+    path.write_bytes(path.read_bytes().replace(b"comment up axis Y_DOWN\n", b""))
+    (tmp_path / "other.ply").write_bytes(path.read_bytes())
+    files = [{"name": "now.ply"}, {"name": "other.ply"}]
+    assert bpy.ops.kinesplat.import_ply_files(directory=str(tmp_path), files=files) == {"FINISHED"}
+    middles = {splats.name: MATRIX.translation}
+    for imported in bpy.context.selected_objects:
+        corners = [imported.matrix_world @ vertex.co for vertex in imported.data.vertices]
+        middles[imported.name] = sum(corners, start=corners[0] * 0) / len(corners)
+    assert set(middles) == {"Ring", "now", "other"}
+    assert (middles["now"] - middles["Ring"]).length < 0.5  # it stands upright, where it stood
+    assert (middles["other"] - middles["now"]).length < 1e-6
+    bpy.ops.kinesplat.import_ply_files(filepath=str(path), up_axis="Z")
+    np.testing.assert_allclose(bpy.context.active_object.matrix_world.translation, (-1, -3, 2), atol=0.05)  # lying
+
+
+def test_what_is_no_ply_file_of_gaussians_says_so(extension, tmp_path) -> None:
+    bpy.ops.mesh.primitive_cube_add()
+    bpy.ops.wm.ply_export(filepath=str(tmp_path / "cube.ply"))
+    count = len(bpy.data.objects)
+    said = error_of(bpy.ops.kinesplat.import_ply_files, filepath=str(tmp_path / "cube.ply"))
+    assert said.startswith("cube.ply holds no Gaussians")
+    assert "There is no file" in error_of(bpy.ops.kinesplat.import_ply_files, filepath=str(tmp_path / "none.ply"))
+    assert "No file was chosen" in error_of(bpy.ops.kinesplat.import_ply_files)
+    assert len(bpy.data.objects) == count

@@ -17,7 +17,7 @@ OPERATORS = {
     "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
-    "export_clip_file", "export_ply_sequence",
+    "import_ply_files", "export_clip_file", "export_ply_sequence",
     "mark_asset", "save_asset",
 }  # fmt: skip
 

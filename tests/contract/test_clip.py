@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import errno
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blender_addon.contract import rotations
-from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays, write_arrays
+from blender_addon.contract.arrays import BadFileError, atomic_file, atomic_files, read_arrays, write_arrays
 from blender_addon.contract.clip import BasisMotion, Clip, FrameMotion, read_clip, write_clip
 from tests.contract.clips import random_clip
 
@@ -240,3 +241,23 @@ def test_a_clip_is_for_whom_new_files_are(tmp_path) -> None:
         file.write(b"x")
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.npz", "new", "secret"]
+
+
+@pytest.mark.parametrize("write", [lambda path: atomic_file(path), lambda path: atomic_files(path.parent)])
+def test_errors_name_what_people_know(tmp_path, monkeypatch, write) -> None:
+    """Not a temporary file, and not nothing, as the system's own do of a full disk."""
+    with pytest.raises(OSError, match="No space left") as caught, write(tmp_path / "out" / "a.npz"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename in (str(tmp_path / "out"), str(tmp_path / "out" / "a.npz"))
+    with pytest.raises(FileNotFoundError) as caught, write(tmp_path / "out" / "a.npz"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(PermissionError) as caught, write(tmp_path / "out" / "a.npz"):
+        pass
+    assert caught.value.filename in (str(tmp_path / "out"), str(tmp_path / "out" / "a.npz"))

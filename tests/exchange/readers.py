@@ -34,7 +34,7 @@ for path in sys.argv[1:]:
 
     np.savez(
         path + ".npz",
-        type=str(prim.GetTypeName()), path=str(prim.GetPath()),
+        type=str(prim.GetTypeName()), path=str(prim.GetPath()), name=prim.GetParent().GetDisplayName(),
         times=times, sampled=[a.GetName() for a in prim.GetAttributes() if a.GetTimeSamples()],
         means=read(splats.GetPositionsAttr(), samples), means_between=read(splats.GetPositionsAttr(), halves),
         quats=quats(samples), quats_between=quats(halves),

@@ -11,6 +11,7 @@ from backend.exchange import usd
 from blender_addon.contract import ply
 from blender_addon.contract.clip import write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
+from blender_addon.contract.ply_clip import read_ply_clip
 from blender_addon.contract.spherical_harmonics import converted
 from tests.contract.clips import random_clip
 from tests.exchange.readers import read_glb, read_ply
@@ -55,11 +56,18 @@ def test_a_ply_sequence(tmp_path, clip, capsys, arguments, matrix) -> None:
             np.testing.assert_allclose(values, array, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(sh, placed_sh(clip.sh, matrix), atol=1e-6)
         assert "color space srgb" in comments
+    comes_back, _ = read_ply_clip([tmp_path / "out" / "fox_0001.ply"], fps=1)
+    assert comes_back.fps == clip.fps
+    upright = clip.to_object if "clip" not in arguments else np.eye(4)
+    read = placed(comes_back.frame(0), comes_back.to_object)  # turned back by what the header says
+    np.testing.assert_allclose(read.means, placed(clip.frame(0), upright).means, atol=1e-5)
 
 
-def test_some_frames_and_one_frame(tmp_path, clip) -> None:
+def test_some_frames_and_one_frame(tmp_path, clip, capsys) -> None:
     assert export(tmp_path, "ply", "some", "--frames", "1-2") == 0
     assert names(tmp_path / "some") == ["fox_0002.ply", "fox_0003.ply"]
+    assert export(tmp_path, "ply", "single", "--frames", "2-2") == 0
+    assert f"{tmp_path / 'single' / 'fox_0003.ply'}: 20 Gaussians, 1 frame\n" in capsys.readouterr().out
     assert export(tmp_path, "ply", "one.ply", "--frame", "1.5", "--space", "clip") == 0
     read, _, _ = read_ply(tmp_path / "one.ply")
     np.testing.assert_array_equal(read.means, clip.frame(1.5).means)

@@ -47,7 +47,7 @@ def files(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     write_clip(folder / "bases.npz", BASES)
     write_clip(folder / "varying.npz", VARYING)
     shots = {
-        "1 fox.usdc": ("bases.npz", [0, 1, 2, 3, 4], PLACE.tolist(), "linear"),
+        "1 füchse.usdc": ("bases.npz", [0, 1, 2, 3, 4], PLACE.tolist(), "linear"),
         "part.usda": ("varying.npz", [1, 2], np.eye(4).tolist(), "srgb"),
         "one.usd": ("varying.npz", [1.5], np.eye(4).tolist(), "srgb"),
     }
@@ -57,8 +57,9 @@ def files(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_samples_are_the_clip(files) -> None:
-    clip, read = BASES, files["1 fox.usdc"]
-    assert (read["type"], read["path"]) == ("ParticleField3DGaussianSplat", "/Clip_1_fox/Gaussians")
+    clip, read = BASES, files["1 füchse.usdc"]
+    assert (read["type"], read["path"]) == ("ParticleField3DGaussianSplat", "/Clip_1_f_chse/Gaussians")
+    assert read["name"] == "1 füchse"
     assert (read["up"], read["meters"], read["fps"], read["color_space"]) == ("Z", 1.0, 12.5, "lin_rec709_scene")
     assert list(read["times"]) == [1, 2, 3, 4, 5]
     assert list(read["range"]) == [1, 5]
@@ -80,7 +81,7 @@ def test_samples_are_the_clip(files) -> None:
 
 
 def test_between_samples_it_moves_as_the_clip_does(files) -> None:
-    read = files["1 fox.usdc"]
+    read = files["1 füchse.usdc"]
     # Between the samples USD interpolates as the clip does: linearly, and along the shorter arc.
     assert (np.sum(read["quats"][1:] * read["quats"][:-1], axis=-1) >= 0).all()
     for t in range(4):
