@@ -175,6 +175,9 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str | None,
         if not had_render_result:
             added.callback(_remove_render_result)
         scene = add(bpy.data.scenes, NAME)
+        # A removed scene leaves behind what its persistent data holds, and in it a dependency graph that points to the
+        # scene: Blender writes there at the next change of any scene, and crashes. Switching it off frees it.
+        added.callback(setattr, scene.render, "use_persistent_data", False)
         clock = add(bpy.data.scenes, NAME)
         _copy_conditions(source_scene, scene)
         _set_output(scene, width, height)
