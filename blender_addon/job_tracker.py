@@ -15,7 +15,7 @@ from typing import NamedTuple
 import bpy
 import bpy.utils.previews
 
-from . import capture, film, preferences, settings, video_preview
+from . import capture, film, preferences, settings, stage, video_preview
 from .client import BackendError, file_problem
 from .http_thread import BackendChanged, HttpThread
 from .job_board import Board, Row
@@ -165,7 +165,7 @@ class Tracker:
 
     def tick(self) -> float:
         """One beat; returns the seconds to the next one."""
-        if bpy.app.is_job_running("RENDER"):
+        if stage.is_rendering():
             return BUSY_INTERVAL
         row = None
         if self.capture:

@@ -204,6 +204,14 @@ def automatic_engine() -> str:
     return "CYCLES" if bpy.app.background else "EEVEE"
 
 
+def is_rendering() -> bool:
+    """Whether Blender renders or bakes on a thread of its own.
+
+    Meanwhile scenes must stay as they are: the thread reads them, and counts the frames of an animation in the scene.
+    """
+    return any(bpy.app.is_job_running(kind) for kind in ("RENDER", "OBJECT_BAKE"))
+
+
 def _remove_render_result() -> None:
     image = bpy.data.images.get("Render Result")
     if image is not None:

@@ -7,7 +7,7 @@ import os
 import bpy
 from bpy.props import BoolProperty, CollectionProperty, StringProperty
 
-from ..blender_addon import result_import, retime
+from ..blender_addon import result_import, retime, stage
 from ..blender_addon.contract.arrays import BadFileError
 from .progress import shown_progress
 
@@ -33,6 +33,9 @@ class KINESPLAT_OT_import_clip_file(bpy.types.Operator):
     def poll(cls, context):
         if context.mode != "OBJECT":
             cls.poll_message_set("Switch to Object Mode to import")
+            return False
+        if stage.is_rendering():
+            cls.poll_message_set("Blender is rendering: import when the render has ended")
             return False
         return True
 

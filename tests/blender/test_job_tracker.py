@@ -237,6 +237,29 @@ def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> No
     assert len(bpy.data.objects) == len(before) + 1
 
 
+def test_nothing_is_imported_while_blender_renders(job_tracker, backend, part, monkeypatch, tmp_path) -> None:
+    """What was clicked meanwhile comes when the render has ended; a file is refused."""
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    before = set(bpy.data.objects)
+    with monkeypatch.context() as rendering:
+        rendering.setattr(part("blender_addon.stage"), "is_rendering", lambda: True)
+        assert bpy.ops.kinesplat.import_result() == {"CANCELLED"}
+        with pytest.raises(RuntimeError, match="Blender is rendering: import when the render has ended"):
+            bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / "any.npz"))
+        assert tracker.tick() == job_tracker.BUSY_INTERVAL
+        assert set(bpy.data.objects) == before
+    tick_until(job_tracker, lambda: set(bpy.data.objects) != before)
+    (splats,) = set(bpy.data.objects) - before
+    with monkeypatch.context() as rendering:
+        rendering.setattr(part("blender_addon.stage"), "is_rendering", lambda: True)
+        with pytest.raises(RuntimeError, match="Blender is rendering: try again when"):
+            bpy.ops.kinesplat.export_ply_sequence(filepath=str(tmp_path / "frames.ply"), frames="SCENE")
+    assert not list(tmp_path.glob("*.ply"))
+    assert splats.name == "Box Gaussians"
+
+
 def test_a_job_whose_backend_is_gone_promises_nothing(job_tracker, backend, part) -> None:
     backend.steps = 100_000
     begin(job_tracker)

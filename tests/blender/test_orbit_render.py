@@ -856,14 +856,14 @@ def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
 
 def test_steps_wait_while_blender_renders(working_file, tmp_path, monkeypatch):
     space = orbit_render.measure(bpy.context, working_file, (1, 20))
-    monkeypatch.setattr(orbit_render, "_is_rendering", lambda: True)
+    monkeypatch.setattr(orbit_render, "is_rendering", lambda: True)
     steps = orbit_render.render_orbit_steps(space, Orbit(frames=2), tmp_path, moving=True, resolution=64, samples=1)
     assert [next(steps).stage for _ in range(3)] == ["waiting"] * 3
     with pytest.raises(CaptureError, match="Blender is rendering"):
         orbit_render.render_orbit(
             bpy.context, working_file, Orbit(frames=2), tmp_path, moving=True, frame_range=(1, 20)
         )
-    monkeypatch.setattr(orbit_render, "_is_rendering", lambda: False)
+    monkeypatch.setattr(orbit_render, "is_rendering", lambda: False)
     assert next(steps).stage == "moving"
 
 
