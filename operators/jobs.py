@@ -7,7 +7,7 @@ Each takes the job's `uid`; without one it takes the job that is selected in the
 import bpy
 from bpy.props import BoolProperty, StringProperty
 
-from ..blender_addon import film, job_tracker, result_import, settings, stage
+from ..blender_addon import film, job_tracker, result_import, settings
 from ..blender_addon.client import BackendError
 from ..blender_addon.contract.arrays import BadFileError
 from ..blender_addon.contract.frames import read_frames
@@ -200,12 +200,12 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
         if not self.has_result_here(row):
             row.import_into = context.scene.name if row.fetching is not None else ""
             return {"CANCELLED"}  # nothing to undo yet
-        if stage.is_rendering():
+        tracker = job_tracker.tracker()
+        if reason := tracker.import_waits_for(row):
             row.import_into = context.scene.name
-            self.report({"INFO"}, f"{row.name} appears when the render has ended")
+            self.report({"INFO"}, f"{row.name} appears when {reason}")
             return {"CANCELLED"}
         row.import_into = ""  # not once more after the end of Edit Mode
-        tracker = job_tracker.tracker()
         try:
             with shown_progress(context) as on_progress:
                 _, said = result_import.import_result(

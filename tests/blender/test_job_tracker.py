@@ -102,6 +102,39 @@ def test_the_object_is_deleted_during_its_capture(job_tracker, backend) -> None:
     assert len(status().jobs) == 0
 
 
+@pytest.mark.parametrize("change", ["removed", "renamed", "hidden"])
+def test_a_part_is_missing_during_a_capture(job_tracker, backend, change) -> None:
+    moving_cube()
+    part = bpy.data.objects.new("Part", bpy.data.objects["Box"].data)
+    part.parent = bpy.data.objects["Box"]
+    bpy.context.collection.objects.link(part)
+    job_tracker.tracker().begin_capture(bpy.context)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    if change == "removed":
+        bpy.data.objects.remove(part)
+    elif change == "renamed":
+        part.name = "Other"
+    else:
+        part.hide_render = True
+    tick_until(job_tracker, lambda: not status().capture_active)
+    assert status().notice.startswith("Part was removed, renamed or hidden in renders while Box was being captured")
+    assert len(status().jobs) == 0
+
+
+def test_an_import_that_hides_what_is_being_captured_waits(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    box = bpy.data.objects["Box"]
+    tracker.begin_capture(bpy.context)
+    assert bpy.ops.kinesplat.import_result(uid=status().jobs[0].uid) == {"CANCELLED"}
+    tick_until(job_tracker, lambda: not status().capture_active)
+    assert status().notice == ""
+    assert len(status().jobs) == 2
+    tick_until(job_tracker, lambda: "Box Gaussians" in bpy.data.objects)
+    assert box.hide_render
+
+
 def test_another_file_is_opened_during_a_capture(job_tracker, backend) -> None:
     begin(job_tracker)
     tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
