@@ -13,7 +13,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import point_cloud, retime, splat_object
+from . import point_cloud, retime, splat_object, stage
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, Gaussians, write_clip
 from .contract.placement import UP_AXES, placed, placed_sh
@@ -125,8 +125,10 @@ def played(context: bpy.types.Context, splats: bpy.types.Object) -> list[Shown]:
     The scene is led through its frames, as F-curves, the NLA, drivers and parents all have a say, and then back.
 
     Raises:
-        ValueError: nothing plays the object any more.
+        ValueError: nothing plays the object any more, or Blender renders.
     """
+    if stage.is_rendering():
+        raise ValueError("Blender is rendering: try again when the render has ended.")
     scene = context.scene
     now, subframe = scene.frame_current, scene.frame_subframe
     try:

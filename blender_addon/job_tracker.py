@@ -15,7 +15,7 @@ from typing import NamedTuple
 import bpy
 import bpy.utils.previews
 
-from . import capture, film, preferences, settings, video_preview
+from . import capture, film, preferences, settings, stage, video_preview
 from .client import BackendError, file_problem
 from .http_thread import BackendChanged, HttpThread
 from .job_board import Board, Row
@@ -165,11 +165,21 @@ class Tracker:
             self.capture = None
             self.notice = Notice(reason)
 
+    def import_waits_for(self, row: Row) -> str:
+        """What the import of a result must wait for, as the end of a sentence; empty where it need not."""
+        if stage.is_rendering():
+            return "the render has ended"
+        record = self.board.record(row.uid)
+        source = record.subject_uuid if record else ""
+        if self.capture and source and source == self.capture.record.subject_uuid:  # the import would hide it
+            return "the capture of its source has ended"
+        return ""
+
     # The heartbeat
 
     def tick(self) -> float:
         """One beat; returns the seconds to the next one."""
-        if bpy.app.is_job_running("RENDER"):
+        if stage.is_rendering():
             return BUSY_INTERVAL
         row = None
         if self.capture:
@@ -304,7 +314,7 @@ class Tracker:
 
     def _import_what_was_asked_for(self) -> None:
         for row in list(self.board.rows.values()):
-            if row.import_into and row.result is not None:
+            if row.import_into and row.result is not None and not self.import_waits_for(row):
                 self._import(row)
 
     def _import(self, row: Row) -> None:

@@ -34,7 +34,7 @@ from .contract.orbit import (
     write_orbit_json,
     write_surface_samples,
 )
-from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, open_stage
+from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, is_rendering, open_stage
 from .subject import CaptureError, Subject, SubjectError, find_subject
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
@@ -446,7 +446,7 @@ def _in_steps(
     """Call `work(stage, 0)` ... `work(stage, count - 1)`, several within one step where they are quick."""
     done = 0
     while done < count:
-        if _is_rendering():
+        if is_rendering():
             yield CaptureProgress("waiting", done, count)
             continue
         width, height = size
@@ -458,10 +458,6 @@ def _in_steps(
                 if time.monotonic() > deadline:
                     break
         yield CaptureProgress(name, done, count)
-
-
-def _is_rendering() -> bool:
-    return bpy.app.is_job_running("RENDER")
 
 
 def _exhaust(steps: Generator, on_progress=None, is_cancelled=None):

@@ -175,6 +175,9 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str | None,
         if not had_render_result:
             added.callback(_remove_render_result)
         scene = add(bpy.data.scenes, NAME)
+        # A removed scene leaves behind what its persistent data holds, and in it a dependency graph that points to the
+        # scene: Blender writes there at the next change of any scene, and crashes. Switching it off frees it.
+        added.callback(setattr, scene.render, "use_persistent_data", False)
         clock = add(bpy.data.scenes, NAME)
         _copy_conditions(source_scene, scene)
         _set_output(scene, width, height)
@@ -199,6 +202,14 @@ def open_stage(subject: Subject, *, width: int, height: int, engine: str | None,
 def automatic_engine() -> str:
     """EEVEE where there is a window and hence a GPU; Cycles in background mode, where there may be none."""
     return "CYCLES" if bpy.app.background else "EEVEE"
+
+
+def is_rendering() -> bool:
+    """Whether Blender renders or bakes on a thread of its own.
+
+    Meanwhile scenes must stay as they are: the thread reads them, and counts the frames of an animation in the scene.
+    """
+    return any(bpy.app.is_job_running(kind) for kind in ("RENDER", "OBJECT_BAKE"))
 
 
 def _remove_render_result() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The subject of a capture: which of the scene's objects belong to it, and why a choice may be refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bpy
 
@@ -26,6 +26,7 @@ class Subject:
     library: str | None  # path of the library that a linked object comes from
     scene: str
     view_layer: str
+    members: frozenset[str] = frozenset()  # full names of what belonged to it at first; empty: whatever does now
 
     def source(self) -> bpy.types.Object:
         """The object itself. Raises SubjectError where it is not in the scene any more."""
@@ -36,11 +37,22 @@ class Subject:
         return source
 
     def objects(self) -> list[bpy.types.Object]:
-        """Of the object's family, what F12 would render; neither lights nor cameras."""
+        """Of the object's family, what F12 would render; neither lights nor cameras.
+
+        Raises:
+            SubjectError: it is not in the scene any more, or not with all its members.
+        """
         source = self.source()
         scene = bpy.data.scenes[self.scene]
         rendered = _rendered_objects(scene.view_layers[self.view_layer])
-        return [obj for obj in family(source) if obj.type not in LEFT_OUT_TYPES and obj.name_full in rendered]
+        shown = (obj for obj in family(source) if obj.type not in LEFT_OUT_TYPES and obj.name_full in rendered)
+        found = {obj.name_full: obj for obj in shown}
+        if missing := sorted(self.members - found.keys()):
+            raise SubjectError(
+                f"{missing[0]} was removed, renamed or hidden in renders while {self.name} was being captured. "
+                "Generate again."
+            )
+        return [obj for name, obj in found.items() if not self.members or name in self.members]
 
 
 def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Subject:
@@ -66,7 +78,7 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
     for member in objects:
         _refuse_unbaked_physics(member)
     _refuse_drivers_on_scene(objects, context.scene)
-    return subject
+    return replace(subject, members=frozenset(obj.name_full for obj in objects))
 
 
 def family(obj: bpy.types.Object) -> list[bpy.types.Object]:

@@ -7,7 +7,7 @@ import os
 import bpy
 from bpy.props import BoolProperty, CollectionProperty, EnumProperty, StringProperty
 
-from ..blender_addon import result_import, retime
+from ..blender_addon import result_import, retime, stage
 from ..blender_addon.contract.arrays import BadFileError
 from ..blender_addon.contract.ply_clip import sequences
 from .exchange import UP_AXES
@@ -33,6 +33,9 @@ class SplatImport:
     def poll(cls, context):
         if context.mode != "OBJECT":
             cls.poll_message_set("Switch to Object Mode to import")
+            return False
+        if stage.is_rendering():
+            cls.poll_message_set("Blender is rendering: import when the render has ended")
             return False
         return True
 

@@ -200,8 +200,12 @@ class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
         if not self.has_result_here(row):
             row.import_into = context.scene.name if row.fetching is not None else ""
             return {"CANCELLED"}  # nothing to undo yet
-        row.import_into = ""  # not once more after the end of Edit Mode
         tracker = job_tracker.tracker()
+        if reason := tracker.import_waits_for(row):
+            row.import_into = context.scene.name
+            self.report({"INFO"}, f"{row.name} appears when {reason}")
+            return {"CANCELLED"}
+        row.import_into = ""  # not once more after the end of Edit Mode
         try:
             with shown_progress(context) as on_progress:
                 _, said = result_import.import_result(

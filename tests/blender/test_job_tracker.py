@@ -102,6 +102,39 @@ def test_the_object_is_deleted_during_its_capture(job_tracker, backend) -> None:
     assert len(status().jobs) == 0
 
 
+@pytest.mark.parametrize("change", ["removed", "renamed", "hidden"])
+def test_a_part_is_missing_during_a_capture(job_tracker, backend, change) -> None:
+    moving_cube()
+    part = bpy.data.objects.new("Part", bpy.data.objects["Box"].data)
+    part.parent = bpy.data.objects["Box"]
+    bpy.context.collection.objects.link(part)
+    job_tracker.tracker().begin_capture(bpy.context)
+    tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
+    if change == "removed":
+        bpy.data.objects.remove(part)
+    elif change == "renamed":
+        part.name = "Other"
+    else:
+        part.hide_render = True
+    tick_until(job_tracker, lambda: not status().capture_active)
+    assert status().notice.startswith("Part was removed, renamed or hidden in renders while Box was being captured")
+    assert len(status().jobs) == 0
+
+
+def test_an_import_that_hides_what_is_being_captured_waits(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    box = bpy.data.objects["Box"]
+    tracker.begin_capture(bpy.context)
+    assert bpy.ops.kinesplat.import_result(uid=status().jobs[0].uid) == {"CANCELLED"}
+    tick_until(job_tracker, lambda: not status().capture_active)
+    assert status().notice == ""
+    assert len(status().jobs) == 2
+    tick_until(job_tracker, lambda: "Box Gaussians" in bpy.data.objects)
+    assert box.hide_render
+
+
 def test_another_file_is_opened_during_a_capture(job_tracker, backend) -> None:
     begin(job_tracker)
     tick_until(job_tracker, lambda: status().capture_fraction > 0.2)
@@ -246,6 +279,29 @@ def test_what_one_file_asked_for_is_not_imported_into_another(job_tracker, backe
     before = len(bpy.data.objects)
     tracker.tick()
     assert len(bpy.data.objects) == before
+
+
+def test_nothing_is_imported_while_blender_renders(job_tracker, backend, part, monkeypatch, tmp_path) -> None:
+    """What was clicked meanwhile comes when the render has ended; a file is refused."""
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    before = set(bpy.data.objects)
+    with monkeypatch.context() as rendering:
+        rendering.setattr(part("blender_addon.stage"), "is_rendering", lambda: True)
+        assert bpy.ops.kinesplat.import_result() == {"CANCELLED"}
+        with pytest.raises(RuntimeError, match="Blender is rendering: import when the render has ended"):
+            bpy.ops.kinesplat.import_clip_file(filepath=str(tmp_path / "any.npz"))
+        assert tracker.tick() == job_tracker.BUSY_INTERVAL
+        assert set(bpy.data.objects) == before
+    tick_until(job_tracker, lambda: set(bpy.data.objects) != before)
+    (splats,) = set(bpy.data.objects) - before
+    with monkeypatch.context() as rendering:
+        rendering.setattr(part("blender_addon.stage"), "is_rendering", lambda: True)
+        with pytest.raises(RuntimeError, match="Blender is rendering: try again when"):
+            bpy.ops.kinesplat.export_ply_sequence(filepath=str(tmp_path / "frames.ply"), frames="SCENE")
+    assert not list(tmp_path.glob("*.ply"))
+    assert splats.name == "Box Gaussians"
 
 
 def test_a_job_whose_backend_is_gone_promises_nothing(job_tracker, backend, part) -> None:

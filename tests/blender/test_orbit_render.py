@@ -3,6 +3,9 @@
 
 import errno
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -735,6 +738,27 @@ def test_the_users_last_render_is_kept(working_file, tmp_path):
     np.testing.assert_array_equal(before, after)
 
 
+LEFT_BEHIND = """
+import bpy
+from blender_addon.stage import open_stage
+from blender_addon.subject import find_subject
+cube = bpy.data.objects["Cube"]
+with open_stage(find_subject(bpy.context, cube), width=8, height=8, engine="CYCLES", samples=1) as stage:
+    bpy.ops.render.render(scene=stage._scene.name)
+taken = [b"SC" * half for half in range(2500, 5000, 4) for _ in range(12)]  # the memory of a scene, with no scene in it
+bpy.context.scene.collection.objects.link(bpy.data.objects.new("New", None))
+print("alive")
+"""
+
+
+def test_blender_survives_what_comes_after_a_capture():
+    """Blender may not keep anything that points to the scene of the stage, which is gone: it crashed at random."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "alive" in done.stdout
+
+
 def test_the_file_is_as_before_after_cancelling(working_file, tmp_path, monkeypatch):
     monkeypatch.setattr(orbit_render, "STEP_SECONDS", 0)  # a step per frame, however fast they are
     before = snapshot()
@@ -832,14 +856,14 @@ def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
 
 def test_steps_wait_while_blender_renders(working_file, tmp_path, monkeypatch):
     space = orbit_render.measure(bpy.context, working_file, (1, 20))
-    monkeypatch.setattr(orbit_render, "_is_rendering", lambda: True)
+    monkeypatch.setattr(orbit_render, "is_rendering", lambda: True)
     steps = orbit_render.render_orbit_steps(space, Orbit(frames=2), tmp_path, moving=True, resolution=64, samples=1)
     assert [next(steps).stage for _ in range(3)] == ["waiting"] * 3
     with pytest.raises(CaptureError, match="Blender is rendering"):
         orbit_render.render_orbit(
             bpy.context, working_file, Orbit(frames=2), tmp_path, moving=True, frame_range=(1, 20)
         )
-    monkeypatch.setattr(orbit_render, "_is_rendering", lambda: False)
+    monkeypatch.setattr(orbit_render, "is_rendering", lambda: False)
     assert next(steps).stage == "moving"
 
 
