@@ -206,7 +206,8 @@ def render_volume(volume: Tensor, camera_to_world: Tensor, focal: Tensor, size: 
         normals = -functional.normalize(seen[4:], dim=0)
         towards = pose[:3, :3] @ (pose.new_tensor(LIGHT) * pose.new_tensor([1.0, -1.0, -1.0]))
         lit = AMBIENT + DIFFUSE * (normals * towards[:, None]).sum(0).clamp_min(0)
-        color = (seen[1:4] / seen[0].clamp_min(EDGE[0])).clamp(0, 1) * lit * weights.flatten()[shown]
-        shaded = color.new_zeros(3, size * size).index_add_(1, shown % (size * size), color)
-        frames.append(torch.cat([shaded.view(3, size, size), weights.sum(0)[None]]))
+        color = (seen[1:4] / seen[0].clamp_min(EDGE[0])).clamp(0, 1)
+        shaded = color.new_zeros(3, weights.numel())  # to be added in the same order every time, on a GPU as well
+        shaded[:, shown] = color * lit * weights.flatten()[shown]
+        frames.append(torch.cat([shaded.view(3, *weights.shape).sum(1), weights.sum(0)[None]]))
     return torch.stack(frames).clamp(0, 1)
