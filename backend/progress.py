@@ -84,6 +84,19 @@ class Run:
         self._stage, self._stage_start = stage, time.monotonic()
         self.report(0, 1)
 
+    def part(self, done: int, total: int, folder: Path | None = None) -> "Run":
+        """A run for one of `total` equal pieces of this stage, of which so many are `done`.
+
+        Its progress moves that of the stage, and it ends with this run. folder: instead of this run's.
+        """
+
+        def forward(progress: Progress) -> None:
+            self.report(done + progress.fraction, total)
+
+        part = Run(folder or self.folder, forward, self._is_cancelled, self.device)
+        part.plan({"": 1.0})  # for work that announces no stages
+        return part
+
     def finish(self) -> None:
         """The whole run is done."""
         self._end_stage()

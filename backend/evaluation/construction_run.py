@@ -25,7 +25,7 @@ from backend.evaluation.construction_sheets import Result, clip_sheet, overview,
 from backend.evaluation.construction_truth import RESOLUTION, GridTruth, TruthFolder
 from backend.evaluation.constructor import Constructor
 from backend.evaluation.networks import Networks
-from backend.progress import Progress, Run, UserError
+from backend.progress import Run, UserError
 from backend.splatting.observations import Observations
 from backend.versions import versions
 from blender_addon.contract.arrays import BadFileError, atomic_file
@@ -83,7 +83,7 @@ def evaluate_constructions(
         truth = folder.read(clip)
         results = []
         for j, case in enumerate(cases):
-            part = partial(_part_of, run, done=k * len(cases) + j, total=len(usable) * len(cases))
+            part = partial(run.part, k * len(cases) + j, len(usable) * len(cases))
             given = _given(truth, case)
             try:
                 made = _kept(out / "clips" / case / f"{clip.name}.npz", constructor, given, out / "construction", part)
@@ -169,15 +169,6 @@ def _key(constructor: Constructor, given: tuple[Observations, Observations, Surf
     if surface is not None:
         digest.update(surface.points.tobytes() + surface.normals.tobytes())
     return digest.hexdigest()
-
-
-def _part_of(run: Run, folder: Path, *, done: int, total: int) -> Run:
-    """A run for one of `total` constructions, whose progress moves that of the whole stage."""
-
-    def forward(progress: Progress) -> None:
-        run.report(done + progress.fraction, total)
-
-    return Run(folder, on_progress=forward, device=run.device)
 
 
 def _row(truth: GridTruth, clip: Clip, figures: dict[str, float]) -> dict:

@@ -28,7 +28,7 @@ from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, s
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
 from backend.pipelines.diffusion4d import Views
-from backend.progress import Progress, Run, UserError
+from backend.progress import Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import Cameras, SurfaceSamples, joined_cameras
@@ -243,7 +243,7 @@ def _evaluate_setting(
         own = []
         for k, one in enumerate(samplings):
             done = 2 * (index * seeds + k)
-            first, second = (_part_of(run, done + step, 2 * len(truths) * seeds) for step in range(2))
+            first, second = (run.part(done + step, 2 * len(truths) * seeds) for step in range(2))
             given = _still_subject(setting, truth, cache, one, first)
             own.append(cache.moving(given, truth.cameras, truth.clip.prompt, truth.magnitude, one, second))
         generated.append(own)
@@ -273,17 +273,6 @@ def _still_subject(setting: str, truth: Truth, cache: Cache, sampling: Sampling,
     pictures = cache.static(cameras, truth.clip.prompt, image, sampling, run)
     count = len(orbit.times)
     return Still(pictures[:count], Views(pictures[count:], truth.further.cameras), None)
-
-
-def _part_of(run: Run, done: int, total: int) -> Run:
-    """A run for one of `total` generations, whose progress moves that of the whole stage."""
-
-    def forward(progress: Progress) -> None:
-        run.report(done + progress.fraction, total)
-
-    part = Run(run.folder, on_progress=forward)
-    part.plan({"": 1.0})
-    return part
 
 
 def _row(setting: str, truth: Truth, own: list[Generated], networks: Networks) -> dict:
@@ -358,10 +347,10 @@ def _control(
     by_clip: dict[str, dict] = {}
     blocks = []
     for index, truth in enumerate(chosen):
-        given = _still_subject(setting, truth, cache, sampling, _part_of(run, index, len(chosen)))
+        given = _still_subject(setting, truth, cache, sampling, run.part(index, len(chosen)))
         own = {}
         for step, magnitude in enumerate((0.0, *LADDER)):
-            part = _part_of(run, index * (len(LADDER) + 1) + step, len(chosen) * (len(LADDER) + 1))
+            part = run.part(index * (len(LADDER) + 1) + step, len(chosen) * (len(LADDER) + 1))
             own[magnitude] = cache.moving(given, truth.cameras, truth.clip.prompt, magnitude, sampling, part)
         still = premultiplied(own[0.0].moving), premultiplied(given.static)
         values = [own[magnitude].magnitude for magnitude in LADDER]

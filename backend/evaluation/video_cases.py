@@ -31,7 +31,7 @@ from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.multi_view_video import MultiViewVideo, straight
 from backend.pipelines.small_views import SmallVideoModel
 from backend.pipelines.video_model import VideoModel, load_video_model, within_memory
-from backend.progress import Progress, Run, UserError
+from backend.progress import Run, UserError
 from backend.splatting.checkpoint import state_key
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.clip import Clip, read_clip, write_clip
@@ -141,15 +141,6 @@ def shipped_maker(name: str, preset: str, weights: Path | None, run: Run, small:
     digest.update(b"" if small is None else (small / CARD).read_bytes())
     lpips = "with" if find_lpips(weights) else "without"
     return Maker(model, preset, f"{model.name}, {lpips} LPIPS, {digest.hexdigest()[:12]}", generate)
-
-
-def part_of(run: Run, folder: Path, done: int, total: int) -> Run:
-    """A run for one of `total` pieces of work, whose progress moves that of the whole stage; may be cancelled by it."""
-
-    def forward(progress: Progress) -> None:
-        run.report(done + progress.fraction, total)
-
-    return Run(folder, on_progress=forward, device=run.device)
 
 
 def kept_views(path: Path, maker: Maker, video: Tensor, prompt: str, settings: Settings, run: Run) -> Views:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.networks import Networks
-from backend.evaluation.video_cases import Case, Made, Maker, Views, kept_clip, kept_views, part_of
+from backend.evaluation.video_cases import Case, Made, Maker, Views, kept_clip, kept_views
 from backend.evaluation.video_figures import (
     NOVEL,
     VideoSets,
@@ -152,7 +152,7 @@ def _evaluate(
     steps = len(cases) + 1  # the views, and each case
     summary: dict = {}
     for k, given in enumerate(inputs):
-        part = partial(part_of, run, out / "work", total=count * steps)
+        part = partial(run.part, total=count * steps, folder=out / "work")
         views = None
         try:
             if any(case.sees_views for case in cases):

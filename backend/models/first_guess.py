@@ -72,9 +72,11 @@ def remember(subjects: list[str], volumes: list[np.ndarray]) -> Memory:
 def inflate(first: Tensor) -> Tensor:  # [4, H, W] -> [N, N, N, 4]
     """A volume whose outline, seen by the first camera (at -Y, distance 2), is that of a picture, and round in depth.
 
-    first: premultiplied RGBA, 0..1, H = W. Its far side has the colors of its near side.
+    first: premultiplied RGBA, 0..1, H = W. Its far side has the colors of its near side. The volume is opaque, however
+    faint the picture.
     """
-    depth = torch.from_numpy(thickness((first[3] > 0.5).numpy()))  # in pixels
+    outline = first[3] > 0.5 * first[3].max()  # a ghost, or a line that fills no whole pixel, has one, too
+    depth = torch.from_numpy(thickness(outline.numpy()))  # in pixels
     size = first.shape[-1]
     centers = voxel_centers(first.device)
     distance = 2 + centers[..., 1]

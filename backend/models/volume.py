@@ -187,7 +187,8 @@ def render_volume(volume: Tensor, camera_to_world: Tensor, focal: Tensor, size: 
     )
     # Normals of single voxels are stairs: they are smoothed.
     slope = functional.avg_pool3d(slope.permute(3, 0, 1, 2)[None], 3, 1, 1)[0]
-    field = torch.cat([coverage[None], volume[..., :3].permute(3, 0, 1, 2), slope])[None].float()  # [1, 7, N, N, N]
+    looks = torch.cat([coverage[None], volume[..., :3].permute(3, 0, 1, 2), slope])[None].float()  # [1, 7, N, N, N]
+    solid = looks[:, :1].contiguous()
     axis = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     reach = HALF_SIDE * 3**0.5
@@ -195,14 +196,18 @@ def render_volume(volume: Tensor, camera_to_world: Tensor, focal: Tensor, size: 
     frames = []
     for pose, k in zip(camera_to_world.to(device).float(), focal.to(device).float(), strict=True):
         rays = torch.stack([u / k, -v / k, -torch.ones_like(u)], -1) @ pose[:3, :3].T  # one unit of depth each
-        points = pose[:3, 3] + rays[None] * depths[:, None, None, None]
-        seen = functional.grid_sample(field, (points / HALF_SIDE)[None], align_corners=False)[0]  # [7, S, h, w]
-        alpha = ((seen[0] - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
+        places = (pose[:3, 3] + rays[None] * depths[:, None, None, None]) / HALF_SIDE  # [S, h, w, 3]
+        covered = functional.grid_sample(solid, places[None], align_corners=False)[0, 0]
+        alpha = ((covered - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
         weights = alpha * torch.cumprod(torch.cat([torch.ones_like(alpha[:1]), 1 - alpha[:-1]]), 0)
+        shown = weights.flatten().nonzero()[:, 0]  # few: the rest is air, or lies behind
+        seen = functional.grid_sample(looks, places.view(-1, 3)[shown][None, None, None], align_corners=False)
+        seen = seen[0, :, 0, 0]  # [7, P]
         normals = -functional.normalize(seen[4:], dim=0)
         towards = pose[:3, :3] @ (pose.new_tensor(LIGHT) * pose.new_tensor([1.0, -1.0, -1.0]))
-        lit = AMBIENT + DIFFUSE * torch.einsum("cshw,c->shw", normals, towards).clamp_min(0)
+        lit = AMBIENT + DIFFUSE * (normals * towards[:, None]).sum(0).clamp_min(0)
         color = (seen[1:4] / seen[0].clamp_min(EDGE[0])).clamp(0, 1)
-        shaded = (color * lit * weights).sum(1)
-        frames.append(torch.cat([shaded, weights.sum(0)[None]]))
+        shaded = color.new_zeros(3, weights.numel())  # to be added in the same order every time, on a GPU as well
+        shaded[:, shown] = color * lit * weights.flatten()[shown]
+        frames.append(torch.cat([shaded.view(3, *weights.shape).sum(1), weights.sum(0)[None]]))
     return torch.stack(frames).clamp(0, 1)

@@ -42,16 +42,6 @@ def weights_at(iteration: int, iterations: int = ITERATIONS) -> Weights:
     )
 
 
-def priors(rendered: Rendered, weights: Weights) -> Tensor:
-    """The weighted sum of those that have a weight; orientation only where normals were rendered."""
-    total = weights.sparse * sparsity(rendered.opacity)
-    if weights.opaque:
-        total = total + weights.opaque * opaqueness(rendered.opacity)
-    if rendered.facing_away is not None:
-        total = total + weights.orient * orientation(rendered)
-    return total
-
-
 def orientation(rendered: Rendered) -> Tensor:
     """Mean over rays that hit something of sum_i w_i max(0, n_i . d)^2 (Verbin et al., "Ref-NeRF", 2022, Eq. 11).
 

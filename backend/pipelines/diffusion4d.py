@@ -394,7 +394,11 @@ def generate_static(
         volume = denoised_volume(model, prompt, first, seed, steps, guidance, sampler, run, preview)
     frames = look(volume, cameras.width)
     if float(frames[:, :, 3].mean()) < LEAST_COVERAGE:
-        hint = "Try another seed, or words for the things it knows: animals, people, fish."
+        hint = (
+            "Try another seed, or words for the things it knows: animals, people, fish."
+            if image is None
+            else "Choose an image of a subject that is not as thin as a line."
+        )
         raise UserError("nothing_made", "The model made nothing that could be seen of this.", hint)
     return as_pictures(frames)
 

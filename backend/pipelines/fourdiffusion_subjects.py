@@ -61,11 +61,11 @@ class FieldSubject:
         device: torch.device | str = "cpu",
         on_chunk: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_chunk` is called before each chunk of rays, also for its gradient, and may cancel by raising."""
+        """`on_chunk` is called whenever the field is looked up, at most for a chunk of rays; may cancel by raising."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.field = Field(SpaceTimeHash(config)).to(device)
-        self.field.register_forward_pre_hook(lambda *_: on_chunk())
+        self.field.encoding.register_forward_pre_hook(lambda *_: on_chunk())  # densities alone are looked up as well
         self.occupancy, self.quality = Occupancy().to(device), quality
         self.optimizer = torch.optim.AdamW(self.field.parameter_groups(), betas=BETAS, eps=EPSILON)
         self._device = device

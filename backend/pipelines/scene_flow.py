@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Scene flow of a moving orbit, by the network that comes with the program, as a guide for construction."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,12 +20,16 @@ MOST_OFF_AXIS = 0.25  # clip space; the subject's middle may lie so far beside a
 
 @torch.no_grad()
 def observe_scene_flow(
-    moving: Observations, static: Observations | None, device: str | None = None
+    moving: Observations,
+    static: Observations | None,
+    device: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> SceneFlow | None:
     """How far the surface that the static pictures show has moved at the times of the moving ones.
 
     None where the network has nothing to compare: each moving picture needs a static one from the same camera, and the
-    cameras have to look at the middle of clip space. `device`: None is the GPU where there is one.
+    cameras have to look at the middle of clip space. `device`: None is the GPU where there is one. `check` is called
+    every `LONGEST` pictures, and may cancel by raising.
     """
     if static is None:
         return None
@@ -39,6 +45,7 @@ def observe_scene_flow(
     network = load(device=device)
     flows, spreads, covers, views, times, intrinsic = [], [], [], [], [], []
     for chain in _chains(moving.cameras.times, poses):
+        check()
         flow, spread = _predict(network, pictures[chain], before[near[chain]], before[far[chain]], moving, chain)
         for side, shown in enumerate((near[chain], far[chain])):
             flows.append(flow[:, side])

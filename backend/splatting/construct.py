@@ -239,8 +239,8 @@ def _guide_loss(fit: Fit, scene: Scene, guide: Guide | None, rng: np.random.Gene
     config = scene.config
     moments = scene.indices(rng.choice(len(guide.times), min(config.guide_times, len(guide.times)), replace=False))
     chosen = scene.indices(rng.choice(len(fit.rest_means), min(config.coarse_gaussians, len(fit.rest_means)), False))
-    still = fit.gaussians.picked(chosen)
-    error = guide.of(chosen).error(fit.motion.moved(guide.times[moments], still, chosen).means, still.means, moments)
+    still, guide = fit.gaussians.picked(chosen), guide.of(chosen, moments)
+    error = guide.error(fit.motion.moved(guide.times, still, chosen).means, still.means)
     return config.guide_weight * config.guide_decay ** _progress(fit, config) * error
 
 

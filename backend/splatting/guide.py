@@ -57,15 +57,15 @@ class Guide:
         """The same on another device."""
         return Guide(self.times.to(device), self.movement.to(device), self.weight.to(device), self.unit)
 
-    def of(self, chosen: Tensor) -> "Guide":
-        """The beliefs about some of the points."""
-        return Guide(self.times, self.movement[:, chosen], self.weight[:, chosen], self.unit)
+    def of(self, chosen: Tensor, moments: Tensor | slice = slice(None)) -> "Guide":
+        """The beliefs about some of the points, at all times or at some."""
+        movement, weight = self.movement[moments][:, chosen], self.weight[moments][:, chosen]
+        return Guide(self.times[moments], movement, weight, self.unit)
 
-    def error(self, moved: Tensor, rest: Tensor, moments: Tensor | slice = slice(None)) -> Tensor:  # [U, N, 3], [N, 3]
+    def error(self, moved: Tensor, rest: Tensor) -> Tensor:  # [U, N, 3], [N, 3]
         """Mean distance of points at `moved` (at rest: `rest`) from where they should be, as a share of the motion."""
-        weight = self.weight[moments]
-        distance = (moved - rest - self.movement[moments]).square().sum(-1).add(1e-8).sqrt()
-        return (weight * distance).sum() / weight.sum().clamp_min(1e-6) / self.unit
+        distance = (moved - rest - self.movement).square().sum(-1).add(1e-8).sqrt()
+        return (self.weight * distance).sum() / self.weight.sum().clamp_min(1e-6) / self.unit
 
 
 def make_guide(told: SceneFlow | SurfaceMotion, points: np.ndarray) -> Guide:  # [N, 3] float32

@@ -11,7 +11,7 @@ import torch
 from backend.progress import Run, UserError
 from backend.splatting.observations import Observations
 from backend.splatting.sight import project
-from backend.splatting.visual_hull import HALF_SIZE, INSIDE_ALPHA, carve
+from backend.splatting.visual_hull import HALF_DIAGONAL, HALF_SIZE, INSIDE_ALPHA, carve, outlines
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import SurfaceSamples
 
@@ -185,7 +185,7 @@ def _demand_in_sight(views: Observations, label: str) -> None:
 
 def _inside_and_span(points: np.ndarray, views: Observations) -> tuple[float, float]:
     """Of points [N, 3] that the pictures can show: share inside the silhouettes, extent beside theirs (means)."""
-    cameras, silhouettes = views.cameras, views.images[..., 3].numpy() > INSIDE_ALPHA
+    cameras, silhouettes = views.cameras, outlines(views.images[..., 3].numpy())
     hits = seen = 0
     spans = []
     for silhouette, viewmat, intrinsics in zip(silhouettes, cameras.viewmats(), cameras.Ks, strict=True):
@@ -201,8 +201,8 @@ def _hull(views: Observations) -> tuple[np.ndarray, float]:  # [M, 3] centers of
     few = views.subset(np.unique(np.linspace(0, len(views.images) - 1, HULL_VIEWS).round().astype(int)))
     box = np.full(3, -HALF_SIZE), np.full(3, HALF_SIZE)
     size = 2 * HALF_SIZE / CELLS
-    for _ in range(2):
-        occupied = carve(few, np.ones(len(few.images)), 1.0, *box, CELLS)
+    for reach in (HALF_DIAGONAL, 0.0):  # a spear may pass beside the centers of the first cells, which are large
+        occupied = carve(few, np.ones(len(few.images)), 1.0, *box, CELLS, reach)
         cell = (box[1] - box[0]) / CELLS
         filled = np.argwhere(occupied)
         points, size = box[0] + (filled + 0.5) * cell, float(cell.max())
@@ -218,10 +218,10 @@ def _overlap(hull: tuple[np.ndarray, float], views: Observations) -> float:
     cameras, images = views.cameras, views.images[..., 3]
     share = min(MASK_PIXELS / max(cameras.width, cameras.height), 1.0)
     width, height = max(round(cameras.width * share), 1), max(round(cameras.height * share), 1)
-    masks = torch.nn.functional.interpolate(images[:, None], (height, width), mode="area")[:, 0].numpy()
+    masks = outlines(torch.nn.functional.interpolate(images[:, None], (height, width), mode="area")[:, 0].numpy())
     scale = np.diag([width / cameras.width, height / cameras.height, 1.0])
     overlaps = []
-    for mask, viewmat, intrinsics in zip(masks > INSIDE_ALPHA, cameras.viewmats(), cameras.Ks, strict=True):
+    for mask, viewmat, intrinsics in zip(masks, cameras.viewmats(), cameras.Ks, strict=True):
         pixels, depth, inside = project(points, viewmat, scale @ intrinsics, width, height)
         drawn = np.zeros_like(mask)
         drawn[pixels[inside, 1], pixels[inside, 0]] = True

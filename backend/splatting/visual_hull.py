@@ -11,7 +11,9 @@ from backend.splatting.sight import project
 
 HALF_SIZE = 1.0  # of the box that is searched; the subject's own longest side is 1
 COARSE_CELLS, FINE_CELLS = 40, 64  # along each side
-INSIDE_ALPHA = 0.2  # of 1, from which a pixel counts as subject; more would cut off fins that fill no whole pixel
+# Of a picture's largest alpha, from which a pixel counts as subject. More would cut off fins that fill no whole pixel;
+# sheets that are seen edge-on have none that is whole.
+INSIDE_ALPHA = 0.2
 HALF_DIAGONAL = 0.87  # of a cell; a tail may pass beside the centres of the coarse cells, and must not be lost there
 SPECK = 0.005  # of all cells of the hull; smaller pieces are leftovers between the outlines
 
@@ -64,7 +66,7 @@ def carve(
     """
     centres = [low[axis] + (np.arange(cells) + 0.5) / cells * (high - low)[axis] for axis in range(3)]
     points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
-    silhouettes = views.images[..., 3].numpy() > INSIDE_ALPHA
+    silhouettes = outlines(views.images[..., 3].numpy())
     height, width = silhouettes.shape[1:]
     pixels_per_cell = float(np.mean(high - low)) / cells / pixel_size(views)
     if radius := round(reach * pixels_per_cell):
@@ -86,6 +88,11 @@ def carve(
     occupied = np.zeros(len(points), bool)
     occupied[left] = enough & (inside_weight >= (agreement - 1e-6) * seen_weight)
     return occupied.reshape(cells, cells, cells)
+
+
+def outlines(alphas: np.ndarray) -> np.ndarray:  # [V, H, W] 0..1 -> [V, H, W] bool
+    """Which pixels count as subject; none of an empty picture."""
+    return alphas > INSIDE_ALPHA * alphas.max(axis=(1, 2), keepdims=True)
 
 
 def _without_specks(occupied: np.ndarray) -> np.ndarray:  # [cells, cells, cells] bool

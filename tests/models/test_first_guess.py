@@ -29,6 +29,11 @@ def test_the_first_view_of_an_inflated_picture_is_the_picture():
     assert 0.5 < side < 1.0  # round from the side too, and a little flatter
 
 
+def test_a_faint_picture_has_the_outline_of_the_opaque_one():
+    picture = disc(32, 0.4)
+    assert torch.equal(inflate(0.25 * picture)[..., 3], inflate(picture)[..., 3])
+
+
 def test_an_empty_picture_is_an_empty_volume():
     assert not inflate(torch.zeros(4, 16, 16)).any()
 

@@ -42,17 +42,6 @@ def test_sparsity_and_opaqueness() -> None:
     assert lower.grad[0] > 0 > lower.grad[1]  # towards 0 and towards 1
 
 
-def test_priors_are_the_weighted_sum() -> None:
-    one = rendered([0.5, 1.0], [0.2, 0.4])
-    weights = losses.Weights(orient=3, sparse=5, opaque=7)
-    expected = 3 * losses.orientation(one) + 5 * losses.sparsity(one.opacity) + 7 * losses.opaqueness(one.opacity)
-    assert float(losses.priors(one, weights)) == pytest.approx(float(expected))
-    without = rendered([0.5, 1.0])
-    assert float(losses.priors(without, losses.Weights(3, 5, 0))) == pytest.approx(
-        float(5 * losses.sparsity(one.opacity))
-    )
-
-
 def test_the_anchor_is_lpips_and_dssim_or_says_what_it_is() -> None:
     torch.manual_seed(0)
     a, b = torch.rand(2, 16, 20, 3, requires_grad=True), torch.rand(2, 16, 20, 3)

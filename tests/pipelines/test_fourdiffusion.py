@@ -2,6 +2,7 @@
 """4Diffusion's fit: what an iteration looks at, gradients, a network that knows the truth, resuming, cancelling."""
 
 import math
+import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from backend.guidance import sds
 from backend.guidance.schedules import linear_schedule
+from backend.nerf import to_surface
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.losses import WITHOUT_LPIPS
 from backend.nerf.rendering import Quality
@@ -362,23 +364,34 @@ def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, mon
     assert len(oracle.asked) == 6  # what belongs to other inputs is not taken up
 
 
-@pytest.mark.parametrize(
-    "last", [3, pytest.param(8, marks=pytest.mark.slow)]
-)  # 5 chunks and one with normals, then 5 again
-def test_cancelled_within_a_step(last: int) -> None:
+@pytest.mark.parametrize("place", ["_sums", pytest.param("backward", marks=pytest.mark.slow)])
+def test_cancelled_within_a_step(place: str) -> None:
     """In a chunk of rays, and while the gradient is computed."""
-    calls = iter(range(1000))
+    cancelled = []
 
     def check() -> None:
-        if next(calls) == last:
+        if any(frame.name == place for frame in traceback.extract_stack()):
+            cancelled.append(True)
             raise JobCancelled
 
     subject = FieldSubject(TINY.grid, replace(TINY.quality, chunk=1_000), 0, on_chunk=check)
     before = subject.field.density_network.layers[0].weight.detach().clone()
     with pytest.raises(JobCancelled):
         step(subject, Oracle(truth()), anchor_of(truth(), 12), replace(TINY, iterations=70), 0)
-    assert next(calls) == last + 1
+    assert len(cancelled) == 1
     assert torch.equal(subject.field.density_network.layers[0].weight, before)
+
+
+def test_cancelled_while_the_surface_is_looked_for() -> None:
+    """Rays are cast again and again where there is hardly anything, which takes minutes."""
+
+    def check() -> None:
+        raise JobCancelled
+
+    subject = FieldSubject(TINY.grid, TINY.quality, 0, on_chunk=check)
+    subject.occupancy.occupied.zero_()
+    with pytest.raises(JobCancelled):
+        to_surface.surface(subject.field, subject.occupancy, 10, quality=TINY.quality)
 
 
 def test_what_goes_astray_is_told_and_not_kept(tmp_path: Path) -> None:

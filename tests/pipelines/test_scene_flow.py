@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backend.pipelines import scene_flow
+from backend.progress import JobCancelled
 from backend.splatting.observations import Observations, joined
 from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_camera, orbit_cameras
 
@@ -84,6 +85,19 @@ def test_still_views_from_farther_away_change_nothing(network: Stand) -> None:
     found = scene_flow.observe_scene_flow(moving, joined([static, others]))
     for name, value in vars(wanted).items():
         torch.testing.assert_close(getattr(found, name), value)
+
+
+def test_a_long_orbit_can_be_cancelled_between_its_parts(network: Stand) -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(True)
+        if len(asked) == 2:
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        scene_flow.observe_scene_flow(orbit(True, 16, 60), orbit(False, 16, 60), check=check)
+    assert len(network.seen) == 1  # of three
 
 
 def test_nothing_is_said_where_there_is_nothing_to_compare(network: Stand) -> None:

@@ -11,7 +11,14 @@ import torch
 from backend.progress import Run, UserError
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import (
+    Cameras,
+    Orbit,
+    SurfaceSamples,
+    further_cameras,
+    joined_cameras,
+    orbit_cameras,
+)
 from tests.splatting.scenes import Scene, swinging_arm
 
 
@@ -135,3 +142,29 @@ def test_a_subject_cut_by_the_edge_is_told_of(scene: Scene, run: Run) -> None:
     inspect(cut, scene.static, None, run)
     (note,) = run.notes
     assert "cut off by the edge" in note
+
+
+@pytest.mark.parametrize("half_sides", [(0.01, 0.01, 0.5), (0.5, 0.5, 0.003), (0.003, 0.5, 0.4)])
+def test_spears_and_sheets_fit_their_own_pictures(half_sides: tuple[float, float, float], run: Run) -> None:
+    cameras = orbit_cameras(Orbit(frames=6), 64, 64, moving=True)
+    moving = box_seen_by(cameras, half_sides)
+    around = joined_cameras([replace(cameras, times=np.zeros(6)), further_cameras(Orbit(frames=6), 64, 64)])
+    inspect(moving, box_seen_by(around, half_sides), None, run)
+    assert not any("fit together" in note or "do not show the same" in note for note in run.notes)
+
+
+def box_seen_by(cameras: Cameras, half_sides: tuple[float, float, float], finer: int = 6) -> Observations:
+    """A box on the origin, by `finer` x `finer` rays through each pixel."""
+    views, size, half = len(cameras.times), finer * cameras.width, np.array(half_sides)
+    at = (np.arange(size) + 0.5) / finer
+    images = np.zeros((views, cameras.height, cameras.width, 4), np.float32)
+    for image, pose, (fx, cx, fy, cy) in zip(
+        images, cameras.camera_to_world, cameras.Ks[:, [0, 0, 1, 1], [0, 2, 1, 2]], strict=True
+    ):
+        x, y = np.meshgrid((at - cx) / fx, -(at - cy) / fy)
+        rays = np.stack([x, y, -np.ones_like(x)], axis=-1) @ pose[:3, :3].T
+        planes = np.stack([(side * half - pose[:3, 3]) / rays for side in (-1, 1)])
+        hit = planes.min(axis=0).max(axis=-1) < planes.max(axis=0).min(axis=-1)
+        image[..., 3] = hit.reshape(cameras.height, finer, cameras.width, finer).mean(axis=(1, 3))
+    images[..., :3] = 0.5 * images[..., 3:]
+    return Observations(torch.from_numpy(images), cameras)
