@@ -12,7 +12,7 @@ what a backward pass computes again (checkpoints).
 """
 
 import inspect
-import traceback
+import sys
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -265,9 +265,14 @@ def _wait(operation, args: tuple, tensors: list[Tensor], target: torch.device | 
 
 
 def _asked_by() -> str:
-    frames = [f for f in traceback.extract_stack() if f.filename.startswith(ROOT) and f.filename != __file__]
-    frames = [f for f in frames if "site-packages" not in f.filename]  # an environment may lie below
-    return f"{frames[-1].filename.removeprefix(ROOT)[1:]}:{frames[-1].lineno}" if frames else "?"
+    frame = sys._getframe(1)  # a traceback would read the sources of all frames
+    while frame is not None:
+        path = frame.f_code.co_filename
+        # An environment may lie below the project.
+        if path.startswith(ROOT) and path != __file__ and "site-packages" not in path:
+            return f"{path.removeprefix(ROOT)[1:]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
 
 
 def _stay(function, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -25,6 +25,7 @@ from blender_addon.contract.orbit import (  # noqa: E402
     read_orbit_json,
 )
 from blender_addon.subject import CaptureError, SubjectError  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -34,7 +35,7 @@ PRISM_FACES = [(0, 2, 1), (0, 1, 3), (1, 2, 3), (2, 0, 3)]
 
 @pytest.fixture(autouse=True)
 def empty_file():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 # --- making things ---------------------------------------------------------------------------------------------------
@@ -504,7 +505,7 @@ def test_linked_and_overridden_objects(tmp_path):
     add_cube("Library cube", size=2)
     path = str(tmp_path / "library.blend")
     bpy.data.libraries.write(path, {bpy.data.objects["Library cube"]})
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     with bpy.data.libraries.load(path, link=True) as (_, wanted):
         wanted.objects = ["Library cube"]
     bpy.context.collection.objects.link(wanted.objects[0])
@@ -823,7 +824,7 @@ def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
     bpy.ops.ed.undo()
     assert next(steps).stage == "moving"
 
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     with pytest.raises(SubjectError, match="Hero is not in the scene any more"):
         next(steps)
     assert not list((tmp_path / "moving").iterdir())
