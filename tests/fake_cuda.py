@@ -27,7 +27,6 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA, CPU, META = (torch.device(name) for name in ("cuda:0", "cpu", "meta"))
 GIB = 2**30
@@ -175,6 +174,21 @@ def _inside() -> Iterator[None]:
         _card.inside -= 1
 
 
+def _mapped(change, value):
+    """torch's tree_map for what operations take and give; that one is several times as slow."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(change, part) for part in value])
+    if isinstance(value, dict):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    return change(value)
+
+
+def _leaves(value) -> list:
+    found = []
+    _mapped(found.append, value)
+    return found
+
+
 def _held(value):
     return value.held if isinstance(value, OnCard) else value
 
@@ -182,7 +196,7 @@ def _held(value):
 def _run(operation, args: tuple, kwargs: dict):
     if operation is torch.ops.prim.device.default:
         return META  # what C++ is told, as it has no CUDA here
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = any(isinstance(tensor, OnCard) for tensor in tensors)
     target = _target(kwargs.get("device"), there)
     if there:
@@ -195,12 +209,12 @@ def _run(operation, args: tuple, kwargs: dict):
     _wait(operation, args, tensors, target)
     asked = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     asked |= {} if target is None else {"device": CPU}
-    found = operation(*tree_map(_held, args), **tree_map(_held, asked))
+    found = operation(*_mapped(_held, args), **_mapped(_held, asked))
     if _card is not None and _card.capturing is not None:
-        _card.capturing.append((operation, tree_map(_held, args), tree_map(_held, asked), found))
+        _card.capturing.append((operation, _mapped(_held, args), _mapped(_held, asked), found))
     if not to_card:
         return return_and_correct_aliasing(operation, args, kwargs, found) if _plain(args) else found
-    wrapped = tree_map(lambda value: OnCard(value) if isinstance(value, Tensor) else value, found)
+    wrapped = _mapped(lambda value: OnCard(value) if isinstance(value, Tensor) else value, found)
     if operation is aten._to_copy.default or not there:
         return wrapped
     return return_and_correct_aliasing(operation, args, kwargs, wrapped)
@@ -317,7 +331,7 @@ def _autocast(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return value.to(wanted)
         return value
 
-    return tree_map(cast, args), tree_map(cast, kwargs)
+    return _mapped(cast, args), _mapped(cast, kwargs)
 
 
 class Generator(torch.Generator):
@@ -341,7 +355,7 @@ class Graph:
         with torch.no_grad():
             for operation, args, kwargs, kept in self._steps:
                 again = operation(*args, **kwargs)
-                for old, new in zip(tree_leaves(kept), tree_leaves(again), strict=True):
+                for old, new in zip(_leaves(kept), _leaves(again), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 

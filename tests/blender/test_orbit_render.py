@@ -327,9 +327,9 @@ def test_alpha_is_straight(tmp_path):
     glow.inputs["Color"].default_value = (0.5, 0.1, 0.02, 1)
     material.node_tree.links.new(glow.outputs[0], output.inputs[0])
     cube.data.materials.append(material)
-    orbit_render.render_orbit(
-        bpy.context, cube, Orbit(frames=1, azimuth_start=20), tmp_path, moving=False, frame_range=(1, 1), samples=64
-    )
+    orbit = Orbit(frames=1, azimuth_start=20)
+    options = {"moving": False, "frame_range": (1, 1), "resolution": 64, "samples": 64}
+    orbit_render.render_orbit(bpy.context, cube, orbit, tmp_path, **options)
     rgba = picture(tmp_path, 0)
     linear = np.array([0.5, 0.1, 0.02])
     coded = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
