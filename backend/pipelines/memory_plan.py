@@ -129,8 +129,8 @@ def with_ladder(plans: Sequence[MemoryPlan], work: Callable[[MemoryPlan], Result
 
 def release() -> None:
     """Give unused memory back to the GPU."""
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

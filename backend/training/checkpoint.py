@@ -161,7 +161,8 @@ def load_checkpoint(checkpoint: Path, network: nn.Module, ema: nn.Module, optimi
         moments = load_file(checkpoint / OPTIMIZER) if (checkpoint / OPTIMIZER).exists() else {}
     except (OSError, SafetensorError) as error:
         raise damaged(checkpoint, error) from error
-    base = {name: tensor for name, tensor in network.state_dict().items() if name in frozen(network)}
+    kept = frozen(network)
+    base = {name: tensor for name, tensor in network.state_dict().items() if name in kept}
     try:
         network.load_state_dict({**base, **weights})
         ema.load_state_dict({**base, **averaged})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The extension as Blender loads it: one package with relative imports, registered, with folders of its own."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,11 +25,23 @@ def load_extension():
     return sys.modules[PACKAGE]
 
 
+def fresh_file() -> None:
+    """An empty file as Blender brings it, without anything of the user's."""
+    _factory_settings()
+    sys.modules["bpy"].ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+
+
+@functools.cache
+def _factory_settings() -> None:
+    """Once per process: registering all of Blender's add-ons anew takes several times as long as the empty file."""
+    sys.modules["bpy"].ops.wm.read_factory_settings(use_empty=True)
+
+
 @pytest.fixture
 def extension(tmp_path, monkeypatch):
     """The extension, registered in an empty file, with its own data folder and a backend home that nobody else uses."""
     bpy = pytest.importorskip("bpy")
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     module = load_extension()
     preferences = importlib.import_module(f"{PACKAGE}.blender_addon.preferences")
     monkeypatch.setattr(preferences, "data_folder", lambda: tmp_path / "addon")
@@ -41,7 +54,7 @@ def extension(tmp_path, monkeypatch):
     finally:
         module.unregister()
         bpy.context.preferences.addons.remove(entry)
-        bpy.ops.wm.read_factory_settings(use_empty=True)
+        fresh_file()
 
 
 @pytest.fixture

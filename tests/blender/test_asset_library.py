@@ -23,6 +23,7 @@ from blender_addon import (  # noqa: E402
 from blender_addon.asset_description import about_splats  # noqa: E402
 from blender_addon.contract.clip import write_clip  # noqa: E402
 from tests.blender.clips import point_centers, show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -40,7 +41,7 @@ KINDS = ("objects", "meshes", "actions", "scenes", "cameras", "materials", "node
 def files(tmp_path_factory):
     """A looping ring named Fox, placed somewhere, that begins at scene frame 10; and a file without anything."""
     folder = tmp_path_factory.mktemp("files")
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     bpy.ops.wm.save_as_mainfile(filepath=str(folder / "empty.blend"))
     clip = twisting_ring(60, 5, sh_degree=0, name="Fox", provenance=PROVENANCE)
     splats = point_cloud.import_clip(clip, bpy.context.scene, start=10)
@@ -49,7 +50,7 @@ def files(tmp_path_factory):
     splats.select_set(True)
     bpy.ops.wm.save_as_mainfile(filepath=str(folder / "fox.blend"))
     yield folder
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 @pytest.fixture

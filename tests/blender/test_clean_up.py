@@ -12,7 +12,7 @@ import pytest
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import Clip, FrameMotion
 from tests.blender import ewa
-from tests.blender.conftest import PACKAGE, load_extension
+from tests.blender.conftest import PACKAGE, fresh_file, load_extension
 
 bpy = pytest.importorskip("bpy")
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.blender
 @pytest.fixture(scope="module")
 def operators():
     """The operators alone, in one file for all tests: node groups take longer to build than a test runs."""
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     load_extension()
     module = importlib.import_module(f"{PACKAGE}.operators.clean_up")
     module.register()
     yield
     module.unregister()
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 @pytest.fixture

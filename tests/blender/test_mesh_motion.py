@@ -14,6 +14,7 @@ from blender_addon import mesh_motion, node_groups, point_cloud, retime, splat_o
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -70,7 +71,7 @@ def add_rod() -> bpy.types.Object:
 
 @pytest.fixture
 def scene():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     return bpy.context.scene
 
 
@@ -199,7 +200,7 @@ def test_game_engines_get_the_motion(scene, tmp_path):
     scene.frame_start, scene.frame_end = 1, FRAMES
     bpy.ops.export_scene.gltf(filepath=str(tmp_path / "rod.glb"), export_morph=True)
     fps = scene.render.fps
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     bpy.context.scene.render.fps = fps
     bpy.ops.import_scene.gltf(filepath=str(tmp_path / "rod.glb"))
     show(4)

@@ -12,6 +12,7 @@ from blender_addon import node_groups, point_cloud, versions  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.spherical_harmonics import sh_basis  # noqa: E402
 from tests.blender.clips import add_camera, evaluated, point_centers, quad_corners, read, show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 from tests.blender.ewa import sh_values  # noqa: E402
 
 pytestmark = pytest.mark.blender
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.blender
 
 @pytest.fixture(autouse=True)
 def empty_file():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 def import_clip(clip, **options):

@@ -28,6 +28,7 @@ from blender_addon.contract.orbit import (  # noqa: E402
     read_orbit_json,
 )
 from blender_addon.subject import CaptureError, SubjectError  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -37,7 +38,7 @@ PRISM_FACES = [(0, 2, 1), (0, 1, 3), (1, 2, 3), (2, 0, 3)]
 
 @pytest.fixture(autouse=True)
 def empty_file():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 # --- making things ---------------------------------------------------------------------------------------------------
@@ -329,9 +330,9 @@ def test_alpha_is_straight(tmp_path):
     glow.inputs["Color"].default_value = (0.5, 0.1, 0.02, 1)
     material.node_tree.links.new(glow.outputs[0], output.inputs[0])
     cube.data.materials.append(material)
-    orbit_render.render_orbit(
-        bpy.context, cube, Orbit(frames=1, azimuth_start=20), tmp_path, moving=False, frame_range=(1, 1), samples=64
-    )
+    orbit = Orbit(frames=1, azimuth_start=20)
+    options = {"moving": False, "frame_range": (1, 1), "resolution": 64, "samples": 64}
+    orbit_render.render_orbit(bpy.context, cube, orbit, tmp_path, **options)
     rgba = picture(tmp_path, 0)
     linear = np.array([0.5, 0.1, 0.02])
     coded = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -507,7 +508,7 @@ def test_linked_and_overridden_objects(tmp_path):
     add_cube("Library cube", size=2)
     path = str(tmp_path / "library.blend")
     bpy.data.libraries.write(path, {bpy.data.objects["Library cube"]})
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     with bpy.data.libraries.load(path, link=True) as (_, wanted):
         wanted.objects = ["Library cube"]
     bpy.context.collection.objects.link(wanted.objects[0])
@@ -847,7 +848,7 @@ def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
     bpy.ops.ed.undo()
     assert next(steps).stage == "moving"
 
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     with pytest.raises(SubjectError, match="Hero is not in the scene any more"):
         next(steps)
     assert not list((tmp_path / "moving").iterdir())

@@ -14,6 +14,7 @@ from mathutils import Matrix  # noqa: E402
 from blender_addon import node_groups, point_cloud, retime, versions  # noqa: E402
 from blender_addon.contract.arrays import BadFileError  # noqa: E402
 from tests.blender.clips import add_camera, point_centers, quad_corners, read, show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 from tests.contract.clips import random_clip  # noqa: E402
 
 pytestmark = pytest.mark.blender
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.blender
 
 @pytest.fixture(autouse=True)
 def empty_file():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
 
 
 def import_clip(clip, **options):
@@ -283,7 +284,7 @@ class TestNoAddonNeeded:
         add_camera()
         path = tmp_path / "ring.blend"
         bpy.ops.wm.save_as_mainfile(filepath=str(path), compress=True)
-        bpy.ops.wm.read_factory_settings(use_empty=True)
+        fresh_file()
         return path, clip
 
     def check(self, splats, clip, at=lambda frame: 1 + frame):
@@ -350,7 +351,7 @@ class TestNoAddonNeeded:
         splats.name = "Mine"
         retime.fit(splats, 11, 16)
         bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "shot.blend"))
-        bpy.ops.wm.read_factory_settings(use_empty=True)
+        fresh_file()
         bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "shot.blend"))
         mine = bpy.data.objects["Mine"]
         assert retime.timing(mine).first == 11

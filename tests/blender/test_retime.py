@@ -7,6 +7,7 @@ bpy = pytest.importorskip("bpy")
 
 from blender_addon import node_groups, point_cloud, retime, versions  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.blender
 @pytest.fixture
 def splats():
     """Five stored frames at the scene's rate, shown at scene frames 10 to 14."""
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     scene = bpy.context.scene
     clip = twisting_ring(5, 5, fps=scene.render.fps)
     return point_cloud.import_clip(clip, scene, start=10)

@@ -9,13 +9,14 @@ import addon_utils  # noqa: E402
 
 from blender_addon import node_groups, point_cloud, retime, versions  # noqa: E402
 from tests.blender.clips import add_camera, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
 
 @pytest.fixture
 def scene():
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     bpy.context.scene.render.engine = "CYCLES"
     return bpy.context.scene
 

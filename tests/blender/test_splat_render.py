@@ -16,6 +16,7 @@ from mathutils import Matrix  # noqa: E402
 from blender_addon import node_groups, point_cloud, versions  # noqa: E402
 from tests.blender import ewa  # noqa: E402
 from tests.blender.clips import add_camera, show, twisting_ring  # noqa: E402
+from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
 
@@ -24,7 +25,7 @@ CAMERA = np.array([[1, 0, 0, 0], [0, 0.5, -0.8660254, -1.5], [0, 0.8660254, 0.5,
 
 def set_up(clip, size, folder, *, scene_linear=False):
     """The clip in a fresh file, its frame t at scene frame t, and a camera; colors as they were fitted."""
-    bpy.ops.wm.read_factory_settings(use_empty=True)
+    fresh_file()
     scene = bpy.context.scene
     scene.render.fps = round(clip.fps)
     splats = point_cloud.import_clip(clip, scene, start=0)

@@ -16,7 +16,7 @@ SIZES = {
     "context_width": WIDTH,
 }  # fmt: skip
 TEXT, IMAGE = VideoMVConfig(**SIZES), VideoMVConfig(image=True, **SIZES)
-REFINER = Size(down=(32, 32), down_attention=(False, True), up=(32, 32), up_attention=(True, False))
+REFINER = Size(down=(32,) * 3, down_attention=(False, False, True), up=(32, 32), up_attention=(True, False))
 
 
 class Letters(nn.Module):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 
 from backend.models import kinesplat_small
 from backend.models.motion_latents import warp
@@ -444,23 +443,17 @@ def fox() -> tuple[np.ndarray, Cameras]:
 
 
 @pytest.mark.slow
-def test_the_shipped_model_keeps_still_what_is_not_to_move(fox) -> None:
-    pictures, cameras = fox
-    still = diffusion4d.generate_moving(pictures, cameras, "a fox stands", 0.0, steps=6, model=kinesplat_small.load())
-    on_white = [diffusion4d.as_tensor(images) for images in (pictures, still.pictures)]
-    on_white = [images[:, :, :3] + 1 - images[:, :, 3:] for images in on_white]
-    assert -10 * torch.log10((on_white[0] - on_white[1]).square().mean()) >= 28
-
-
-@pytest.mark.slow
 def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
     pictures, cameras = fox
-    asked = [0.0, 0.5, 2.0, 4.0, 8.0]
+    asked = [0.0, 2.0, 8.0]
     model = kinesplat_small.load()
     moving = [diffusion4d.generate_moving(pictures, cameras, "a fox runs", m, steps=6, model=model) for m in asked]
     measured = [diffusion4d.measured_magnitude(one.pictures, pictures) for one in moving]
-    assert spearmanr(asked, measured).statistic >= 0.8
-    assert measured[-1] > 2.0
+    assert measured[0] < measured[1] < measured[2]
+    assert measured[2] > 2.0
+    on_white = [diffusion4d.as_tensor(images) for images in (pictures, moving[0].pictures)]
+    on_white = [images[:, :, :3] + 1 - images[:, :, 3:] for images in on_white]
+    assert -10 * torch.log10((on_white[0] - on_white[1]).square().mean()) >= 28, "what is not to move moves"
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from tests.service.running import Service, pictures, running, wait_for
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 
 POSTERS = 3
-WORKER_KILLS, API_KILLS = 30, 10
+WORKER_KILLS, API_KILLS = 12, 4
 ENOUGH_CRASHES = 1000  # these kills come from outside; that no job is to blame, the crash limit cannot know
 
 

@@ -173,8 +173,8 @@ def test_a_run_on_a_pretended_card(card, tiny, assets, tmp_path):
     """In bf16, with the fused optimiser, a moving average, a validation and a checkpoint that is gone on from."""
     config = tiny(precision="auto", sheet_minutes=1e-9)
     assert precision(config) == "bf16"
+    assert train(config, assets, tmp_path, steps=1)
     assert train(config, assets, tmp_path, steps=2)
-    assert train(config, assets, tmp_path, steps=3)
     card.broken = True
     with pytest.raises(UserError, match="no kernel image"):
-        train(config, assets, tmp_path, steps=4)
+        train(config, assets, tmp_path, steps=3)

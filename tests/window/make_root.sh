@@ -48,8 +48,10 @@ debootstrap --variant=minbase "$SUITE" "$PART" "$MIRROR"
 cat > "$PART/etc/apt/apt.conf.d/99kinesplat" <<'CONF'
 Acquire::Check-Valid-Until "false";
 Acquire::Retries "3";
+Acquire::Languages "none";
 APT::Install-Recommends "false";
 CONF
+echo force-unsafe-io > "$PART/etc/dpkg/dpkg.cfg.d/99kinesplat"  # a root that was interrupted is made anew anyway
 printf '#!/bin/sh\nexit 101\n' > "$PART/usr/sbin/policy-rc.d"  # packages start no services
 chmod +x "$PART/usr/sbin/policy-rc.d"
 [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$PART/etc/resolv.conf"
