@@ -111,6 +111,7 @@ class KINESPLAT_OT_import_ply_files(SplatImport, bpy.types.Operator):
     filter_glob: StringProperty(default="*.ply", options={"HIDDEN"})
     up_axis: EnumProperty(
         name="Up Axis",
+        description="Which axis points up in the files",
         items=(("AUTO", "Automatic", "As the file says; Y down where it says nothing, as most have it"), *UP_AXES),
         default="AUTO",
     )
