@@ -33,7 +33,9 @@ def known(*clips: tuple[str, str]) -> KnownMotions:
 
 KNOWN = known(
     ("person", "walk"), ("person", "wave"), ("dog", "death"), ("dog", "idle"), ("knight", "melee attack spin"),
-    ("snake", "side winding"), ("bee", "fly"), ("fox", "turning left"), ("crab", "shake head"),
+    ("snake", "side winding"), ("bee", "fly"), ("red fox", "turning left"), ("crab", "shake head"),
+    ("person", "sit chair down"), ("person", "duck"), ("person", "idle sword"), ("person", "jump start"),
+    ("person", "block"), ("person", "run"), ("chest", "open"), ("banana", "run"),
 )  # fmt: skip
 
 
@@ -79,6 +81,35 @@ def moved(
         ("a ghost hovers", "floating"),
         ("a man sways", "swaying"),
         ("a ball bounces in the wind", "bouncing"),
+        # without a subject, or told
+        ("sways in the wind", "swaying"),
+        ("it sways gently", "swaying"),
+        ("spin slowly", "spinning"),
+        ("spin the wheel", "spinning"),
+        # what else is named does nothing
+        ("a boat rocking on the waves", "wobbling"),
+        ("a flag on a boat waves", "rippling"),
+        ("a sail boat in the wind", "sailing"),
+        ("bushes in the wind", "swaying"),
+        ("a ballerina does a pirouette", "spinning"),
+        ("a big rock", None),
+        ("a rock on a hill", None),
+        ("a castle with a flag waving", None),
+        # done to something
+        ("a man swings a bat", None),
+        ("a person beats his chest", None),
+        ("a sailor rows a boat", "sailing"),
+        # words of known motions that here are those of things
+        ("a rocking chair rocks", "wobbling"),
+        ("a rubber duck bobbing", "floating"),
+        ("a sword spinning", "spinning"),
+        ("a dead tree sways", "swaying"),
+        ("a coin starts spinning", "spinning"),
+        ("a block of ice melts", "melting"),
+        ("a race car drives", "riding"),
+        ("a red cube turns", "spinning"),
+        ("a treasure chest shakes", "trembling"),
+        ("a banana falls", "toppling"),
         # as those who are known do it, or not alone
         ("a person waves", None),
         ("a monkey waves", None),
