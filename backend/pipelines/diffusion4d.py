@@ -481,7 +481,7 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
     size, power, tried = 1.0, 2.0, None
     for _ in range(AMPLITUDE_STEPS):
         found = float(magnitude_of(decode(size), static))
-        if magnitude <= 0 or found < 1e-6:
+        if magnitude <= 0 or found < 1e-6 or (tried is not None and found == tried[1]):  # a whole turn is one
             return size
         if tried is not None and tried[0] != size:  # large movements add less: what has moved off moves off once
             power = float(np.clip(np.log(found / tried[1]) / np.log(size / tried[0]), *POWERS))

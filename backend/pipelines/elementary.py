@@ -240,7 +240,7 @@ def trembling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 def jiggling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     """Jelly: its head goes to and fro over a foot that stays, and it grows taller and flatter."""
-    aside = 0.15 * size * np.sin(2 * TAU * times) * body.level**1.5
+    aside = 0.15 * size * body.height * np.sin(2 * TAU * times) * body.level**1.5
     taller = np.exp(0.12 * size * np.sin(TAU * times) * np.sin(2 * TAU * times))
     return _scaled(body, taller, body.foot) + aside[..., None] * body.side
 
@@ -282,7 +282,7 @@ def melting(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 def twisting(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     """Wrung about the vertical, head against foot."""
-    angles = 0.5 * size * np.sin(TAU * times) * (2 * body.level - 1)
+    angles = 0.5 * size * body.height * np.sin(TAU * times) * (2 * body.level - 1)
     return _turned(body.points, angles, UP, body.middle)
 
 
@@ -294,7 +294,7 @@ def toppling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 
 def rippling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
-    """A flag: waves run from its pole to its free end."""
+    """A flag: waves run from its pole to its free end; what lies flat, such as water, rises and sinks with them."""
     length = _longest(body)
     along = body.around @ length
     start, end = along.min(), along.max()
@@ -303,7 +303,10 @@ def rippling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     first, last = (float(np.ptp(height)) if len(height) else 0.0 for height in heights)
     if last > TALLER * first:
         place = 1 - place
-    return _waves(body, times, size * (end - start), ((place - OUTER) / (1 - OUTER)).clip(0, 1), np.cross(UP, length))
+    out = np.cross(UP, length)
+    if body.height < np.ptp(body.around @ out):
+        out = UP
+    return _waves(body, times, size * (end - start), ((place - OUTER) / (1 - OUTER)).clip(0, 1), out)
 
 
 def billowing(body: Body, times: np.ndarray, size: float) -> np.ndarray:

@@ -245,6 +245,15 @@ def test_a_tower_lies_on_the_ground_in_the_end(tower: torch.Tensor) -> None:
     assert positions[..., 2].min() > tower[:, 2].min() - 1e-4
 
 
+def test_what_lies_flat_ripples_upward_and_is_not_sheared_off_its_foot() -> None:
+    plate = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.8, 0.04])
+    waves = np.abs(moved("rippling", plate) - plate.numpy())
+    assert waves[..., 2].max() > 0.05
+    assert waves[..., :2].max() < 1e-6
+    for name in ("jiggling", "twisting"):
+        assert np.abs(moved(name, plate) - plate.numpy())[..., :2].max() < 0.04, name
+
+
 def test_what_lies_flat_has_no_height_to_divide_by() -> None:
     flat = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.0, 0.0])
     for name in MOTIONS:
