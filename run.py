@@ -119,8 +119,8 @@ def bench(python: Path, arguments: list[str]) -> int:
 
 def run_module(python: Path, module: str, arguments: list[str]) -> int:
     """`python -m module` where the user is, without seeing modules there; Ctrl-C goes to it, and it ends by itself."""
-    environment = {**child_environment(), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([python, "-P", "-m", module, *arguments], env=environment)
+    environment = {**child_environment(), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}  # as will its own children
+    process = subprocess.Popen([python, "-m", module, *arguments], env=environment)
     while True:
         try:
             code = process.wait()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How this program starts processes of its own: the same Python, and a way to find this very package."""
+"""How this program starts processes of its own: the same Python, which finds this very package and none where the
+user is."""
 
 import os
 import sys
@@ -18,5 +19,6 @@ def own_process(module: str, *arguments: str, **variables: str) -> tuple[list[st
     if sys.platform == "win32" and os.path.normcase(sys._base_executable) != os.path.normcase(python):
         python, variables = sys._base_executable, {**variables, "__PYVENV_LAUNCHER__": python}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1", **variables}
+    ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    environment = {**os.environ, **ours, **variables}
     return [python, "-m", module, *arguments], environment

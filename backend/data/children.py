@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from backend.interpreter import own_process
 
 
 class ChildDied(Exception):  # noqa: N818 - an event, which the caller turns into words
@@ -58,13 +58,13 @@ class Child:
                     pipe.close()
 
     def _start(self) -> subprocess.Popen:
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         # Several children share the cores: threads inside each would only be in each other's way.
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+        threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        command, environment = own_process(self._module, **threads)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -10,19 +10,18 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from backend.interpreter import own_process
 from backend.models.checkpoints import CARD, read_shapes
 from backend.models.weights_registry import Weights, find, of_file
 from backend.progress import Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file
 
-ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 1 << 22
 LEFT_OVER = ".converting-"  # begins the name of a folder in which a conversion works
 MARGIN = 1 << 30  # bytes that stay free
@@ -165,11 +164,10 @@ def sha256(path: Path) -> str:
 
 def _run_worker(question: dict, run: Run) -> dict:
     """Let a process of its own read the pickle. However this ends, the process does, too."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command, environment = own_process("backend.models.pickle_worker", PYTHONDONTWRITEBYTECODE="1")
     with tempfile.TemporaryFile() as said:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "backend.models.pickle_worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

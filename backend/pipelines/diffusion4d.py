@@ -134,6 +134,7 @@ def generate(
     """
     model = load(device=chosen_device(run).type)
     common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
+    of_words = static is None and image is None  # what it is, and not only how it moves
     if static is None:
         run.begin(STILL)
         orbit = Orbit(frames=model.frames)
@@ -155,6 +156,9 @@ def generate(
         further=further,
         **common,
     )
+    told = moving.warnings
+    if of_words:  # what an elementary motion does not need to know, the still subject did
+        told = told or warnings(model, settings["prompt"], elementary.is_word_of)
     return GeneratedFrames(
         moving=moving.pictures,
         static=static.pictures,
@@ -165,7 +169,7 @@ def generate(
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
-            "warnings": moving.warnings,
+            "warnings": told,
             "loop": moving.loop,
             "moves_as": moving.moves_as,
         },
@@ -477,7 +481,7 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
     size, power, tried = 1.0, 2.0, None
     for _ in range(AMPLITUDE_STEPS):
         found = float(magnitude_of(decode(size), static))
-        if magnitude <= 0 or found < 1e-6:
+        if magnitude <= 0 or found < 1e-6 or (tried is not None and found == tried[1]):  # a whole turn is one
             return size
         if tried is not None and tried[0] != size:  # large movements add less: what has moved off moves off once
             power = float(np.clip(np.log(found / tried[1]) / np.log(size / tried[0]), *POWERS))
@@ -496,9 +500,9 @@ def measured_magnitude(moving: np.ndarray, static: np.ndarray) -> float:
     return float(magnitude_of(as_tensor(moving), as_tensor(static)))
 
 
-def warnings(model: KinesplatSmall, prompt: str) -> list[str]:
-    """What the user should know about the prompt."""
-    unknown = model.vocabulary.unknown(prompt)
+def warnings(model: KinesplatSmall, prompt: str, heeded: Callable[[str], bool] = lambda word: False) -> list[str]:
+    """What the user should know about the prompt; heeded: which words were, although the model does not know them."""
+    unknown = [word for word in model.vocabulary.unknown(prompt) if not heeded(word)]
     if not unknown:
         return []
     return [f"The model does not know: {', '.join(unknown)}. It went by the other words and by what it saw."]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backend.models.known_motions import KnownMotions
-from backend.models.text import STOP_WORDS, plain_form, stem, words
+from backend.models.text import plain_form, stem, words
 
 UP = np.array([0.0, 0.0, 1.0])
 TAU = 2 * np.pi
@@ -70,23 +70,64 @@ def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
     """The elementary motion that a prompt names; the last one, if there are several.
 
     None: it names none, or a known action too ("walks and waves"), or one that its subject is known to do in a way of
-    its own ("a man waves").
+    its own ("a man waves"), or one that is done to something else ("a man swings a sword").
     """
     spoken = re.findall(r"[a-z]+", prompt.lower())
-    texts = [text for text in spoken if text not in STOP_WORDS]
-    alone = len(texts) == 1 and not ARTICLES & set(spoken)  # "sway", but not "a rock"
-    verbs = texts if alone else [text for place, text in enumerate(texts) if place or text.endswith("ing")]
-    told = {text: verb for text in verbs if (verb := _verb(text))}
-    if not told and not WIND & set(texts):
+    told = _told(spoken)
+    if not told and not WIND & set(spoken):
         return None
     verb = list(told.values())[-1] if told else "wave"
-    others = set(words(" ".join(text for text in texts if text not in told)))
+    beside = [
+        text
+        for place, text in enumerate(spoken)
+        if text not in told and stem(text) not in MANNERS and _before(spoken, place) not in PLACES
+    ]
+    others = set(words(" ".join(beside)))
     for subject, action in zip(known.subjects, known.actions, strict=True) if known else ():
         own = set(words(subject)) & others and (verb in LIVING or plain_form(verb) in words(action))
-        if own or (set(words(action)) & others) - MANNERS:
+        if (own and subject not in THINGS) or set(words(action)) & others:
             return None
-    name, soft = VERBS[verb], next((SOFT[other] for other in map(stem, texts) if other in SOFT), None)
-    return MOTIONS.get(soft or name if name in ("waving", "swaying", "rippling") else name)
+    name = VERBS[verb]
+    if name in ("waving", "swaying", "rippling"):
+        name = _soft(spoken) or name
+    return MOTIONS.get(name)
+
+
+def is_word_of(text: str) -> bool:
+    """Whether a word may name an elementary motion, as "sways" and "wind" do."""
+    return text in WIND or _verb(text) is not None
+
+
+def _told(spoken: list[str]) -> dict[str, str]:
+    """The words of a prompt that say what its subject does, and their verbs."""
+    told = {}
+    for place, text in enumerate(spoken):
+        before, after = _before(spoken, place), spoken[place + 1 : place + 2]
+        thing = before in PLACES or (DETERMINERS & set(spoken[max(place - 1, 0) : place]) and before not in DOING)
+        if text == "rock":  # a big one
+            thing = thing or DETERMINERS & set(spoken[:place])
+        if thing and not text.endswith("ing"):  # "a rock", "on the waves", but not "a rocking boat"
+            continue
+        verb = _verb(text)
+        if verb and (not place or VERBS[verb] in CARRIED or not DETERMINERS & set(after)):
+            told[text] = verb
+    return told
+
+
+def _before(spoken: list[str], place: int) -> str:
+    """The word before one and its article; empty for the first."""
+    return next((word for word in reversed(spoken[:place]) if word not in DETERMINERS), "")
+
+
+def _soft(spoken: list[str]) -> str | None:
+    """The motion in the wind of what a prompt is about: not of what that has or holds."""
+    found, placed = [], []
+    for place, text in enumerate(spoken):
+        if text in HAVING:
+            break
+        if thing := next((form for form in (stem(text), stem(text).removesuffix("e")) if form in SOFT), None):
+            (placed if _before(spoken, place) in PLACES else found).append(SOFT[thing])
+    return (found or placed or [None])[-1]
 
 
 def _verb(text: str) -> str | None:
@@ -199,7 +240,7 @@ def trembling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 def jiggling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     """Jelly: its head goes to and fro over a foot that stays, and it grows taller and flatter."""
-    aside = 0.15 * size * np.sin(2 * TAU * times) * body.level**1.5
+    aside = 0.15 * size * body.height * np.sin(2 * TAU * times) * body.level**1.5
     taller = np.exp(0.12 * size * np.sin(TAU * times) * np.sin(2 * TAU * times))
     return _scaled(body, taller, body.foot) + aside[..., None] * body.side
 
@@ -241,7 +282,7 @@ def melting(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 def twisting(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     """Wrung about the vertical, head against foot."""
-    angles = 0.5 * size * np.sin(TAU * times) * (2 * body.level - 1)
+    angles = 0.5 * size * body.height * np.sin(TAU * times) * (2 * body.level - 1)
     return _turned(body.points, angles, UP, body.middle)
 
 
@@ -253,7 +294,7 @@ def toppling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
 
 
 def rippling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
-    """A flag: waves run from its pole to its free end."""
+    """A flag: waves run from its pole to its free end; what lies flat, such as water, rises and sinks with them."""
     length = _longest(body)
     along = body.around @ length
     start, end = along.min(), along.max()
@@ -262,7 +303,10 @@ def rippling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     first, last = (float(np.ptp(height)) if len(height) else 0.0 for height in heights)
     if last > TALLER * first:
         place = 1 - place
-    return _waves(body, times, size * (end - start), ((place - OUTER) / (1 - OUTER)).clip(0, 1), np.cross(UP, length))
+    out = np.cross(UP, length)
+    if body.height < np.ptp(body.around @ out):
+        out = UP
+    return _waves(body, times, size * (end - start), ((place - OUTER) / (1 - OUTER)).clip(0, 1), out)
 
 
 def billowing(body: Body, times: np.ndarray, size: float) -> np.ndarray:
@@ -326,17 +370,26 @@ VERBS = {
 SOFT = {  # what moves in the wind, each in its way
     thing: name
     for name, things in {
-        "rippling": "flag pennant ribbon scarf streamer sail",
-        "billowing": "curtain cloth towel blanket sheet cape banner veil drape",
-        "swaying": "tree grass plant flower palm reed leaf leave bush corn wheat",
+        "rippling": "flag pennant ribbon scarf scarve streamer sail",
+        "billowing": "curtain cloth towel blanket sheet cape cloak banner veil drape laundry",
+        "swaying": """tree grass plant flower sunflower daisy tulip rose palm willow pine bamboo fern seaweed kelp coral
+            vine branch reed leaf leave bush corn wheat""",
+        "sailing": "boat ship sailboat yacht",
     }.items()
     for thing in things.split()
 }
-LIVING = {"turn", "shake", "hover", "breathe", "fall", "collapse"}  # what living things never do as others do
-ARTICLES = {"a", "an", "the"}
-WIND = {"wind", "breeze", "storm"}
-# Words of known actions that say how, not what
+# What living things never do as others do
+LIVING = {"turn", "shake", "hover", "breathe", "fall", "collapse", "flutter", "buzz"}
+THINGS = {"chest", "lever", "spike trap", "tank", "avocado", "banana", "peach", "pineapple", "watermelon"}
+DETERMINERS = {"a", "an", "the", "its", "his", "her", "their"}
+PLACES = {"in", "on", "of", "over", "under", "through", "from", "into", "onto", "across", "at"}
+HAVING = {"with", "wearing", "wears", "holding", "holds", "carrying", "carries"}
+DOING = {"do", "does", "doing"}  # a somersault
+CARRIED = {"sailing", "riding"}  # "a man rows a boat": both move
+WIND = {"wind", "winds", "windy", "breeze", "storm", "gale", "gust", "gusts"}
+# Words of known actions and subjects that say how, or that in prompts more often name other things
 MANNERS = frozenset(
     """up down left right fast slow front back side full long short low forward backward horizontal vertical diagonal
-    normal out off water wind""".split()  # noqa: SIM905
+    normal out off water wind start but stand death coil floor chair sword gun weapon item block duck race
+    red white gold large small flat casual sun suit shirt dress blob""".split()  # noqa: SIM905
 )

@@ -146,18 +146,25 @@ def flow_of(surface: Surface, shifts: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def kept_in_view(surface: Surface, shifts: Tensor) -> Tensor:  # [T, B, 3] -> [T, B, 3]
-    """The same movement where it stays in the pictures; else the whole travels less, and if need be all moves less."""
+    """The same movement where it stays in the pictures; else the whole travels less, and if need be all moves less.
+
+    First it goes less far to the side, so that what jumps or falls over still does so from and to the ground.
+    """
     travel = shifts.mean(1, keepdim=True)
     at_rest = _outside(surface, torch.zeros_like(shifts))
 
-    def stays(share: float, size: float, most: float) -> bool:
-        return _outside(surface, size * (shifts - (1 - share) * travel)) <= max(most, at_rest)
+    def stays(moved: Tensor, most: float = FEW) -> bool:
+        return _outside(surface, moved) <= max(most, at_rest)
 
-    if stays(1.0, 1.0, FEW):
+    if stays(shifts):
         return shifts
-    share = _largest(lambda share: stays(share, 1.0, FEW))
-    size = 1.0 if share > 0 or stays(0.0, 1.0, MANY) else _largest(lambda size: stays(0.0, size, MANY))
-    return size * (shifts - (1 - share) * travel)
+    for less in (travel * travel.new_tensor([1.0, 1.0, 0.0]), travel):
+        share = _largest(lambda share, less=less: stays(shifts - (1 - share) * less))
+        if share > 0 or stays(shifts - less):
+            return shifts - (1 - share) * less
+    on_the_spot = shifts - travel
+    size = 1.0 if stays(on_the_spot, MANY) else _largest(lambda size: stays(size * on_the_spot, MANY))
+    return size * on_the_spot
 
 
 def _largest(fits: Callable[[float], bool]) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from backend.interpreter import ROOT
 from backend.models import checkpoints, pickle_worker, weights_convert
 from backend.models.checkpoints import CARD, INDEX, locate, read_card, read_shapes, read_tensors
 from backend.models.weights_convert import convert, convert_file
@@ -198,7 +199,7 @@ with write(folder / "index.json") as file:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=weights_convert.ROOT)
+        subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=ROOT)
         assert os.listdir(folder) == ["index.json"]
 
 

@@ -231,6 +231,27 @@ def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Pat
     assert "ball" not in warning
 
 
+def test_no_size_is_sought_for_what_moves_as_far_at_any() -> None:
+    pictures, _ = ball_orbit()
+    sizes = []
+    still = diffusion4d.as_tensor(pictures)
+    diffusion4d.size_of_magnitude(5.0, still, lambda size: sizes.append(size) or still.flip(1))
+    assert len(sizes) == 2
+
+
+def test_of_a_text_that_names_an_elementary_motion_the_subject_may_be_unknown(
+    model, blobs: Blobs, tmp_path: Path
+) -> None:
+    settings = {"prompt": "a flurb ball sways in the wind", "steps": 2, "result": "frames"}
+    path = diffusion4d.run_request(generation_request("text", "Ball", TO_OBJECT, **settings), blobs, Run(tmp_path))
+    frames = read_frames(path)
+    assert frames.provenance["moves_as"] == "swaying"
+    (warning,) = frames.provenance["warnings"]
+    assert "flurb" in warning
+    assert "sway" not in warning
+    assert "wind" not in warning
+
+
 class Incoherence:
     """Takes flows as they are: those of an untrained network have no movement in common."""
 

@@ -33,7 +33,9 @@ def known(*clips: tuple[str, str]) -> KnownMotions:
 
 KNOWN = known(
     ("person", "walk"), ("person", "wave"), ("dog", "death"), ("dog", "idle"), ("knight", "melee attack spin"),
-    ("snake", "side winding"), ("bee", "fly"), ("fox", "turning left"), ("crab", "shake head"),
+    ("snake", "side winding"), ("bee", "fly"), ("red fox", "turning left"), ("crab", "shake head"),
+    ("person", "sit chair down"), ("person", "duck"), ("person", "idle sword"), ("person", "jump start"),
+    ("person", "block"), ("person", "run"), ("chest", "open"), ("banana", "run"),
 )  # fmt: skip
 
 
@@ -79,6 +81,35 @@ def moved(
         ("a ghost hovers", "floating"),
         ("a man sways", "swaying"),
         ("a ball bounces in the wind", "bouncing"),
+        # without a subject, or told
+        ("sways in the wind", "swaying"),
+        ("it sways gently", "swaying"),
+        ("spin slowly", "spinning"),
+        ("spin the wheel", "spinning"),
+        # what else is named does nothing
+        ("a boat rocking on the waves", "wobbling"),
+        ("a flag on a boat waves", "rippling"),
+        ("a sail boat in the wind", "sailing"),
+        ("bushes in the wind", "swaying"),
+        ("a ballerina does a pirouette", "spinning"),
+        ("a big rock", None),
+        ("a rock on a hill", None),
+        ("a castle with a flag waving", None),
+        # done to something
+        ("a man swings a bat", None),
+        ("a person beats his chest", None),
+        ("a sailor rows a boat", "sailing"),
+        # words of known motions that here are those of things
+        ("a rocking chair rocks", "wobbling"),
+        ("a rubber duck bobbing", "floating"),
+        ("a sword spinning", "spinning"),
+        ("a dead tree sways", "swaying"),
+        ("a coin starts spinning", "spinning"),
+        ("a block of ice melts", "melting"),
+        ("a race car drives", "riding"),
+        ("a red cube turns", "spinning"),
+        ("a treasure chest shakes", "trembling"),
+        ("a banana falls", "toppling"),
         # as those who are known do it, or not alone
         ("a person waves", None),
         ("a monkey waves", None),
@@ -212,6 +243,15 @@ def test_a_tower_lies_on_the_ground_in_the_end(tower: torch.Tensor) -> None:
     positions = moved("toppling", tower)
     assert np.ptp(positions[-1, :, 2]) == pytest.approx(np.ptp(tower[:, 0].numpy()), abs=1e-4)
     assert positions[..., 2].min() > tower[:, 2].min() - 1e-4
+
+
+def test_what_lies_flat_ripples_upward_and_is_not_sheared_off_its_foot() -> None:
+    plate = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.8, 0.04])
+    waves = np.abs(moved("rippling", plate) - plate.numpy())
+    assert waves[..., 2].max() > 0.05
+    assert waves[..., :2].max() < 1e-6
+    for name in ("jiggling", "twisting"):
+        assert np.abs(moved(name, plate) - plate.numpy())[..., :2].max() < 0.04, name
 
 
 def test_what_lies_flat_has_no_height_to_divide_by() -> None:

@@ -8,8 +8,12 @@ import sys
 from backend.interpreter import own_process
 
 
-def test_a_process_of_our_own_finds_the_package_from_anywhere(tmp_path, monkeypatch):
+def test_a_process_of_our_own_finds_our_package_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "backend").mkdir()  # of another project, in which the service was started
+    for name in ("__init__.py", "__main__.py"):
+        (tmp_path / "backend" / name).touch()
     command, environment = own_process("backend", "--version", KINESPLAT_EXTRA="1")
     assert environment["KINESPLAT_EXTRA"] == "1"
     said = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)

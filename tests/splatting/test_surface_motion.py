@@ -93,6 +93,14 @@ def test_who_would_leave_the_pictures_travels_less(surface: Surface) -> None:
     torch.testing.assert_close(own, shifts - shifts.mean(1, keepdim=True))  # its own movement is what it was
 
 
+def test_who_would_leave_them_at_the_side_rises_as_it_did(surface: Surface) -> None:
+    away = torch.linspace(0, 1, len(surface.viewmats))[:, None, None] * torch.tensor([2.0, 0, -0.05])
+    shifts = sway(surface) + away
+    kept = kept_in_view(surface, shifts)
+    assert float(kept[-1, :, 0].mean()) < 0.55
+    torch.testing.assert_close(kept[..., 2], shifts[..., 2])
+
+
 def test_who_would_still_leave_them_moves_less(surface: Surface) -> None:
     wild = 6 * sway(surface)
     kept = kept_in_view(surface, wild)
