@@ -120,6 +120,10 @@ def test_what_is_selected_but_not_taken_is_told(options, part, mesh) -> None:
     assert left_out(bpy.context) == []
     choose(body)
     assert left_out(bpy.context) == []
+    eyes.parent = None
+    choose(body, eyes)
+    options.source = body  # fixed, so that anything may be selected
+    assert left_out(bpy.context) == []
 
 
 def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
