@@ -75,7 +75,9 @@ def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
     spoken = re.findall(r"[a-z]+", prompt.lower())
     texts = [text for text in spoken if text not in STOP_WORDS]
     alone = len(texts) == 1 and not ARTICLES & set(spoken)  # "sway", but not "a rock"
-    verbs = texts if alone else [text for place, text in enumerate(texts) if place or text.endswith("ing")]
+    first = next((text for text in spoken if text not in ARTICLES), "")  # what moves, "it" among others, or "sways ..."
+    is_verb = first.endswith("ing") or (first.endswith("s") and first == spoken[0])
+    verbs = texts if alone or is_verb else [text for text in texts if text != first]
     told = {text: verb for text in verbs if (verb := _verb(text))}
     if not told and not WIND & set(texts):
         return None
