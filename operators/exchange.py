@@ -95,7 +95,8 @@ class KINESPLAT_OT_export_ply_sequence(SplatExport, bpy.types.Operator):
     )
     up_axis: EnumProperty(
         name="Up Axis",
-        description="Which axis points up in the program that reads the files. Their header says so, but most programs do not look",
+        description="Which axis points up in the program that reads the files. Their header says so, but most programs "
+        "do not look",
         items=UP_AXES,
         default="Z",
     )
