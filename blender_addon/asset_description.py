@@ -41,11 +41,8 @@ def about_splats(splats: bpy.types.Object) -> About:
     timing = retime.timing(splats)
     loops = frames > 1 and (provenance.get("loop") is True or (timing is not None and timing.repeat != "HOLD"))
 
-    facts = [
-        KINDS.get(
-            _text(provenance.get("pipeline")), "Gaussians that move over time" if frames > 1 else "Still Gaussians"
-        )
-    ]
+    kind = "Gaussians that move over time" if frames > 1 else "Still Gaussians"
+    facts = [KINDS.get(_text(provenance.get("pipeline")), kind)]
     facts += [f"Prompt: {prompt}"] if prompt else []
     facts += [f"Moves as: {moves_as}"] if moves_as else []
     facts += [f"Model: {', '.join(_text(model['name']) for model in models)}"] if models else []
