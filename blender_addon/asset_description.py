@@ -39,15 +39,17 @@ def about_splats(splats: bpy.types.Object) -> About:
     prompt, moves_as = _text(settings.get("prompt")), _text(provenance.get("moves_as"))
     frames, fps = splat_object.frame_count(splats.data), splat_object.clip_fps(splats)
     timing = retime.timing(splats)
-    loops = provenance.get("loop") is True or (timing is not None and timing.repeat != "HOLD")
+    loops = frames > 1 and (provenance.get("loop") is True or (timing is not None and timing.repeat != "HOLD"))
 
-    facts = [KINDS.get(_text(provenance.get("pipeline")), "Gaussians that move over time")]
+    kind = "Gaussians that move over time" if frames > 1 else "Still Gaussians"
+    facts = [KINDS.get(_text(provenance.get("pipeline")), kind)]
     facts += [f"Prompt: {prompt}"] if prompt else []
     facts += [f"Moves as: {moves_as}"] if moves_as else []
     facts += [f"Model: {', '.join(_text(model['name']) for model in models)}"] if models else []
     seed = settings.get("seed")
     facts += [f"Seed: {seed}"] if isinstance(seed, int) else []
-    facts += [f"{len(splats.data.vertices):,} Gaussians, {frames} frames at {fps:.4g} fps{', a loop' if loops else ''}"]
+    length = f"{frames} frames at {fps:.4g} fps{', a loop' if loops else ''}" if frames > 1 else "1 frame"
+    facts += [f"{len(splats.data.vertices):,} Gaussians, {length}"]
 
     words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", prompt.lower())
     tags = [word for word in words if word not in NO_TAGS]

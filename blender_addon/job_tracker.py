@@ -20,7 +20,7 @@ from .client import BackendError, file_problem
 from .http_thread import BackendChanged, HttpThread
 from .job_board import Board, Row
 from .job_records import JobRecords
-from .subject import CaptureError
+from .subject import CaptureError, family
 
 CAPTURE_INTERVAL = 0.02  # seconds between two ticks
 BUSY_INTERVAL = 0.25
@@ -170,9 +170,10 @@ class Tracker:
         if stage.is_rendering():
             return "the render has ended"
         record = self.board.record(row.uid)
-        source = record.subject_uuid if record else ""
-        if self.capture and source and source == self.capture.record.subject_uuid:  # the import would hide it
-            return "the capture of its source has ended"
+        if self.capture and record:
+            hidden, captured = (capture.find_source(one) for one in (record, self.capture.record))
+            if hidden and captured and not set(family(hidden)).isdisjoint(family(captured)):
+                return "the capture of its source has ended"
         return ""
 
     # The heartbeat

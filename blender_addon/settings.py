@@ -301,7 +301,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
         "resolution",
         name="Resolution",
         description="Width and height of the captured pictures in pixels. Details finer than a pixel are lost; twice "
-        "as many take four times as long. Changing the quality sets this as well",
+        "as many take four times as long to render. Changing the quality sets this as well: more than 96 for Draft, "
+        "128 for Preview or 256 for Final is made smaller before Gaussians are fitted to it",
         subtype="PIXEL",
         step=32,
     )
@@ -436,7 +437,12 @@ def video_problem(options: KINESPLAT_PG_scene) -> str:
 
 
 def left_out(context: bpy.types.Context) -> list[bpy.types.Object]:
-    """Selected objects with a surface that would not be captured, as they do not belong to the source."""
+    """Selected objects with a surface that would not be captured, as they do not belong to the active one.
+
+    None where an object is fixed as the source: what is selected then is another matter.
+    """
+    if context.scene.kinesplat.source is not None:
+        return []
     others = {obj for obj in context.selected_objects if obj.type in subject.SURFACE_TYPES}
     others = {obj for obj in others if not splat_object.is_splat_object(obj)} - {source_object(context)}
     return list(others - set(subject.family(source_object(context)))) if others else []

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import bpy
 
+from . import versions
+
 SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 LEFT_OUT_TYPES = {"LIGHT", "LIGHT_PROBE", "CAMERA", "SPEAKER"}  # the capture brings its own light and camera
 CACHED_PHYSICS = {"CLOTH": "Cloth", "SOFT_BODY": "Soft body"}
@@ -133,9 +135,17 @@ def _rendered_objects(view_layer: bpy.types.ViewLayer) -> set[str]:
         layer_collection = open_collections.pop()
         if layer_collection.exclude or layer_collection.collection.hide_render:
             continue
-        names.update(obj.name_full for obj in layer_collection.collection.objects if not obj.hide_render)
+        objects = layer_collection.collection.objects
+        names.update(obj.name_full for obj in objects if not obj.hide_render or _comes_and_goes(obj))
         open_collections.extend(layer_collection.children)
     return names
+
+
+def _comes_and_goes(obj: bpy.types.Object) -> bool:
+    """Whether keys or a driver hide an object in renders at times: each picture then shows what its frame does."""
+    drivers = obj.animation_data.drivers if obj.animation_data else ()
+    is_driven = any(driver.data_path == "hide_render" for driver in drivers)
+    return is_driven or versions.find_fcurve(obj, "hide_render") is not None
 
 
 def _refuse_unbaked_physics(obj: bpy.types.Object) -> None:

@@ -61,9 +61,6 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
         layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
     draw_progress(layout, context, job)
     draw_errors(layout, context, job)
-    for warning in job.warnings.splitlines():
-        draw_sentence(layout, context, warning, icon="INFO")
-
     buttons = layout.row(align=True)
 
     def button(operator: str, text: str, icon: str) -> None:
@@ -78,6 +75,8 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
         button("kinesplat.retry_job", "Retry", "FILE_REFRESH")
     if job.state not in ("queued", "running", "cancelling"):
         button("kinesplat.remove_job", "Remove", "TRASH")
+    for warning in job.warnings.splitlines():  # below, as long ones would push the buttons out of sight
+        draw_sentence(layout, context, warning, icon="INFO")
 
 
 def draw_candidates(

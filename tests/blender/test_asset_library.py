@@ -155,6 +155,14 @@ def test_provenance_may_hold_anything(splats, provenance):
     assert about.license == ""
 
 
+def test_still_gaussians_are_told_as_such(extension):
+    splats = point_cloud.import_clip(twisting_ring(60, 1, sh_degree=0), bpy.context.scene)
+    retime.set_repeat(splats, "LOOP")
+    about = about_splats(splats)
+    assert about.description == "Still Gaussians. 60 Gaussians, 1 frame"
+    assert about.tags == ("gaussians",)
+
+
 def test_tags_of_long_and_foreign_prompts(splats):
     prompt = "ein Bär tanzt, tanzt! 踊る熊 " + "ß" * 100
     splats[splat_object.CLIP] = json.dumps({"provenance": {"settings": {"prompt": prompt}}})

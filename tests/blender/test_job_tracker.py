@@ -5,6 +5,7 @@ Timers do not fire without a window, so these tests call `tick` as the timer doe
 """
 
 import time
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -133,6 +134,21 @@ def test_an_import_that_hides_what_is_being_captured_waits(job_tracker, backend)
     assert len(status().jobs) == 2
     tick_until(job_tracker, lambda: "Box Gaussians" in bpy.data.objects)
     assert box.hide_render
+
+
+def test_an_import_that_hides_a_part_of_what_is_being_captured_waits(job_tracker, backend) -> None:
+    begin(job_tracker)
+    tracker = job_tracker.tracker()
+    tick_until(job_tracker, lambda: status().jobs and status().jobs[0].has_result and not status().jobs[0].is_fetching)
+    whole = bpy.data.objects.new("Whole", None)
+    bpy.context.collection.objects.link(whole)
+    bpy.data.objects["Box"].parent = whole
+    bpy.context.view_layer.update()
+    bpy.context.view_layer.objects.active = whole
+    tracker.begin_capture(bpy.context)
+    assert bpy.ops.kinesplat.import_result(uid=status().jobs[0].uid) == {"CANCELLED"}
+    tracker.cancel_capture()
+    tick_until(job_tracker, lambda: "Box Gaussians" in bpy.data.objects)
 
 
 def test_another_file_is_opened_during_a_capture(job_tracker, backend) -> None:
@@ -379,3 +395,13 @@ def test_a_tick_is_short_with_many_events(job_tracker, backend, part) -> None:
 def test_a_stumbling_tick_does_not_end_the_timer(job_tracker, backend, monkeypatch) -> None:
     monkeypatch.setattr(job_tracker.tracker(), "drain", lambda *_: 1 / 0)
     assert job_tracker._tick() == job_tracker.IDLE_INTERVAL
+
+
+def test_a_jobs_buttons_stand_above_its_notes(extension, part, monkeypatch) -> None:
+    panel, drawn = part("panels.jobs"), MagicMock()
+    job = status().jobs.add()
+    job.uid, job.state, job.has_result, job.warnings = "1", "succeeded", True, "The model does not know: wonderfully."
+    monkeypatch.setattr(panel, "draw_sentence", lambda layout, context, text, icon: drawn.note(text))
+    panel.draw_job(drawn, bpy.context, job)
+    names = [name for name, *_ in drawn.mock_calls if name.endswith(("operator", "note"))]
+    assert names == ["row().operator", "row().operator", "note"]

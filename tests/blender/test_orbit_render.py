@@ -462,6 +462,21 @@ def test_hidden_helpers_are_evaluated_but_not_seen():
     assert_size(cube, (1.5, 2, 2), frame=6, centre=(-0.25, 0, 5))
 
 
+def test_what_comes_and_goes_belongs_to_the_subject_wherever_the_timeline_stands():
+    cube, hat = add_cube(), add_cube("Hat")
+    hat.parent = cube
+    keyframe(hat, "location", {1: (3, 0, 0)})
+    keyframe(hat, "hide_render", {1: False, 10: True})
+    for frame in (1, 12):
+        bpy.context.scene.frame_set(frame)
+        assert hat.hide_render == (frame == 12)
+        space = orbit_render.measure(bpy.context, cube, (1, 20), frames=2)
+        assert space.scale == pytest.approx(4)
+        bpy.context.scene.frame_set(13 - frame)  # as the user plays the timeline meanwhile
+        assert set(space.subject.objects()) == {cube, hat}
+    assert_size(cube, (1, 1, 1), frame=12)
+
+
 def test_geometry_nodes_with_object_and_collection():
     tree = bpy.data.node_groups.new("Instances", "GeometryNodeTree")
     tree.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from backend.splatting.config import ConstructConfig
+
 bpy = pytest.importorskip("bpy")
 pytestmark = pytest.mark.blender
 
@@ -120,6 +122,10 @@ def test_what_is_selected_but_not_taken_is_told(options, part, mesh) -> None:
     assert left_out(bpy.context) == []
     choose(body)
     assert left_out(bpy.context) == []
+    eyes.parent = None
+    choose(body, eyes)
+    options.source = body  # fixed, so that anything may be selected
+    assert left_out(bpy.context) == []
 
 
 def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
@@ -138,3 +144,12 @@ def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
     assert cost.sentence(bpy.context).endswith(" min without a GPU")
     options.kind, options.preset, options.preview_frames, options.candidates = "TEXT", "draft", True, 3
     assert cost.sentence(bpy.context) == f"Works for about {3 * cost.INVENTION:.0f} s without a GPU"
+
+
+def test_a_quality_captures_as_many_pixels_as_it_fits_to(options) -> None:
+    said = options.bl_rna.properties["resolution"].description
+    for preset in ("draft", "preview", "final"):
+        options.preset = preset
+        fitted = ConstructConfig.for_preset(preset).fine_pixels
+        assert options.resolution >= fitted
+        assert f"{fitted} for {preset.title()}" in said

@@ -76,6 +76,8 @@ def moved(
         ("wobble", "wobbling"),
         ("a bobbing boat", "floating"),
         ("it stretches", "stretching"),
+        ("it sways in the wind", "swaying"),
+        ("spins slowly", "spinning"),  # the subject is picked in Blender
         ("an ice cube is melting", "melting"),
         ("a tree falls over", "toppling"),
         ("a ghost hovers", "floating"),
