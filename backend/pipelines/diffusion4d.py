@@ -24,8 +24,9 @@ from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.motion_magnitude import motion_magnitude
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
-from backend.pipelines import clips, elementary
+from backend.pipelines import clips, elementary_prompts
 from backend.pipelines.coherence import Coherence
+from backend.pipelines.elementary import Elementary
 from backend.pipelines.memory_plan import chosen_device
 from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
 from backend.pipelines.recall import recall
@@ -158,7 +159,7 @@ def generate(
     )
     told = moving.warnings
     if of_words:  # what an elementary motion does not need to know, the still subject did
-        told = told or warnings(model, settings["prompt"], elementary.is_word_of)
+        told = told or warnings(model, settings["prompt"], elementary_prompts.is_word_of)
     return GeneratedFrames(
         moving=moving.pictures,
         static=static.pictures,
@@ -244,7 +245,7 @@ def generate_moving(
     """
     model = model or load()
     known = known and magnitude > 0
-    simple = elementary.named_in(prompt, model.motions) if known else None
+    simple = elementary_prompts.named_in(prompt, model.motions) if known else None
     if loop is None:
         loop = not simple.one_way if simple else model.loops(prompt)
     still = observations(static, replace(cameras, times=np.zeros_like(cameras.times)))
@@ -274,9 +275,7 @@ def generate_moving(
     )
 
 
-def _elementary(
-    motion: elementary.Elementary, subject: MovedSubject, times: np.ndarray, *, loop: bool, seed: int
-) -> Movement:
+def _elementary(motion: Elementary, subject: MovedSubject, times: np.ndarray, *, loop: bool, seed: int) -> Movement:
     """An elementary motion; no network has a part in it."""
     surface = subject.surface
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which elementary motion a prompt names: one of a thing, and nothing that living things do otherwise.
+
+No grammar, but a few rules that read what animators type as it is meant.
+"""
+
+import re
+
+from backend.models.known_motions import KnownMotions
+from backend.models.text import plain_form, stem, words
+from backend.pipelines.elementary import MOTIONS, Elementary
+
+VERBS = {
+    verb: name
+    for name, verbs in {
+        "swaying": "sway bend lean",
+        "swinging": "swing dangle",
+        "wobbling": "wobble rock teeter totter tilt",
+        "spinning": "spin rotate revolve twirl turn whirl pirouette turntable",
+        "rolling": "roll",
+        "tumbling": "tumble somersault",
+        "bouncing": "bounce",
+        "floating": "float hover bob levitate",
+        "sailing": "sail drift row",
+        "riding": "drive ride rumble",
+        "trembling": "tremble shake shiver vibrate quake shudder jitter rattle buzz",
+        "jiggling": "jiggle wiggle",
+        "pulsing": "pulse pulsate throb beat breathe",
+        "growing": "grow inflate swell expand",
+        "shrinking": "shrink deflate",
+        "stretching": "stretch",
+        "squashing": "squash squeeze squish",
+        "melting": "melt",
+        "twisting": "twist",
+        "toppling": "topple fall collapse",
+        "waving": "wave flap blow rustle",
+        "rippling": "ripple flutter",
+        "billowing": "billow",
+    }.items()
+    for verb in verbs.split()
+}
+SOFT = {  # what moves in the wind, each in its way
+    thing: name
+    for name, things in {
+        "rippling": "flag pennant ribbon scarf scarve streamer sail",
+        "billowing": "curtain cloth towel blanket sheet cape cloak banner veil drape laundry",
+        "swaying": """tree grass plant flower sunflower daisy tulip rose palm willow pine bamboo fern seaweed kelp coral
+            vine branch reed leaf leave bush corn wheat""",
+        "sailing": "boat ship sailboat yacht",
+    }.items()
+    for thing in things.split()
+}
+# What living things never do as others do
+LIVING = {"turn", "shake", "hover", "breathe", "fall", "collapse", "flutter", "buzz"}
+THINGS = {"chest", "lever", "spike trap", "tank", "avocado", "banana", "peach", "pineapple", "watermelon"}
+DETERMINERS = {"a", "an", "the", "its", "his", "her", "their"}
+PLACES = {"in", "on", "of", "over", "under", "through", "from", "into", "onto", "across", "at"}
+HAVING = {"with", "wearing", "wears", "holding", "holds", "carrying", "carries"}
+DOING = {"do", "does", "doing"}  # a somersault
+CARRIED = {"sailing", "riding"}  # "a man rows a boat": both move
+WIND = {"wind", "winds", "windy", "breeze", "storm", "gale", "gust", "gusts"}
+# Words of known actions and subjects that say how, or that in prompts more often name other things
+MANNERS = frozenset(
+    """up down left right fast slow front back side full long short low forward backward horizontal vertical diagonal
+    normal out off water wind start but stand death coil floor chair sword gun weapon item block duck race
+    red white gold large small flat casual sun suit shirt dress blob""".split()  # noqa: SIM905
+)
+
+
+def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
+    """The elementary motion that a prompt names; the last one, if there are several.
+
+    None: it names none, or a known action too ("walks and waves"), or one that its subject is known to do in a way of
+    its own ("a man waves"), or one that is done to something else ("a man swings a sword").
+    """
+    spoken = re.findall(r"[a-z]+", prompt.lower())
+    told = _told(spoken)
+    if not told and not WIND & set(spoken):
+        return None
+    verb = list(told.values())[-1] if told else "wave"
+    beside = [
+        text
+        for place, text in enumerate(spoken)
+        if text not in told and stem(text) not in MANNERS and _before(spoken, place) not in PLACES
+    ]
+    others = set(words(" ".join(beside)))
+    for subject, action in zip(known.subjects, known.actions, strict=True) if known else ():
+        own = set(words(subject)) & others and (verb in LIVING or plain_form(verb) in words(action))
+        if (own and subject not in THINGS) or set(words(action)) & others:
+            return None
+    name = VERBS[verb]
+    if name in ("waving", "swaying", "rippling"):
+        name = _soft(spoken) or name
+    return MOTIONS.get(name)
+
+
+def is_word_of(text: str) -> bool:
+    """Whether a word may name an elementary motion, as "sways" and "wind" do."""
+    return text in WIND or _verb(text) is not None
+
+
+def _told(spoken: list[str]) -> dict[str, str]:
+    """The words of a prompt that say what its subject does, and their verbs."""
+    told = {}
+    for place, text in enumerate(spoken):
+        before, after = _before(spoken, place), spoken[place + 1 : place + 2]
+        thing = before in PLACES or (DETERMINERS & set(spoken[max(place - 1, 0) : place]) and before not in DOING)
+        if text == "rock":  # a big one
+            thing = thing or DETERMINERS & set(spoken[:place])
+        if thing and not text.endswith("ing"):  # "a rock", "on the waves", but not "a rocking boat"
+            continue
+        verb = _verb(text)
+        if verb and (not place or VERBS[verb] in CARRIED or not DETERMINERS & set(after)):
+            told[text] = verb
+    return told
+
+
+def _before(spoken: list[str], place: int) -> str:
+    """The word before one and its article; empty for the first."""
+    return next((word for word in reversed(spoken[:place]) if word not in DETERMINERS), "")
+
+
+def _soft(spoken: list[str]) -> str | None:
+    """The motion in the wind of what a prompt is about: not of what that has or holds."""
+    found, placed = [], []
+    for place, text in enumerate(spoken):
+        if text in HAVING:
+            break
+        if thing := next((form for form in (stem(text), stem(text).removesuffix("e")) if form in SOFT), None):
+            (placed if _before(spoken, place) in PLACES else found).append(SOFT[thing])
+    return (found or placed or [None])[-1]
+
+
+def _verb(text: str) -> str | None:
+    """The verb of an elementary motion of which a word is a form."""
+    plain = stem(text)
+    forms = [plain, plain + "e"]
+    if plain.endswith("e") or plain[-2:-1] == plain[-1:]:  # stretches, bobbing
+        forms.append(plain[:-1])
+    return next((form for form in forms if form in VERBS), None)
