@@ -225,7 +225,7 @@ def test_an_api_that_cannot_start_ends_it_with_a_sentence(tmp_path, monkeypatch)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "uvicorn.py").write_text("raise ImportError('no uvicorn here')")
-    monkeypatch.setenv("PYTHONPATH", str(broken))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(broken), str(ROOT)]))
     answer = serve_command(tmp_path / "home")
     assert answer.returncode == 1
     assert "does not start" in answer.stderr
