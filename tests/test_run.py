@@ -106,6 +106,7 @@ def test_the_environments_own_python_means_the_same_environment() -> None:
     assert len(keys) == 1
 
 
+@pytest.mark.slow
 def test_relative_folders_are_the_users(tmp_path, monkeypatch, capfd) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('a module of the user')")
     (tmp_path / "orbit").mkdir()

@@ -194,6 +194,7 @@ def modules(monkeypatch: pytest.MonkeyPatch):
     return put
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_is_told_and_the_next_begins(modules, tmp_path: Path, capsys) -> None:
     memory = torch.OutOfMemoryError("CUDA out of memory.")
     missing = ImportError("No module named 'gsplat'", name="gsplat")

@@ -78,6 +78,7 @@ def test_what_saves_memory_saves_it():
     assert kept.peak > kept.kept + kept.weights / 2  # gradients come to it
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_profiler_sees_the_same():
     from torch.profiler import ProfilerActivity, profile

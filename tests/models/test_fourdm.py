@@ -96,6 +96,7 @@ def test_image_weight_scales_the_prompt(net: FourDM) -> None:
     assert (half - none).abs().mean() < (full - none).abs().mean()
 
 
+@pytest.mark.slow
 def test_a_fresh_4dm_is_imagedream(base: FourDM) -> None:
     fresh = fourdm_from(imagedream_checkpoint(), None, SMALL)
     given, _ = small_case()
@@ -195,7 +196,8 @@ def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
     assert torch.equal(net(**given), replaced)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(dtype: torch.dtype, net: FourDM) -> None:
     given, wanted = small_case()
     out = copy.deepcopy(net).to(dtype)(**given)

@@ -169,6 +169,7 @@ def test_a_bare_pickle_is_refused(tmp_path: Path, run: Run) -> None:
     assert not proof.exists()
 
 
+@pytest.mark.slow
 def test_the_worker_is_locked_up() -> None:
     """The second line of defence, in a process of its own, since it cannot be taken away again."""
     import subprocess

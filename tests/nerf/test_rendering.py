@@ -148,6 +148,7 @@ def test_packed_sums_are_the_plain_ones_with_their_gradients() -> None:
         torch.testing.assert_close(one, other.float(), rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
+@pytest.mark.slow
 def test_leaving_out_the_empty_changes_nothing_visible() -> None:
     field = rough_field()
     field.blob_density = 60.0  # a ball with a rough surface
@@ -187,6 +188,7 @@ def test_what_is_hidden_is_left_out() -> None:
     assert int(counts[2.0].max()) == pytest.approx(2 * RADIUS / step_length(1.0), abs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use_kernels", "pixels", "chunk"), [(True, 10, 16), (False, 3, 2)])
 def test_chunks_bound_the_memory_and_change_nothing(use_kernels: bool, pixels: int, chunk: int) -> None:
     """Also with normals, whose gradient is a second derivative, and with a random shift of the samples."""
@@ -221,6 +223,7 @@ def test_chunks_bound_the_memory_and_change_nothing(use_kernels: bool, pixels: i
     assert kept_parts < kept_whole / 10, (kept_parts, kept_whole)
 
 
+@pytest.mark.slow
 def test_occupancy_follows_the_field() -> None:
     """It holds all places of the ball over time, lets go of what has become empty, and begins full."""
     occupancy, field = Occupancy(), Ball()

@@ -18,6 +18,7 @@ from blender_addon.contract.orbit import SurfaceSamples, check_surface_samples
 from tests.nerf.scenes import COLOR, RADIUS, SPEED, Ball
 
 
+@pytest.mark.slow
 def test_surface_points_lie_evenly_on_the_ball_of_time_0() -> None:
     found = surface(Ball(2_000.0), None, 3_000, quality=Quality(samples=128))
     check_surface_samples(SurfaceSamples(found.points, found.normals))

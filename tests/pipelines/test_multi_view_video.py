@@ -96,6 +96,7 @@ def test_four_videos_with_cameras_and_times(loaded, tmp_path: Path) -> None:
     assert [(step.step, step.total) for step in told] == [(1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_the_network_hears_what_the_papers_code_tells_it(loaded, tmp_path: Path) -> None:
     heard: list[dict] = []
     listen = loaded["fourdm"].register_forward_pre_hook(
@@ -137,6 +138,7 @@ def test_longer_videos_are_done_in_runs(loaded, tmp_path: Path) -> None:
     assert latents(tmp_path, 1).shape == latents(tmp_path, 0).shape == (32, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_seeds_guidance_and_plans(loaded, tmp_path: Path) -> None:
     def made(name: str, **settings) -> np.ndarray:
         views(loaded, tmp_path / name, **settings)
@@ -150,6 +152,7 @@ def test_seeds_guidance_and_plans(loaded, tmp_path: Path) -> None:
         np.testing.assert_allclose(made(f"plan{number}", plan=plan), first, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_cancelled_and_resumed_exactly(loaded, tmp_path: Path) -> None:
     class Impatient(Run):
         def report(self, step: int, total: int, preview=None) -> None:

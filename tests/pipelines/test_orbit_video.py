@@ -179,6 +179,7 @@ def test_a_folder_that_is_no_orbit_is_refused(tmp_path: Path) -> None:
         orbit_video.construct_folders(tmp_path, None, None, run=Run(tmp_path / "work"))
 
 
+@pytest.mark.slow
 def test_a_clip_with_numbers_that_are_none_is_not_handed_out(
     orbits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

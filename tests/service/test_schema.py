@@ -311,6 +311,7 @@ PLACES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(place=st.sampled_from(PLACES), value=json_values)
 def test_anything_anywhere_is_accepted_or_refused_and_never_stumbles(place, value):

@@ -311,6 +311,7 @@ def test_a_disk_that_is_full_at_the_start_is_a_sentence(tmp_path, monkeypatch, e
     assert caught.value.code == "disk_full"
 
 
+@pytest.mark.slow
 def test_a_path_with_spaces_and_umlauts(tmp_path):
     with running(tmp_path / "Daten für Läufe" / "home") as service:
         assert service.client().watch(service.submit("steps=2")["id"])["state"] == "succeeded"

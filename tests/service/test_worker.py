@@ -269,6 +269,7 @@ def test_a_job_without_progress_is_ended(tmp_path):
         assert (done["state"], done["attempt"], done["error"]["code"]) == ("failed", 2, "stalled")
 
 
+@pytest.mark.slow
 def test_too_little_disk_space_holds_the_queue_and_says_so(tmp_path):
     import json
 

@@ -146,6 +146,7 @@ def test_a_finished_fit_is_not_done_again_unless_discarded(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_inputs_or_damaged_ones_are_ignored(
     scene: Scene, whole: tuple[Clip, Path], tmp_path: Path
 ) -> None:
@@ -217,6 +218,7 @@ def test_without_a_static_orbit_the_moving_one_serves(scene: Scene, tmp_path: Pa
     assert mean_psnr(clip, scene.moving) > mean_psnr(clip, scene.moving, frozen=True) + 1
 
 
+@pytest.mark.slow
 def test_cameras_may_stand_anywhere_and_pictures_have_any_size(tmp_path: Path) -> None:
     scene = swinging_arm(frames=8, pixels=50, loop=False, closed=False)
     # cut to 50 x 37, and turned about the vertical axis of the world as a whole

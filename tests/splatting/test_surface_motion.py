@@ -61,6 +61,7 @@ def test_a_torn_picture_is_overruled_by_the_others(surface: Surface) -> None:
     assert error(surface, mended, whole) < 0.2
 
 
+@pytest.mark.slow
 def test_a_loop_ends_as_it_began() -> None:
     scene = swinging_arm(pixels=64, static_views=24)
     times = np.linspace(0, 1, len(scene.static.images))

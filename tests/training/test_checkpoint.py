@@ -65,6 +65,7 @@ def killed_at(run, moment: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment_the_former_checkpoint_stays(tmp_path):
     context = multiprocessing.get_context("fork")

@@ -143,6 +143,7 @@ def test_samples_show_one_clip_from_five_sides(config, assets) -> None:
     assert len({float(stream.sample(number).camera_to_world[0, 0, 3]) for number in range(3)}) == 3
 
 
+@pytest.mark.slow
 def test_motion_alone_is_kept_and_becomes_weights(config, assets, tmp_path, weights) -> None:
     config = replace(config, learning_rate=3e-3)
     assert train(config, assets, tmp_path / "run", steps=3)
@@ -184,6 +185,7 @@ def test_the_loss_falls_and_the_base_stays(config, assets, weights) -> None:
     assert changed == {name for name, _ in network.named_parameters() if is_motion(name)}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(config, assets, tmp_path) -> None:
     assert train(config, assets, tmp_path / "whole", steps=2)
     assert train(config, assets, tmp_path / "parts", steps=1)
@@ -195,6 +197,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, assets, tmp_path) -> Non
         assert {name for name in whole if not torch.equal(whole[name], parts[name])} == set(), file
 
 
+@pytest.mark.slow
 def test_the_base_is_half_as_large_in_bf16(config, assets) -> None:
     network = fourdm_task.build(replace(config, precision="bf16"), Vocabulary(()))
     kinds = {(is_motion(name), parameter.dtype) for name, parameter in network.named_parameters()}

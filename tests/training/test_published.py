@@ -213,6 +213,7 @@ def test_training_begins_from_i2vgen_xl(tmp_path, shrunk, monkeypatch):
         published_task.build(replace(config, base="sdxl"), Vocabulary(()))
 
 
+@pytest.mark.slow
 def test_a_run_becomes_weights_that_generation_loads(tmp_path, shrunk, monkeypatch):
     monkeypatch.setitem(published.CONFIGS, "image", shrunk)
     run = tmp_path / "run"

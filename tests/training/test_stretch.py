@@ -66,6 +66,7 @@ def only_packed_remains(*names: str) -> None:
         assert {"trainer.json", "config.json", "log.jsonl"} < {file.name for file in files}
 
 
+@pytest.mark.slow
 def test_small_4dm_in_stretches(place, monkeypatch):
     monkeypatch.setattr(small_fourdm_validation, "STEPS", 2)
     assert stretch("4dm", "base", "base1", "--config", "sheets.toml") == 0
@@ -198,6 +199,7 @@ def test_a_gpu_that_is_too_small_is_told_of(place, monkeypatch, capsys):
         assert told in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_compile_is_told_of(place, monkeypatch, capsys):
     def loss(*_: object) -> None:
         raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found.\n\nSet TORCHDYNAMO_VERBOSE=1")

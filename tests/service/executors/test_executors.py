@@ -124,6 +124,7 @@ def test_a_killed_process_costs_an_attempt_and_no_step(service, client, tmp_path
     assert "The job is queued now." in client.log(job["id"])
 
 
+@pytest.mark.slow
 def test_a_late_result_is_not_taken(service, client, tmp_path):
     """The job is taken from a living attempt, as a supervisor does that takes it for dead."""
     job = service.submit("steps=60 seconds=0.05", client)
