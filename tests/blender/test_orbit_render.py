@@ -296,6 +296,7 @@ def test_pictures_are_the_same_bytes_again(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_light_is_neutral_and_stays_in_the_world(tmp_path):
     """A grey ball is grey from all sides, neither black nor burnt, and lit from above rather than from the camera."""
     bpy.ops.mesh.primitive_uv_sphere_add(segments=32, ring_count=16)

@@ -108,6 +108,7 @@ def test_unseen_views_are_none_that_any_case_is_given() -> None:
         assert np.degrees(np.arccos((back[unseen.times == moment] @ given.T).max())) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_views")
 def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_path: Path) -> None:
     known = Known(assets)
@@ -142,6 +143,7 @@ def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_
     assert still["psnr_unseen"] == still["psnr_unseen_frozen"] < row["psnr_unseen"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_views")
 def test_a_second_run_takes_what_the_first_has_made(assets: Path, lever: ChosenClip, tmp_path: Path) -> None:
     known = Known(assets)

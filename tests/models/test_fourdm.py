@@ -183,6 +183,7 @@ def test_each_clip_has_its_own_noise_level(net: FourDM) -> None:
     assert ((out[:8] - wanted[:8]).abs().flatten(1).amax(1) > 1e-2).all()
 
 
+@pytest.mark.slow
 def test_every_time_and_view_is_heard_by_the_others(net: FourDM) -> None:
     given, _ = small_case()  # 4 times x (2 views and the pixel view)
     given["latents"] = given["latents"].clone()

@@ -51,6 +51,7 @@ def test_the_map_from_imagedream(published: FourDM) -> None:
     assert renamed == rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_4dm_on_top_of_imagedream(whole: bool) -> None:
     weights = tensors("weights")

@@ -76,6 +76,7 @@ def test_published_size_has_the_released_keys(config, name, count):
     assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == released
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_survive_a_file(tmp_path):
     net, (given, _) = network("unet_i2v_small"), case("unet_i2v_small", "i2v_f6_b1_16x16")

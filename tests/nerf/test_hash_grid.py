@@ -58,6 +58,7 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
             levels_of(config, dimensions)
 
 
+@pytest.mark.slow
 @DIMENSIONS
 def test_torch_is_differentiable_twice(dimensions: int) -> None:
     levels = levels_of(HashGridConfig(levels=2, log2_table=6, base=4, growth=3.0), dimensions)

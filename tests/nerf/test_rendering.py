@@ -133,6 +133,7 @@ def dense(field: Field, rays: Rays) -> tuple[Tensor, Tensor]:
     return torch.stack(colors), torch.stack(opacity)
 
 
+@pytest.mark.slow
 def test_packed_sums_are_the_plain_ones_with_their_gradients() -> None:
     field = rough_field()
     rays = rays_of(cameras(4)).at(slice(0, 40))

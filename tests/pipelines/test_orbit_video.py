@@ -153,6 +153,7 @@ def test_the_model_of_motion_is_the_one_asked_for(submitted, tmp_path: Path, mon
     assert [config.motion for config in asked] == ["hexplane"]
 
 
+@pytest.mark.slow
 def test_folders_become_a_clip(orbits: Path, tmp_path: Path) -> None:
     clip = orbit_video.construct_folders(
         orbits / "moving",

@@ -112,6 +112,7 @@ def test_signals_end_it_cleanly_and_a_running_job_goes_on_later(tmp_path, name):
             done.ensure_ended()
 
 
+@pytest.mark.slow
 def test_a_client_can_end_it(tmp_path):
     with running(tmp_path / "home") as service:
         children = list(service.children().values())
@@ -317,6 +318,7 @@ def test_a_path_with_spaces_and_umlauts(tmp_path):
         assert service.client().watch(service.submit("steps=2")["id"])["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_the_janitor_at_work(tmp_path):
     home = paths.Home(tmp_path / "home")
     paths.prepare(home)

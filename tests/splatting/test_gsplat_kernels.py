@@ -165,6 +165,7 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_trial_that_takes_too_long_is_ended_with_its_compilers(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     child.does(GRANDCHILD)
     processes: list[psutil.Process] = []
@@ -180,6 +181,7 @@ def test_a_trial_that_takes_too_long_is_ended_with_its_compilers(child: Child, m
     assert not known_verdict(COMPLETE).works
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_trial_and_is_no_verdict(child: Child) -> None:
     child.does(GRANDCHILD)
     processes: list[psutil.Process] = []

@@ -416,6 +416,7 @@ def test_a_video_among_pictures(tmp_path, run):
     assert "neither a PNG nor a JPEG" in str(refused([*folder.iterdir(), film], run))
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_process(tmp_path):
     film = write_video(tmp_path / "film.mp4", count=400, size=(320, 240))
     seen: set[int] = set()
