@@ -13,7 +13,7 @@ from .contract.requests import STILL_FRAMES
 
 # Seconds of one core to build a clip: at the least, and for 1,000 Gaussians.
 CAPTURED = {"draft": (11.4, 0.3), "preview": (22.0, 0.6), "final": (33.0, 1.1)}
-INVENTED = {"draft": (3.0, 0.3), "preview": (7.0, 0.6), "final": (17.0, 1.1)}  # its movement is known
+INVENTED = {"draft": (4.0, 0.3), "preview": (7.0, 0.6), "final": (14.0, 1.1)}  # its movement is known
 INVENTION = 10.0  # seconds of one core to invent one motion
 
 

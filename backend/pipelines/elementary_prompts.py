@@ -85,8 +85,8 @@ def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
     ]
     others = set(words(" ".join(beside)))
     for subject, action in zip(known.subjects, known.actions, strict=True) if known else ():
-        own = set(words(subject)) & others and (verb in LIVING or plain_form(verb) in words(action))
-        if (own and subject not in THINGS) or set(words(action)) & others:
+        alike = verb in words(action) if subject in THINGS else verb in LIVING or plain_form(verb) in words(action)
+        if (alike and set(words(subject)) & others) or set(words(action)) & others:
             return None
     name = VERBS[verb]
     if name in ("waving", "swaying", "rippling"):

@@ -19,7 +19,7 @@ KNOWN = known(
     ("person", "walk"), ("person", "wave"), ("dog", "death"), ("dog", "idle"), ("knight", "melee attack spin"),
     ("snake", "side winding"), ("bee", "fly"), ("red fox", "turning left"), ("crab", "shake head"),
     ("person", "sit chair down"), ("person", "duck"), ("person", "idle sword"), ("person", "jump start"),
-    ("person", "block"), ("person", "run"), ("chest", "open"), ("banana", "run"),
+    ("person", "block"), ("person", "run"), ("chest", "open"), ("banana", "run"), ("tank", "turning left"),
 )  # fmt: skip
 
 
@@ -73,6 +73,8 @@ KNOWN = known(
         ("a red cube turns", "spinning"),
         ("a treasure chest shakes", "trembling"),
         ("a banana falls", "toppling"),
+        ("a tank turns left", None),
+        ("a tank spins", "spinning"),
         # as those who are known do it, or not alone
         ("a person waves", None),
         ("a monkey waves", None),
