@@ -37,7 +37,7 @@ PRESET_TEXTS = {
     "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians"),
     "final": (
         "Final",
-        "As good as it gets: 20,000 Gaussians, of pictures twice as wide and high. Takes three times as long",
+        "As good as it gets: 20,000 Gaussians, of pictures twice as wide and high. Takes two to four times as long",
     ),
 }
 VIDEO_PRESET_TEXTS = {

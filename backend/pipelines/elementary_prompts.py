@@ -58,6 +58,7 @@ PLACES = {"in", "on", "of", "over", "under", "through", "from", "into", "onto", 
 HAVING = {"with", "wearing", "wears", "holding", "holds", "carrying", "carries"}
 DOING = {"do", "does", "doing"}  # a somersault
 CARRIED = {"sailing", "riding"}  # "a man rows a boat": both move
+WINDBLOWN = {"waving", "swaying", "rippling"}  # which soft things do in a way of their own
 WIND = {"wind", "winds", "windy", "breeze", "storm", "gale", "gust", "gusts"}
 # Words of known actions and subjects that say how, or that in prompts more often name other things
 MANNERS = frozenset(
@@ -89,7 +90,7 @@ def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
         if (alike and set(words(subject)) & others) or set(words(action)) & others:
             return None
     name = VERBS[verb]
-    if name in ("waving", "swaying", "rippling"):
+    if name in WINDBLOWN:
         name = _soft(spoken) or name
     return MOTIONS.get(name)
 
