@@ -38,7 +38,7 @@ STAGE_TEXTS = {
     "measure": "Measuring the Motion",
     "moving": "Rendering the Motion",
     "static": "Rendering All Sides",
-    "surface": "Sampling the Surface",
+    "surface": "Following the Surface",
     "copy": "Copying the Video",
     "hash": "Packing",
 }
@@ -183,7 +183,8 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     weights = {"measure": MEASURE_WEIGHT * orbit.frames}
     weights |= {} if invents else {"moving": float(orbit.frames)}
     weights |= {"static": float(orbit.frames + FURTHER_VIEWS)} if may_invent or options.capture_static else {}
-    run = CaptureRun(store, record, steps(), weights | {"surface": 1.0, "hash": 1.0})
+    weights |= {"surface": 1.0 if invents else MEASURE_WEIGHT * orbit.frames, "hash": 1.0}
+    run = CaptureRun(store, record, steps(), weights)
     return run
 
 

@@ -42,6 +42,7 @@ STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has 
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000
+TORN, TORN_SIZE, TORN_SHARE = 10.0, 0.2, 0.02  # times as long as before, and so long; of all triangles that many
 
 
 class CaptureCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -124,7 +125,7 @@ def measure_steps(
         if not np.isfinite(vertices).all():
             raise CaptureError(f"{subject.name} has vertices at infinity at frame {moments[index]:g}.")
         outlines.append(_thinned(vertices))
-        if (len(vertices), geometry.face_count) != (len(first.vertices), first.face_count):
+        if not _same_faces(first, geometry):
             farthest = np.inf
         elif len(vertices):
             farthest = max(farthest, float(np.linalg.norm(vertices - first.vertices, axis=1).max()))
@@ -310,27 +311,49 @@ def render_orbit(
 
 
 def sample_surface_steps(
-    space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, seed: int = 0
+    space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, times: int = 1, seed: int = 0
 ) -> Generator[CaptureProgress, None, SurfaceSamples]:
     """Points on the subject's surface at the first frame, evenly by area, with outward normals, in clip space.
+
+    With more than one of `times`, even ones of the frame range, the points' movement comes along, unless the mesh is
+    built anew meanwhile: then nobody can tell where a point has gone.
 
     Raises:
         CaptureError: the subject is gone, or has no surface at the first frame.
     """
-    samples: list[SurfaceSamples] = []
+    moments = [space.frame_at(moment) for moment in np.linspace(0, 1, times)]
+    first: Geometry | None = None
+    chosen, weights = np.zeros(0, int), np.zeros((0, 3))
+    places: list[np.ndarray] = []  # [count, 3, 3] of each moment: the corners of the points' triangles
 
-    def sample(stage: Stage, _: int) -> None:
-        geometry = stage.geometry(space.frame_range[0], with_triangles=True)
-        corners = (geometry.triangles.astype(np.float64) - space.to_world[:3, 3]) / space.scale
-        samples.append(_sample_triangles(corners, geometry.normals, count, seed, space.subject.name))
+    def look(stage: Stage, index: int) -> None:
+        nonlocal first, chosen, weights
+        if index and (first is None or len(places) < index):
+            return  # the mesh was built anew
+        geometry = stage.geometry(moments[index], with_triangles=index == 0)
+        vertices = (geometry.vertices.astype(np.float64) - space.to_world[:3, 3]) / space.scale
+        if index == 0:
+            first = geometry
+            chosen, weights = _sample_triangles(vertices[first.triangles], first.normals, count, seed, space.subject.name)
+        if _same_faces(first, geometry):
+            corners = vertices[first.triangles[chosen]]
+            if index == 0 or not _torn(places[0], corners):
+                places.append(corners)
 
-    yield from _in_steps(space.subject, (64, 64), None, 1, 1, sample, "surface")
-    return samples[0]
+    yield from _in_steps(space.subject, (64, 64), None, 1, times, look, "surface")
+    points = np.stack([np.einsum("nc,ncd->nd", weights, corners) for corners in places])
+    return SurfaceSamples(
+        points=points[0].astype(np.float32),
+        normals=first.normals[chosen],
+        movement=(points - points[0]).astype(np.float32) if 1 < times == len(points) else None,
+    )
 
 
-def sample_surface(space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, seed: int = 0) -> SurfaceSamples:
+def sample_surface(
+    space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, times: int = 1, seed: int = 0
+) -> SurfaceSamples:
     """As `sample_surface_steps`, in one go."""
-    return _exhaust(sample_surface_steps(space, count, seed=seed))
+    return _exhaust(sample_surface_steps(space, count, times=times, seed=seed))
 
 
 # --- everything ------------------------------------------------------------------------------------------------------
@@ -349,7 +372,7 @@ def capture_steps(
     samples: int = DEFAULT_SAMPLES,
     engine: str | None = None,
 ) -> Generator[CaptureProgress, None, Capture]:
-    """Capture a moving object: moving orbit, static orbit and surface samples, in one clip space.
+    """Capture a moving object: moving orbit, static orbit, and points on its surface with their movement.
 
     `folder` gets `moving/`, `static/` (orbit folders) and `surface.npz`.
 
@@ -387,7 +410,7 @@ def capture_motion_steps(
     static_cameras = None
     if static:
         static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
-    surface_path = (yield from _write_surface_steps(space, folder)) if surface else None
+    surface_path = (yield from _write_surface_steps(space, folder, times=orbit.frames)) if surface else None
     return Capture(space, moving_cameras, static_cameras, surface_path, fps * (orbit.frames - 1) / (end - start))
 
 
@@ -407,7 +430,7 @@ def capture_still_steps(
     """
     settings = {"resolution": resolution, "samples": samples, "engine": engine}
     cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
-    surface = yield from _write_surface_steps(space, folder)
+    surface = yield from _write_surface_steps(space, folder, times=1)
     return Capture(space, None, cameras, surface, fps)
 
 
@@ -424,8 +447,8 @@ def capture(
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _write_surface_steps(space: ClipSpace, folder: Path) -> Generator[CaptureProgress, None, Path]:
-    samples = yield from sample_surface_steps(space)
+def _write_surface_steps(space: ClipSpace, folder: Path, *, times: int) -> Generator[CaptureProgress, None, Path]:
+    samples = yield from sample_surface_steps(space, times=times)
     path = folder / "surface.npz"
     try:
         write_surface_samples(path, samples)
@@ -515,7 +538,8 @@ def _sample_triangles(
     count: int,
     seed: int,
     name: str,
-) -> SurfaceSamples:
+) -> tuple[np.ndarray, np.ndarray]:  # [count], [count, 3]
+    """Triangles and barycentric weights of points, evenly by area."""
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     areas[~normals.any(axis=1)] = 0  # too thin for a normal
     if not areas.sum() > 0:
@@ -525,8 +549,14 @@ def _sample_triangles(
     shares = (np.arange(count) + random.random(count)) / count * areas.sum()
     chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
     u, v = np.sqrt(random.random(count)), random.random(count)
-    weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
-    return SurfaceSamples(
-        points=np.einsum("nc,ncd->nd", weights, corners[chosen]).astype(np.float32),
-        normals=normals[chosen].astype(np.float32),
-    )
+    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+
+
+def _same_faces(first: Geometry, later: Geometry) -> bool:
+    return (len(first.vertices), first.face_count) == (len(later.vertices), later.face_count)
+
+
+def _torn(first: np.ndarray, later: np.ndarray) -> bool:  # [N, 3, 3] corners of triangles, clip space
+    """Whether many triangles have been pulled across the subject: as many vertices as before, but others."""
+    before, after = (np.linalg.norm(corners - np.roll(corners, 1, 1), axis=2).max(1) for corners in (first, later))
+    return bool((after > np.maximum(TORN * before, TORN_SIZE)).mean() > TORN_SHARE)

@@ -40,7 +40,7 @@ class Geometry:
 
     vertices: np.ndarray  # [V, 3] float32, only those of faces
     face_count: int
-    triangles: np.ndarray  # [F, 3, 3] float32: three corners each, empty where not asked for
+    triangles: np.ndarray  # [F, 3] int32: their vertices, empty where not asked for
     normals: np.ndarray  # [F, 3] float32, unit, outward
     matrix_world: np.ndarray  # [4, 4] float64, of the source object
 
@@ -310,7 +310,7 @@ def _set_world(world: bpy.types.World) -> None:
 
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
     vertices, triangles, normals = [], [], []
-    face_count = 0
+    vertex_count = face_count = 0
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
@@ -321,25 +321,27 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
             face_count += len(mesh.polygons)
             matrix = np.array(instance.matrix_world)
             positions = _world_positions(mesh, matrix)
-            vertices.append(positions[_vertices_of_faces(mesh)])
+            used = _vertices_of_faces(mesh)
+            vertices.append(positions[used])
             if with_triangles:
-                corners = positions[_triangle_vertices(mesh)]
-                triangles.append(corners)
+                corners = _triangle_vertices(mesh)
+                triangles.append(vertex_count + (np.cumsum(used, dtype=np.int32) - 1)[corners])
                 # A mirrored object keeps its outside, although its corners now run the other way round.
-                normals.append(_normals(corners) * np.sign(np.linalg.det(matrix[:3, :3])))
+                normals.append(_normals(positions[corners]) * np.sign(np.linalg.det(matrix[:3, :3])))
+            vertex_count += len(vertices[-1])
         if not is_ready:
             obj.to_mesh_clear()
     return Geometry(
-        _joined(vertices, (3,)),
+        _joined(vertices, np.float32),
         face_count,
-        _joined(triangles, (3, 3)),
-        _joined(normals, (3,)),
+        _joined(triangles, np.int32),
+        _joined(normals, np.float32),
         np.array(source.evaluated_get(depsgraph).matrix_world, np.float64),
     )
 
 
-def _joined(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate([np.zeros((0, *shape)), *arrays]).astype(np.float32)
+def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:  # [.., 3] each
+    return np.concatenate([np.zeros((0, 3), dtype), *arrays]).astype(dtype)
 
 
 def _world_positions(mesh: bpy.types.Mesh, matrix: np.ndarray) -> np.ndarray:  # [V, 3] float64

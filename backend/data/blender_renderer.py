@@ -51,10 +51,10 @@ class BlenderRenderer:
             return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(len(cameras.times))])
 
     def surface(self, clip: int) -> SurfaceSamples:
-        """What the add-on sends of the surface at time 0. Raises as `pictures`."""
+        """What the add-on sends of the surface. Raises as `pictures`."""
         self._pose(clip)
         with quiet():
-            return orbit_render.sample_surface(self._space)
+            return orbit_render.sample_surface(self._space, times=FRAMES)
 
     def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
         """Corners of the evaluated triangles at the stored frames, clip space.
@@ -67,10 +67,12 @@ class BlenderRenderer:
         space = self._space
         with quiet(), open_stage(space.subject, width=64, height=64, engine="CYCLES", samples=1) as stage:
             moments = [space.frame_at(k / (FRAMES - 1)) for k in range(FRAMES)]
-            found = [stage.geometry(moment, with_triangles=True).triangles for moment in moments]
-        if len({len(corners) for corners in found}) > 1:
+            first, *others = (stage.geometry(moment, with_triangles=True) for moment in moments)
+        found = [first.vertices, *(geometry.vertices for geometry in others)]
+        if len({len(vertices) for vertices in found}) > 1:
             raise UserError("no_tracks", "The mesh is built anew over time, so that no point of it can be followed.")
-        return ((np.stack(found) - space.to_world[:3, 3]) / space.scale).astype(np.float32)
+        corners = np.stack(found)[:, first.triangles]
+        return ((corners - space.to_world[:3, 3]) / space.scale).astype(np.float32)
 
     def _pose(self, clip: int, light_turn: float = 0.0) -> None:
         if clip != self._playing:

@@ -43,17 +43,17 @@ class FastRenderer:
         return (rgba.clip(0, 1) * 255).round().astype(np.uint8)
 
     def surface(self, clip: int) -> SurfaceSamples:
-        """Samples of the surface at time 0, as many as the add-on sends.
+        """Samples of the surface and their movement, as many as the add-on sends.
 
         Raises:
             UserError: there is no surface.
         """
-        corners = self.triangles(clip)[0].astype(np.float64)
-        chosen, weights = sample_triangles(corners, SURFACE_SAMPLES, seed=0)
-        points = np.einsum("mc,mcd->md", weights, corners[chosen])
-        normals = np.cross(*(corners[chosen, k] - corners[chosen, 0] for k in (1, 2)))
+        corners = self.triangles(clip).astype(np.float64)
+        chosen, weights = sample_triangles(corners[0], SURFACE_SAMPLES, seed=0)
+        points = np.einsum("mc,tmcd->tmd", weights, corners[:, chosen])
+        normals = np.cross(*(corners[0, chosen, k] - corners[0, chosen, 0] for k in (1, 2)))
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-        return SurfaceSamples(points.astype(np.float32), normals.astype(np.float32))
+        return SurfaceSamples(*(array.astype(np.float32) for array in (points[0], normals, points - points[0])))
 
     def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
         """Corners of the triangles at the stored frames, clip space."""

@@ -3,9 +3,10 @@
 
 A constructor is handed in, so that tests can bring one whose result is known. Cases differ in what it is given:
 
-- `object`: moving orbit, static orbit, surface samples, as of an object in the scene;
+- `object`: moving orbit, static orbit, points on the surface and their movement, as of an object in the scene;
+- `pictures`: the same without the movement, which the pictures alone have to tell: as of a mesh that is built anew;
 - `hull`: the same without surface samples, as of a text or an image;
-- `views8`: as `object`, with 8 views of every time instead of one.
+- `views8`: as `pictures`, with 8 views of every time instead of one.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from blender_addon.contract.arrays import BadFileError, atomic_file
 from blender_addon.contract.clip import Clip, read_clip, write_clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-CASES = ("object", "hull", "views8")
+CASES = ("object", "pictures", "hull", "views8")
 RENDERING, RENDERING_SEVERAL, CONSTRUCTING = "Rendering the truth", "Rendering more views", "Constructing"
 LOWER_IS_BETTER = ("dssim", "lpips", "track_error", "seconds", "cpu_seconds")
 
@@ -128,7 +129,8 @@ def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
 def _given(truth: GridTruth, case: str) -> tuple[Observations, Observations, SurfaceSamples | None]:
     """What a construction gets."""
     moving = truth.several if case == "views8" else truth.moving
-    return moving, truth.static, None if case == "hull" else truth.surface
+    surfaces = {"object": truth.surface, "hull": None}
+    return moving, truth.static, surfaces.get(case, truth.surface.standing())
 
 
 def _kept(
@@ -167,7 +169,8 @@ def _key(constructor: Constructor, given: tuple[Observations, Observations, Surf
         digest.update(json.dumps(views.cameras.to_json()).encode())
         digest.update(views.images.numpy().tobytes())
     if surface is not None:
-        digest.update(surface.points.tobytes() + surface.normals.tobytes())
+        for array in filter(lambda array: array is not None, vars(surface).values()):
+            digest.update(array.tobytes())
     return digest.hexdigest()
 
 

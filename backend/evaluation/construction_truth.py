@@ -47,7 +47,7 @@ class GridTruth:
     moving: Observations  # one view per time
     static: Observations
     several: Observations | None  # `AZIMUTHS` views per time
-    surface: SurfaceSamples  # at time 0
+    surface: SurfaceSamples  # with their movement, where it is known
     unseen: Observations
     tracks: np.ndarray  # [T, M, 3] float32
     magnitude: float  # m of Eq. 1

@@ -51,7 +51,7 @@ def make_truths(
     for clip in usable:
         moving, static = (read_pictures(folder / clip.name, video, FRAMES) for video in (MOVING, STATIC))
         further = Views(read_pictures(folder / clip.name, FURTHER, len(cameras[FURTHER].times)), cameras[FURTHER])
-        surface, _ = read_surface(folder / clip.name)
+        surface = read_surface(folder / clip.name)[0].standing()
         magnitude = magnitude_of(moving, static)
         truths.append(Truth(clip, moving, static, further, cameras[MOVING], surface, magnitude))
     return truths, left_out

@@ -28,7 +28,7 @@ FURTHER = "further"  # shot of time 0 from above and below
 LEAVES_PICTURE = "the subject leaves the picture"
 LEAST_MAGNITUDE = 0.1  # m of Eq. 1: what moves less is no test of motion
 TRACKED_POINTS = 2_000
-ALGORITHM = 1  # counts changes that make older pictures useless
+ALGORITHM = 2  # counts changes that make older pictures useless
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
     """What is wanted of every clip."""
 
     shots: dict[str, Shots]  # by name, all of one size; with `MOVING` and `STATIC` only fit clips are rendered further
-    surface: bool = False  # surface samples at time 0, and points tracked over time
+    surface: bool = False  # surface samples with their movement, and other points tracked over time
 
     @property
     def resolution(self) -> int:
@@ -136,7 +136,7 @@ def tracks_path(folder: Path) -> Path:
 
 
 def read_surface(folder: Path) -> tuple[SurfaceSamples, np.ndarray]:
-    """Surface samples at time 0, and points on the surface at all frames [T, M, 3]; both in clip space.
+    """Surface samples, and other points on the surface at all frames [T, M, 3]; both in clip space.
 
     Raises:
         BadFileError: they are not there, or damaged.

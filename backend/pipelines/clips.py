@@ -14,7 +14,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.estimate import demand_memory, estimate
-from backend.splatting.guide import SurfaceMotion
+from backend.splatting.guide import SurfaceMotion, movement_of
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
@@ -56,7 +56,7 @@ def construct_clip(
     `settings` are those of a request: preset, gaussians, seed, and, where they are there,
     sh_degree, color_space and motion_model.
     `changes` are other values for fields of `ConstructConfig`; requests have none. `told`: the movement, where it was
-    there before the pictures. `guided`: whether else scene flow guides the motion, where there is its network; several
+    there before the pictures, as it is in `surface` of an object that moves in its scene. `guided`: whether else scene flow guides the motion, where there is its network; several
     views of each time need none.
 
     Raises:
@@ -68,6 +68,7 @@ def construct_clip(
     wanted = {names[name]: settings[name] for name in names if name in settings}  # older requests lack them
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
+    told = told or movement_of(surface)
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
     needed = estimate(config.with_guide() if told else config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)

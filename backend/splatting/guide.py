@@ -4,7 +4,8 @@
 Pictures alone pull a limb only where it nearly overlaps its image already, and say nothing of what they do not show.
 What else is known about the movement is told by scene flow, from a network that knows how things move
 (`models.scene_flow`): for what pictures show, how far it moves by which time, and how sure that is. Or the movement is
-known as a whole, as where it was invented before the pictures were (`surface_motion`).
+known as a whole, as where it was invented before the pictures were (`surface_motion`), or where the subject is an
+animated mesh whose surface was followed.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.splatting.sight import project, seen_in
+from blender_addon.contract.orbit import SurfaceSamples
 
 DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
 POINTS_PER_CELL = 4  # of the depth picture that decides this, on average: enough to close it against what is behind
@@ -66,6 +68,14 @@ class Guide:
         """Mean distance of points at `moved` (at rest: `rest`) from where they should be, as a share of the motion."""
         distance = (moved - rest - self.movement).square().sum(-1).add(1e-8).sqrt()
         return (self.weight * distance).sum() / self.weight.sum().clamp_min(1e-6) / self.unit
+
+
+def movement_of(samples: SurfaceSamples | None) -> SurfaceMotion | None:
+    """How the surface moves, where its samples tell."""
+    if samples is None or samples.movement is None:
+        return None
+    times = torch.linspace(0, 1, len(samples.movement))
+    return SurfaceMotion(torch.from_numpy(samples.points), torch.from_numpy(samples.movement), times)
 
 
 def make_guide(told: SceneFlow | SurfaceMotion, points: np.ndarray) -> Guide:  # [N, 3] float32

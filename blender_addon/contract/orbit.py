@@ -133,10 +133,15 @@ class Cameras:
 
 @dataclass(frozen=True)
 class SurfaceSamples:
-    """Points on the subject's surface at time 0."""
+    """Points on the subject's surface at time 0 and, where it is known, how they move."""
 
     points: np.ndarray  # [M, 3] float32, clip space
     normals: np.ndarray  # [M, 3] float32, unit, outward
+    movement: np.ndarray | None = None  # [T, M, 3] float32, of the points from there, at T even times from 0 to 1
+
+    def standing(self) -> "SurfaceSamples":
+        """The same without their movement."""
+        return replace(self, movement=None)
 
 
 def orbit_camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:  # [4, 4] float64
@@ -221,16 +226,16 @@ def read_orbit_json(folder: str | os.PathLike) -> Cameras:
 
 
 def write_surface_samples(path: str | os.PathLike, samples: SurfaceSamples) -> None:
-    """Write surface samples as `.npz` with `points` and `normals`."""
+    """Write surface samples as `.npz` with `points`, `normals` and, where it is known, `movement`."""
     check_surface_samples(samples)
-    write_arrays(path, {"points": samples.points, "normals": samples.normals})
+    write_arrays(path, {name: array for name, array in vars(samples).items() if array is not None})
 
 
 def read_surface_samples(path: str | os.PathLike) -> SurfaceSamples:
     """Surface samples from a file, checked. Raises BadFileError with one sentence."""
     label = os.path.basename(path)
     arrays = read_arrays(path)
-    if set(arrays) != {"points", "normals"}:
+    if set(arrays) - {"movement"} != {"points", "normals"}:
         raise BadFileError(f"{label} does not hold surface samples.")
     samples = SurfaceSamples(**arrays)
     check_surface_samples(samples, label)
@@ -238,14 +243,20 @@ def read_surface_samples(path: str | os.PathLike) -> SurfaceSamples:
 
 
 def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -> None:
-    """Raises BadFileError where `samples` are not M finite points with unit normals."""
-    for name, array in vars(samples).items():
-        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != 3:
-            raise BadFileError(f"{label} is not usable: {name} must be float32 [M, 3].")
+    """Raises BadFileError where `samples` are not M finite points with unit normals, and their movement if any."""
+    known = {name: array for name, array in vars(samples).items() if array is not None}
+    for name, array in known.items():
+        shape = "[T, M, 3]" if name == "movement" else "[M, 3]"
+        if array.dtype != np.float32 or array.ndim != shape.count(",") + 1 or array.shape[-1] != 3:
+            raise BadFileError(f"{label} is not usable: {name} must be float32 {shape}.")
         if not np.isfinite(array).all():
             raise BadFileError(f"{label} is not usable: {name} holds numbers that are not finite.")
     if len(samples.points) != len(samples.normals):
         raise BadFileError(f"{label} is not usable: there must be one normal for each point.")
+    if samples.movement is not None and (
+        samples.movement.shape[1] != len(samples.points) or not 2 <= len(samples.movement) <= MAX_VIEWS
+    ):
+        raise BadFileError(f"{label} is not usable: there must be a movement of each point, at two times or more.")
     if not 1 <= len(samples.points) <= MAX_SURFACE_SAMPLES:
         raise BadFileError(f"{label} is not usable: 1 to {MAX_SURFACE_SAMPLES} points are allowed.")
     if not np.allclose(np.linalg.norm(samples.normals, axis=1), 1, atol=1e-2):
