@@ -70,7 +70,7 @@ def construct_clip(
     engine = engine_of(run)
     told = told or movement_of(surface)
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
-    needed = estimate(config.with_guide() if told else config, *sizes, on_gpu=engine.is_gpu)
+    needed = estimate(config.with_known_motion() if told else config, *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():

@@ -85,6 +85,10 @@ class ConstructConfig:
         """The same for a GPU, where all pictures at once cost little more than one."""
         return replace(self, shape_frames=MOST_FRAMES, coarse_frames=MOST_FRAMES, fine_frames=MOST_FRAMES)
 
+    def with_known_motion(self) -> "ConstructConfig":
+        """The same for a motion of which nothing is left to be found."""
+        return replace(self, coarse_steps=0, hypotheses=(), mirrors=())
+
     def with_guide(self) -> "ConstructConfig":
         """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
         slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1], "mirrors": ()}

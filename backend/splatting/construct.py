@@ -41,7 +41,7 @@ from backend.splatting.symmetry import Mirror, find_plane
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.orbit import SurfaceSamples
 
-ALGORITHM = 10  # counts changes that make older checkpoints useless
+ALGORITHM = 11  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
@@ -89,11 +89,14 @@ def construct(
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
-        if len(moving.images) >= MANY_VIEWS * frames:
+        known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
+        if known:
+            config, told = config.with_known_motion(), None
+        elif len(moving.images) >= MANY_VIEWS * frames:
             config = config.with_many_views()
         elif told:
             config = config.with_guide()
-        scene = prepare(moving, static, config, frames)
+        scene = replace(prepare(moving, static, config, frames), known=known)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
         saved = checkpoint.load()
@@ -107,7 +110,7 @@ def construct(
         guide = told and make_guide(told, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
             _follow_guide(fit, scene, guide, checkpoint, run)
-        if fit.stage == 2 and config.motion == "bases":
+        if fit.stage == 2 and config.motion == "bases" and not known:
             _fit_motion(fit, scene, guide, checkpoint, run)
         while fit.stage < 4:
             _fit_both(fit, scene, guide, checkpoint, run)

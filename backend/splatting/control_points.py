@@ -28,8 +28,8 @@ class ControlPoints:
     """B control points, the N Gaussians that follow them, and which of them are neighbours. Float32 and int32."""
 
     points: Tensor  # [B, 3] clip space, at time 0
-    index: Tensor  # [N, 4] control points of each Gaussian, nearest first
-    weights: Tensor  # [N, 4] above 0, sum 1
+    index: Tensor  # [N, k] control points of each Gaussian, nearest first; k = 4 for clips
+    weights: Tensor  # [N, k] sum 1
     edges: Tensor  # [E, 2] pairs i, j of neighbours
     edge_weights: Tensor  # [E] mean 1
     mean_square_edge: float  # mean squared length of the edges
@@ -40,12 +40,13 @@ class ControlPoints:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 3] float32
-    """Spread `count` control points over Gaussians at `means` and tie each Gaussian to its four nearest.
+def make_control_points(means: np.ndarray, count: int, each: int = BASES_PER_GAUSSIAN) -> ControlPoints:
+    """Spread `count` control points over Gaussians at `means` [N, 3] float32, tie each Gaussian to its `each` nearest.
 
     With fewer Gaussians than `count`, each of them is a control point; there are never fewer than four of those.
     """
     count = max(min(count, len(means)), BASES_PER_GAUSSIAN)
+    each = min(each, count)
     graph = means
     if len(means) > GRAPH_POINTS:
         graph = means[np.random.default_rng(0).permutation(len(means))[:GRAPH_POINTS]]
@@ -59,7 +60,7 @@ def make_control_points(means: np.ndarray, count: int) -> ControlPoints:  # [N, 
     index, weights = [], []
     for start in range(0, len(means), CHUNK):
         to_these = distances if graph is means else _reach(graph, distances, means[start : start + CHUNK])
-        nearest = np.argpartition(to_these, BASES_PER_GAUSSIAN - 1, axis=0)[:BASES_PER_GAUSSIAN]  # [4, n]
+        nearest = np.argpartition(to_these, each - 1, axis=0)[:each]  # [k, n]
         squared = np.square(np.take_along_axis(to_these, nearest, axis=0))
         order = np.argsort(squared, axis=0, kind="stable")
         nearest, squared = np.take_along_axis(nearest, order, axis=0), np.take_along_axis(squared, order, axis=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from backend.splatting.bases import BasesMotion
 from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
 from backend.splatting.config import ConstructConfig
+from backend.splatting.followed import FollowedMotion
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.hexplane import HexPlaneMotion
 from backend.splatting.hypotheses import Hypothesis, Trial, leader
@@ -41,7 +42,7 @@ class Fit:
 
     gaussians: GaussianParameters
     rest_means: Tensor | None = None  # [N, 3] means at the end of stage 1, on which the motion is built
-    motion: BasesMotion | HexPlaneMotion | None = None  # after stage 1
+    motion: BasesMotion | FollowedMotion | HexPlaneMotion | None = None  # after stage 1
     stage: int = 0
     step: int = 0  # of the stage, or in stage 3 of the hypothesis, how many are done
     hypothesis: Hypothesis = DEFAULT  # of the motion
@@ -60,7 +61,9 @@ class Fit:
     def begin_motion(self, scene: Scene, hypothesis: Hypothesis = DEFAULT, path: Tensor | None = None) -> None:
         """From here on the Gaussians move, by a model that is built on `rest_means`; see `hypotheses`."""
         self.hypothesis, config = hypothesis, scene.config
-        if config.motion == "hexplane":
+        if scene.known:
+            self.motion = FollowedMotion(self.rest_means, scene.known, scene.frame_times, config)
+        elif config.motion == "hexplane":
             self.motion = HexPlaneMotion(self.rest_means, len(scene.frame_times), scene.basis.loop, config)
         else:
             config = config if hypothesis.lag is None else config.with_mirror()
@@ -98,7 +101,7 @@ class Fit:
         """Let the motion change at this share of its rates."""
         rates = self.motion.rates()
         for group in self.motion_optimizer.param_groups:
-            group["lr"] = share * rates[group["name"]]
+            group["lr"] = share * rates.get(group["name"], 0.0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All of it, for a checkpoint, which may be taken up on another device."""
@@ -168,4 +171,5 @@ def one_torch_thread() -> Iterator[None]:
 def _optimizer(tensors: dict[str, Tensor]) -> torch.optim.Optimizer:
     """Adam with one rate for each of the tensors, to be set before the first step."""
     groups = [{"params": [tensor], "name": name} for name, tensor in tensors.items()]
-    return torch.optim.Adam(groups, betas=BETAS, fused=True)
+    nothing = [{"params": [torch.zeros(0)], "name": ""}]  # Adam refuses to have none
+    return torch.optim.Adam(groups or nothing, betas=BETAS, fused=True)

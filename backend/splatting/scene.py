@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backend.splatting.config import ConstructConfig
+from backend.splatting.guide import SurfaceMotion
 from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.losses import depth_smoothness, image_loss
 from backend.splatting.motion import TimeBasis
@@ -84,6 +85,7 @@ class Scene:
     frame_times: Tensor  # [T] of the clip's frames
     coverage: float  # share of a picture that the subject fills
     has_static: bool  # whether `reference` really is of time 0
+    known: SurfaceMotion | None = None  # the motion, where nothing of it is left to be found
 
     @property
     def device(self) -> torch.device:
