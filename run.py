@@ -212,7 +212,7 @@ def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
         python = python_of(folder)
         step(2, "Fetching packages")
         install(python, requirements, log, site_packages(folder))
-        step(3, "Compiling the splatting kernels")
+        step(3, "Compiling the kernels")
         run_logged([str(python), "-m", "backend", "warm-up"], log, echo=True)
     (folder / STAMP).write_text("\n".join(requirements) + "\n", encoding="utf-8")
     for other in ENVIRONMENTS.iterdir():  # environments of former dependency lists

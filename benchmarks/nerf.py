@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from backend.compiled import compile_all
 from backend.data.fast_renderer import FastRenderer
 from backend.nerf import losses
 from backend.nerf.field import BETAS, EPSILON, PUBLISHED, SMALL, Field, SpaceTimeHash
-from backend.nerf.hash_grid import HashGrid, warm_up
+from backend.nerf.hash_grid import HashGrid
 from backend.nerf.occupancy import Occupancy
 from backend.nerf.rendering import Quality, rays_of, render
 from backend.nerf.to_surface import camera_grid, pictures, surface
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        warm_up()
+        compile_all()
         rows = grid_costs()
         shown, unseen = truths()
         fit = Fit(shown)

@@ -20,6 +20,7 @@ STANDARD = set(sys.stdlib_module_names)
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
 LEAVES = (
     *("backend.__version__", "backend.progress", "backend.versions", "backend.interpreter"),
+    "backend.compiled",
     "blender_addon.contract",
 )
 MAY_IMPORT = {
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "backend.progress": ("numpy",),
     "backend.versions": ("backend.__version__",),
     "backend.interpreter": (),
+    "backend.compiled": ("numba", "platformdirs"),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": (
         *("numpy", "torch", "numba", "llvmlite", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),

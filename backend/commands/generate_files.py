@@ -16,6 +16,7 @@ from backend.pipelines import diffusion4d, fourdiffusion
 from backend.pipelines.fourdiffusion import Video
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
+from backend.splatting.rasterize import warm_up
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
@@ -106,6 +107,7 @@ def generate_video_files(
     decides = ("seed", "prompt", "frames", "cutout", "model", "representation", "preset")
     run.folder = folder / _digest([request["inputs"], {name: request["settings"][name] for name in decides}])
     run.folder.mkdir(parents=True, exist_ok=True)
+    warm_up(run.say)
     if views_alone:
         return fourdiffusion.views_of_request(request, files.__getitem__, run, weights=weights)
     return read_clip(fourdiffusion.run_request(request, files.__getitem__, run, weights=weights))
