@@ -17,6 +17,7 @@ from backend.pipelines.fourdiffusion import Video
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
 from backend.splatting.rasterize import warm_up
+from backend.versions import program_key
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
@@ -144,7 +145,8 @@ def _key(request: dict, published: dict) -> str:
 
 
 def _digest(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    """Of all that decides a result, with the program that makes it: what another has left half done is no use."""
+    return hashlib.sha256(json.dumps([program_key(), *parts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_generated(frames: GeneratedFrames, out: Path) -> None:

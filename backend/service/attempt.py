@@ -32,6 +32,7 @@ Pipeline = Callable[[dict, Callable[[str], Path], Run], Path]  # request, sha256
 LOOK_SECONDS = 0.2  # between two looks whether the job is cancelled; also between two writes of progress
 DETAIL_SECONDS = 30.0  # between two lines of the log about how a stage goes
 PREVIEW_PIXELS = 512
+OTHER_PROGRAM = "What another version of Kinesplat had done of this job is done anew."
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,10 @@ class Attempt:
     def _run(self, pipeline: Pipeline) -> str | None:
         job = self.job
         try:
-            work = self._home.work(job.id)
-            work.mkdir(parents=True, exist_ok=True)
-            result = pipeline(
-                json.loads(job.request), self._input, Run(work, self.show, self.is_cancelled, self._settings.device)
-            )
+            if self._home.begin_work(job.id):
+                self.log.write(OTHER_PROGRAM)
+            run = Run(self._home.work(job.id), self.show, self.is_cancelled, self._settings.device)
+            result = pipeline(json.loads(job.request), self._input, run)
             if self.is_cancelled():
                 raise JobCancelled
             return self._keep(result)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
+from backend.commands import generate_files
 from backend.commands.generate_files import write_orbit
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
@@ -129,6 +130,9 @@ def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytes
     assert generated == []
     assert generate("--text", "a ball", "--seed", 1, *work) == 0
     assert generated == [1]
+    monkeypatch.setattr(generate_files, "program_key", lambda: "the next version")
+    assert generate("--text", "a ball", *work) == 0
+    assert generated == [1, 1]
 
 
 def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
