@@ -15,6 +15,7 @@ from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.estimate import demand_memory, estimate
 from backend.splatting.guide import SurfaceMotion
+from backend.splatting.inspection import MOVE_CAMERAS
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
@@ -50,6 +51,7 @@ def construct_clip(
     told: SurfaceMotion | None = None,
     *,
     guided: bool = True,
+    remedy: str = MOVE_CAMERAS,
 ) -> Clip:
     """The clip of an orbit as `settings` ask for it, on `run.device`.
 
@@ -57,7 +59,7 @@ def construct_clip(
     sh_degree, color_space and motion_model.
     `changes` are other values for fields of `ConstructConfig`; requests have none. `told`: the movement, where it was
     there before the pictures. `guided`: whether else scene flow guides the motion, where there is its network; several
-    views of each time need none.
+    views of each time need none. `remedy`: see `construct`.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
@@ -74,7 +76,7 @@ def construct_clip(
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():
         told = observe_scene_flow(moving, static, "cpu" if run.device == "cpu" else None, run.check)
-    clip = construct(moving, static, surface, config, run, engine, told)
+    clip = construct(moving, static, surface, config, run, engine, told, remedy)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there

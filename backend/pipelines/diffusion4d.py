@@ -106,6 +106,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
         settings,
         run,
         told=told_by(frames),
+        remedy="less motion or another seed may keep it in view",
     )
     for sentence in frames.provenance.get("warnings", ()):
         run.note(sentence)

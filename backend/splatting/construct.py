@@ -32,7 +32,7 @@ from backend.splatting.fit import Fit, descend, generator, one_torch_thread
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
-from backend.splatting.inspection import inspect
+from backend.splatting.inspection import MOVE_CAMERAS, inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, draw_views, prepare
@@ -57,6 +57,7 @@ def construct(
     run: Run,
     engine: Engine = CPU,
     told: SceneFlow | SurfaceMotion | None = None,
+    remedy: str = MOVE_CAMERAS,
 ) -> Clip:
     """A clip of the subject that `moving` shows.
 
@@ -72,6 +73,7 @@ def construct(
             checkpoint of one engine is taken up by another.
         told: what is believed about the movement of the subject's surface, or None. With it the motion is found where
             pictures alone would leave it in the wrong place, and the priors need not be strong.
+        remedy: what the user can do where pictures cut off the subject, as the end of a sentence.
 
     Returns:
         A clip in `config.color_space` and in clip space, one frame per time of `moving`, with `BasisMotion`, or
@@ -87,7 +89,7 @@ def construct(
     with one_torch_thread():
         checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, told, config))
         frames = len(np.unique(moving.cameras.times))
-        inspected = inspect(moving, static, surface, run)
+        inspected = inspect(moving, static, surface, run, remedy)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
         if len(moving.images) >= MANY_VIEWS * frames:
             config = config.with_many_views()
