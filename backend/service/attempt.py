@@ -146,14 +146,14 @@ class Attempt:
         now = time.monotonic()
         if progress.detail and (now >= self._next_detail or progress.step == progress.total):
             self._next_detail = now + DETAIL_SECONDS
-            self.log.write(f"{progress.step} of {progress.total}: {progress.detail}")
+            self.log.write(f"{progress.step} of {progress.total}: {progress.detail}", aside=True)
         new_stage = progress.stage != self._stage
         if not new_stage and progress.preview is None and now < self._next_write:
             return
         self._next_write = now + LOOK_SECONDS
         if new_stage:
             self._stage = progress.stage
-            self.log.write(f"{progress.stage} ({progress.fraction:.0%})")
+            self.log.write(f"{progress.stage} ({progress.fraction:.0%})", aside=True)
         new_preview = progress.preview is not None and self._save_preview(progress.preview)
         with contextlib.suppress(sqlite3.OperationalError):  # the disk is full: the work goes on
             job = self.job
@@ -192,6 +192,6 @@ class Attempt:
             with atomic_file(self._home.preview(self.job.id)) as file:
                 image.save(file, "JPEG", quality=85)
         except OSError as error:
-            self.log.write(f"The preview cannot be written: {error}")
+            self.log.write(f"The preview cannot be written: {error}", aside=True)
             return False
         return True

@@ -218,7 +218,7 @@ class Conversation:
             text, pictures = self._ask("poll")
             said = json.loads(text)
             for message in said["messages"]:
-                self._attempt.log.write(message)
+                self._attempt.log.write(message, aside=not said["end"])
             for fields, shape, picture in zip(said["news"], said["shapes"], pictures, strict=True):
                 preview = np.frombuffer(picture, np.uint8).reshape(shape) if shape else None
                 self._attempt.show(Progress(**fields | {"preview": preview}))
