@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "panels": ("bpy", "blender_addon"),
     "backend.progress": ("numpy",),
     "backend.versions": ("backend.__version__",),
-    "backend.interpreter": (),
+    "backend.interpreter": ("filelock",),
     "backend.compiled": ("numba", "platformdirs"),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": (
