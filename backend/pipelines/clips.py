@@ -71,7 +71,8 @@ def construct_clip(
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
-    needed = estimate(config.with_guide() if told else config, *sizes, on_gpu=engine.is_gpu)
+    counts = len(moving.images), len(np.unique(moving.cameras.times))
+    needed = estimate(config.suited(*counts, is_guided=told is not None), *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():

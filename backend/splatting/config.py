@@ -85,6 +85,12 @@ class ConstructConfig:
         """The same for a GPU, where all pictures at once cost little more than one."""
         return replace(self, shape_frames=MOST_FRAMES, coarse_frames=MOST_FRAMES, fine_frames=MOST_FRAMES)
 
+    def suited(self, pictures: int, frames: int, *, is_guided: bool) -> "ConstructConfig":
+        """The same for so many pictures of so many times, and for a motion that is known roughly or not."""
+        if pictures >= MANY_VIEWS * frames:
+            return self.with_many_views()
+        return self.with_guide() if is_guided else self
+
     def with_guide(self) -> "ConstructConfig":
         """The same for a motion that is known roughly: all times at once, and less held back by the priors."""
         slack = {"window_share": 0.0, "spectral_weight": 2.0, "hypotheses": self.hypotheses[:1], "mirrors": ()}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
-from backend.splatting.config import MANY_VIEWS, MOST_FRAMES, ConstructConfig
+from backend.splatting.config import MOST_FRAMES, ConstructConfig
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit, descend, generator, one_torch_thread
 from backend.splatting.gaussians import GaussianParameters
@@ -91,10 +91,7 @@ def construct(
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run, remedy)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
-        if len(moving.images) >= MANY_VIEWS * frames:
-            config = config.with_many_views()
-        elif told:
-            config = config.with_guide()
+        config = config.suited(len(moving.images), frames, is_guided=told is not None)
         scene = prepare(moving, static, config, frames)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
