@@ -52,7 +52,7 @@ SOFT = {  # what moves in the wind, each in its way
     for thing in things.split()
 }
 # What drifts down where other things fall over
-LIGHT = frozenset("leaf leave petal feather snow snowflake confetti ash paper balloon parachute".split())  # noqa: SIM905
+LIGHT = frozenset("leaf leave petal feather snow snowflake confetti paper balloon parachute".split())  # noqa: SIM905
 # Living things that one rides, beside those that are known: they are no vehicles on springs
 RIDDEN = frozenset("horse donkey camel elephant ostrich deer dragon unicorn dinosaur bear".split())  # noqa: SIM905
 # What living things never do as others do
@@ -139,9 +139,7 @@ def _told(spoken: list[str]) -> dict[str, str]:
         thing = before in PLACES or (DETERMINERS & set(spoken[max(place - 1, 0) : place]) and before not in DOING)
         if text == "rock":  # a big one
             thing = thing or DETERMINERS & set(spoken[:place])
-        if before in HAVING or (
-            thing and not text.endswith("ing")
-        ):  # "a rock", "on the waves", but not "a rocking boat"
+        if before in HAVING or (thing and not text.endswith("ing")):  # "on the waves", but not "a rocking boat"
             continue
         verb = _verb(text)
         if verb and (not place or VERBS[verb] in CARRIED or not DETERMINERS & set(after)):
