@@ -127,9 +127,7 @@ class BackendClient:
             if not isinstance(jobs, list):
                 raise self._senseless()
             new = {str(job["id"]): job for job in map(self._checked, jobs)}
-            if (
-                len(jobs) < MAX_JOBS or new.keys() <= found.keys()
-            ):  # the latter: of a backend that tells only the newest
+            if len(jobs) < MAX_JOBS or new.keys() <= found.keys():  # an older backend tells the newest again
                 return list((found | new).values())
             found |= new
             params["before"] = list(new)[-1]
