@@ -77,7 +77,7 @@ def construct_clip(
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():
         told = observe_scene_flow(moving, static, "cpu" if run.device == "cpu" else None, run.check)
-    clip = construct(moving, static, surface, config, run, engine, told, remedy)
+    clip = construct(moving, static, surface, config, run, engine, told, remedy=remedy)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there
