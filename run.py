@@ -34,6 +34,7 @@ EXTRAS = ("blender", "train", "published", "usd", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"
+GONE = ".gone"  # ends the name of an environment that is being removed
 RETRY = "WARNING: Retrying"  # how pip begins to say that a server does not answer
 
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         "serve": serve,
         "build": build,
         "bench": bench,
-        "setup": lambda python, _: 0,
+        "setup": setup,
     }
     if not arguments or arguments[0] not in commands:
         print(__doc__.strip())
@@ -92,6 +93,12 @@ def serve(python: Path, arguments: list[str]) -> int:
     return run_module(python, "backend", ["serve", *arguments])
 
 
+def setup(python: Path, arguments: list[str]) -> int:
+    """The environment is there by now; what former ones have left goes."""
+    remove_former(python.parent.parent)
+    return 0
+
+
 def build(python: Path, arguments: list[str]) -> int:
     """The extension archive, made and checked by Blender's own tool, which the bpy wheel carries."""
     out = Path(arguments[1]).absolute() if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
@@ -120,7 +127,12 @@ def bench(python: Path, arguments: list[str]) -> int:
 def run_module(python: Path, module: str, arguments: list[str]) -> int:
     """`python -m module` where the user is, without seeing modules there; Ctrl-C goes to it, and it ends by itself."""
     environment = {**child_environment(), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}  # as will its own children
-    process = subprocess.Popen([python, "-m", module, *arguments], env=environment)
+    with held(python.parent.parent):
+        return ended(module, subprocess.Popen([python, "-m", module, *arguments], env=environment))
+
+
+def ended(module: str, process: subprocess.Popen) -> int:
+    """Wait for a module's end and return its exit code."""
     while True:
         try:
             code = process.wait()
@@ -212,13 +224,48 @@ def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
         python = python_of(folder)
         step(2, "Fetching packages")
         install(python, requirements, log, site_packages(folder))
-        step(3, "Compiling the splatting kernels")
+        step(3, "Compiling the kernels")
         run_logged([str(python), "-m", "backend", "warm-up"], log, echo=True)
     (folder / STAMP).write_text("\n".join(requirements) + "\n", encoding="utf-8")
-    for other in ENVIRONMENTS.iterdir():  # environments of former dependency lists
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+    remove_former(folder)
     print(f"Set up in {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def remove_former(folder: Path) -> None:
+    """Remove environments of former dependency lists, but for those from which something still runs."""
+    for other in ENVIRONMENTS.iterdir():
+        if not other.is_dir() or other == folder:
+            continue
+        gone = other if other.suffix == GONE else other.with_suffix(GONE)
+        try:
+            if in_use(other):
+                raise PermissionError
+            other.rename(gone)  # on Windows in vain where any of its files is in use
+        except OSError:
+            print(f"The former environment {other} stays: a backend or another command still runs from it.\n"
+                  "End that, then run: python run.py setup", flush=True)  # fmt: skip
+        else:
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process says that it runs from this environment, as `held` and `backend.interpreter` do."""
+    for path in folder.glob("in-use-*.lock"):
+        with contextlib.suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as file:
+            if not locked(file):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def held(folder: Path):
+    """Say that something runs from an environment, as long as the block lasts or its process lives."""
+    path = folder / f"in-use-{os.getpid()}.lock"
+    with contextlib.ExitStack() as stack:
+        if folder.parent == ENVIRONMENTS and os.access(folder, os.W_OK):  # else nobody here could remove it
+            stack.callback(path.unlink, missing_ok=True)
+            locked(stack.enter_context(open(path, "a", encoding="utf-8")))
+        yield
 
 
 def step(number: int, text: str) -> None:

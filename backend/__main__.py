@@ -15,6 +15,7 @@ from backend.commands.render_dataset import add_render_dataset
 from backend.commands.train import add_train
 from backend.commands.warm_up import add_warm_up
 from backend.commands.weights import add_weights
+from backend.interpreter import environment_held
 from backend.progress import JobCancelled, UserError
 from blender_addon.contract.arrays import BadFileError
 
@@ -59,4 +60,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # names may hold letters that a terminal or a log file lacks
-    sys.exit(main())
+    with environment_held():
+        sys.exit(main())

@@ -2,8 +2,10 @@
 """How this program starts processes of its own: the same Python, which finds this very package and none where the
 user is."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,3 +24,15 @@ def own_process(module: str, *arguments: str, **variables: str) -> tuple[list[st
     ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
     environment = {**os.environ, **ours, **variables}
     return [python, "-m", module, *arguments], environment
+
+
+@contextlib.contextmanager
+def environment_held() -> Iterator[None]:
+    """While the block lasts, `run.py setup` does not remove the environment that this process runs from."""
+    folder = Path(sys.prefix)
+    with contextlib.ExitStack() as stack:
+        if folder.parent == ROOT / ".venv" and os.access(folder, os.W_OK):  # else nobody here could remove it
+            import filelock
+
+            stack.enter_context(filelock.FileLock(folder / f"in-use-{os.getpid()}.lock"))
+        yield

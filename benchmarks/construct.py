@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from backend.evaluation.construction import evaluate_construction
-from backend.evaluation.metrics import over_white
+from backend.pictures import over_white, tiled
 from backend.progress import DEVICES, Progress, Run
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGE_SHARES, STAGES, construct
@@ -192,9 +193,8 @@ class StageClock:
 def contact_sheet(clip: Clip, views: Observations) -> Image.Image:
     """Pictures above what the clip looks like from the same cameras, evenly chosen."""
     chosen = np.linspace(0, len(views.times) - 1, min(SHEET_COLUMNS, len(views.times))).round().astype(int)
-    drawn = render_clip(clip, views.cameras)
-    pictures = [np.concatenate(list(over_white(images[chosen]).numpy()), axis=1) for images in (views.images, drawn)]
-    return Image.fromarray((np.concatenate(pictures) * 255).round().astype(np.uint8))
+    rows = [images[chosen] for images in (views.images, render_clip(clip, views.cameras))]
+    return Image.fromarray(tiled(over_white(torch.stack(rows))))
 
 
 def _tracks(folder: Path | None, clip: Clip) -> np.ndarray | None:  # [T, M, 3]

@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from backend.compiled import compile_all
 from backend.data.fast_renderer import FastRenderer
 from backend.nerf import losses
 from backend.nerf.field import BETAS, EPSILON, PUBLISHED, SMALL, Field, SpaceTimeHash
-from backend.nerf.hash_grid import HashGrid, warm_up
+from backend.nerf.hash_grid import HashGrid
 from backend.nerf.occupancy import Occupancy
 from backend.nerf.rendering import Quality, rays_of, render
 from backend.nerf.to_surface import camera_grid, pictures, surface
+from backend.pictures import over_white, tiled
 from benchmarks.report import Figure, cpu_milliseconds, write_report
 from blender_addon.contract.orbit import Cameras
 
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        warm_up()
+        compile_all()
         rows = grid_costs()
         shown, unseen = truths()
         fit = Fit(shown)
@@ -138,7 +140,7 @@ class Fit:
         """Mean over the pictures, on white."""
         images, cameras = truth
         seen = pictures(self.field, self.occupancy, cameras, QUALITY)
-        error = on_white(seen) - on_white(images)
+        error = over_white(seen) - over_white(images)
         return float(-10 * error.square().flatten(1).mean(dim=1).log10().mean())
 
     def step_costs(self) -> tuple[float, float]:
@@ -186,13 +188,8 @@ def sheet(fit: Fit, truth: tuple[Tensor, Cameras], path: Path) -> None:
     images, cameras = truth
     views = np.arange(0, len(cameras.times), max(len(cameras.times) // 8, 1))
     seen = pictures(fit.field, fit.occupancy, cameras, QUALITY)
-    rows = [torch.cat(list(on_white(rows[torch.from_numpy(views)])), dim=1) for rows in (images, seen)]
-    Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().numpy()).save(path)
-
-
-def on_white(images: Tensor) -> Tensor:  # [..., 4] -> [..., 3]
-    """Premultiplied pictures over white."""
-    return images[..., :3] + 1 - images[..., 3:]
+    rows = torch.stack([one[torch.from_numpy(views)] for one in (images, seen)])
+    Image.fromarray(tiled(over_white(rows))).save(path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from backend.data.fast_renderer import STAGE_LIGHT, FastRenderer
 from backend.data.render_dataset import Settings, render_dataset
 from backend.data.shards import read_dataset
 from backend.data.views import DatasetView
-from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, psnr, ssim
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr
+from backend.pictures import over_white, ssim, tiled
 from backend.progress import Run
 from benchmarks.report import Figure, write_report
 
@@ -84,7 +85,7 @@ def compare(truth: Tensor, fast: Tensor, unlit: Tensor) -> dict[str, float]:
 
 def strip(frames: Tensor) -> np.ndarray:
     """Every third frame on white, side by side."""
-    return (np.concatenate(list(over_white(frames[::3]).numpy()), axis=1) * 255).round().astype(np.uint8)
+    return tiled(over_white(frames[None, ::3]))
 
 
 if __name__ == "__main__":

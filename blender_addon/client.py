@@ -119,11 +119,18 @@ class BackendClient:
         return self._job_call("POST", "/jobs", json={"client": client, "request": request}, headers=headers)
 
     def jobs(self, client: str) -> list[dict]:
-        """The jobs that this client has submitted, newest first."""
-        jobs = self._json_call("GET", "/jobs", params={"client": client, "limit": MAX_JOBS}).get("jobs")
-        if not isinstance(jobs, list):
-            raise self._senseless()
-        return [self._checked(job) for job in jobs]
+        """All jobs that this client has submitted, newest first."""
+        found: dict[str, dict] = {}
+        params = {"client": client, "limit": MAX_JOBS}
+        while True:
+            jobs = self._json_call("GET", "/jobs", params=params).get("jobs")
+            if not isinstance(jobs, list):
+                raise self._senseless()
+            new = {str(job["id"]): job for job in map(self._checked, jobs)}
+            if len(jobs) < MAX_JOBS or new.keys() <= found.keys():  # an older backend tells the newest again
+                return list((found | new).values())
+            found |= new
+            params["before"] = list(new)[-1]
 
     def job(self, job_id: str, after_rev: int | None = None, wait: float = 0.0) -> dict:
         """One job. With `after_rev` the answer comes when its revision is above that, or after `wait` seconds."""

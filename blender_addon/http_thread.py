@@ -23,7 +23,7 @@ from .contract.arrays import BadFileError, atomic_file
 from .contract.clip import read_clip
 from .contract.frames import read_frames
 from .contract.requests import TERMINAL_STATES
-from .job_records import JobRecords
+from .job_records import JobRecord, JobRecords
 
 RUNNING_INTERVAL = 1.0  # seconds between two looks at a job that runs
 QUEUED_INTERVAL = 5.0
@@ -99,6 +99,13 @@ class JobGone:
 
 
 @dataclass(frozen=True)
+class JobTaken:
+    """This Blender now fetches the result of a job that another one has left behind."""
+
+    uid: str
+
+
+@dataclass(frozen=True)
 class PreviewSaved:
     """A new preview picture lies in its file."""
 
@@ -161,7 +168,7 @@ class HttpThread:
         self._next_health = 0.0
         self._live: dict[str, _Followed] = {}  # by the backend's job id
         self._uids: dict[str, str] = {}  # job id -> uid, for file names
-        self._own: set[str] = set()  # job ids of this session: their results are fetched by themselves
+        self._own: set[str] = set()  # ids of jobs whose results are fetched by themselves
 
     # Called from the main thread
 
@@ -318,11 +325,15 @@ class HttpThread:
         self._retry_seconds = REMOTE_RETRY[0]
         self._next_health = time.monotonic() + HEALTH_INTERVAL
         self._say(BackendChanged("running", url=client.url, version=health.version))
-        self._uids.update({record.job_id: record.uid for record in self._records.load().values() if record.job_id})
+        records = {record.job_id: record for record in self._records.load().values() if record.job_id}
+        self._uids.update({job_id: record.uid for job_id, record in records.items()})
         self._live = {}
         self._emit(JobsListed(jobs))
         for job in jobs:
+            if record := records.get(str(job["id"])):
+                self._take_over(record)
             self._follow(job)
+            self._fetch_missed(job)
         for uid in self._records.waiting():
             self._do_submit(uid)
 
@@ -355,6 +366,23 @@ class HttpThread:
         if not self._live and now >= self._next_health:
             self._client.health()
             self._next_health = now + HEALTH_INTERVAL
+
+    def _take_over(self, record: JobRecord) -> None:
+        """Wait for the result that a Blender waited for when it was closed, or the add-on when it was disabled."""
+        waits = record.state not in TERMINAL_STATES or self._records.is_half_fetched(record.uid)
+        if not waits or record.job_id in self._own:
+            return
+        if record.holder != os.getpid():
+            if local_backend.process_exists(record.holder):
+                return  # a second Blender beside this one: one of them fetches
+            self._emit(JobTaken(record.uid))
+        self._own.add(record.job_id)
+
+    def _fetch_missed(self, job: dict) -> None:
+        """Fetch a result that became ready while nobody looked."""
+        job_id, uid = str(job["id"]), self._uid(str(job["id"]))
+        if job["state"] == "succeeded" and job_id in self._own and not self._records.result(uid).exists():
+            self._do_fetch(job_id, uid, str(job.get("result_kind") or "clip"))
 
     def _follow(self, job: dict) -> None:
         """Keep an eye on a job that lives; take its preview, and its result once it has succeeded."""

@@ -5,6 +5,7 @@ The window manager's properties are only a mirror of this board, because Blender
 """
 
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from .http_thread import (
     JobGone,
     JobSeen,
     JobsListed,
+    JobTaken,
     PreviewSaved,
     ResultFailed,
     ResultSaved,
@@ -144,6 +146,10 @@ class Board:
             case JobGone(job_id):
                 if row := self.find(job_id):
                     self._gone(row)
+            case JobTaken(uid):
+                if record := self._kept.get(uid):
+                    record.holder = os.getpid()
+                    self.keep(record)
             case PreviewSaved(uid, path):
                 if row := self.find(uid):
                     row.preview = path

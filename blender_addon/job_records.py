@@ -13,6 +13,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import time
 import uuid
@@ -46,6 +47,7 @@ class JobRecord:
     group: str = ""  # uid of the first of the candidates that were asked for together
     request: dict = field(default_factory=dict)  # of candidates: what the one that is chosen goes on from
     warnings: list[str] = field(default_factory=list)  # sentences that came with the result
+    holder: int = field(default_factory=os.getpid)  # process id of the Blender that fetches the result by itself
 
 
 class JobRecords:
@@ -94,6 +96,10 @@ class JobRecords:
     def result(self, uid: str) -> Path:
         """Where a fetched result lies."""
         return self.folder / "results" / f"{uid}.npz"
+
+    def is_half_fetched(self, uid: str) -> bool:
+        """Whether fetching the result was interrupted."""
+        return self.result(uid).with_name(f"{uid}.npz.part").exists()
 
     def preview(self, uid: str) -> Path:
         """Where the latest preview picture lies."""

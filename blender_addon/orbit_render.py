@@ -334,7 +334,9 @@ def sample_surface_steps(
         vertices = (geometry.vertices.astype(np.float64) - space.to_world[:3, 3]) / space.scale
         if index == 0:
             first = geometry
-            chosen, weights = _sample_triangles(vertices[first.triangles], first.normals, count, seed, space.subject.name)
+            chosen, weights = _sample_triangles(
+                vertices[first.triangles], first.normals, count, seed, space.subject.name
+            )
         if _same_faces(first, geometry):
             corners = vertices[first.triangles[chosen]]
             if index == 0 or not _torn(places[0], corners):

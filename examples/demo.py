@@ -24,12 +24,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from backend import __version__
 from backend.console import time_text
+from backend.evaluation.sheets import SheetRow, sheet
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import Cameras, frame_name, read_orbit_json
@@ -40,7 +41,6 @@ BACKGROUND = 0.93  # grey behind the pictures
 MARGIN = 0.06  # of the subject's size, left free around it in the pictures
 SHEET_WIDTH = 160  # pixels of one picture on the contact sheet
 SHEET_COLUMNS = 8
-SHEET_LABELS = 110  # pixels
 UNSEEN_TURN = 90.0  # degrees about the vertical, from a frame's own camera to one that nobody has seen it by
 PREVIEW_FPS = 24
 PREVIEW_STEPS = 2  # pictures per stored frame: the loop is played at half speed
@@ -180,7 +180,9 @@ def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: C
             else:
                 still = read_pictures(out / "orbit" / "static", clip.frame_count)
                 rows = {"input": shown(still, chosen, part), "generated": shown(source, chosen, part), **rows}
-            write_contact_sheet(out / "contact_sheet.png", rows)
+            heads = [f"frame {frame}" for frame in chosen]
+            rows = [SheetRow(label, row) for label, row in rows.items()]
+            sheet(clip.name, rows, heads, SHEET_WIDTH).save(out / "contact_sheet.png")
             psnr = psnr_per_frame(clip, out / "orbit" / "moving")
             report = {
                 "seconds_total": round(time.monotonic() - started, 1),
@@ -485,20 +487,6 @@ def shown(pictures: list[np.ndarray], chosen: np.ndarray, part: tuple[float, flo
     return [over_background(cut_out(pictures[index], part)) for index in chosen]
 
 
-def write_contact_sheet(path: Path, rows: dict[str, list[np.ndarray]]) -> None:
-    """Rows of pictures by their labels, one column per moment."""
-    first = rows["Gaussians"][0]
-    width, height = SHEET_WIDTH, round(SHEET_WIDTH * first.shape[0] / first.shape[1])
-    sheet = Image.new("RGB", (SHEET_LABELS + width * SHEET_COLUMNS, height * len(rows)), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for line, (label, pictures) in enumerate(rows.items()):
-        draw.text((8, height * line + height // 2), label, (30, 30, 30), ImageFont.load_default(15), anchor="lm")
-        for column, picture in enumerate(pictures):
-            small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(small, (SHEET_LABELS + width * column, height * line))
-    sheet.save(path)
-
-
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:
     """H.264; the last picture, which equals the first, is left out so that the loop closes."""
     with av.open(str(path), "w") as container:
@@ -512,7 +500,8 @@ def write_video(path: Path, pictures: list[np.ndarray]) -> None:
 
 def psnr_per_frame(clip: Clip, folder: Path) -> list[float]:
     """How well the clip shows its own input views, over white."""
-    from backend.evaluation.metrics import over_white, psnr
+    from backend.evaluation.metrics import psnr
+    from backend.pictures import over_white
     from backend.splatting.observations import read_orbit_folder
     from backend.splatting.render import render_clip
 

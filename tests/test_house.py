@@ -20,6 +20,7 @@ STANDARD = set(sys.stdlib_module_names)
 # Longest prefix wins. A room may import itself, the standard library, and what its line names.
 LEAVES = (
     *("backend.__version__", "backend.progress", "backend.versions", "backend.interpreter"),
+    *("backend.compiled", "backend.pictures"),
     "blender_addon.contract",
 )
 MAY_IMPORT = {
@@ -30,7 +31,9 @@ MAY_IMPORT = {
     "panels": ("bpy", "blender_addon"),
     "backend.progress": ("numpy",),
     "backend.versions": ("backend.__version__",),
-    "backend.interpreter": (),
+    "backend.interpreter": ("filelock",),
+    "backend.compiled": ("numba", "platformdirs"),
+    "backend.pictures": ("numpy", "torch"),
     "backend.console": ("rich", *LEAVES),
     "backend.splatting": (
         *("numpy", "torch", "numba", "llvmlite", "scipy", "gsplat", "PIL", "platformdirs", "filelock", "psutil"),

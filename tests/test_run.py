@@ -45,6 +45,34 @@ def test_other_dependencies_get_another_environment_and_the_old_one_goes(sandbox
     assert (new / run.STAMP).exists()
 
 
+def test_an_environment_stays_while_something_runs_from_it(sandbox, monkeypatch, capsys) -> None:
+    run.ready_python()
+    (old,) = sandbox
+    code = "import sys; from backend import interpreter; interpreter.ROOT = interpreter.Path(sys.argv[1])\n"
+    code += "sys.prefix = sys.argv[2]\nwith interpreter.environment_held(): print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(old.parent.parent), str(old)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as backend:
+        assert backend.stdout.readline() == "held\n"
+        monkeypatch.setattr(run, "read_requirements", lambda: ["torch==2.14.0"])
+        python = run.ready_python()
+        assert (old / run.STAMP).exists()
+        assert f"{old} stays" in capsys.readouterr().out
+        backend.kill()  # as when it crashes: nothing cleans up
+    assert run.setup(python, []) == 0
+    assert not old.exists()
+    assert python.parent.parent.exists()
+
+
+def test_what_run_itself_starts_counts_as_well(sandbox) -> None:
+    run.ready_python()
+    (folder,) = sandbox
+    with run.held(folder):
+        assert run.in_use(folder)
+    assert not run.in_use(folder)
+    assert [path.name for path in folder.iterdir()] == [run.STAMP]
+
+
 def test_an_interrupted_set_up_is_repaired_by_the_next_run(sandbox, monkeypatch) -> None:
     def interrupted(*_):
         (sandbox[-1] / "half").write_text("half")

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command `export`: a clip as files that other programs read."""
+"""The command `export`: a clip, or PLY files of whichever program, as files that other programs read."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from backend.options import result_place
+from backend.options import bounded, result_place
 from blender_addon.contract.clip import COLOR_SPACES
+from blender_addon.contract.requests import BOUNDS
 
 FORMATS = ("ply", "usd", "glb")
 UP_AXES = {"z": "Z", "y": "Y", "y-down": "Y_DOWN"}
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
-    """`export CLIP.npz --to ply|usd|glb --out PATH`: splat files for other programs."""
+    """`export CLIP.npz|FILE.ply|FOLDER --to ply|usd|glb --out PATH`: splat files for other programs."""
     parser = commands.add_parser(
         "export",
-        help="write a clip as PLY sequence, USD or glTF",
+        help="write a clip or PLY files as PLY sequence, USD or glTF",
         description="Write a clip as files that other programs read: a PLY file for each frame, one animated USD file, "
-        "or one moment as glTF. docs/exchange.md says what each of them keeps.",
+        "or one moment as glTF. In place of a clip it takes a PLY file of 3D Gaussian Splatting, or a folder of "
+        "numbered ones. docs/exchange.md says what each of them keeps.",
     )
-    parser.add_argument("clip", type=Path, metavar="CLIP.npz")
+    parser.add_argument("clip", type=Path, metavar="CLIP.npz|FILE.ply|FOLDER")
     parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
     parser.add_argument("--out", type=result_place, required=True, metavar="PATH",
                         help="of ply: NAME.ply, beside which NAME_0001.ply and so on are made, or a folder; of usd: "
@@ -38,6 +40,15 @@ def add_export(commands: argparse._SubParsersAction) -> None:
                              "y-down for viewers that turn PLY files over, such as SuperSplat")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES,
                         help="of the file (default: that of the clip; of ply srgb, as its readers expect)")  # fmt: skip
+    given = parser.add_argument_group("PLY files that are taken")
+    given.add_argument(
+        "--from-up", choices=UP_AXES, help="which axis points up in them (default: as they say, or y-down)"
+    )
+    given.add_argument(
+        "--fps",
+        type=bounded("fps"),
+        help=f"frames per second where they do not say it (default {BOUNDS['fps'].default:g})",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     parser.set_defaults(func=export, usage_error=parser.error)
 
@@ -60,22 +71,21 @@ def write_files(options: argparse.Namespace) -> str:
 
     Raises:
         UserError: there is no such frame, files are there already, or a package is missing.
-        BadFileError: the clip is none.
+        BadFileError: the clip is none, or PLY files are none or not one clip.
         OSError: something cannot be read or written.
     """
     import numpy as np
 
     from backend.exchange.moments import Shot
     from backend.exchange.usd import require_usd
-    from blender_addon.contract.clip import read_clip
     from blender_addon.contract.placement import UP_AXES as TURNS
 
     if options.to == "usd":
         require_usd()
-    clip = read_clip(options.clip)
+    clip = read_input(options)
     out = options.out
     if options.to == "ply" and not out.suffix:
-        out = out / f"{options.clip.stem}.ply"
+        out = out / f"{options.clip.resolve().stem}.ply"
     frames = chosen_frames(options, clip.frame_count)
     sequence = options.to == "ply" and options.frame is None
     if not options.overwrite:
@@ -90,6 +100,37 @@ def write_files(options: argparse.Namespace) -> str:
         print(note, file=sys.stderr)
     where = write_shot(options.to, out, shot, up_axis, sequence)
     return f"{where}: {clip.count} Gaussians, {len(frames)} frame{'s' if len(frames) > 1 else ''}"
+
+
+def read_input(options: argparse.Namespace):
+    """The clip that the options name, of whichever kind of file.
+
+    Raises:
+        UserError: a folder holds no PLY files, or several sequences of them.
+        BadFileError, OSError: see `write_files`.
+    """
+    from backend.progress import UserError
+    from blender_addon.contract.clip import read_clip
+    from blender_addon.contract.ply_clip import read_ply_clip, sequences
+
+    path = options.clip
+    if not (path.is_dir() or path.suffix.lower() == ".ply"):
+        return read_clip(path)
+    paths = [path]
+    if path.is_dir():
+        found = sequences(file for file in path.iterdir() if file.suffix.lower() == ".ply")
+        if len(found) != 1:
+            names = ", ".join(files[0].name for files in found[:5])
+            what = f"several clips, which begin with {names}" if found else "no PLY files"
+            raise UserError(
+                "not_one_clip", f"{path} holds {what}.", "Name a folder with the numbered files of one clip."
+            )
+        (paths,) = found
+    up_axis = UP_AXES.get(options.from_up)
+    clip, left_out = read_ply_clip(paths, fps=options.fps or BOUNDS["fps"].default, up_axis=up_axis)
+    for sentence in left_out:
+        print(f"{sentence}.", file=sys.stderr)
+    return clip
 
 
 def write_shot(to: str, out: Path, shot, up_axis: str, sequence: bool) -> str:
@@ -127,6 +168,8 @@ def export_problem(options: argparse.Namespace) -> str | None:
     if options.out.suffix.lower() not in suffixes:
         endings = " or ".join(suffix for suffix in suffixes if suffix)
         return f"--out must end in {endings}"
+    if options.clip.suffix.lower() == ".npz" and (options.from_up or options.fps):
+        return "--from-up and --fps go with PLY files: a clip says them itself"
     if options.to == "ply" and not options.out.suffix and options.frame is not None:
         return "--out must end in .ply where --frame asks for a single file"
     if options.to == "glb" and options.frames:

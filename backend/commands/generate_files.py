@@ -16,10 +16,14 @@ from backend.pipelines import diffusion4d, fourdiffusion
 from backend.pipelines.fourdiffusion import Video
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.progress import Run, UserError
+from backend.splatting.rasterize import warm_up
+from backend.versions import program_key
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
 from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
+
+MADE_BY = "kinesplat generate"  # stands in `orbit.json` of folders that may be written anew
 
 
 def generate_files(
@@ -106,6 +110,7 @@ def generate_video_files(
     decides = ("seed", "prompt", "frames", "cutout", "model", "representation", "preset")
     run.folder = folder / _digest([request["inputs"], {name: request["settings"][name] for name in decides}])
     run.folder.mkdir(parents=True, exist_ok=True)
+    warm_up(run.say)
     if views_alone:
         return fourdiffusion.views_of_request(request, files.__getitem__, run, weights=weights)
     return read_clip(fourdiffusion.run_request(request, files.__getitem__, run, weights=weights))
@@ -142,7 +147,8 @@ def _key(request: dict, published: dict) -> str:
 
 
 def _digest(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    """Of all that decides a result, with the program that makes it: what another has left half done is no use."""
+    return hashlib.sha256(json.dumps([program_key(), *parts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_generated(frames: GeneratedFrames, out: Path) -> None:
@@ -175,17 +181,27 @@ def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> N
 
 
 def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
-    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; an orbit that was there goes.
+    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; one that this function has written before goes.
 
     Raises:
         UserError: the folder holds anything else.
     """
-    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if any(name != ORBIT_JSON and not name.startswith("frame_") for name in there):
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not there <= _own_files(folder):
         hint = "Name another folder; the same command goes on from there."
-        raise UserError("folder_taken", f"{folder} holds other files than an orbit's, which would be lost.", hint)
+        raise UserError("folder_taken", f"{folder} holds files that do not come from here and would be lost.", hint)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for index, picture in enumerate(pictures):
         Image.fromarray(picture).save(folder / frame_name(index))
-    write_orbit_json(folder, cameras)
+    write_orbit_json(folder, cameras, made_by=MADE_BY)
+
+
+def _own_files(folder: Path) -> set[str]:
+    """Names of the files that `write_orbit` has put into a folder, by what `orbit.json` says there."""
+    try:
+        said = json.loads((folder / ORBIT_JSON).read_text("utf-8"))
+        count = len(said["times"]) if said["made_by"] == MADE_BY else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {ORBIT_JSON, *map(frame_name, range(count))} if count else set()

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.evaluation.metrics import over_white, ssim
 from backend.models.motion_magnitude import motion_magnitude
+from backend.pictures import over_white, ssim
 
 BORDER_ALPHA = 0.5
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backend.data.children import Child, ChildDied
 from backend.progress import Run, UserError
+from backend.versions import program_key
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import FURTHER
 from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
@@ -51,6 +52,7 @@ def capture_object(file: Path, folder: Path, run: Run, *, resolution: int = RESO
             "no_model", f"{file} cannot be read: {error.strerror}.", "Give a .glb or .gltf file."
         ) from error
     key = {"file": digest, "frames": GENERATED_FRAMES, "resolution": resolution, "samples": SAMPLES}
+    key["program"] = program_key()
     key["further"] = [list(views) for views in FURTHER]  # as JSON gives them back
     found = _captured(folder)
     if found is None or found["key"] != key:

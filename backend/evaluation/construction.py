@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, psnr, ssim, track_error
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr, track_error
+from backend.pictures import over_white, ssim
 from backend.splatting.observations import Observations
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import Clip

@@ -24,9 +24,10 @@ from backend.evaluation import motion_metrics as motion
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
 from backend.evaluation.generation_truth import Truth, make_truths
-from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, ssim
+from backend.evaluation.metrics import alpha_iou, foreground_psnr
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.pictures import over_white, ssim
 from backend.pipelines.diffusion4d import Views
 from backend.progress import Run, UserError
 from backend.versions import versions

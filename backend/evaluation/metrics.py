@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How alike pictures are: PSNR, SSIM, overlap of outlines, and how well movements follow the true ones."""
+"""How alike pictures are beside `backend.pictures`: PSNR, overlap of outlines; how well movements follow true ones."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # as in Wang et al. 2004
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+from backend.pictures import over_white
+
 VISIBLE_ALPHA = 0.5
-
-
-def over_white(images: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
-    """Pictures on white, within 0..1."""
-    return (images[..., :3] + 1 - images[..., 3:]).clamp(0, 1)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, C] x 2, 0..1 -> [V]
@@ -29,34 +24,6 @@ def foreground_psnr(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, 4] premultipli
     error = (over_white(a) - over_white(b)).square().mean(dim=-1).flatten(1).sum(dim=1)
     area = torch.maximum(a[..., 3], b[..., 3]).flatten(1).sum(dim=1).clamp(min=1)
     return -10 * torch.log10((error / area).clamp(min=1e-10))
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, C] x 2, 0..1 -> [V]
-    """Structural similarity of each picture (Wang et al. 2004), Gaussian window of 11 pixels, full windows only."""
-    channels = a.shape[-1]
-    offsets = torch.arange(SSIM_WINDOW, dtype=a.dtype) - SSIM_WINDOW // 2
-    line = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    line = line / line.sum()
-
-    def blur(images: Tensor) -> Tensor:
-        rows = line.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        columns = line.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-        images = torch.nn.functional.conv2d(images, rows, groups=channels)
-        return torch.nn.functional.conv2d(images, columns, groups=channels)
-
-    a, b = a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)
-    mean_a, mean_b = blur(a), blur(b)
-    variance_a = blur(a * a) - mean_a.square()
-    variance_b = blur(b * b) - mean_b.square()
-    covariance = blur(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + SSIM_C1) * (2 * covariance + SSIM_C2)
-    likeness = likeness / ((mean_a.square() + mean_b.square() + SSIM_C1) * (variance_a + variance_b + SSIM_C2))
-    return likeness.flatten(1).mean(dim=1)
-
-
-def dssim(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W, C] x 2, 0..1 -> [V]
-    """Structural dissimilarity (1 - SSIM) / 2: 0 the same, what is told where LPIPS has no weights."""
-    return (1 - ssim(a, b)) / 2
 
 
 def alpha_iou(a: Tensor, b: Tensor) -> Tensor:  # [V, H, W] x 2, 0..1 -> [V]

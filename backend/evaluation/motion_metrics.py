@@ -14,7 +14,7 @@ from scipy.ndimage import label
 from scipy.stats import rankdata
 from torch import Tensor
 
-from backend.evaluation.metrics import over_white
+from backend.pictures import over_white
 
 MOVING = 16 / 255  # a pixel moves where any colour channel on white differs by more from the static orbit
 STRAY_ALPHA = 0.1  # fainter coverage belongs to no piece

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Contact sheets: what the figures cannot say. Rows are static orbit, truth, generated, difference; columns frames."""
+"""Contact sheets: what the figures cannot say. Rows are such as truth and generated; columns are frames."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = 8
-SIDE = 128  # pixels of one picture
+SIDE = 128  # pixels of one picture, across
 LABEL_WIDTH, TITLE_HEIGHT = 92, 26
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
@@ -17,7 +17,7 @@ class SheetRow:
     """Pictures of one kind, in the order of time."""
 
     label: str
-    pictures: np.ndarray  # [T, H, W, 3] uint8
+    pictures: np.ndarray | list[np.ndarray]  # [T, H, W, 3] uint8
 
 
 def on_white(frames: np.ndarray) -> np.ndarray:  # [T, H, W, 4] uint8, straight alpha -> [T, H, W, 3] uint8
@@ -36,12 +36,15 @@ def sheet(
 ) -> Image.Image:
     """One block: a title, column heads (by default the frames' numbers), and rows of evenly chosen frames.
 
-    `heads` are one per frame; pictures are drawn with `side` pixels, at most `columns` in a row.
+    `heads` are one per frame; pictures, all of one shape, are drawn `side` pixels wide, at most `columns` in a row.
     """
     count = min(len(row.pictures) for row in rows)
     chosen = np.linspace(0, count - 1, min(columns, count)).round().astype(int)
-    width, height = LABEL_WIDTH + side * len(chosen), 2 * TITLE_HEIGHT + side * len(rows)
-    picture = Image.new("RGB", (width, height), PAPER)
+    high, wide = rows[0].pictures[0].shape[:2]
+    tile = side, round(side * high / wide)
+    smooth = Image.Resampling.NEAREST if wide <= side else Image.Resampling.LANCZOS  # small ones show their pixels
+    size = LABEL_WIDTH + tile[0] * len(chosen), 2 * TITLE_HEIGHT + tile[1] * len(rows)
+    picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     draw.text((6, 4), title, INK, font)
@@ -50,10 +53,10 @@ def sheet(
         head = heads[frame] if heads else f"frame {frame}"
         draw.text((x + side // 2, TITLE_HEIGHT + 12), head, INK, small, anchor="mm")
         for line, row in enumerate(rows):
-            image = Image.fromarray(row.pictures[frame]).resize((side, side), Image.Resampling.NEAREST)
-            picture.paste(image, (x, 2 * TITLE_HEIGHT + side * line))
+            image = Image.fromarray(row.pictures[frame]).resize(tile, smooth)
+            picture.paste(image, (x, 2 * TITLE_HEIGHT + tile[1] * line))
     for line, row in enumerate(rows):
-        draw.text((6, 2 * TITLE_HEIGHT + side * line + side // 2), row.label, INK, small, anchor="lm")
+        draw.text((6, 2 * TITLE_HEIGHT + tile[1] * line + tile[1] // 2), row.label, INK, small, anchor="lm")
     return picture
 
 

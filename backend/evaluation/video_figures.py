@@ -10,10 +10,10 @@ from torch import Tensor
 
 from backend.evaluation.construction import likeness
 from backend.evaluation.frechet import frechet_distance, handcrafted_distance, handcrafted_features
-from backend.evaluation.metrics import over_white
 from backend.evaluation.motion_metrics import stray
 from backend.evaluation.networks import Networks
 from backend.evaluation.video_truth import AZIMUTHS, ORTHOGONAL, cameras, resized
+from backend.pictures import over_white
 from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import Clip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backend.evaluation.sheets import SheetRow, sheet, stacked
 from backend.evaluation.video_truth import ORTHOGONAL
+from backend.pictures import over_white
 
 TIMES = 4  # of the clip, on a sheet
 SIDE = 96  # pixels of one picture on it
@@ -45,8 +46,7 @@ def title_of(about: str, by_case: dict[str, dict]) -> str:
 
 
 def _on_white(pictures: Tensor) -> np.ndarray:  # [V, T, H, W, 4] -> [4 T, H, W, 3] uint8
-    pictures = pictures[: len(ORTHOGONAL)].flatten(0, 1)
-    return ((pictures[..., :3] + 1 - pictures[..., 3:]).clamp(0, 1) * 255).round().byte().numpy()
+    return (over_white(pictures[: len(ORTHOGONAL)].flatten(0, 1)) * 255).round().byte().numpy()
 
 
 # --- table -----------------------------------------------------------------------------------------------------------

@@ -6,19 +6,22 @@ The guess from which a picture becomes a volume (`first_guess`) and from which t
 
 import math
 
-import numba
 import numpy as np
+from numba import njit
+
+from backend.compiled import kernel
 
 ROUNDNESS = 3.0  # of the Poisson equation: 2 makes rods round, 4 makes balls round
 FLATNESS = 0.85  # depth of what is inflated / its width
 SWEEPS = 400  # at most
 TOLERANCE = 1e-3  # of a sweep's largest change, relative to the largest value
 STEP = 1.5  # pixels, of the rays
+_NUMBERS, _PICTURE = "float32[:,::1]", "float32[:,:,::1]"  # types of arguments
 
 
 def thickness(mask: np.ndarray) -> np.ndarray:  # [H, W] bool -> [H, W] float32, pixels
     """Half the depth of an inflated outline: the root of the solution of Poisson's equation, zero outside."""
-    return np.sqrt(_poisson(np.pad(mask, 1), ROUNDNESS))
+    return np.sqrt(_poisson(np.ascontiguousarray(np.pad(mask, 1)), ROUNDNESS))
 
 
 def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: float, fov: float) -> np.ndarray:
@@ -35,7 +38,7 @@ def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: 
     size = pictures.shape[1]
     views = np.zeros((len(pictures), len(camera_to_world), *pictures.shape[1:]), np.float32)
     half = math.tan(math.radians(fov) / 2)
-    poses = np.ascontiguousarray(camera_to_world, np.float32)
+    poses = np.array(camera_to_world, np.float32, order="C")
     for picture, out in zip(pictures, views, strict=True):
         depth = thickness(picture[..., 3] > 0.5) * np.float32(FLATNESS * 2 * half * distance / size)
         color = np.ascontiguousarray(picture[..., :3] / np.maximum(picture[..., 3:], 1e-3), np.float32)
@@ -43,7 +46,7 @@ def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: 
     return views
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel(f"{_NUMBERS}(boolean[:,::1], float64)", fastmath=True)
 def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by successive over-relaxation
     height, width = mask.shape
     u = np.zeros((height, width), np.float32)
@@ -63,7 +66,7 @@ def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by success
     return np.maximum(u[1:-1, 1:-1], 0)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel(f"void({_PICTURE}, {_NUMBERS}, {_PICTURE}, float64, float64, float32[:,:,:,::1])", fastmath=True)
 def _look(color, depth, poses, distance, half, out):
     """March the rays of each view through {points whose distance from the middle plane is at most `depth`}.
 
@@ -117,7 +120,7 @@ def _look(color, depth, poses, distance, half, out):
                             break
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@njit(fastmath=True)
 def _box(depth, distance, half, pixel, step):
     """Corners [3] of a box round what is inflated, with a step to spare; the first beyond the second: there is none."""
     size = depth.shape[0]

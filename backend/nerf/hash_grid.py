@@ -153,15 +153,6 @@ def look_up(positions: Tensor, table: Tensor, levels: list[Level]) -> Tensor:  #
     return torch.cat(features, dim=-1)
 
 
-def warm_up() -> None:
-    """Compile the kernels for this computer, or load them from Numba's cache."""
-    for dimensions in DIMENSIONS:
-        grid = HashGrid(dimensions, HashGridConfig(levels=2, log2_table=8, base=4, growth=4.0))
-        positions = torch.rand(1, dimensions, requires_grad=True)
-        (slope,) = torch.autograd.grad(grid(positions).square().sum(), positions, create_graph=True)
-        slope.sum().backward()
-
-
 class _Work:
     """The kernels of a grid with their work shared out over threads, the same results for any number of these."""
 

@@ -3,8 +3,7 @@
 
 One level of a grid per call, so that a thread that has a level to itself may add to its entries, and so that a level
 stays in the cache. Between its corners a level is multilinear; so all kernels gather the corners and then reduce them
-in the same way. Four dimensions are two cells of three, one at either side in time. Everything lies in this one file,
-since Numba's cache does not notice changes of other files.
+in the same way. Four dimensions are two cells of three, one at either side in time.
 
 Arguments of all kernels: positions [P, D] in 0..1; table [E, 2] of all levels; the level's scale, resolution, first
 entry, number of entries and whether they are hashed; the samples `first` to `last`; then rows of this level's two
@@ -14,13 +13,18 @@ features in arrays [2 L, P], number `row` and the next. What they compute says `
 import numpy as np
 from numba import njit
 
+from backend.compiled import kernel
+
 PRIMES = (1, 2_654_435_761, 805_459_861, 3_674_653_429)
 _Y, _Z, _T = (np.uint32(prime) for prime in PRIMES[1:])
 _F, _U, _ONE = np.float32, np.uint32, np.uint32(1)
-_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"nsz", "arcp", "contract", "reassoc"}}
+FASTMATH = {"nsz", "arcp", "contract", "reassoc"}
+_TABLE = "float32[:,::1]"  # positions, table, rows
+_LEVEL = "float32, int32, uint32, uint32, boolean"  # scale, resolution, start, entries, hashed
+_SAMPLES = "int64, int64, int64"  # first, last, row
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _cell(position, scale, resolution):
     """The lower corner along one axis, and how far beyond it. NaN stays NaN, at a corner that exists."""
     place = position * scale + _F(0.5)
@@ -28,7 +32,7 @@ def _cell(position, scale, resolution):
     return np.uint32(corner), place - _F(corner)
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _entry(hashed, x, y, z, t, start, entries):
     """Where a corner is in the table, from what each axis adds to that."""
     if hashed:
@@ -39,7 +43,7 @@ def _entry(hashed, x, y, z, t, start, entries):
     return np.int64(start + index)
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _strides(hashed, resolution):
     width = np.uint32(resolution)
     if hashed:
@@ -47,7 +51,7 @@ def _strides(hashed, resolution):
     return width, width * width, width * width * width
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _entries(hashed, x, y, z, t, strides, start, entries):
     """The eight corners of a cell of three dimensions; x changes fastest. `t` is what time adds."""
     x0, y0, z0 = x, y * strides[0], z * strides[1]
@@ -64,12 +68,12 @@ def _entries(hashed, x, y, z, t, strides, start, entries):
     )
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _mix(a, b, share):
     return a + share * (b - a)
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _reduced(c, x, y, z):
     """Value, slopes along x, y, z and mixed second derivatives xy, xz, yz of a trilinear cell with corners `c`.
 
@@ -89,7 +93,7 @@ def _reduced(c, x, y, z):
     )
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _feature(table, at, f):
     return (
         table[at[0], f],
@@ -103,7 +107,7 @@ def _feature(table, at, f):
     )
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _weighed(table, at, g0, g1):
     return (
         table[at[0], 0] * g0 + table[at[0], 1] * g1,
@@ -117,13 +121,13 @@ def _weighed(table, at, g0, g1):
     )
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _add(grad, at, weight, g0, g1):
     grad[at, 0] += weight * g0
     grad[at, 1] += weight * g1
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _spread(grad, at, x, y, z, factor, g0, g1):
     """Add the gradients to the eight corners by their weights times `factor`."""
     for_y0, for_y1 = factor * (_F(1) - y), factor * y
@@ -138,7 +142,7 @@ def _spread(grad, at, x, y, z, factor, g0, g1):
     _add(grad, at[7], w11 * x, g0, g1)
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _spread_slopes(grad, at, x, y, z, vx, vy, vz, rest, rest_slope, g0, g1):
     """The same with how fast the weights, times `rest`, change in the direction v; `rest` changes by `rest_slope`."""
     ux, uy, uz = _F(1) - x, _F(1) - y, _F(1) - z
@@ -157,7 +161,7 @@ def _spread_slopes(grad, at, x, y, z, vx, vy, vz, rest, rest_slope, g0, g1):
     _add(grad, at[7], upper * w11 + above * s11, g0, g1)
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _locate(in_time, hashed, positions, p, strides, scale, resolution, start, entries):
     x, fx = _cell(positions[p, 0], scale, resolution)
     y, fy = _cell(positions[p, 1], scale, resolution)
@@ -172,7 +176,7 @@ def _locate(in_time, hashed, positions, p, strides, scale, resolution, start, en
     return early, late, fx, fy, fz, ft
 
 
-@njit(forceinline=True, **_OPTIONS)
+@njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _look_up(hashed, positions, table, scale, resolution, start, entries, first, last, row, out):
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
     for p in range(first, last):
@@ -186,7 +190,7 @@ def _look_up(hashed, positions, table, scale, resolution, start, entries, first,
         out[row + 1, p] = b
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE})", FASTMATH)
 def look_up(positions, table, scale, resolution, start, entries, hashed, first, last, row, out):
     """The features: out[row], out[row + 1]."""
     if hashed:
@@ -195,7 +199,7 @@ def look_up(positions, table, scale, resolution, start, entries, hashed, first, 
         _look_up(False, positions, table, scale, resolution, start, entries, first, last, row, out)
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE}, {_TABLE})", FASTMATH)
 def look_up_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, tangent, out):
     """How fast the features change as positions move by `tangent` [P, D]."""
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
@@ -211,7 +215,7 @@ def look_up_slope(positions, table, scale, resolution, start, entries, hashed, f
             out[row + f, p] = scale * slope
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE}, {_TABLE})", FASTMATH)
 def pull(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
     """Add to `out` [P, D] the gradient by the positions of sum(features * gradient)."""
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
@@ -231,7 +235,7 @@ def pull(positions, table, scale, resolution, start, entries, hashed, first, las
             out[p, 2] += r[3]
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE}, {_TABLE}, {_TABLE})", FASTMATH)
 def pull_slope(positions, table, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
     """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
@@ -255,7 +259,7 @@ def pull_slope(positions, table, scale, resolution, start, entries, hashed, firs
         out[p, 2] += xz * vx + yz * vy
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE}, {_TABLE})", FASTMATH)
 def push(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, out):
     """Add to `out` [E, 2] the gradient by the table of sum(features * gradient)."""
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)
@@ -267,7 +271,7 @@ def push(positions, scale, resolution, start, entries, hashed, first, last, row,
             _spread(out, late, x, y, z, t, g0, g1)
 
 
-@njit(**_OPTIONS)
+@kernel(f"void({_TABLE}, {_LEVEL}, {_SAMPLES}, {_TABLE}, {_TABLE}, {_TABLE})", FASTMATH)
 def push_slope(positions, scale, resolution, start, entries, hashed, first, last, row, gradient, tangent, out):
     """Add how fast that gradient changes as positions move by `tangent` [P, D]."""
     in_time, strides = positions.shape[1] == 4, _strides(hashed, resolution)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 from backend.nerf.rendering import Rendered
+from backend.pictures import dssim
 
 ITERATIONS = 35_000  # of 4Diffusion; other numbers scale the schedule
 ORIENT_RAMP, OPAQUE_START = 5_000 / ITERATIONS, 10_000 / ITERATIONS  # shares of the iterations
@@ -22,7 +22,6 @@ LPIPS_WEIGHT, DSSIM_WEIGHT = 200.0, 100.0
 L1_WEIGHT = 200.0  # in place of LPIPS
 WITHOUT_LPIPS = "No LPIPS weights were given: the anchor video was followed by D-SSIM and L1 alone."
 SURE = 1e-3  # opacities closer to 0 or 1 count as sure
-SSIM_WINDOW, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,3 @@ def over_background(frames: Tensor, background: Tensor) -> Tensor:  # [B, H, W, 
     """Frames with straight alpha over the background of the renders that they are compared with."""
     colors, alpha = frames[..., :3], frames[..., 3:]
     return colors * alpha + background * (1 - alpha)
-
-
-def dssim(a: Tensor, b: Tensor) -> Tensor:  # [B, H, W, C] x 2, 0..1 -> [B]
-    """(1 - SSIM) / 2 (Wang et al. 2004), Gaussian window of 11 pixels, full windows only; differentiable."""
-    channels = a.shape[-1]
-    offsets = torch.arange(SSIM_WINDOW, dtype=a.dtype, device=a.device) - SSIM_WINDOW // 2
-    line = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    line = line / line.sum()
-
-    def mean(pictures: Tensor) -> Tensor:
-        rows, columns = (line.view(1, 1, *shape).expand(channels, 1, *shape) for shape in ((-1, 1), (1, -1)))
-        return conv2d(conv2d(pictures, rows, groups=channels), columns, groups=channels)
-
-    a, b = a.movedim(-1, 1), b.movedim(-1, 1)
-    mean_a, mean_b = mean(a), mean(b)
-    spread_a, spread_b = mean(a * a) - mean_a.square(), mean(b * b) - mean_b.square()
-    shared = mean(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + SSIM_C1) * (2 * shared + SSIM_C2)
-    likeness = likeness / ((mean_a.square() + mean_b.square() + SSIM_C1) * (spread_a + spread_b + SSIM_C2))
-    return (1 - likeness.flatten(1).mean(dim=1)) / 2

@@ -15,6 +15,7 @@ from backend.splatting.construct import construct, discard_checkpoint
 from backend.splatting.engine import Engine, choose_engine
 from backend.splatting.estimate import demand_memory, estimate
 from backend.splatting.guide import SurfaceMotion, movement_of
+from backend.splatting.inspection import MOVE_CAMERAS
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
@@ -50,14 +51,16 @@ def construct_clip(
     told: SurfaceMotion | None = None,
     *,
     guided: bool = True,
+    remedy: str = MOVE_CAMERAS,
 ) -> Clip:
     """The clip of an orbit as `settings` ask for it, on `run.device`.
 
     `settings` are those of a request: preset, gaussians, seed, and, where they are there,
     sh_degree, color_space and motion_model.
     `changes` are other values for fields of `ConstructConfig`; requests have none. `told`: the movement, where it was
-    there before the pictures, as it is in `surface` of an object that moves in its scene. `guided`: whether else scene flow guides the motion, where there is its network; several
-    views of each time need none.
+    there before the pictures; that of an object that moves in its scene comes with `surface`. `guided`: whether else
+    scene flow guides the motion, where there is its network; several views of each time need none. `remedy`: see
+    `construct`.
 
     Raises:
         UserError: the inputs do not fit together, show nothing, or the fit went astray.
@@ -70,12 +73,13 @@ def construct_clip(
     engine = engine_of(run)
     told = told or movement_of(surface)
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
-    needed = estimate(config.with_known_motion() if told else config, *sizes, on_gpu=engine.is_gpu)
+    counts = len(moving.images), len(np.unique(moving.cameras.times))
+    needed = estimate(config.suited(*counts, is_known=told is not None), *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
     if told is None and guided and scene_flow.available():
         told = observe_scene_flow(moving, static, "cpu" if run.device == "cpu" else None, run.check)
-    clip = construct(moving, static, surface, config, run, engine, told)
+    clip = construct(moving, static, surface, config, run, engine, told, remedy=remedy)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
     if not all(np.isfinite(array).all() for array in numbers):
         discard_checkpoint(run)  # a second attempt must not go on from there

@@ -24,6 +24,7 @@ from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.motion_magnitude import motion_magnitude
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
+from backend.pictures import over_white, tiled
 from backend.pipelines import clips, elementary_prompts
 from backend.pipelines.coherence import Coherence
 from backend.pipelines.elementary import Elementary
@@ -106,6 +107,7 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
         settings,
         run,
         told=told_by(frames),
+        remedy="less motion or another seed may keep it in view",
     )
     for sentence in frames.provenance.get("warnings", ()):
         run.note(sentence)
@@ -545,9 +547,7 @@ def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
 def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
     """Eight of the frames [1, T, 4, H, W] on white, to look at while more is to come."""
     chosen = torch.linspace(0, frames.shape[1] - 1, PREVIEW_FRAMES).round().long()
-    shown = (frames[0, chosen, :3] + 1 - frames[0, chosen, 3:]).clamp(0, 1)
-    rows = shown.unflatten(0, (2, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    return (rows * 255).round().byte().cpu().numpy()
+    return tiled(over_white(frames[0, chosen].movedim(1, -1)).unflatten(0, (2, -1)))
 
 
 def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:

@@ -19,6 +19,7 @@ OUTER = 0.08  # of a cloth's length, at either end: the taller end is the pole
 TALLER = 1.05  # than the other end, at least
 WAVES = 1.25  # along a cloth
 LANDED = 0.7  # of the time, when what topples is down
+LOWEST = 0.7  # below the middle of clip space: there pictures end
 CROUCH = 0.2  # of a bounce, on the ground before it and after
 
 
@@ -215,6 +216,15 @@ def toppling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     return _turned(body.points, np.pi / 2 * down, body.across, edge)
 
 
+def drifting(body: Body, times: np.ndarray, size: float) -> np.ndarray:
+    """A leaf in the air: it sinks as far as pictures show, whatever the size, glides to and fro, and tips with that."""
+    glide = np.sin(2 * TAU * times)
+    tipped = _turned(body.points, 0.2 * size * glide, body.across, body.middle)
+    depth = min(body.low[2] + LOWEST, 0.4)
+    sunk = depth * (times + 0.03 * np.sin(4 * TAU * times))  # faster between the turns
+    return tipped + 0.05 * size * glide[..., None] * body.side - sunk[..., None] * UP
+
+
 def rippling(body: Body, times: np.ndarray, size: float) -> np.ndarray:
     """A flag: waves run from its pole to its free end; what lies flat, such as water, rises and sinks with them."""
     length = _longest(body)
@@ -258,5 +268,5 @@ MOTIONS = {
     )
 } | {
     motion.__name__: Elementary(motion.__name__, motion, one_way=True)
-    for motion in (growing, shrinking, melting, toppling)
+    for motion in (growing, shrinking, melting, toppling, drifting)
 }  # fmt: skip

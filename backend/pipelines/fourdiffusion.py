@@ -435,7 +435,8 @@ def _constructed(moving: Observations, surface: SurfaceSamples | None, settings:
     count = settings.gaussians or GAUSSIANS_BY_PRESET[settings.construction]
     asked = {"preset": settings.construction, "gaussians": count, "seed": settings.seed}
     asked |= {name: getattr(settings, name) for name in ("sh_degree", "color_space", "motion_model")}
-    return clips.construct_clip(moving, static, surface, asked, run, guided=False)
+    remedy = "another seed or another range of the video may keep it in view"
+    return clips.construct_clip(moving, static, surface, asked, run, guided=False, remedy=remedy)
 
 
 def _shares(shares: dict[str, float], whole: float) -> dict[str, float]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from backend.pipelines import clips
 from backend.progress import Run, UserError
 from backend.splatting.config import ConstructConfig
@@ -97,7 +99,9 @@ def estimate_folders(moving: Path, static: Path | None, preset: str, gaussians: 
     sizes = [views and (len(views.times), views.height, views.width) for views in cameras]
     engine = expected_engine() if device == "auto" else CPU
     on_gpu = engine.is_gpu or device == "cuda"
-    needed = estimate(ConstructConfig.for_preset(preset, gaussians), *sizes, on_gpu=on_gpu)
+    config = ConstructConfig.for_preset(preset, gaussians)
+    config = config.suited(len(cameras[0].times), len(np.unique(cameras[0].times)), is_guided=False)
+    needed = estimate(config, *sizes, on_gpu=on_gpu)
     return f"{needed.sentence('the GPU' if on_gpu else 'the CPU')}."
 
 

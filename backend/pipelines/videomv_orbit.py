@@ -21,6 +21,7 @@ from backend.guidance.schedules import cosine_schedule, linear_schedule, set_tim
 from backend.models.diffusion4d import videomv_cameras
 from backend.models.encoders import Encoders
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT
+from backend.pictures import tiled
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import Networks
 from backend.pipelines.recorded_steps import recorded
@@ -217,5 +218,4 @@ def preview(latents: Tensor) -> np.ndarray:  # [2 h', 4 w', 3] uint8
     chosen = latents[torch.linspace(0, len(latents) - 1, 8).round().long().to(latents.device)].float().cpu()
     colors = torch.einsum("tchw,cd->tdhw", chosen, torch.tensor(COLORS)) / 2 + 0.5
     shown = functional.interpolate(colors.clamp(0, 1), scale_factor=4, mode="bilinear")
-    rows = shown.unflatten(0, (2, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    return (rows * 255).round().byte().numpy()
+    return tiled(shown.movedim(1, -1).unflatten(0, (2, -1)))

@@ -199,17 +199,20 @@ def create_app(
         response.status_code = 201 if is_new else 200
         return shown(job)
 
-    @app.get("/v1/jobs", responses=declared())
+    @app.get("/v1/jobs", responses=declared(404))
     def list_jobs(
         state: Annotated[list[str], Query(description="States, or `active`.")] = [],  # noqa: B006 - FastAPI's form
         client: Annotated[str | None, Query(max_length=128)] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+        before: Annotated[
+            str | None, Query(max_length=64, description="Only jobs older than the one of this id.")
+        ] = None,
     ) -> JobsModel:
         """Jobs, newest first."""
         states = [name for item in state for name in (ACTIVE_STATES if item == "active" else [item])]
         if unknown := set(states) - set(contract.JOB_STATES):
             raise Problem(422, "invalid_request", f"There is no state {min(unknown)!r}.")
-        jobs = queue.jobs(states, client, limit)
+        jobs = queue.jobs(states, client, limit, known(queue.get(before)).seq if before else None)
         waiting = any(job.state == "queued" for job in jobs)
         before = {seq: index for index, seq in enumerate(queue.queued())} if waiting else {}
         return JobsModel(jobs=[JobModel.of(job, before.get(job.seq, 0)) for job in jobs])

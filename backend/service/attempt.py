@@ -32,6 +32,7 @@ Pipeline = Callable[[dict, Callable[[str], Path], Run], Path]  # request, sha256
 LOOK_SECONDS = 0.2  # between two looks whether the job is cancelled; also between two writes of progress
 DETAIL_SECONDS = 30.0  # between two lines of the log about how a stage goes
 PREVIEW_PIXELS = 512
+OTHER_PROGRAM = "What another version of Kinesplat had done of this job is done anew."
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,10 @@ class Attempt:
     def _run(self, pipeline: Pipeline) -> str | None:
         job = self.job
         try:
-            work = self._home.work(job.id)
-            work.mkdir(parents=True, exist_ok=True)
-            result = pipeline(
-                json.loads(job.request), self._input, Run(work, self.show, self.is_cancelled, self._settings.device)
-            )
+            if self._home.begin_work(job.id):
+                self.log.write(OTHER_PROGRAM)
+            run = Run(self._home.work(job.id), self.show, self.is_cancelled, self._settings.device)
+            result = pipeline(json.loads(job.request), self._input, run)
             if self.is_cancelled():
                 raise JobCancelled
             return self._keep(result)
@@ -146,14 +146,14 @@ class Attempt:
         now = time.monotonic()
         if progress.detail and (now >= self._next_detail or progress.step == progress.total):
             self._next_detail = now + DETAIL_SECONDS
-            self.log.write(f"{progress.step} of {progress.total}: {progress.detail}")
+            self.log.write(f"{progress.step} of {progress.total}: {progress.detail}", aside=True)
         new_stage = progress.stage != self._stage
         if not new_stage and progress.preview is None and now < self._next_write:
             return
         self._next_write = now + LOOK_SECONDS
         if new_stage:
             self._stage = progress.stage
-            self.log.write(f"{progress.stage} ({progress.fraction:.0%})")
+            self.log.write(f"{progress.stage} ({progress.fraction:.0%})", aside=True)
         new_preview = progress.preview is not None and self._save_preview(progress.preview)
         with contextlib.suppress(sqlite3.OperationalError):  # the disk is full: the work goes on
             job = self.job
@@ -192,6 +192,6 @@ class Attempt:
             with atomic_file(self._home.preview(self.job.id)) as file:
                 image.save(file, "JPEG", quality=85)
         except OSError as error:
-            self.log.write(f"The preview cannot be written: {error}")
+            self.log.write(f"The preview cannot be written: {error}", aside=True)
             return False
         return True

@@ -58,6 +58,16 @@ def silent_error(settings: Settings) -> UserError:
     )
 
 
+def unplaced_error(settings: Settings) -> UserError:
+    """Why a job fails that a cluster gives no place, although it has a free one."""
+    return UserError(
+        "ray_no_place",
+        f"The Ray cluster had a free place, but started nothing there within {settings.ray_placing / 60:.0f} minutes, "
+        f"{settings.crash_limit} times.",
+        "Look at 'ray status' and at the machines' memory, then retry.",
+    )
+
+
 def stalled_error(settings: Settings) -> UserError:
     """Why a job fails that makes no progress."""
     return UserError(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_BYTES = 1 << 20
+FULL_BYTES = MAX_BYTES - (1 << 18)  # from here on only what must not be missing, such as how an attempt ended
+FULL = "The log is full. From here on it tells only how attempts begin and end.\n"
 MAX_MESSAGE = 20_000  # characters
 
 
@@ -17,14 +19,17 @@ class JobLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, message: str) -> None:
-        """Add one message with the time (UTC)."""
+    def write(self, message: str, *, aside: bool = False) -> None:
+        """Add one message with the time (UTC). aside: a full log can do without it."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         text = f"{stamp} {message[:MAX_MESSAGE]}\n".encode(errors="replace")
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self.path.stat().st_size + len(text) > MAX_BYTES:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size > (FULL_BYTES if aside else MAX_BYTES):
                 return
+            if size <= FULL_BYTES < size + len(text):
+                text += FULL.encode()
             with open(self.path, "ab") as file:
                 file.write(text)
 
@@ -45,8 +50,8 @@ class Spoken(JobLog):
     def __init__(self) -> None:
         self._messages: list[str] = []
 
-    def write(self, message: str) -> None:
-        """Add one message."""
+    def write(self, message: str, *, aside: bool = False) -> None:
+        """Add one message. Whoever passes it on says again whether it is an aside."""
         self._messages.append(message[:MAX_MESSAGE])
 
     def take(self) -> list[str]:
@@ -63,4 +68,4 @@ class _Handler(logging.Handler):
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.job_log.write(self.format(record))
+        self.job_log.write(self.format(record), aside=True)

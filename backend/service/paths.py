@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.progress import UserError
+from backend.versions import program_key
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.home import HOME_VARIABLE, INSTALLATION_FILE, SERVER_FILE, TOKEN_FILE
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
+PROGRAM_FILE = "program.txt"  # in the folder of a job's checkpoints: who wrote them
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
 
 
@@ -81,6 +83,18 @@ class Home:
     def forget(self, job_id: str) -> None:
         """Remove a job's folder."""
         shutil.rmtree(self.jobs / job_id, ignore_errors=True)
+
+    def begin_work(self, job_id: str) -> bool:
+        """Make the folder of a job's checkpoints; whether those that another program has left there were removed."""
+        work, stamp = self.work(job_id), self.work(job_id) / PROGRAM_FILE
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if stamp.read_text("utf-8") == program_key():
+                return False
+        removed = work.is_dir() and any(work.iterdir())
+        self.forget_work(job_id)
+        work.mkdir(parents=True)
+        stamp.write_text(program_key(), "utf-8")
+        return removed
 
     def forget_work(self, job_id: str) -> None:
         """Remove a job's checkpoints."""

@@ -209,8 +209,10 @@ class Queue:
         with self._connection() as connection:
             return self._one(connection, "SELECT {} FROM jobs WHERE id = ?", job_id)
 
-    def jobs(self, states: Sequence[str] = (), client: str | None = None, limit: int = 100) -> list[Job]:
-        """Jobs, newest first."""
+    def jobs(
+        self, states: Sequence[str] = (), client: str | None = None, limit: int = 100, before: int | None = None
+    ) -> list[Job]:
+        """Jobs, newest first; `before`: older than that of this `seq`."""
         conditions, values = ["1"], []
         if states:
             conditions.append(f"state IN ({', '.join('?' * len(states))})")
@@ -218,6 +220,9 @@ class Queue:
         if client is not None:
             conditions.append("client = ?")
             values.append(client)
+        if before is not None:
+            conditions.append("seq < ?")
+            values.append(before)
         sql = f"SELECT {{}} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY seq DESC LIMIT ?"
         with self._connection() as connection:
             return self._all(connection, sql, *values, limit)

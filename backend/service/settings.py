@@ -36,6 +36,7 @@ class Settings:
     ray_address: str = "auto"  # HOST:PORT of the cluster's head; "auto": of the cluster that this computer is part of
     ray_resource: str = GPU  # one of which each job takes
     ray_folder: str = ""  # checkpoints, under this path on all machines; empty: each machine keeps its own
+    ray_placing: float = 600.0  # for which an attempt waits for its process on a GPU that was free
     ray_forsaken: float = 3600.0  # an attempt that no server has asked about for so long gives up its GPU
 
     def to_json(self) -> str:

@@ -104,7 +104,7 @@ class Worker:
             try:
                 splatting.warm_up(self._tell_waiting)
             except Exception:  # jobs that need them will say so
-                log.exception("The splatting kernels cannot be compiled")
+                log.exception("The kernels cannot be compiled")
 
     def _tell_waiting(self, message: str) -> None:
         """Tell whoever waits for the first job what goes on before it."""

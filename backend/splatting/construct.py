@@ -26,13 +26,13 @@ from torch import Tensor
 
 from backend.progress import Run
 from backend.splatting.checkpoint import Checkpoint, state_key
-from backend.splatting.config import MANY_VIEWS, MOST_FRAMES, ConstructConfig
+from backend.splatting.config import MOST_FRAMES, ConstructConfig
 from backend.splatting.engine import CPU, Engine
 from backend.splatting.fit import Fit, descend, generator, one_torch_thread
 from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
-from backend.splatting.inspection import inspect
+from backend.splatting.inspection import MOVE_CAMERAS, inspect
 from backend.splatting.observations import Observations
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, draw_views, prepare
@@ -57,6 +57,7 @@ def construct(
     run: Run,
     engine: Engine = CPU,
     told: SceneFlow | SurfaceMotion | None = None,
+    remedy: str = MOVE_CAMERAS,
 ) -> Clip:
     """A clip of the subject that `moving` shows.
 
@@ -72,6 +73,7 @@ def construct(
             checkpoint of one engine is taken up by another.
         told: what is believed about the movement of the subject's surface, or None. With it the motion is found where
             pictures alone would leave it in the wrong place, and the priors need not be strong.
+        remedy: what the user can do where pictures cut off the subject, as the end of a sentence.
 
     Returns:
         A clip in `config.color_space` and in clip space, one frame per time of `moving`, with `BasisMotion`, or
@@ -87,15 +89,11 @@ def construct(
     with one_torch_thread():
         checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, told, config))
         frames = len(np.unique(moving.cameras.times))
-        inspected = inspect(moving, static, surface, run)
+        inspected = inspect(moving, static, surface, run, remedy)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
         known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
-        if known:
-            config, told = config.with_known_motion(), None
-        elif len(moving.images) >= MANY_VIEWS * frames:
-            config = config.with_many_views()
-        elif told:
-            config = config.with_guide()
+        kinds = {"is_known": known is not None, "is_guided": told is not None}
+        config = config.suited(len(moving.images), frames, **kinds)
         scene = replace(prepare(moving, static, config, frames), known=known)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
@@ -107,7 +105,9 @@ def construct(
             fit = Fit.from_arrays(saved, scene)
         if fit.stage == 0:
             _fit_shape(fit, scene, checkpoint, run)
-        guide = told and make_guide(told, fit.rest_means.cpu().numpy()).to(scene.device)
+        guide = None
+        if told and not known:
+            guide = make_guide(told, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
             _follow_guide(fit, scene, guide, checkpoint, run)
         if fit.stage == 2 and config.motion == "bases" and not known:

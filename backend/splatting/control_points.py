@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from backend.splatting.rasterize.compiled import kernel
+from backend.compiled import kernel
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 GRAPH_NEIGHBOURS = 8

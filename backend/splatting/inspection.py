@@ -28,12 +28,19 @@ FIRST_AGREEMENT = 0.15, 0.6  # the same with the moving orbit's first pictures, 
 SURFACE_INSIDE = 0.6, 0.95  # share of surface samples inside the silhouettes
 SURFACE_SPAN = 0.4, 0.8  # of the silhouettes' bounding boxes, what the samples span
 SURFACE_SAMPLES = 2_000  # that are tested
+MOVE_CAMERAS = "move the cameras away or widen their angle"  # what helps where a camera took the pictures
 
 
 def inspect(
-    moving: Observations, static: Observations | None, surface: SurfaceSamples | None, run: Run
+    moving: Observations,
+    static: Observations | None,
+    surface: SurfaceSamples | None,
+    run: Run,
+    remedy: str = MOVE_CAMERAS,
 ) -> tuple[Observations, Observations | None]:
     """The observations without empty pictures; doubts go to `run.note`.
+
+    remedy: what its user can do about a subject that the pictures cut off.
 
     Raises:
         UserError: what there is cannot be constructed from.
@@ -58,7 +65,7 @@ def inspect(
         )
     for views, label in ((moving, "moving orbit"), (static, "static orbit")):
         if views is not None:
-            _note_cut(views, label, run)
+            _note_cut(views, label, remedy, run)
     _check_places(moving, static, surface, run)
     return moving, static
 
@@ -114,14 +121,14 @@ def _without_empty(views: Observations, label: str, run: Run) -> Observations:
     return views.subset(~empty)
 
 
-def _note_cut(views: Observations, label: str, run: Run) -> None:
+def _note_cut(views: Observations, label: str, remedy: str, run: Run) -> None:
     inside = views.images[..., 3] > INSIDE_ALPHA
     edges = torch.cat([inside[:, 0], inside[:, -1], inside[:, :, 0], inside[:, :, -1]], dim=1).float().mean(dim=1)
     cut = edges.numpy() > CUT_SHARE
     if cut.any():
         run.note(
             f"In {cut.sum()} of {len(cut)} pictures of the {label} the subject is cut off by the edge "
-            f"({_listed(cut)}). What lies outside can only be guessed: move the cameras away or widen their angle."
+            f"({_listed(cut)}). What lies outside can only be guessed: {remedy}."
         )
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.compiled import kernel
 from backend.splatting import motion_kernels, motion_torch
 from backend.splatting.control_points import ControlPoints
 from backend.splatting.motion import TimeBasis, six_weights
-from backend.splatting.rasterize.compiled import kernel
 
 ALPHA_WEIGHT = 0.5
 INSIDE_ALPHA = 0.9  # of pixels that show the subject alone

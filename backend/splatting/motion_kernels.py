@@ -9,7 +9,7 @@ float32 and contiguous, indices int32. The sums run in a fixed order: same input
 import numpy as np
 from numba import njit
 
-from backend.splatting.rasterize.compiled import FASTMATH, kernel
+from backend.compiled import FASTMATH, kernel
 
 POSE_SIZE = 16
 _F = np.float32

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from backend.splatting.config import ConstructConfig
-from backend.splatting.guide import SurfaceMotion
 from backend.splatting.gaussians import GaussianParameters, Moved
+from backend.splatting.guide import SurfaceMotion
 from backend.splatting.losses import depth_smoothness, image_loss
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations

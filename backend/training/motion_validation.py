@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backend.models import motion_latents
 from backend.models.diffusion import add_noise
+from backend.pictures import over_white, tiled
 from backend.pipelines.diffusion4d import denoise
 from backend.training.batches import Batch
 from backend.training.motion_task import condition, importance, magnitude_of
@@ -109,7 +110,5 @@ def rank_correlation(asked: Tensor, measured: Tensor) -> float:
 def sheet(*rows: Tensor) -> np.ndarray:
     """Orbits [B, T, 4, H, W] under each other, subject by subject, on white: [H', W', 3] uint8."""
     frames = torch.linspace(0, rows[0].shape[1] - 1, COLUMNS).round().long()
-    shown = torch.stack([orbit[:, frames] for orbit in rows], 1).float().cpu()  # [B, R, C, 4, H, W]
-    on_white = (shown[:, :, :, :3] + 1 - shown[:, :, :, 3:]).clamp(0, 1)
-    picture = on_white.permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
-    return (picture * 255).round().byte().numpy()
+    shown = torch.stack([orbit[:, frames] for orbit in rows], 1).flatten(0, 1)  # [B R, C, 4, H, W]
+    return tiled(over_white(shown.movedim(2, -1)))

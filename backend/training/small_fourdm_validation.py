@@ -8,6 +8,7 @@ from torch import Tensor
 from backend.evaluation.metrics import foreground_psnr
 from backend.models.diffusion import add_noise
 from backend.models.small_fourdm import to_latents, to_pictures
+from backend.pictures import over_white, tiled
 from backend.pipelines.diffusion4d import denoise
 from backend.training.batches import GuessedViewBatch
 from backend.training.small_fourdm_task import conditions, importance
@@ -66,10 +67,8 @@ def head(batch: GuessedViewBatch, size: int) -> GuessedViewBatch:
 def sheet(*rows: Tensor) -> np.ndarray:
     """Views [B, T, N, 4, H, W] at the first and the last time, under each other, clip by clip, on white."""
     ends = [0, -1] if rows[0].shape[1] > 1 else [0]
-    shown = torch.stack([views[:, ends].flatten(1, 2) for views in rows], 1).float().cpu()  # [B, R, C, 4, H, W]
-    on_white = (shown[:, :, :, :3] + 1 - shown[:, :, :, 3:]).clamp(0, 1)
-    picture = on_white.permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
-    return (picture * 255).round().byte().numpy()
+    shown = torch.stack([views[:, ends].flatten(1, 2) for views in rows], 1).flatten(0, 1)  # [B R, C, 4, H, W]
+    return tiled(over_white(shown.movedim(2, -1)))
 
 
 def _psnr(truth: Tensor, views: Tensor) -> float:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from backend.progress import Run
 from backend.video.framing import FOURDIFFUSION, Crop, Framing, crop_of, resampled
@@ -24,8 +23,7 @@ class VideoIntake:
     frames: np.ndarray  # [T, S, S, 4] float32 0..1, sRGB-coded, color multiplied by alpha
     times: np.ndarray  # [T] float64, seconds since the video's first frame
     fps: float  # at which the frames play as fast as the video
-    crop: Crop  # in pixels of `originals`
-    originals: np.ndarray  # [T, H, W, 4] uint8 sRGB, straight alpha, as decoded
+    crop: Crop  # in pixels of the frames as decoded
     done: dict  # for the provenance: the file's facts, range, method, crop, framing, notes
 
     def on_background(self, color: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:  # [T, S, S, 3] float32
@@ -83,48 +81,4 @@ def take_in(
         "framing": {"distance": framing.distance, "fov": framing.fov, "size": framing.size},
         "notes": [*video.notes, *cut.notes, *notes],
     }
-    return VideoIntake(frames, video.times, played, crop, video.frames, done)
-
-
-def contact_sheet(intake: VideoIntake, side: int = 144, columns: int = 8) -> Image.Image:
-    """What came in and what was made of it: the frames with their crop, cut out on white, on magenta, and their alpha.
-
-    On magenta, remains of the background and soft edges are seen best.
-    """
-    chosen = np.linspace(0, len(intake.frames) - 1, min(columns, len(intake.frames))).round().astype(int)
-    rows = {
-        "video": [_with_crop(intake.originals[t], intake.crop, side) for t in chosen],
-        "on white": [_tile(intake.on_background()[t], side) for t in chosen],
-        "on magenta": [_tile(intake.on_background((1, 0, 1))[t], side) for t in chosen],
-        "alpha": [_tile(np.repeat(intake.frames[t, ..., 3:], 3, axis=-1), side) for t in chosen],
-    }
-    label, head = 84, 40
-    sheet = Image.new("RGB", (label + side * len(chosen), head + side * len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    title = f"{intake.done['method']}, {len(intake.frames)} frames at {intake.fps:.2f} fps"
-    draw.text((6, 3), "; ".join([title, *intake.done["notes"]])[: sheet.width // 6], (30, 30, 30), font)
-    for column, t in enumerate(chosen):
-        draw.text((label + side * column + side // 2, 30), f"{intake.times[t]:.2f} s", (30, 30, 30), font, anchor="mm")
-    for line, (name, tiles) in enumerate(rows.items()):
-        draw.text((6, head + side * line + side // 2), name, (30, 30, 30), font, anchor="lm")
-        for column, tile in enumerate(tiles):
-            sheet.paste(tile, (label + side * column, head + side * line))
-    return sheet
-
-
-def _tile(rgb: np.ndarray, side: int) -> Image.Image:
-    picture = Image.fromarray(np.rint(255 * rgb.clip(0, 1)).astype(np.uint8))
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _with_crop(frame: np.ndarray, crop: Crop, side: int) -> Image.Image:
-    """The whole frame, letterboxed, with the crop drawn in."""
-    height, width = frame.shape[:2]
-    scale = side / max(height, width)
-    small = Image.fromarray(frame).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
-    tile = Image.new("RGB", (side, side), (128, 128, 128))
-    left, top = (side - small.width) // 2, (side - small.height) // 2
-    tile.paste(small, (left, top), small)
-    x, y = left + crop.left * scale, top + crop.top * scale
-    ImageDraw.Draw(tile).rectangle((x, y, x + crop.side * scale, y + crop.side * scale), outline=(255, 0, 0))
-    return tile
+    return VideoIntake(frames, video.times, played, crop, done)

@@ -114,6 +114,9 @@ def judge_outline(masks: np.ndarray) -> list[str]:
     if np.median(areas) > MAX_AREA or len(touched) == 4:
         sentence = "The subject of the video reaches the border on all sides: it cannot be told from the background."
         raise UserError("no_subject", sentence, UNTRUSTED_HINT)
+    if not masks[0].any():
+        sentence = "The first frame of the video shows no subject, and all that follows is built on it."
+        raise UserError("no_subject", sentence, "Choose a later start, at which the subject is in the picture.")
     notes = []
     if touched:
         text = " and ".join(touched)

@@ -87,10 +87,9 @@ def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[B
     private: for its owner alone; else for whom the system lets new files be.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     rights = 0o600 if private else 0o666  # less what the umask takes
-    with _errors_name(path):
+    with _made(path.parent), _errors_name(path):
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, rights)) as file:
                 yield file
@@ -109,8 +108,7 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     For files that belong together, and for libraries that only write to names. Files of the same name are replaced.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _errors_name(folder):
+    with _made(folder), _errors_name(folder):
         temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         temporary.mkdir()  # open to whom `folder` is: on Windows files keep the rights of where they were made
         try:
@@ -119,6 +117,20 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
                 replace(path, folder / path.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it. Where the block does not end well, the empty ones that were made go again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

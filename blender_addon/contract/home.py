@@ -20,6 +20,17 @@ def home_folder(override: str | os.PathLike | None = None) -> Path:
     elif sys.platform == "darwin":
         base = "~/Library/Application Support"
     else:
-        base = os.environ.get("XDG_DATA_HOME", "")
-        base = base if os.path.isabs(base) else "~/.local/share"
+        return _linux_home()
     return Path(base).expanduser() / "kinesplat"
+
+
+def _linux_home() -> Path:
+    """Inside a Flatpak, XDG_DATA_HOME is the sandbox's own: a backend of the terminal has its data elsewhere.
+
+    The two should meet, so there the terminal's place is taken, unless something of ours lies in the sandbox alone.
+    """
+    names = ["HOST_XDG_DATA_HOME", "XDG_DATA_HOME"] if os.environ.get("FLATPAK_ID") else ["XDG_DATA_HOME"]
+    bases = [os.environ.get(name, "") for name in names]
+    homes = [Path(base if os.path.isabs(base) else "~/.local/share").expanduser() / "kinesplat" for base in bases]
+    known = (home for home in homes if (home / SERVER_FILE).exists() or (home / INSTALLATION_FILE).exists())
+    return next(known, homes[0])

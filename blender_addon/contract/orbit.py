@@ -199,9 +199,12 @@ def frame_name(index: int) -> str:
     return f"frame_{index:03d}.png"
 
 
-def write_orbit_json(folder: str | os.PathLike, cameras: Cameras) -> None:
-    """Write `orbit.json` beside the frames (`frame_000.png` ..., RGBA, straight alpha, sRGB)."""
-    data = {"format": FORMAT, "version": VERSION, **cameras.to_json()}
+def write_orbit_json(folder: str | os.PathLike, cameras: Cameras, **told: str) -> None:
+    """Write `orbit.json` beside the frames (`frame_000.png` ..., RGBA, straight alpha, sRGB).
+
+    told: what else is to stand there, for who reads the file as JSON.
+    """
+    data = {"format": FORMAT, "version": VERSION, **told, **cameras.to_json()}
     with atomic_file(Path(folder) / ORBIT_JSON) as file:
         file.write(json.dumps(data, indent=1).encode())
 

@@ -2,6 +2,8 @@
 """HTTP thread and job board together, without Blender: what the user would see, whatever the backend does."""
 
 import hashlib
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -196,10 +198,59 @@ def test_blender_closed_in_mid_job_and_the_job_is_found_again(addons, home) -> N
         assert found.job_id == row.job_id
         second.until(lambda: found.state == "succeeded")
         assert second.board.record(row.uid).subject == "Fox"
-        assert found.result is None  # fetched when it is imported
-        second.thread.fetch(found.job_id, found.uid)
         second.until(lambda: found.result is not None)
         assert len(backend.jobs) == 1
+
+
+def test_a_result_that_came_while_blender_was_closed_is_fetched(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        first = addons()
+        row = first.generate()
+        first.until(lambda: row.job_id)
+        first.close()
+        record = first.records.load()[row.uid]
+        record.holder = ended_process()
+        first.records.save(record)
+        backend.steps = 2
+        for _ in range(3):  # somebody else's looks move the fake job on
+            backend.advance(backend.jobs[row.job_id])
+        second = addons()
+        found = second.board.rows[row.uid]
+        second.until(lambda: found.result is not None)
+        assert second.records.load()[row.uid].holder == os.getpid()
+        result = found.result
+        second.close()
+        result.unlink()
+        third = addons()  # what was fetched once is not fetched again by itself
+        third.until(lambda: third.board.backend.state == "running")
+        time.sleep(0.1)
+        assert not result.exists()
+
+
+def test_a_second_blender_leaves_the_result_to_the_first(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        first = addons()
+        row = first.generate()
+        first.until(lambda: row.job_id)
+        first.close()
+        record = first.records.load()[row.uid]
+        record.holder = os.getppid()
+        first.records.save(record)
+        backend.steps = 2
+        second = addons()
+        found = second.board.rows[row.uid]
+        second.until(lambda: found.state == "succeeded")
+        time.sleep(0.1)
+        assert not second.records.result(row.uid).exists()
+        second.thread.fetch(found.job_id, found.uid)
+        second.until(lambda: found.result is not None)
+
+
+def ended_process() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def test_the_answer_to_a_submission_gets_lost(addons, home) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
+from backend.commands import generate_files
 from backend.commands.generate_files import write_orbit
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
@@ -18,7 +19,7 @@ from backend.pipelines.fourdiffusion_settings import Settings
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, read_surface_samples
+from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, read_surface_samples, write_orbit_json
 from blender_addon.contract.requests import SMALL, STILL_FRAMES
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, take_its_place, write_tiny_model
@@ -73,9 +74,28 @@ def test_a_folder_with_something_else_is_not_emptied_for_an_orbit(tmp_path: Path
     write_orbit(folder, pictures, cameras)
     write_orbit(folder, pictures, cameras)  # its own
     (folder / "style.css").write_text("body {}")
-    with pytest.raises(UserError, match="other files"):
+    with pytest.raises(UserError, match="do not come from here"):
         write_orbit(folder, pictures, cameras)
     assert (folder / "style.css").exists()
+
+
+@pytest.mark.parametrize("other", ["orbit.json", "frame_000.png"])
+def test_an_orbit_of_somebody_else_is_not_replaced(tmp_path: Path, other: str) -> None:
+    cameras = orbit_cameras(Orbit(frames=2), 8, 8, moving=True)
+    pictures = np.zeros((2, 8, 8, 4), np.uint8)
+    folder = tmp_path / "moving"
+    folder.mkdir()
+    (folder / "frame_000.png").write_bytes(b"mine")
+    if other == "orbit.json":
+        write_orbit_json(folder, cameras)
+    with pytest.raises(UserError, match="would be lost"):
+        write_orbit(folder, pictures, cameras)
+    assert (folder / "frame_000.png").read_bytes() == b"mine"
+    write_orbit(tmp_path / "own", pictures, cameras)
+    assert len(read_orbit_json(tmp_path / "own").times) == 2
+    (tmp_path / "own" / "frame_002.png").write_bytes(b"mine")  # beyond what was written
+    with pytest.raises(UserError, match="would be lost"):
+        write_orbit(tmp_path / "own", pictures, cameras)
 
 
 @pytest.mark.slow
@@ -129,6 +149,9 @@ def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytes
     assert generated == []
     assert generate("--text", "a ball", "--seed", 1, *work) == 0
     assert generated == [1]
+    monkeypatch.setattr(generate_files, "program_key", lambda: "the next version")
+    assert generate("--text", "a ball", *work) == 0
+    assert generated == [1, 1]
 
 
 def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,3 +58,18 @@ def test_files_that_belong_together_are_open_to_whom_their_folder_is(tmp_path):
         assert folder.stat().st_mode == plain.stat().st_mode
         (folder / "a.ply").write_bytes(b"a")
     assert [path.name for path in (tmp_path / "frames").iterdir()] == ["a.ply"]
+
+
+def test_folders_that_were_made_in_vain_go_again(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for place in (tmp_path / "kept" / "new" / "clip.npz", tmp_path / "new" / "clip.npz"):
+        for begun in (atomic_file(place), atomic_files(place.parent)):
+            begun.__enter__()
+            assert place.parent.is_dir()
+            assert not begun.__exit__(ValueError, ValueError("stop"), None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+    begun = atomic_files(tmp_path / "new")
+    begun.__enter__()
+    (tmp_path / "new" / "other.txt").touch()  # somebody else's, meanwhile
+    begun.__exit__(ValueError, ValueError("stop"), None)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other.txt"]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from blender_addon.contract.home import home_folder
+from blender_addon.contract.home import INSTALLATION_FILE, SERVER_FILE, home_folder
 
 
 @pytest.fixture(autouse=True)
 def user(monkeypatch):
-    for name in ("XDG_DATA_HOME", "KINESPLAT_HOME", "LOCALAPPDATA"):
+    for name in ("XDG_DATA_HOME", "HOST_XDG_DATA_HOME", "FLATPAK_ID", "KINESPLAT_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/jö na")
 
@@ -42,3 +42,22 @@ def test_each_system_has_its_place(monkeypatch, platform, variables, place):
 def test_a_relative_folder_stays_the_same_one_for_a_process_that_starts_elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert home_folder("here") == tmp_path / "here"
+
+
+def test_blender_of_flatpak_finds_the_backend_of_the_terminal(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "platform", "linux")
+    sandbox = tmp_path / ".var" / "app" / "org.blender.Blender" / "data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(sandbox))
+    assert home_folder() == sandbox / "kinesplat"  # a user who has set it so
+    monkeypatch.setenv("FLATPAK_ID", "org.blender.Blender")
+    outside = tmp_path / ".local" / "share" / "kinesplat"
+    assert home_folder() == outside
+    (sandbox / "kinesplat").mkdir(parents=True)
+    (sandbox / "kinesplat" / INSTALLATION_FILE).touch()
+    assert home_folder() == sandbox / "kinesplat"  # set up from a terminal inside
+    outside.mkdir(parents=True)
+    (outside / SERVER_FILE).touch()
+    assert home_folder() == outside
+    monkeypatch.setenv("HOST_XDG_DATA_HOME", str(tmp_path / "host"))
+    assert home_folder() == sandbox / "kinesplat"

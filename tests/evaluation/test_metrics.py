@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from backend.evaluation.construction import evaluate_construction
-from backend.evaluation.metrics import alpha_iou, foreground_psnr, over_white, psnr, ssim, track_error
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr, track_error
+from backend.pictures import over_white
 from backend.splatting.observations import Observations
 from backend.splatting.render import render_clip
 from blender_addon.contract.orbit import Orbit, orbit_cameras
@@ -29,20 +30,6 @@ def test_foreground_psnr_does_not_depend_on_the_size_of_the_picture() -> None:
     assert foreground_psnr(small, other) == pytest.approx(20, abs=1e-4)
     assert foreground_psnr(large, large_other) == pytest.approx(20, abs=1e-4)
     assert psnr(over_white(large), over_white(large_other)) > psnr(over_white(small), over_white(other)) + 10
-
-
-def test_ssim_is_1_for_the_same_picture_and_falls_with_noise() -> None:
-    torch.manual_seed(0)
-    picture = torch.rand(1, 32, 32, 3)
-    assert ssim(picture, picture) == pytest.approx(1, abs=1e-5)
-    little, much = (ssim(picture, (picture + level * torch.randn_like(picture)).clamp(0, 1)) for level in (0.05, 0.4))
-    assert 1 > little > much
-    assert ssim(torch.full_like(picture, 0.5), picture) < 0.1
-
-
-def test_ssim_of_constant_pictures_by_its_formula() -> None:
-    a, b = torch.full((1, 16, 16, 1), 0.4), torch.full((1, 16, 16, 1), 0.6)
-    assert ssim(a, b) == pytest.approx((2 * 0.24 + 1e-4) / (0.16 + 0.36 + 1e-4), rel=1e-3)
 
 
 def test_overlap_of_outlines() -> None:

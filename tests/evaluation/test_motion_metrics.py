@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from backend.evaluation.metrics import dssim, ssim
 from backend.evaluation.motion_metrics import (
     clip_psnr,
     energy_error,
@@ -105,13 +104,6 @@ def test_stray_is_the_share_of_detached_pieces(static: torch.Tensor) -> None:
     touching = torch.maximum(static, square(20, 20, side=4).repeat(FRAMES, 1, 1, 1))  # at the corner
     assert stray(touching) == 0
     assert stray(torch.zeros_like(static)) == 0
-
-
-def test_dssim_is_the_complement_of_ssim() -> None:
-    torch.manual_seed(0)
-    a, b = torch.rand(2, 1, 24, 24, 3)
-    assert dssim(a, a) == pytest.approx(0, abs=1e-6)
-    assert dssim(a, b) == pytest.approx((1 - float(ssim(a, b))) / 2)
 
 
 def test_spearman_with_ties() -> None:

@@ -166,8 +166,10 @@ def test_stopped_it_leaves_nothing(tmp_path, clip, capsys, monkeypatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ply, "_write", stop_at_the_third)
-    assert export(tmp_path, "ply", "x.ply") == 130
-    assert "Cancelled. Nothing was written." in capsys.readouterr().err
+    for out in ("x.ply", "new/folders/x.ply"):
+        written.clear()
+        assert export(tmp_path, "ply", out) == 130
+        assert "Cancelled. Nothing was written." in capsys.readouterr().err
     assert names(tmp_path) == ["fox.npz"]
 
 
@@ -176,3 +178,35 @@ def test_a_flat_clip_is_one_sentence(tmp_path, capsys) -> None:
     assert export(tmp_path, "ply", "x.ply") == 1
     assert capsys.readouterr().err == "The Gaussians would become flat: one of the scales is 0. Try --space clip.\n"
     assert names(tmp_path) == ["fox.npz"]
+
+
+def test_ply_files_of_other_programs(tmp_path, clip, capsys, monkeypatch) -> None:
+    """A folder of numbered files is a clip with its frames; where they do not say it, Y points down in them."""
+    folder = tmp_path / "captured"
+    for t in range(3):
+        ply.write_ply(folder / f"walk_{t}.ply", clip.frame(t), clip.sh, comments=[])
+    shots = []
+    monkeypatch.setattr(usd, "require_usd", lambda: None)
+    monkeypatch.setattr(usd, "write_usd", lambda path, shot, on_frame: shots.append(shot))
+    for source, *arguments in ((folder,), (folder / "walk_1.ply", "--from-up", "z", "--fps", "12")):
+        assert main(["export", str(source), "--to", "usd", "--out", str(tmp_path / "walk.usd"), *arguments]) == 0
+    whole, still = shots
+    assert (list(whole.frames), whole.clip.fps, list(still.frames), still.clip.fps) == ([0, 1, 2], 24, [0], 12)
+    turned = np.linalg.inv(UP_AXES["Y_DOWN"])
+    for shot, t, matrix in ((whole, 2, turned), (still, 0, np.eye(4))):
+        wanted = placed(clip.frame(t if shot is whole else 1), matrix).means
+        np.testing.assert_allclose(placed(shot.clip.frame(t), shot.matrix).means, wanted, atol=1e-5)
+    assert main(["export", str(folder), "--to", "ply", "--out", str(tmp_path / "again")]) == 0
+    assert names(tmp_path / "again") == [f"captured_{number:04}.ply" for number in (1, 2, 3)]
+
+
+def test_a_folder_that_is_not_one_clip_is_refused(tmp_path, clip, capsys) -> None:
+    folder = tmp_path / "captured"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
+    assert "holds no PLY files" in capsys.readouterr().err
+    for name in ("walk_1.ply", "walk_2.ply", "run_1.ply"):
+        ply.write_ply(folder / name, clip.frame(0), clip.sh, comments=[])
+    assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
+    assert "several clips, which begin with run_1.ply, walk_1.ply" in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_a_job_that_an_earlier_version_queued_goes_by_its_prompt(blobs: Blobs, t
 def test_the_movement_guides_construction(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[SurfaceMotion | None] = []
     construct = diffusion4d.clips.construct
-    spy = lambda *given: (told.append(given[-1]), construct(*given))[1]  # noqa: E731
+    spy = lambda *given, **named: (told.append(given[-1]), construct(*given, **named))[1]  # noqa: E731
     monkeypatch.setattr(diffusion4d.clips, "construct", spy)
     (tmp_path / "a").mkdir()
     clip = read_clip(diffusion4d.run_request(ball_request(blobs, result="clip"), blobs, Run(tmp_path / "a")))

@@ -20,6 +20,7 @@ RIGID = [
     "riding",
     "trembling",
     "toppling",
+    "drifting",
 ]
 WHOLE = {"spinning", "rolling", "tumbling", "toppling"}  # as far as they go, whatever the size
 
@@ -47,6 +48,16 @@ def moved(
     return (points + motion.shifts(points, points, times, size, loop=loop, seed=seed)).numpy()
 
 
+def test_what_drifts_sinks_all_the_way_and_glides_to_both_sides(tower: torch.Tensor) -> None:
+    middle = moved("drifting", tower, size=3.0).mean(1)
+    assert (np.diff(middle[:, 2]) < 0).all()
+    assert middle[-1, 2] - middle[0, 2] == pytest.approx(-0.2, abs=0.01)  # its foot is at -0.5 at first
+    flat = tower * torch.tensor([1.0, 1.0, 0.1])
+    assert moved("drifting", flat, size=0.1)[-1, :, 2].mean() == pytest.approx(-0.4, abs=0.01)
+    aside = middle[:, :2] @ (middle[3, :2] - middle[0, :2])
+    assert aside.min() < -0.5 * aside.max() < 0
+
+
 @pytest.mark.parametrize("name", MOTIONS)
 def test_it_begins_at_rest_and_loops(name: str, tower: torch.Tensor) -> None:
     positions, rest = moved(name, tower), tower.numpy()
@@ -66,7 +77,9 @@ def test_more_of_it_goes_farther_as_long_as_it_is_itself(name: str, tower: torch
     less, more, most, beyond = (
         np.linalg.norm(moved(name, tower, size) - tower.numpy()) for size in (0.5, 1.0, MOTIONS[name].most, 99.0)
     )
-    assert (more > 1.3 * less and most > more) or (name in WHOLE and less == more == most)
+    assert (more > (1 if name == "drifting" else 1.3) * less and most > more) or (
+        name in WHOLE and less == more == most
+    )
     assert beyond == most
 
 

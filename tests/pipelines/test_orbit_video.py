@@ -184,8 +184,8 @@ def test_a_folder_that_is_no_orbit_is_refused(tmp_path: Path) -> None:
 def test_a_clip_with_numbers_that_are_none_is_not_handed_out(
     orbits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def astray(*arguments):
-        clip = construct(*arguments)
+    def astray(*arguments, **named):
+        clip = construct(*arguments, **named)
         clip.means[0] = np.nan
         return clip
 

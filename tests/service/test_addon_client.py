@@ -13,6 +13,7 @@ import time
 import pytest
 from PIL import Image
 
+from blender_addon import client as addon_client
 from blender_addon import local_backend
 from blender_addon.client import BackendClient, BackendError
 from blender_addon.contract.requests import KINDS
@@ -56,7 +57,7 @@ def watched(client, job, seconds=30.0):
     raise AssertionError(f"still {seen[-1]['state']}")
 
 
-def test_the_whole_way(client, service, tmp_path):
+def test_the_whole_way(client, service, tmp_path, monkeypatch):
     assert client.health().started == local_backend.read_server(service.settings.home).started
     assert client.capabilities()["kinds"] == list(KINDS)
     name = "steps=30 seconds=0.06"
@@ -73,6 +74,10 @@ def test_the_whole_way(client, service, tmp_path):
     assert path.read_bytes() == expected_result({"name": name}, pictures())
     assert fractions[-1] == 1.0
     assert job["id"] in {item["id"] for item in client.jobs("blender")}
+    names = [submit(client, tmp_path, f"steps=1 seconds=0.0{number}", f"more-{number}")["name"] for number in range(4)]
+    for page in (1, 2, 5, 6):
+        monkeypatch.setattr(addon_client, "MAX_JOBS", page)
+        assert [item["name"] for item in client.jobs("blender")] == [*reversed(names), name]
     client.delete(job["id"])
     client.delete(job["id"])  # gone already
     assert job["id"] not in {item["id"] for item in client.jobs("blender")}

@@ -138,6 +138,9 @@ def test_list(api):
     assert names("?state=active&limit=1") == ["2"]
     assert names("?state=failed") == []
     assert names("?client=nobody") == []
+    assert names(f"?before={second['id']}") == ["1"]
+    assert names(f"?before={first['id']}&client=a") == []
+    assert_problem(api.http.get("/v1/jobs?before=unknown"), 404, "job_unknown")
     assert_problem(api.http.get("/v1/jobs?state=sleeping"), 422, "invalid_request")
     assert_problem(api.http.get("/v1/jobs?limit=0"), 422, "invalid_request")
     assert first["id"] != second["id"]

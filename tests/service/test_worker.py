@@ -65,13 +65,14 @@ def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
 
 def test_a_job_that_waits_for_the_kernels_says_so(tmp_path, monkeypatch):
     """The first start after an update compiles them for half a minute."""
-    compiling = SimpleNamespace(warm_up=lambda tell: tell("Compiling the splatting kernels: 1 of 3"))
+    compiling = SimpleNamespace(warm_up=lambda tell: tell("Compiling the kernels: 1 of 3"))
     monkeypatch.setitem(sys.modules, "backend.splatting.rasterize", compiling)
+    monkeypatch.setattr("backend.service.worker.describe_device", lambda wanted: None)  # which looks for the rest of it
     paths.prepare(paths.Home(tmp_path))
     worker = Worker(Settings(tmp_path, pipelines=PIPELINES), "worker")
     job, _ = worker.queue.create(request_of("Fox", ["a" * 64]), "key", "me")
     worker._warm_up()
-    assert worker.queue.get(job.id).stage == "Compiling the splatting kernels: 1 of 3"
+    assert worker.queue.get(job.id).stage == "Compiling the kernels: 1 of 3"
     worker.queue.close()
 
 

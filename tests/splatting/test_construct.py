@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend.evaluation.metrics import over_white, psnr, track_error
+from backend.evaluation.metrics import psnr, track_error
+from backend.pictures import over_white
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting import checkpoint
 from backend.splatting.config import ConstructConfig

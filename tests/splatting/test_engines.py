@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.evaluation.metrics import over_white, psnr
+from backend.evaluation.metrics import psnr
+from backend.pictures import over_white
 from backend.progress import JobCancelled, Run
 from backend.splatting import checkpoint, construct, render
 from backend.splatting.config import ConstructConfig

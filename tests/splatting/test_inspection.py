@@ -140,7 +140,11 @@ def test_a_subject_cut_by_the_edge_is_told_of(scene: Scene, run: Run) -> None:
         Cameras(views.cameras.camera_to_world, intrinsics, views.cameras.times, 32, 48),
     )
     inspect(cut, scene.static, None, run)
-    (note,) = run.notes
+    inspect(cut, scene.static, None, run, "less motion keeps it in view")
+    note, other = run.notes
+    assert other.endswith("less motion keeps it in view.")
+    assert "the edge" in other
+    assert "move the cameras" not in other
     assert "cut off by the edge" in note
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from backend.progress import JobCancelled, UserError
 from backend.video.framing import DIFFUSION4D, FOURDIFFUSION, Crop, Framing, crop_of, resampled
-from backend.video.intake import STAGE_SHARES, contact_sheet, take_in
+from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.orbit import Orbit
 from tests.video.films import SQUARE, run_in, write_video
@@ -94,17 +94,6 @@ def test_transparent_films_need_no_guessing(tmp_path):
     intake = take_in(film, run_in(tmp_path), framing=Framing(2.0, 39.6, 64))
     assert intake.done["method"] == "alpha"
     assert intake.done["file"]["codec"] == "vp9"
-
-
-def test_the_sheet_shows_every_stage(film, tmp_path):
-    intake = take_in(film, run_in(tmp_path), framing=Framing(2.0, 39.6, 64))
-    sheet = np.asarray(contact_sheet(intake, side=64))
-    assert sheet.shape == (40 + 4 * 64, 84 + 8 * 64, 3)
-    tiles = sheet[40:, 84:].reshape(4, 64, 8, 64, 3).swapaxes(1, 2)
-    assert (tiles[1, :, 2, 2] == 255).all()
-    assert (tiles[2, :, 2, 2] == (255, 0, 255)).all()
-    assert set(np.unique(tiles[3, 0, 30:34, 2:8])) == {0}
-    assert tiles[3, 0].max() == 255
 
 
 @pytest.mark.parametrize("stage", STAGE_SHARES)

@@ -84,6 +84,21 @@ def test_no_subject(frames, said):
     assert "transparency" in caught.value.hint
 
 
+@pytest.mark.parametrize("empty", [0, 3])
+def test_a_frame_without_the_subject(empty):
+    """The first is what all others are built on; another is left out of what is constructed from."""
+    frames = np.concatenate([squares(40, lambda t: 30), np.zeros((6, 100, 120, 1), np.uint8)], -1)
+    frames[:, 40:80, 30:70, 3] = 255
+    frames[empty, ..., 3] = 0
+    video = DecodedVideo(frames, np.arange(6) / 24, {}, [])
+    if empty == 0:
+        with pytest.raises(UserError, match=r"The first frame of the video shows no subject") as caught:
+            matte(video)
+        assert "later start" in caught.value.hint
+    else:
+        assert any("some frames" in note for note in matte(video).notes)
+
+
 def test_a_subject_that_is_cut_off():
     cut = matte(opaque(squares(40, lambda t: -12)), "background")
     assert any("left border" in note for note in cut.notes)

@@ -3,7 +3,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.progress import UserError
 from backend.service import paths
@@ -12,7 +12,7 @@ from backend.service.failures import crash_error, silent_error, stalled_error
 from backend.service.job_log import JobLog
 from backend.service.processes import Child, Kept, exit_text
 from backend.service.queue import Job, Queue
-from backend.service.settings import Settings
+from backend.service.settings import RAY, Settings
 
 WATCH_SECONDS = 0.5
 LONGEST_LOOK = 5.0  # more than that between two looks, and the computer slept
@@ -39,6 +39,9 @@ class LocalExecutor:
         self._dead: list[tuple[str, UserError, str]] = []  # workers whose jobs are not yet put back: name, why, how
         self._patience: dict[str, Patience] = {}  # what the worker is watched for
         self._last_watch = time.monotonic()
+        if (address := queue.fact("ray_address")) is not None:  # a cluster worked for this queue before
+            former = replace(settings, executor=RAY, ray_address=address)
+            Child("backend.service.executors.ray", former, self.home.logs / "ray.log")
 
     def put_back(self) -> None:
         """No attempt outlives the worker."""

@@ -4,7 +4,9 @@
 Ray lets whoever reaches it run any code. So nothing here starts unless the cluster asks everybody for its token.
 """
 
+import contextlib
 import importlib.util
+import json
 import logging
 import os
 import secrets
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backend.progress import UserError
-from backend.service import paths
+from backend.service import paths, processes
 from backend.service.processes import Child, Kept, exit_text
 from backend.service.queue import Queue
 from backend.service.settings import GPU, Settings
@@ -42,6 +44,7 @@ class RayExecutor:
         self._announce = announce
         self._is_reachable = True
         queue.set_fact("device", None)  # of an earlier, local worker
+        queue.set_fact("ray_address", settings.ray_address)  # for the local executor, should it come after this one
 
     def put_back(self) -> None:
         """Nothing: actors go on without us, and the next dispatcher finds them."""
@@ -136,6 +139,14 @@ def open_error() -> UserError:
     return UserError("ray_without_token", "This Ray cluster answers also who does not show its token.", AUTH_HINT)
 
 
+def end_actor(name: str) -> None:
+    """End an actor and free its GPU; it may be dead already."""
+    import ray
+
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        ray.kill(ray.get_actor(name))
+
+
 def namespace_of(queue: Queue) -> str:
     """The name under which this queue's actors are known in the cluster."""
     name = queue.fact("ray_namespace")
@@ -188,3 +199,33 @@ def machines(settings: Settings) -> list[tuple[str, int, str]]:
         ]
     finally:
         ray.shutdown()
+
+
+def main(settings_json: str, launch_json: str) -> int:
+    """End all attempts that a cluster still makes for a server that now works on its own; a process of its own.
+
+    Otherwise each would keep its GPU for `ray_forsaken` seconds, and what it found out would be thrown away.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings, launch = Settings.from_json(settings_json), json.loads(launch_json)
+    processes.follow_parent(launch["parent"], lambda: os._exit(0))  # the next server may use the cluster again
+    queue = Queue(paths.Home(settings.home).database)
+    processes.say_ready()
+    try:
+        check(settings)
+        connect(settings, namespace_of(queue))
+    except UserError as error:
+        minutes = round(settings.ray_forsaken / 60)
+        log.warning("Attempts in the Ray cluster end by themselves within %d minutes: %s", minutes, error)
+        return UNREACHABLE_EXIT
+    import ray
+
+    for name in ray.util.list_named_actors():
+        log.info("%s works for nobody: it is ended", name)
+        end_actor(name)
+    queue.set_fact("ray_address", None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -19,6 +19,7 @@ from pathlib import Path
 from backend import __version__
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.service import paths, processes
+from backend.service.attempt import OTHER_PROGRAM
 from backend.service.blobs import BlobStore, StoreFullError
 from backend.service.failures import as_user_error, device_is_lost
 from backend.service.job_log import Spoken
@@ -148,8 +149,9 @@ class RayAttempt:
                 f"The folder {self.home.folder} for checkpoints is not there on {socket.gethostname()}.",
                 "See that it is mounted on all machines, or start the server without --ray-folder.",
             )
+        if self.home.begin_work(self.job["id"]):
+            self._log.write(OTHER_PROGRAM)
         work = self.home.work(self.job["id"])
-        work.mkdir(parents=True, exist_ok=True)
         os.utime(work)
         self.blobs.clean_up(lambda sha256: contextlib.nullcontext(True), self.settings.work_age)
         for other in self.home.jobs.glob("*/work"):

@@ -30,9 +30,17 @@ from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.service import paths, processes
 from backend.service.attempt import LOOK_SECONDS, Attempt, insist, next_job, note_put_back
 from backend.service.blobs import BlobStore
-from backend.service.executors.ray import OPEN_EXIT, UNREACHABLE_EXIT, connect, is_open, namespace_of, share_of
+from backend.service.executors.ray import (
+    OPEN_EXIT,
+    UNREACHABLE_EXIT,
+    connect,
+    end_actor,
+    is_open,
+    namespace_of,
+    share_of,
+)
 from backend.service.executors.ray_attempt import RayAttempt
-from backend.service.failures import crash_error, silent_error, stalled_error
+from backend.service.failures import crash_error, silent_error, stalled_error, unplaced_error
 from backend.service.queue import Job, Queue
 from backend.service.settings import Settings
 from blender_addon.contract.requests import file_sha256
@@ -218,7 +226,7 @@ class Conversation:
             text, pictures = self._ask("poll")
             said = json.loads(text)
             for message in said["messages"]:
-                self._attempt.log.write(message)
+                self._attempt.log.write(message, aside=not said["end"])
             for fields, shape, picture in zip(said["news"], said["shapes"], pictures, strict=True):
                 preview = np.frombuffer(picture, np.uint8).reshape(shape) if shape else None
                 self._attempt.show(Progress(**fields | {"preview": preview}))
@@ -245,13 +253,16 @@ class Conversation:
         return path
 
     def _ask(self, call: str, *arguments: object) -> object:
-        """One call of the actor. Only for its place in the cluster is waited for as long as it takes."""
+        """One call of the actor. Its place in the cluster may take longer than an answer, but not for ever."""
         try:
             answer = getattr(self._actor, call).remote(*arguments)
             asked = time.monotonic()
             while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
                 self._check_cancelled()
-                if self._phase != PLACING and time.monotonic() - asked > 2 * self._settings.lease:
+                waited = time.monotonic() - asked
+                if self._phase == PLACING and waited > self._settings.ray_placing:
+                    raise self._lost("the cluster gave it no place", unplaced_error(self._settings))
+                if self._phase != PLACING and waited > 2 * self._settings.lease:
                     raise self._lost("it gave no sign of life", silent_error(self._settings))
             value = ray.get(answer)
         except (ActorUnavailableError, RayTaskError):
@@ -293,12 +304,6 @@ def make_actor(settings: Settings, job: Job) -> ActorHandle:
     options = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "num_cpus": 0}
     actor = ray.remote(RayAttempt).options(name=actor_name(job), **options, **share_of(settings.ray_resource))
     return actor.remote(settings.to_json(), spec)
-
-
-def end_actor(name: str) -> None:
-    """End an actor and free its GPU; it may be dead already."""
-    with contextlib.suppress(ValueError, RayError):
-        ray.kill(ray.get_actor(name))
 
 
 def told(error: RayError) -> str:

@@ -112,9 +112,12 @@ def rasterize(
 
 
 def warm_up(on_message: Callable[[str], None] | None = None) -> None:
-    """Compile the CPU kernels unless this computer has them already (about 25 s, once); `on_message` hears of it."""
+    """Compile all CPU kernels of what is imported unless this computer has them already (once, up to a minute).
+
+    `on_message` hears a sentence per kernel. Splatting's own are always among them.
+    """
+    from backend.compiled import compile_all
     from backend.splatting import control_points, losses, motion_kernels  # noqa: F401 - these register all kernels
     from backend.splatting.rasterize import cpu  # noqa: F401
-    from backend.splatting.rasterize.compiled import compile_all
 
     compile_all(on_message)

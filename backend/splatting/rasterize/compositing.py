@@ -14,7 +14,7 @@ Pictures have any number of channels, all drawn in one pass.
 import numpy as np
 from numba import njit
 
-from backend.splatting.rasterize.compiled import FASTMATH_FINITE, kernel
+from backend.compiled import FASTMATH_FINITE, kernel
 from backend.splatting.rasterize.lanes import (
     WIDTH,
     absolute,

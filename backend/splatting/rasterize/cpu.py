@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from backend.compiled import compile_all
 from backend.splatting.rasterize import compositing, harmonics, projection, tiles
 from backend.splatting.rasterize.arguments import Options, Scene
-from backend.splatting.rasterize.compiled import compile_all
 from backend.splatting.rasterize.layout import (
     EXTENT_X,
     EXTENT_Y,

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.polynomial import Legendre
 
+from backend.compiled import kernel
 from backend.splatting.rasterize.arguments import MAX_SH_DEGREE
-from backend.splatting.rasterize.compiled import kernel
 from backend.splatting.rasterize.layout import EXTENT_X, FIRST_CHANNEL, FIRST_CHANNEL_GRADIENT
 
 F = np.float32

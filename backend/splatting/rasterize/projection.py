@@ -17,7 +17,7 @@ antialiasing: Yu et al., "Mip-Splatting" (2024), equation 9.
 import numpy as np
 from numba import njit
 
-from backend.splatting.rasterize.compiled import kernel
+from backend.compiled import kernel
 from backend.splatting.rasterize.layout import EXTENT_X, EXTENT_Y, LEAN, MEAN_X, MEAN_Y, OPACITY, SHARP_X, SHARP_Y
 
 F = np.float32

@@ -9,7 +9,7 @@ box round it, comes into the tile (as in Hanson et al., "Speedy-Splat", 2025).
 import numpy as np
 from numba import njit
 
-from backend.splatting.rasterize.compiled import kernel
+from backend.compiled import kernel
 from backend.splatting.rasterize.layout import (
     EXTENT_X,
     EXTENT_Y,

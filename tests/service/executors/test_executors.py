@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -191,6 +193,38 @@ def test_an_attempt_that_nobody_wants_any_more_is_ended_at_the_next_start(servic
     assert actors(), "it should have outlived the server"
     service.start(PATIENCE)
     wait_for(lambda: not actors(), PATIENCE)
+
+
+@only_ray
+def test_a_server_that_now_works_alone_takes_its_jobs_out_of_the_cluster(service, client, tmp_path):
+    job = service.submit("steps=300 seconds=0.05", client)
+    begun(client, job)
+    service.stop()
+    assert actors(), "it should go on without the server"
+    ray_settings = service.settings
+    try:
+        service.settings = replace(ray_settings, executor="local")
+        service.start(PATIENCE)
+        wait_for(lambda: not actors(), PATIENCE)
+        assert service.client().watch(job["id"])["state"] == "succeeded"
+    finally:
+        service.stop()
+        service.settings = ray_settings
+        service.start(PATIENCE)
+
+
+@only_ray
+def test_a_place_that_never_comes_is_not_waited_for_for_ever(service, monkeypatch):
+    """An actor that Ray does not start: its first call is never answered."""
+    from backend.service.executors import ray_dispatcher
+
+    monkeypatch.setattr(ray_dispatcher.ray, "wait", lambda answers, timeout: ([], answers))
+    never = SimpleNamespace(prepare=SimpleNamespace(remote=lambda: object()))
+    attempt = SimpleNamespace(is_cancelled=lambda: False, job=SimpleNamespace(fraction=0.0), show=lambda progress: None)
+    conversation = ray_dispatcher.Conversation(replace(service.settings, ray_placing=0.2), attempt, never)
+    with pytest.raises(ray_dispatcher.AttemptLost, match="no place") as caught:
+        conversation.run({}, None, None)
+    assert caught.value.error.code == "ray_no_place"
 
 
 @only_ray

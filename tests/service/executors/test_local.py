@@ -61,3 +61,17 @@ def test_nobody_is_blamed_for_the_time_that_the_computer_slept(executor, clock):
     assert not executor.process.child.killed
     pass_time(executor, clock, 20)
     assert executor.process.child.killed
+
+
+def test_a_cluster_that_worked_before_is_told_to_leave_off(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(local, "Child", lambda module, settings, log: started.append((module, settings)))
+    queue = Queue(tmp_path / "jobs.sqlite3")
+    local.LocalExecutor(Settings(tmp_path), queue)
+    assert started == []
+    queue.set_fact("ray_address", "head:6379")  # as the Ray executor does
+    local.LocalExecutor(Settings(tmp_path), queue)
+    ((module, settings),) = started
+    assert module == "backend.service.executors.ray"
+    assert (settings.executor, settings.ray_address) == ("ray", "head:6379")
+    queue.close()

@@ -187,7 +187,7 @@ def test_a_shared_folder_that_a_machine_lacks_is_a_sentence(make_actor, tmp_path
 def test_checkpoints_and_inputs_of_long_ago_go_and_ones_own_stay(make_actor, tmp_path):
     cache = paths.Home(tmp_path / "cache" / "kinesplat" / "ray")
     for name in ("0" * 16, "1" * 16, "2" * 16):
-        cache.work(name).mkdir(parents=True)
+        cache.begin_work(name)
         (cache.work(name) / "state").write_bytes((3).to_bytes(4, "big") + bytes(32))
     for name in ("0" * 16, "1" * 16):
         os.utime(cache.work(name), (1, 1))

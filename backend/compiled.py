@@ -2,12 +2,14 @@
 """How kernels become machine code: one specialization each, cached per user, compiled once with a message.
 
 The cache lies in the user's cache folder, never beside the sources, which may be read-only. Its name holds a hash of
-this package's sources, because Numba itself does not notice a changed constant that is imported from another file.
+all files that a kernel's file imports from, because Numba itself does not notice a changed constant in any of them.
 """
 
+import functools
 import hashlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +28,11 @@ _lock = threading.Lock()
 _compiled = 0  # how many of them are
 
 
-def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
+def kernel(signature: str, fastmath: set[str] | bool = FASTMATH) -> Callable:
     """Decorate a kernel that runs without the GIL; `compile_all` compiles it for this one signature."""
 
     def decorate(function: Callable) -> numba.core.dispatcher.Dispatcher:
-        folder = _cache_folder()
+        folder = _cache_folder(Path(function.__code__.co_filename))
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(folder or before)
         try:
@@ -46,7 +48,7 @@ def kernel(signature: str, fastmath: set[str] = FASTMATH) -> Callable:
 
 
 def compile_all(on_message: Callable[[str], None] | None = None) -> None:
-    """Load all kernels known so far from the cache, or compile them (about 25 s, once per computer and version).
+    """Load all kernels known so far from the cache, or compile them (up to a minute, once per computer and version).
 
     Any thread may call it at any time. `on_message` hears a sentence per kernel that had to be compiled.
     """
@@ -60,19 +62,13 @@ def compile_all(on_message: Callable[[str], None] | None = None) -> None:
             dispatcher.disable_compile()  # another type of argument is a mistake, not a reason to compile again
             _compiled += 1
             if on_message and sum(dispatcher.stats.cache_misses.values()):
-                on_message(f"Compiling the splatting kernels for this computer (once): {_compiled} of {len(_kernels)}")
+                on_message(f"Compiling the kernels for this computer (once): {_compiled} of {len(_kernels)}")
 
 
-def _cache_folder() -> Path | None:
-    """Where machine code is kept; None where nothing can be kept."""
-    global _folder
-    if _folder is _UNKNOWN:
-        _folder = _make_cache_folder()
-    return _folder
-
-
-def _make_cache_folder() -> Path | None:
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+@functools.cache
+def _cache_folder(file: Path) -> Path | None:
+    """Where the machine code of a file's kernels is kept; None where nothing can be kept."""
+    sources = b"".join(path.read_bytes() for path in sorted({Path(__file__), *_sources(file, set())}))
     root = os.environ.get("NUMBA_CACHE_DIR") or Path(platformdirs.user_cache_dir("kinesplat", appauthor=False))
     folder = Path(root) / "kernels" / hashlib.sha256(sources).hexdigest()[:12]
     try:
@@ -86,8 +82,14 @@ def _make_cache_folder() -> Path | None:
     return folder
 
 
-_UNKNOWN = Path()
-_folder: Path | None = _UNKNOWN
+def _sources(file: Path, known: set[Path]) -> set[Path]:
+    """The file, and those of the backend that it imports names from, and so on."""
+    known.add(file)
+    for name in re.findall(r"^from backend\.(\S+) import", file.read_text("utf-8"), re.MULTILINE):
+        imported = Path(__file__).parent / f"{name.replace('.', '/')}.py"
+        if imported not in known and imported.is_file():  # a package alone defines no constants
+            _sources(imported, known)
+    return known
 
 
 def _forget_lock() -> None:

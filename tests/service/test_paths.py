@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The data directory: checkpoints are those of this very program."""
+
+from backend.service import paths
+
+
+def test_checkpoints_of_another_program_are_not_taken_up(tmp_path, monkeypatch):
+    home = paths.Home(tmp_path)
+    assert not home.begin_work("job")
+    kept = home.work("job") / "frames.npz"
+    kept.write_bytes(b"half done")
+    assert not home.begin_work("job")
+    assert kept.exists()  # a retry goes on from there
+    monkeypatch.setattr(paths, "program_key", lambda: "the next version")
+    assert home.begin_work("job")
+    assert not kept.exists()
+    assert not home.begin_work("job")
+
+
+def test_checkpoints_that_do_not_say_whose_they_are_are_not_taken_up(tmp_path):
+    """Jobs that waited while the program learnt to say it."""
+    home = paths.Home(tmp_path)
+    home.work("job").mkdir(parents=True)
+    (home.work("job") / "frames.npz").write_bytes(b"half done")
+    assert home.begin_work("job")
+    assert not (home.work("job") / "frames.npz").exists()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kernels: none is left out of what is compiled before a job needs it, and constants elsewhere count as theirs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend import compiled
+from tests.test_house import ROOT, module_name
+
+FILES = [path for path in sorted((ROOT / "backend").rglob("*.py")) if "numba" in path.read_text("utf-8")]
+OWN = (
+    "backend.compiled",
+    "backend.data.mesh_raster",
+    "backend.data.stills",
+)  # the latter: training and evaluation only
+
+
+def decorators(function: ast.FunctionDef) -> set[str]:
+    """Names of the decorators, without module and arguments."""
+    calls = [item.func if isinstance(item, ast.Call) else item for item in function.decorator_list]
+    return {item.attr if isinstance(item, ast.Attribute) else item.id for item in calls}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module_name(path) not in OWN], ids=module_name)
+def test_what_python_calls_is_a_kernel_of_one_signature(path: Path) -> None:
+    """A function that is only njit is compiled when somebody first waits for it; so kernels alone may call it."""
+    functions = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)]
+    helpers = {function.name for function in functions if "njit" in decorators(function)}
+    for function in functions:
+        if decorators(function) & {"njit", "kernel", "intrinsic"}:
+            continue
+        used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        assert not used & helpers, f"{function.name} calls {used & helpers}: decorate it with @kernel(signature)"
+
+
+@pytest.mark.slow
+def test_loading_the_pipelines_makes_all_kernels_known() -> None:
+    """As warm-up and the worker do it, in a process that has nothing loaded yet."""
+    code = "from backend.service import worker; from backend import compiled; from backend.splatting import rasterize\n"
+    code += "for kind in worker.PIPELINES: worker.load_pipeline(f'{worker.__name__}:PIPELINES', kind)\n"
+    code += "compiled.compile_all = lambda tell: None; rasterize.warm_up()\n"
+    code += "print(*sorted({kernel.__module__ for kernel, _ in compiled._kernels}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    has_kernels = {
+        module_name(path) for path in (ROOT / "backend").rglob("*.py") if "@kernel(" in path.read_text("utf-8")
+    }
+    assert set(done.stdout.split()) == has_kernels
+    assert {"backend.nerf.kernels", "backend.models.inflation"} < has_kernels
+
+
+def test_a_kernel_is_compiled_anew_where_a_file_that_it_imports_from_changes(tmp_path, monkeypatch) -> None:
+    (tmp_path / "splatting").mkdir()
+    kernels, constants = tmp_path / "splatting" / "kernels.py", tmp_path / "splatting" / "constants.py"
+    kernels.write_text("from backend.splatting.constants import SIZE\n")
+    constants.write_text("from backend.splatting.kernels import LOOP\nSIZE = 4\n")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    (tmp_path / "compiled.py").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    find = compiled._cache_folder.__wrapped__
+    before = find(kernels)
+    assert before == find(kernels)
+    constants.write_text("SIZE = 8\n")
+    assert find(kernels) != before
