@@ -59,7 +59,8 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
-    parser.add_argument("--case", nargs="+", choices=("object", "pictures", "hull", "views8"), default=["object", "hull"],
+    parser.add_argument("--case", nargs="+", default=["object", "hull"],
+                        choices=("object", "pictures", "hull", "views8"),
                         help="what construction is given: the surface with its movement (object), without the movement "
                              "(pictures), no surface (hull), 8 views of each time (views8)")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default="preview")

@@ -30,7 +30,7 @@ CHUNK = 4_000  # Gaussians at a time
 
 
 class FollowedMotion:
-    """Poses of control points on Gaussians at `rest_means` [N, 3] that lead them where `told` says; see `BasesMotion`."""
+    """Poses of control points that lead Gaussians at `rest_means` [N, 3] where `told` says; used as `BasesMotion` is."""
 
     def __init__(self, rest_means: Tensor, told: SurfaceMotion, frame_times: Tensor, config: ConstructConfig) -> None:
         points, times = rest_means.cpu().numpy(), frame_times.cpu().numpy()
@@ -102,7 +102,7 @@ def _skinned(
 
 
 def _poses(control: ControlPoints, points: np.ndarray, movement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turns [T, B, 3, 3] and shifts [T, B, 3] that lead the followers of each control point nearest to where they go."""
+    """Turns [T, B, 3, 3] and shifts [T, B, 3] that lead the followers of control points nearest to where they go."""
     followers = control.weights.numpy().astype(np.float64)
     rows = np.repeat(np.arange(len(points)), followers.shape[1])
     shape = len(control.points), len(points)
