@@ -62,7 +62,9 @@ class Fit:
         """From here on the Gaussians move, by a model that is built on `rest_means`; see `hypotheses`."""
         self.hypothesis, config = hypothesis, scene.config
         if scene.known:
-            self.motion = FollowedMotion(self.rest_means, scene.known, scene.frame_times, config)
+            self.motion = FollowedMotion(
+                self.rest_means, scene.known, torch.cat([scene.times, scene.frame_times]), config
+            )
         elif config.motion == "hexplane":
             self.motion = HexPlaneMotion(self.rest_means, len(scene.frame_times), scene.basis.loop, config)
         else:

@@ -26,16 +26,18 @@ from blender_addon.contract.clip import BASES_PER_GAUSSIAN, BasisMotion
 CANDIDATES = 6  # control points, of which a Gaussian follows up to `BASES_PER_GAUSSIAN`
 ROUNDS = 60  # of the descent on the weights
 STEADY = 1e-3  # pull of a pose towards no turn, and of weights towards each other, relative to what movements say
+NEAR = 1e4  # times that differ by less than a half of its inverse are the same
 CHUNK = 4_000  # Gaussians at a time
 
 
 class FollowedMotion:
-    """Poses of control points that lead Gaussians at `rest_means` [N, 3] where `told` says; used as `BasesMotion` is."""
+    """Poses of control points that lead Gaussians where they are told to go; used as `BasesMotion` is."""
 
-    def __init__(self, rest_means: Tensor, told: SurfaceMotion, frame_times: Tensor, config: ConstructConfig) -> None:
-        points, times = rest_means.cpu().numpy(), frame_times.cpu().numpy()
-        guide = make_guide(told, points)
-        movement = _at_times(guide.movement.numpy(), guide.times.numpy(), times)
+    def __init__(self, rest_means: Tensor, told: SurfaceMotion, times: Tensor, config: ConstructConfig) -> None:
+        """`rest_means` [N, 3] of the Gaussians; `times`: all that will be asked for."""
+        self._times = times.mul(NEAR).round().unique() / NEAR
+        points, guide = rest_means.cpu().numpy(), make_guide(told, rest_means.cpu().numpy())
+        movement = _at_times(guide.movement.numpy(), guide.times.numpy(), self._times.cpu().numpy())
         near = make_control_points(points, config.control_points, CANDIDATES)
         turns, shifts = _poses(near, points, movement)
         self.control = _skinned(near, turns, shifts, points, movement).to(rest_means.device)
@@ -55,15 +57,14 @@ class FollowedMotion:
         return {}
 
     def moved(self, times: Tensor, gaussians: GaussianParameters, chosen: Tensor | None = None) -> Moved:
-        """The Gaussians of time 0 at `times` [T], each of them taken to be that of the frame nearest to it.
+        """The Gaussians of time 0 at `times` [T], of those that it was made for.
 
         `chosen`: which of all Gaussians they are; all of them, if it is not given. Differentiable in the Gaussians.
         """
         index, weights = self.control.index, self.control.weights
         if chosen is not None:
             index, weights = index[chosen], weights[chosen]
-        frames = (times * (len(self._poses) - 1)).round().long()
-        return Moved(*blend(self._poses[frames], gaussians.means, gaussians.quats, index, weights), gaussians.scales)
+        return Moved(*blend(self._at(times), gaussians.means, gaussians.quats, index, weights), gaussians.scales)
 
     def prior(self, progress: float, rng: np.random.Generator) -> Tensor:
         """What the motion costs: nothing."""
@@ -71,7 +72,10 @@ class FollowedMotion:
 
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> BasisMotion:
         """The motion at the frames as a clip keeps it."""
-        return to_basis_motion(self._poses, self.control)
+        return to_basis_motion(self._at(frame_times), self.control)
+
+    def _at(self, times: Tensor) -> Tensor:  # [T] -> [T, B, 16]
+        return self._poses[torch.searchsorted(self._times, times - 0.5 / NEAR)]
 
 
 def _at_times(movement: np.ndarray, known: np.ndarray, times: np.ndarray) -> np.ndarray:  # [U, N, 3] -> [T, N, 3]
