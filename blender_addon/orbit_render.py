@@ -328,15 +328,13 @@ def sample_surface_steps(
 
     def look(stage: Stage, index: int) -> None:
         nonlocal first, chosen, weights
-        if index and (first is None or len(places) < index):
+        if len(places) < index:
             return  # the mesh was built anew
         geometry = stage.geometry(moments[index], with_triangles=index == 0)
         vertices = (geometry.vertices.astype(np.float64) - space.to_world[:3, 3]) / space.scale
         if index == 0:
-            first = geometry
-            chosen, weights = _sample_triangles(
-                vertices[first.triangles], first.normals, count, seed, space.subject.name
-            )
+            corners, name = vertices[geometry.triangles], space.subject.name
+            first, (chosen, weights) = geometry, _sample_triangles(corners, geometry.normals, count, seed, name)
         if _same_faces(first, geometry):
             corners = vertices[first.triangles[chosen]]
             if index == 0 or not _torn(places[0], corners):

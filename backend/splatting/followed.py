@@ -101,7 +101,7 @@ def _skinned(
         order = np.argsort(-found, 1, kind="stable")
         index.append(np.take_along_axis(some, np.take_along_axis(best, order, 1), 1))
         weights.append(np.take_along_axis(found, order, 1))
-    kept = torch.from_numpy(np.concatenate(weights))
+    kept = torch.from_numpy(np.concatenate(weights)).float()
     return replace(near, index=torch.from_numpy(np.concatenate(index)), weights=kept / kept.sum(1, keepdim=True))
 
 
