@@ -42,7 +42,7 @@ STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has 
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000
-TORN, TORN_SIZE, TORN_SHARE = 10.0, 0.2, 0.02  # times as long as before, and so long; of all triangles that many
+TORN = 4.0  # of growth of the surface, relative to that of its box
 
 
 class CaptureCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -557,6 +557,11 @@ def _same_faces(first: Geometry, later: Geometry) -> bool:
 
 
 def _torn(first: np.ndarray, later: np.ndarray) -> bool:  # [N, 3, 3] corners of triangles, clip space
-    """Whether many triangles have been pulled across the subject: as many vertices as before, but others."""
-    before, after = (np.linalg.norm(corners - np.roll(corners, 1, 1), axis=2).max(1) for corners in (first, later))
-    return bool((after > np.maximum(TORN * before, TORN_SIZE)).mean() > TORN_SHARE)
+    """Whether the surface has grown far more than the space that it takes up.
+
+    Then its vertices are as many as before, but others: triangles are pulled across the subject.
+    """
+    areas = (np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1) for c in (first, later))
+    sizes = (np.square(np.ptp(corners.reshape(-1, 3), axis=0)).sum() for corners in (first, later))
+    (area, new_area), (size, new_size) = areas, sizes
+    return bool((new_area / area).mean() > TORN * max(new_size / size, 1.0))  # points are even by area: the mean is all

@@ -85,10 +85,13 @@ class ConstructConfig:
         """The same for a GPU, where all pictures at once cost little more than one."""
         return replace(self, shape_frames=MOST_FRAMES, coarse_frames=MOST_FRAMES, fine_frames=MOST_FRAMES)
 
-    def suited(self, pictures: int, frames: int, *, is_known: bool, is_guided: bool = False) -> "ConstructConfig":
+    def suited(
+        self, pictures: int, frames: int, *, is_known: bool = False, is_guided: bool = False
+    ) -> "ConstructConfig":
         """The same for so many pictures of so many times, and for a motion that is known, known roughly, or neither."""
         if is_known and self.motion == "bases":
-            return replace(self, coarse_steps=0, hypotheses=(), mirrors=())  # nothing of it is left to be found
+            # Nothing of it is left to be found, so that more points do not make it less certain.
+            return replace(self, control_points=2 * self.control_points, coarse_steps=0, hypotheses=(), mirrors=())
         if pictures >= MANY_VIEWS * frames:
             return self.with_many_views()
         return self.with_guide() if is_known or is_guided else self

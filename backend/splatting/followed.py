@@ -5,7 +5,7 @@ Where the subject's surface was followed through an animation, or moved by a mot
 were, each Gaussian is told where it goes. That is written with as few rigid poses as any other motion: the pose of a
 control point is that which its Gaussians agree on best (Kabsch), and how far each Gaussian follows which of the control
 points near it is what leads it closest to where it goes (Le and Deng, Smooth Skinning Decomposition with Rigid Bones,
-2012; one round of it).
+2012).
 """
 
 from dataclasses import replace
@@ -24,7 +24,8 @@ from blender_addon.contract import rotations
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN, BasisMotion
 
 CANDIDATES = 6  # control points, of which a Gaussian follows up to `BASES_PER_GAUSSIAN`
-ROUNDS = 60  # of the descent on the weights
+ROUNDS = 2  # of poses and weights
+STEPS = 60  # of the descent on the weights
 STEADY = 1e-3  # pull of a pose towards no turn, and of weights towards each other, relative to what movements say
 NEAR = 1e4  # times that differ by less than a half of its inverse are the same
 CHUNK = 4_000  # Gaussians at a time
@@ -39,8 +40,11 @@ class FollowedMotion:
         points, guide = rest_means.cpu().numpy(), make_guide(told, rest_means.cpu().numpy())
         movement = _at_times(guide.movement.numpy(), guide.times.numpy(), self._times.cpu().numpy())
         near = make_control_points(points, config.control_points, CANDIDATES)
-        turns, shifts = _poses(near, points, movement)
-        self.control = _skinned(near, turns, shifts, points, movement).to(rest_means.device)
+        control = near
+        for _ in range(ROUNDS):
+            turns, shifts = _poses(control, points, movement)
+            control = _skinned(near, turns, shifts, points, movement)
+        self.control = control.to(rest_means.device)
         quats = rotations.make_continuous(rotations.from_matrix(turns))
         poses = np.concatenate([turns.reshape(*turns.shape[:2], 9), shifts, quats], -1)
         self._poses = torch.from_numpy(poses).to(rest_means.device)  # [T, B, 16]
@@ -138,7 +142,7 @@ def _weights(astray: np.ndarray) -> np.ndarray:  # [N, K, D] -> [N, K]
     step = 1 / np.linalg.norm(product, axis=(1, 2))[:, None]
     weights = ahead = np.full(product.shape[:2], 1 / count, np.float32)
     momentum = 1.0
-    for _ in range(ROUNDS):  # Nesterov's
+    for _ in range(STEPS):  # Nesterov's
         new = _on_simplex(ahead - step * np.einsum("nkl,nl->nk", product, ahead))
         faster = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
         weights, ahead, momentum = new, new + (momentum - 1) / faster * (new - weights), faster

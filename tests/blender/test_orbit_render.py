@@ -691,6 +691,52 @@ def test_surface_samples_lie_evenly_on_the_surface():
     assert not np.array_equal(samples.points, orbit_render.sample_surface(space, 4_000, seed=4).points)
 
 
+def test_points_of_the_surface_are_followed():
+    """Parent, child and a modifier; quads, whose halves Blender chooses anew as they bend."""
+    cube = add_cube("Body", size=2)
+    keyframe(cube, "rotation_euler", {1: (0, 0, 0), 9: (0, 0, math.pi)})
+    child = add_cube("Child", size=1)
+    child.parent, child.location = cube, (2, 0, 0)
+    child.modifiers.new("Round", "SUBSURF")
+    space = orbit_render.measure(bpy.context, cube, (1, 9))
+    samples = orbit_render.sample_surface(space, 500, times=9)
+    check_surface_samples(samples)
+    angles = []
+    for frame in range(1, 10):
+        bpy.context.scene.frame_set(frame)
+        angles.append(cube.rotation_euler.z)
+    assert angles[-1] == pytest.approx(math.pi)
+    about = (np.linalg.inv(space.to_world) @ [0, 0, 0, 1])[:2]  # clip space
+    c, s = np.cos(angles), np.sin(angles)
+    turned = (
+        np.einsum("tij,nj->tni", np.stack([c, -s, s, c], 1).reshape(-1, 2, 2), samples.points[:, :2] - about) + about
+    )
+    moved = samples.points + samples.movement
+    np.testing.assert_allclose(moved[..., :2], turned, atol=1e-5)
+    np.testing.assert_allclose(moved[..., 2], samples.points[None, :, 2] + np.zeros((9, 1)), atol=1e-6)
+    np.testing.assert_array_equal(samples.points, orbit_render.sample_surface(space, 500).points)
+    assert orbit_render.sample_surface(space, 500).movement is None
+
+
+@pytest.mark.parametrize("rebuilt", ["build", "same count"])
+def test_points_of_a_mesh_that_is_rebuilt_are_not_followed(rebuilt):
+    bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=3)
+    ball = bpy.context.object
+    if rebuilt == "build":
+        build = ball.modifiers.new("Build", "BUILD")
+        build.frame_start, build.frame_duration = 1, 10
+    else:  # its vertices change places: as many as before, elsewhere
+        ball.shape_key_add(name="Basis")
+        key = ball.shape_key_add(name="Other")
+        corners = np.array([vertex.co for vertex in ball.data.vertices])
+        key.data.foreach_set("co", np.random.default_rng(0).permutation(corners).ravel().astype(np.float32))
+        keyframe(key, "value", {1: 0.0, 9: 1.0})
+    space = orbit_render.measure(bpy.context, ball, (3 if rebuilt == "build" else 1, 9))
+    samples = orbit_render.sample_surface(space, 200, times=5)
+    assert samples.movement is None
+    check_surface_samples(samples)
+
+
 def test_normals_of_mirrored_objects_and_instances_point_outward():
     bpy.ops.mesh.primitive_uv_sphere_add()
     ball = bpy.context.object

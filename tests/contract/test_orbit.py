@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,25 @@ def test_surface_samples_round_trip_and_checks(tmp_path) -> None:
     np.savez(path, points=points)
     with pytest.raises(BadFileError, match="does not hold surface samples"):
         read_surface_samples(path)
+
+
+def test_surface_samples_may_tell_how_they_move(tmp_path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "surface.npz"
+    points, movement = (rng.uniform(-0.5, 0.5, shape).astype(np.float32) for shape in ((50, 3), (4, 50, 3)))
+    samples = SurfaceSamples(points, np.tile(np.float32([0, 0, 1]), (50, 1)), movement)
+    write_surface_samples(path, samples)
+    np.testing.assert_array_equal(read_surface_samples(path).movement, movement)
+    write_surface_samples(path, samples.standing())
+    assert read_surface_samples(path).movement is None
+    for wrong in (
+        movement[:, 1:],
+        movement[:1],
+        movement[0],
+        movement.astype(np.float64),
+        movement * np.float32(np.nan),
+    ):
+        with pytest.raises(BadFileError, match="is not usable"):
+            write_surface_samples(tmp_path / "other.npz", replace(samples, movement=wrong))
 
 
 def test_further_views_look_from_above_and_below():

@@ -112,7 +112,7 @@ def test_unseen_views_are_none_that_any_case_is_given() -> None:
 @pytest.mark.usefixtures("few_views")
 def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_path: Path) -> None:
     known = Known(assets)
-    summary = evaluate(known, lever, tmp_path / "true", cases=("object", "hull", "views8"))
+    summary = evaluate(known, lever, tmp_path / "true", cases=("object", "pictures", "hull", "views8"))
     (row,) = summary["assets"]
     assert row["track_error"] < 0.15
     assert row["psnr_gain"] == pytest.approx(row["psnr_unseen"] - row["psnr_unseen_frozen"])
@@ -127,14 +127,17 @@ def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_
     assert "lpips" in summary["not_measured"]
     assert json.loads((tmp_path / "true" / "summary.json").read_text()) == summary
 
-    (moving, static, surface), (_, _, no_surface), (several, _, _) = known.given
+    (moving, static, surface), (_, _, standing), (_, _, no_surface), (several, _, standing_too) = known.given
+    assert surface.movement.shape == (FRAMES, *surface.points.shape)
+    assert standing.movement is None and standing_too.movement is None
+    np.testing.assert_array_equal(standing.points, surface.points)
     assert len(moving.images) == FRAMES
     assert len(static.images) == STILL_FRAMES
     assert (static.times == 0).all()
     assert len(several.images) == 8 * FRAMES
     assert no_surface is None
     assert np.abs(surface.points).max() <= 0.5 + 1e-3
-    assert len(list((tmp_path / "true" / "sheets").glob("*.png"))) == 4  # of the clip, and one of each case
+    assert len(list((tmp_path / "true" / "sheets").glob("*.png"))) == 5  # of the clip, and one of each case
     assert "| hull, median |" in (tmp_path / "true" / "table.md").read_text()
 
     (still,) = evaluate(Known(assets, moves=False), lever, tmp_path / "still")["assets"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.evaluation.metrics import track_error
 from backend.pipelines import clips, orbit_video
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.config import ConstructConfig
@@ -15,7 +16,7 @@ from backend.splatting.engine import CPU, Engine
 from backend.splatting.observations import Observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import frame_name, write_orbit_json, write_surface_samples
+from blender_addon.contract.orbit import SurfaceSamples, frame_name, write_orbit_json, write_surface_samples
 from blender_addon.contract.requests import file_sha256, orbit_request
 from tests.splatting.scenes import swinging_arm
 
@@ -117,6 +118,25 @@ def test_static_orbit_and_surface_are_optional(submitted, tmp_path: Path) -> Non
     request, blob = submitted
     request["inputs"] |= {"static": None, "surface": None}
     assert read_clip(orbit_video.run_request(request, blob, Run(tmp_path / "job"))).frame_count == 9
+
+
+def test_a_surface_that_tells_how_it_moves_is_followed(submitted, tmp_path: Path) -> None:
+    request, blob = submitted
+    scene = swinging_arm()
+    points = scene.tracks[0]
+    normals = np.tile(np.float32([0, 0, 1]), (len(points), 1))
+    errors = []
+    for name, samples in (
+        ("followed", SurfaceSamples(points, normals, scene.tracks - points)),
+        ("standing", SurfaceSamples(points, normals)),
+    ):
+        write_surface_samples(tmp_path / f"{name}.npz", samples)
+        request["inputs"]["surface"] = name
+        place = lambda sha256, path=tmp_path / f"{name}.npz": path if sha256 == name else blob(sha256)  # noqa: E731, B023
+        clip = read_clip(orbit_video.run_request(request, place, Run(tmp_path / name)))
+        assert clip.provenance["guided"] == (name == "followed")
+        errors.append(track_error(clip.frames().means, scene.tracks))
+    assert errors[0] < 0.15 < errors[1]
 
 
 def test_a_request_with_an_unusable_picture_fails_with_a_sentence(submitted, tmp_path: Path) -> None:
