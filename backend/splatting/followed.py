@@ -115,7 +115,7 @@ def _poses(control: ControlPoints, points: np.ndarray, movement: np.ndarray) -> 
     rows = np.repeat(np.arange(len(points)), followers.shape[1])
     shape = len(control.points), len(points)
     share = csr_matrix((followers.ravel(), (control.index.numpy().ravel(), rows)), shape=shape)
-    share = csr_matrix(share.multiply(1 / share.sum(1)))
+    share = csr_matrix(share.multiply(1 / np.maximum(share.sum(1), 1e-9)))  # who has no followers need not move
     points, there = points.astype(np.float64), (points + movement).swapaxes(0, 1).astype(np.float64)  # [N, T, 3]
 
     def mean(values: np.ndarray) -> np.ndarray:  # [N, ...] -> [B, ...]

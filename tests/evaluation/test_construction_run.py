@@ -129,7 +129,8 @@ def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_
 
     (moving, static, surface), (_, _, standing), (_, _, no_surface), (several, _, standing_too) = known.given
     assert surface.movement.shape == (FRAMES, *surface.points.shape)
-    assert standing.movement is None and standing_too.movement is None
+    assert standing.movement is None
+    assert standing_too.movement is None
     np.testing.assert_array_equal(standing.points, surface.points)
     assert len(moving.images) == FRAMES
     assert len(static.images) == STILL_FRAMES
