@@ -26,7 +26,7 @@ from blender_addon.contract.clip import BASES_PER_GAUSSIAN, BasisMotion
 CANDIDATES = 6  # control points, of which a Gaussian follows up to `BASES_PER_GAUSSIAN`
 ROUNDS = 2  # of poses and weights
 STEPS = 60  # of the descent on the weights
-STEADY = 1e-3  # pull of a pose towards no turn, and of weights towards each other, relative to what movements say
+UPRIGHT, EVEN = 1e-5, 1e-3  # pull of poses towards no turn, of weights towards each other; relative to what is told
 NEAR = 1e4  # times that differ by less than a half of its inverse are the same
 CHUNK = 4_000  # Gaussians at a time
 
@@ -124,7 +124,7 @@ def _poses(control: ControlPoints, points: np.ndarray, movement: np.ndarray) -> 
     before, after = mean(points), mean(there)
     spread = mean(points[:, None, :, None] * there[..., None, :]) - before[:, None, :, None] * after[..., None, :]
     size = mean(np.square(points).sum(1)) - np.square(before).sum(1)
-    left, _, right = np.linalg.svd(spread + STEADY * size[:, None, None, None] * np.eye(3))
+    left, _, right = np.linalg.svd(spread + UPRIGHT * size[:, None, None, None] * np.eye(3))
     right[..., 2, :] *= np.sign(np.linalg.det(left @ right))[..., None]
     turns = (left @ right).swapaxes(-1, -2)
     still = ~movement.any((1, 2))
@@ -138,7 +138,7 @@ def _weights(astray: np.ndarray) -> np.ndarray:  # [N, K, D] -> [N, K]
     """Weights of at least 0, sum 1, with which K ways of being off add up to as little as can be."""
     product = np.einsum("nkd,nld->nkl", astray, astray)
     count = product.shape[1]
-    product += STEADY * (np.trace(product, axis1=1, axis2=2)[:, None, None] / count + 1e-12) * np.eye(count)
+    product += EVEN * (np.trace(product, axis1=1, axis2=2)[:, None, None] / count + 1e-12) * np.eye(count)
     step = 1 / np.linalg.norm(product, axis=(1, 2))[:, None]
     weights = ahead = np.full(product.shape[:2], 1 / count, np.float32)
     momentum = 1.0
