@@ -4,10 +4,7 @@
 import bpy
 
 from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
-from .layout import SidebarPanel, draw_sentence, lay_out_settings, text_width
-
-THUMBNAIL_SCALE = (2.0, 7.0)  # smallest and largest
-ICON_SIDE = 20.0  # pixels of an icon of scale 1
+from .layout import SidebarPanel, draw_sentence, icon_scale, lay_out_settings
 
 
 class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
@@ -127,7 +124,7 @@ def draw_video_preview(layout: bpy.types.UILayout, context: bpy.types.Context) -
     """First, middle and last frame of the range, and the range in words; nothing while there is no video."""
     status = context.window_manager.kinesplat
     if any(status.video_icons):
-        scale = min(max(text_width(context) / 3 / ICON_SIDE, THUMBNAIL_SCALE[0]), THUMBNAIL_SCALE[1])
+        scale = icon_scale(context, len(status.video_icons))
         row = layout.row(align=True)
         for icon, number in zip(status.video_icons, status.video_numbers, strict=True):
             cell = row.column(align=True)
