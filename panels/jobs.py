@@ -19,6 +19,7 @@ STATES = {  # text, icon
     GONE: ("Gone", "QUESTION"),
 }
 UNKNOWN = ("", "BLANK1")
+PAUSED = ("Paused", "PAUSE")  # the backend was stopped while it worked on the job
 MAX_ROWS = 5
 FRAMES_TEXT = "Frames"  # of a candidate that is done: there is nothing to import yet
 PREVIEW_SCALE = 7.0
@@ -32,13 +33,15 @@ ALIKE = (
 class KINESPLAT_UL_jobs(bpy.types.UIList):
     def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0):
         text, state_icon = STATES.get(item.state, UNKNOWN)
-        split = layout.split(factor=0.62)
-        split.label(text=item.name, icon=state_icon, translate=False)
-        if item.state == "running":
+        if item.state == "running" and is_cut_off(context):
+            text, state_icon = PAUSED
+        elif item.state == "running":
             text = f"{100 * item.fraction:.0f} %"
         elif item.state == "succeeded" and item.shows_frames:
             text = FRAMES_TEXT
-        row = split.row()
+        line = layout.row()
+        line.label(text=item.name, icon=state_icon, translate=False)
+        row = line.row()
         row.alignment = "RIGHT"
         row.label(text=text)
 
@@ -61,6 +64,11 @@ class KINESPLAT_PT_jobs(SidebarPanel, bpy.types.Panel):
             draw_candidates(layout, context, [other for other in status.jobs if other.group == job.group])
         elif job is not None:
             draw_job(layout, context, job)
+
+
+def is_cut_off(context: bpy.types.Context) -> bool:
+    """Whether no backend works on anything now."""
+    return context.window_manager.kinesplat.backend_state in ("stopped", "problem")
 
 
 def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
@@ -99,7 +107,9 @@ def draw_candidates(
     columns = min(len(jobs), COLUMNS)
     grid = layout.grid_flow(row_major=True, columns=columns, even_columns=True)
     for job in jobs:
-        draw_candidate(grid.box().column(), job, icon_scale(context, columns))
+        draw_candidate(grid.box().column(), context, job, icon_scale(context, columns))
+    if is_cut_off(context) and any(job.is_live for job in jobs):
+        draw_sentence(layout, context, "Goes on once the backend runs: see the top of this tab", icon="SORTTIME")
     if status.candidates_alike:
         draw_sentence(layout, context, ALIKE, icon="INFO")
     for job in jobs:  # below, where sentences have room
@@ -111,7 +121,9 @@ def draw_candidates(
         draw_sentence(layout, context, warning, icon="INFO")
 
 
-def draw_candidate(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job, scale: float) -> None:
+def draw_candidate(
+    layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job, scale: float
+) -> None:
     """One of the candidates, with its picture so large."""
     if job.preview_icon:
         layout.template_icon(job.preview_icon, scale=scale)
@@ -128,7 +140,7 @@ def draw_candidate(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job, s
         row.operator("kinesplat.remove_job", text="", icon="TRASH").uid = job.uid
     for line in lines[1:]:
         layout.label(text=line, translate=False)
-    draw_short_progress(layout, job)
+    draw_short_progress(layout, context, job)
     if job.has_result and not job.is_fetching:
         row = layout.row()
         row.scale_y = 1.3
@@ -140,10 +152,12 @@ def candidate_name(job: settings.KINESPLAT_PG_job) -> str:
     return job.name.rpartition(", ")[2]
 
 
-def draw_short_progress(layout: bpy.types.UILayout, job: settings.KINESPLAT_PG_job) -> None:
+def draw_short_progress(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
     """A bar or a word, as there is no room for more beside another candidate."""
     if job.is_fetching:
         layout.progress(factor=job.fraction, text="Fetching")
+    elif job.state == "running" and is_cut_off(context):
+        layout.progress(factor=job.fraction, text=PAUSED[0])
     elif job.state == "running":
         layout.progress(factor=job.fraction, text=f"{100 * job.fraction:.0f} %", translate=False)
         row = layout.row()
