@@ -156,8 +156,8 @@ class KINESPLAT_OT_retime_part(SplatOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_part"
     bl_label = "Own Timing"
     bl_description = (
-        "Give each of the selected objects keys of its own. Copies, and assets that are dragged in more than once, "
-        "share theirs, so that retiming one retimes all"
+        "Give each of the selected objects keys of its own. Linked duplicates, and assets that were appended more "
+        "than once, share theirs, so that retiming one retimes all"
     )
     takes = staticmethod(splat_object.plays)
 

@@ -6,6 +6,8 @@ import bpy
 from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
 from .layout import SidebarPanel, draw_sentence, icon_scale, lay_out_settings
 
+IMAGE_SCALE = 5.0
+
 
 class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
     bl_label = "Generate"
@@ -27,7 +29,7 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
         elif options.kind == "OBJECT":
             draw_object(column, context)
         elif options.kind == "IMAGE":
-            column.template_ID(options, "image", open="image.open")
+            draw_image(column, context)
         elif options.kind == "VIDEO":
             draw_video(column, context)
         if settings.invents_motion(context) and not needs_object:
@@ -88,6 +90,14 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         pair = layout.column(align=True)
         pair.prop(options, "frame_start")
         pair.prop(options, "frame_end")
+
+
+def draw_image(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Which image, and what it shows."""
+    options = context.scene.kinesplat
+    layout.template_ID(options, "image", open="image.open")
+    if options.image is not None:
+        layout.template_icon(layout.icon(options.image), scale=IMAGE_SCALE)
 
 
 def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:

@@ -194,7 +194,7 @@ def test_lost_modifier(splats):
 
 
 def test_what_shares_its_keys_can_be_parted(splats):
-    """Assets that are dragged in twice and copies of an object have one action."""
+    """Assets that are appended twice and linked duplicates have one action."""
     assert not retime.is_shared(splats)
     splats.animation_data.action.use_fake_user = True
     assert not retime.is_shared(splats)
