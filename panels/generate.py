@@ -6,7 +6,7 @@ import bpy
 from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
 from .layout import SidebarPanel, draw_sentence, icon_scale, lay_out_settings
 
-IMAGE_SCALE = 5.0
+IMAGE_SCALE = 5.0  # of the chosen image
 
 
 class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):

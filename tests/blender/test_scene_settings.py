@@ -54,7 +54,7 @@ def test_cycles_may_be_switched_off(scene):
 
 
 def test_motion_blur_of_eevee_needs_steps(scene):
-    """Pictures with and without motion blur were the same to the last bit with a single step, its default."""
+    """Pictures with and without motion blur were the same with a single step, its default."""
     point_cloud.import_clip(twisting_ring(5, 2), scene)
     add_camera()
     scene.render.engine, scene.render.use_motion_blur = versions.eevee_id(), True
