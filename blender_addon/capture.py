@@ -318,8 +318,9 @@ def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str,
     """
     request = build_request(candidate.request, file_sha256(frames))
     request["settings"] = {**request["settings"], "preset": preset, "gaussians": gaussians}
+    request["name"] = candidate.name  # with its seed: of several that are built, each is to be known
     record = replace(
-        candidate, uid=str(uuid.uuid4()), name=request["name"], job_id="", state="queued", created=time.time(),
+        candidate, uid=str(uuid.uuid4()), job_id="", state="queued", created=time.time(),
         imported=0, result_kind="clip", group="", request={}, warnings=[],
     )  # fmt: skip
     folder = store.outbox(record.uid)

@@ -16,6 +16,8 @@ from .png import write_png
 
 INTERVAL = 1 / 12  # seconds between two frames in the panel
 BACKDROP = 0.82  # gray behind the subject: neither white nor black things vanish on it
+ALIKE = 0.1  # films that differ by less, as a part of their motion, show the same one
+COARSE = 4  # each so many pixels are enough to tell them apart
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class Films:
         self._icons = bpy.utils.previews.new()
         self._films: dict[str, list[int]] = {}  # uid -> icon ids, in order
         self._captions: dict[str, str] = {}
+        self._looks: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # moving and static frames, coarse
+        self._alike: dict[tuple[str, ...], bool] = {}  # what was compared
 
     def close(self) -> None:
         """Free the pictures."""
@@ -43,12 +47,22 @@ class Films:
         """A few words about a film that was loaded."""
         return self._captions.get(uid, "")
 
+    def move_alike(self, uids: tuple[str, ...]) -> bool:
+        """Whether several films that were loaded all show the same motion of the same subject."""
+        if len(uids) < 2 or not all(uid in self._looks for uid in uids):
+            return False
+        if uids not in self._alike:
+            first, *others = (self._looks[uid] for uid in uids)
+            self._alike[uids] = all(move_alike(first, other) for other in others)
+        return self._alike[uids]
+
     def keep_only(self, uids: Container[str]) -> None:
         """Free the films of all other candidates."""
         for uid in [uid for uid in self._films if uid not in uids]:
             for index in range(len(self._films.pop(uid))):
                 self._icons.pop(f"{uid} {index}")
             self._captions.pop(uid, None)
+            self._looks.pop(uid, None)
 
     def _load(self, uid: str, path: Path) -> list[int]:
         try:
@@ -57,6 +71,7 @@ class Films:
             log.warning("Frames cannot be shown: %s", error)  # they were readable when they came
             return []
         self._captions[uid] = caption(frames)
+        self._looks[uid] = coarse(frames.moving), coarse(frames.static)
         icons = []
         for index, picture in enumerate(on_backdrop(cropped(frames.moving))):
             preview = self._icons.new(f"{uid} {index}")
@@ -71,6 +86,19 @@ def caption(frames: GeneratedFrames) -> str:
     known = frames.provenance.get("moves_as", "")
     lines = f"Seed {frames.seed}", f"Motion {frames.motion_measured:.1f}", str(known).capitalize()
     return "\n".join(line for line in lines if line)
+
+
+def coarse(views: np.ndarray) -> np.ndarray:  # [T, H, W, 4] uint8 -> [T, h, w, 4] float32
+    """Each `COARSE`th pixel of each view."""
+    return views[:, ::COARSE, ::COARSE].astype(np.float32)
+
+
+def move_alike(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two films, each its moving and its static frames [T, H, W, 4], differ by little of what moves in them."""
+    (moving, static), (another, _) = one, other
+    return moving.shape == another.shape and bool(
+        np.abs(moving - another).mean() < ALIKE * np.abs(moving - static).mean()
+    )
 
 
 def cropped(pictures: np.ndarray) -> np.ndarray:  # [T, S, S, 4] uint8 -> [T, s, s, 4]

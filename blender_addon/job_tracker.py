@@ -277,6 +277,9 @@ class Tracker:
             job.shows_frames, job.group = row.result_kind == "frames", row.group or row.uid
             job.warnings = "\n".join(row.warnings)
             job.preview_icon, job.caption = self._icon(row), self._films.caption(row.uid)
+        if group := self._film_group():
+            uids = tuple(row.uid for row in rows if (row.group or row.uid) == group)
+            status.candidates_alike = self._films.move_alike(uids)
         if select:
             status.active_job = next((index for index, row in enumerate(rows) if row.uid == select), 0)
 

@@ -98,6 +98,20 @@ def timing_key(splats: bpy.types.Object) -> tuple:
     return animation.action, animation.action_slot_handle, path
 
 
+def is_shared(splats: bpy.types.Object) -> bool:
+    """Whether something else has the same action of this file, and is retimed along."""
+    action = splats.animation_data.action if splats.animation_data is not None else None
+    return action is not None and action.library is None and action.users - action.use_fake_user > 1
+
+
+def part(splats: bpy.types.Object) -> None:
+    """Give an object an action of its own, which is what it was: from now on it is retimed alone."""
+    if splats.library is not None:
+        raise RetimeError(splat_object.LINKED.format(splats.name))
+    if is_shared(splats):
+        splats.animation_data.action = splats.animation_data.action.copy()
+
+
 def shown_frames(splats: bpy.types.Object) -> dict[float, float]:
     """Which stored frame is shown at the first key, at the last one, and at each scene frame between them, in order.
 
@@ -209,7 +223,7 @@ def _editable_fcurve(splats: bpy.types.Object) -> bpy.types.FCurve:
     """The F-curve of the input `Frame`, in an action that may be edited: a linked one is copied into this file."""
     path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
     if splats.library is not None:
-        raise RetimeError(f"{splats.name} is linked from another file. Make a library override of it first.")
+        raise RetimeError(splat_object.LINKED.format(splats.name))
     animation = splats.animation_data
     action = animation.action if animation is not None else None
     if action is not None and action.library is not None:

@@ -45,6 +45,9 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
         lowest = min(cycles.transparent_max_bounces, cycles.min_transparent_bounces)
         if lowest < TRANSPARENT_BOUNCES:
             warnings.append(f"Cycles needs {TRANSPARENT_BOUNCES} transparent bounces to draw Gaussians, not {lowest}")
+    blurs_in_eevee = scene.render.engine == versions.eevee_id() and scene.render.use_motion_blur
+    if blurs_in_eevee and scene.eevee.motion_blur_steps == 1:  # it leaves out what is transparent then
+        warnings.append("EEVEE blurs Gaussians only in steps: set Motion Blur > Steps to 8 or more")
     if scene.camera is None:
         warnings.append("Splats face the scene's camera, and there is none: add one")
     for obj in splats:

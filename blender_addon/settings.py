@@ -391,6 +391,7 @@ class KINESPLAT_PG_window_manager(bpy.types.PropertyGroup):
     video_problem: StringProperty()  # why it cannot be used
     video_icons: IntVectorProperty(size=3)  # its first, middle and last frame; 0: not there yet
     video_numbers: IntVectorProperty(size=3)  # which frames these are, counted from 1 on
+    candidates_alike: BoolProperty()  # those of the selected job all show the same motion
     is_playing: BoolProperty(
         name="Play",
         description="Play the frames of the candidates",

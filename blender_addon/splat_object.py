@@ -9,6 +9,7 @@ from . import node_groups, versions
 
 UUID = "kinesplat_uuid"  # custom properties of the object
 CLIP = "kinesplat_clip"
+LINKED = "{} is linked from another file. Make a library override of it first."
 MADE_OF = "kinesplat_made_of"  # the id of the object that was captured (`capture.SUBJECT_UUID` there)
 
 
@@ -35,12 +36,20 @@ def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | Non
     return None
 
 
+def is_still(splats: bpy.types.Object) -> bool:
+    """Whether an object that plays has one stored frame alone, so that there is nothing to retime."""
+    modifier = playback_modifier(splats)
+    return modifier is not None and versions.modifier_input(modifier, node_groups.LAST_FRAME) == 0
+
+
 def set_draw_mode(splats: bpy.types.Object, *, viewport: str | None = None, render: str | None = None) -> None:
     """Choose how the viewport and renders draw the Gaussians: `POINTS`, `QUADS` or `NATIVE`; None leaves it.
 
     Raises:
-        ValueError: the object has no playback modifier, or its nodes cannot draw in that way.
+        ValueError: the object is linked, has no playback modifier, or its nodes cannot draw in that way.
     """
+    if splats.library is not None:  # Blender would not save it, nor see it in an override that is made later
+        raise ValueError(LINKED.format(splats.name))
     modifier = playback_modifier(splats)
     if modifier is None:
         raise ValueError(f"{splats.name} has lost the modifier that plays its Gaussians.")

@@ -291,7 +291,7 @@ def _checked(source: VideoSource, total: int | None = None) -> VideoSource:
                 f"{source.video.name} is larger than {VIDEO_LIMITS.file_bytes >> 20} MB. Cut it shorter."
             )
         if source.count < 2:
-            raise CaptureError(f"{source.name} shows a single frame, and so no motion. Choose a longer one.")
+            raise CaptureError(f"{source.video.name} shows a single frame, and so no motion. Choose a longer one.")
         total = total or source.count
         if total / source.fps > VIDEO_LIMITS.seconds or total > VIDEO_LIMITS.frames:
             raise CaptureError(
@@ -320,7 +320,10 @@ def _read_movie(path: Path) -> tuple[int, float]:
         if clip is not None:
             bpy.data.movieclips.remove(clip)
     if count < 1 or not fps > 0:
-        raise CaptureError(f"{path.name} cannot be read: it may be damaged. Choose another one, or convert it to MP4.")
+        raise CaptureError(
+            f"{path.name} cannot be read: it holds no pictures, or is damaged. "
+            "Choose another one, or convert it to MP4."
+        )
     return count, fps
 
 

@@ -152,10 +152,33 @@ class KINESPLAT_OT_retime_speed(RetimeOperator, bpy.types.Operator):
         retime.set_speed(splats, self.factor)
 
 
+class KINESPLAT_OT_retime_part(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_part"
+    bl_label = "Own Timing"
+    bl_description = (
+        "Give each of the selected objects keys of its own. Linked duplicates, and assets that were appended more "
+        "than once, share theirs, so that retiming one retimes all"
+    )
+    takes = staticmethod(splat_object.plays)
+
+    @classmethod
+    def poll(cls, context):
+        if not super().poll(context):
+            return False
+        if not any(retime.is_shared(obj) for obj in chosen_objects(context, cls.takes)):
+            cls.poll_message_set("Nothing else has the same keys")
+            return False
+        return True
+
+    def change(self, context, splats):
+        retime.part(splats)
+
+
 CLASSES = (
     KINESPLAT_OT_retime_repeat,
     KINESPLAT_OT_retime_reverse,
     KINESPLAT_OT_retime_fit,
     KINESPLAT_OT_retime_speed,
+    KINESPLAT_OT_retime_part,
 )
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -4,10 +4,9 @@
 import bpy
 
 from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
-from .layout import SidebarPanel, draw_sentence, lay_out_settings, text_width
+from .layout import SidebarPanel, draw_sentence, icon_scale, lay_out_settings
 
-THUMBNAIL_SCALE = (2.0, 7.0)  # smallest and largest
-ICON_SIDE = 20.0  # pixels of an icon of scale 1
+IMAGE_SCALE = 5.0  # of the chosen image
 
 
 class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
@@ -30,7 +29,7 @@ class KINESPLAT_PT_generate(SidebarPanel, bpy.types.Panel):
         elif options.kind == "OBJECT":
             draw_object(column, context)
         elif options.kind == "IMAGE":
-            column.template_ID(options, "image", open="image.open")
+            draw_image(column, context)
         elif options.kind == "VIDEO":
             draw_video(column, context)
         if settings.invents_motion(context) and not needs_object:
@@ -93,6 +92,14 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         pair.prop(options, "frame_end")
 
 
+def draw_image(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Which image, and what it shows."""
+    options = context.scene.kinesplat
+    layout.template_ID(options, "image", open="image.open")
+    if options.image is not None:
+        layout.template_icon(layout.icon(options.image), scale=IMAGE_SCALE)
+
+
 def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """Which video, which part of it with a few of its frames, and what is to be made of it."""
     options, status = context.scene.kinesplat, context.window_manager.kinesplat
@@ -127,7 +134,7 @@ def draw_video_preview(layout: bpy.types.UILayout, context: bpy.types.Context) -
     """First, middle and last frame of the range, and the range in words; nothing while there is no video."""
     status = context.window_manager.kinesplat
     if any(status.video_icons):
-        scale = min(max(text_width(context) / 3 / ICON_SIDE, THUMBNAIL_SCALE[0]), THUMBNAIL_SCALE[1])
+        scale = icon_scale(context, len(status.video_icons))
         row = layout.row(align=True)
         for icon, number in zip(status.video_icons, status.video_numbers, strict=True):
             cell = row.column(align=True)

@@ -5,7 +5,7 @@ import bpy
 
 from ..blender_addon import settings
 from ..blender_addon.job_board import GONE, REFUSED, WAITING, time_left_text
-from .layout import SidebarPanel, draw_sentence
+from .layout import SidebarPanel, draw_sentence, icon_scale
 
 STATES = {  # text, icon
     WAITING: ("Waiting", "SORTTIME"),
@@ -19,18 +19,29 @@ STATES = {  # text, icon
     GONE: ("Gone", "QUESTION"),
 }
 UNKNOWN = ("", "BLANK1")
+PAUSED = ("Paused", "PAUSE")  # the backend was stopped while it worked on the job
 MAX_ROWS = 5
+FRAMES_TEXT = "Frames"  # of a candidate that is done: there is nothing to import yet
 PREVIEW_SCALE = 7.0
+COLUMNS = 2  # of candidates
+ALIKE = (
+    "These move alike, as the model knows a motion that fits. For others, change the prompt, or switch off Known "
+    "Motions under Advanced"
+)
 
 
 class KINESPLAT_UL_jobs(bpy.types.UIList):
     def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0):
         text, state_icon = STATES.get(item.state, UNKNOWN)
-        split = layout.split(factor=0.62)
-        split.label(text=item.name, icon=state_icon, translate=False)
-        if item.state == "running":
+        if item.state == "running" and is_cut_off(context):
+            text, state_icon = PAUSED
+        elif item.state == "running":
             text = f"{100 * item.fraction:.0f} %"
-        row = split.row()
+        elif item.state == "succeeded" and item.shows_frames:
+            text = FRAMES_TEXT
+        line = layout.row()
+        line.label(text=item.name, icon=state_icon, translate=False)
+        row = line.row()
         row.alignment = "RIGHT"
         row.label(text=text)
 
@@ -53,6 +64,11 @@ class KINESPLAT_PT_jobs(SidebarPanel, bpy.types.Panel):
             draw_candidates(layout, context, [other for other in status.jobs if other.group == job.group])
         elif job is not None:
             draw_job(layout, context, job)
+
+
+def is_cut_off(context: bpy.types.Context) -> bool:
+    """Whether no backend works on anything now."""
+    return context.window_manager.kinesplat.backend_state in ("stopped", "problem")
 
 
 def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
@@ -88,18 +104,30 @@ def draw_candidates(
         row = layout.row(align=True)
         row.label(text="Choose what to build")
         row.prop(status, "is_playing", text="", icon="PAUSE" if status.is_playing else "PLAY", toggle=True)
-    grid = layout.grid_flow(row_major=True, columns=min(len(jobs), 2), even_columns=True)
+    columns = min(len(jobs), COLUMNS)
+    grid = layout.grid_flow(row_major=True, columns=columns, even_columns=True)
     for job in jobs:
-        draw_candidate(grid.box().column(), context, job)
+        draw_candidate(grid.box().column(), context, job, icon_scale(context, columns))
+    if is_cut_off(context) and any(job.is_live for job in jobs):
+        draw_sentence(layout, context, "Goes on once the backend runs: see the top of this tab", icon="SORTTIME")
+    if status.candidates_alike:
+        draw_sentence(layout, context, ALIKE, icon="INFO")
+    for job in jobs:  # below, where sentences have room
+        if job.message:
+            draw_sentence(layout, context, f"{candidate_name(job)}: {job.message}", icon="ERROR")
+    for hint in dict.fromkeys(job.hint for job in jobs if job.hint):
+        draw_sentence(layout, context, hint, icon="INFO")
     for warning in dict.fromkeys(line for job in jobs for line in job.warnings.splitlines()):  # mostly the same ones
         draw_sentence(layout, context, warning, icon="INFO")
 
 
-def draw_candidate(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
-    """One of the candidates."""
+def draw_candidate(
+    layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job, scale: float
+) -> None:
+    """One of the candidates, with its picture so large."""
     if job.preview_icon:
-        layout.template_icon(job.preview_icon, scale=PREVIEW_SCALE)
-    lines = job.caption.splitlines() or [job.name.rpartition(", ")[2]]
+        layout.template_icon(job.preview_icon, scale=scale)
+    lines = job.caption.splitlines() or [candidate_name(job)]
     row = layout.row(align=True)
     row.label(text=lines[0], translate=False)
     if job.has_result and not job.is_fetching:
@@ -112,12 +140,33 @@ def draw_candidate(layout: bpy.types.UILayout, context: bpy.types.Context, job: 
         row.operator("kinesplat.remove_job", text="", icon="TRASH").uid = job.uid
     for line in lines[1:]:
         layout.label(text=line, translate=False)
-    draw_progress(layout, context, job)
-    draw_errors(layout, context, job)
+    draw_short_progress(layout, context, job)
     if job.has_result and not job.is_fetching:
         row = layout.row()
         row.scale_y = 1.3
         row.operator("kinesplat.build_job", text="Build This One").uid = job.uid
+
+
+def candidate_name(job: settings.KINESPLAT_PG_job) -> str:
+    """`Seed 5`, of a job that is called *a fox runs, Seed 5*."""
+    return job.name.rpartition(", ")[2]
+
+
+def draw_short_progress(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
+    """A bar or a word, as there is no room for more beside another candidate."""
+    if job.is_fetching:
+        layout.progress(factor=job.fraction, text="Fetching")
+    elif job.state == "running" and is_cut_off(context):
+        layout.progress(factor=job.fraction, text=PAUSED[0])
+    elif job.state == "running":
+        layout.progress(factor=job.fraction, text=f"{100 * job.fraction:.0f} %", translate=False)
+        row = layout.row()
+        row.active = False
+        row.label(text=time_left_text(job.seconds_left), translate=False)
+    elif job.state != "succeeded":
+        row = layout.row()
+        row.active = False
+        row.label(text=STATES.get(job.state, UNKNOWN)[0])
 
 
 def draw_errors(layout: bpy.types.UILayout, context: bpy.types.Context, job: settings.KINESPLAT_PG_job) -> None:
@@ -149,7 +198,9 @@ def draw_progress(layout: bpy.types.UILayout, context: bpy.types.Context, job: s
     elif job.state == WAITING and job.stage:
         layout.progress(factor=job.fraction, text="Sending to the Backend")
     elif job.state == WAITING:
-        layout.label(text="Waits until the backend runs: see above", icon="SORTTIME")
+        runs = context.window_manager.kinesplat.backend_state == "running"
+        text = "Is sent in a moment" if runs else "Waits until the backend runs: see the top of this tab"
+        draw_sentence(layout, context, text, icon="SORTTIME")
     elif job.state == "queued" and job.ahead:
         text = "1 job comes first" if job.ahead == 1 else f"{job.ahead} jobs come first"
         layout.label(text=text, icon="SORTTIME", translate=False)

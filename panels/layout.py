@@ -8,6 +8,8 @@ import bpy
 CHARACTER_WIDTH = 6.6  # of Blender's default font, in pixels at scale 1; on the wide side, so that nothing is cut
 NARROW = 260.0  # pixels at scale 1; below, two columns cut the names of settings
 MARGIN = 70.0  # of a panel with an icon before the text
+ICON_SIDE = 20.0  # pixels of an icon of scale 1
+ICON_SCALES = (2.0, 7.0)  # of pictures, the smallest and the largest
 
 
 class SidebarPanel:
@@ -34,6 +36,12 @@ def text_width(context: bpy.types.Context) -> float:
     """How wide a line beside an icon may be in the sidebar, in pixels at scale 1."""
     region = context.region
     return region.width / context.preferences.system.ui_scale - MARGIN if region else 220.0
+
+
+def icon_scale(context: bpy.types.Context, columns: int) -> float:
+    """How large pictures may be that stand side by side in the sidebar: without empty bands above and below."""
+    smallest, largest = ICON_SCALES
+    return min(max(text_width(context) / columns / ICON_SIDE, smallest), largest)
 
 
 def draw_sentence(

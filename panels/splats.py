@@ -27,7 +27,10 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
     def draw(self, context):
         layout = self.layout
         splats = context.active_object
-        draw_modes(layout, splats)
+        if splats.library is not None:
+            draw_linked(layout, context)
+        else:
+            draw_modes(layout, splats)
         for warning in scene_settings.scene_warnings(context.scene):
             draw_sentence(layout, context, warning, icon="ERROR")
         if bpy.ops.kinesplat.fix_scene_settings.poll():
@@ -59,11 +62,16 @@ class KINESPLAT_PT_moving_mesh(SidebarPanel, bpy.types.Panel):
         return splat_object.plays(active) and not splat_object.is_splat_object(active)
 
     def draw(self, context):
+        if context.active_object.library is not None:
+            draw_linked(self.layout, context)
         draw_timing(self.layout, context)
 
 
 def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """How the active object plays, and what changes it."""
+    if splat_object.is_still(context.active_object):
+        draw_sentence(layout, context, "One frame alone: it stands still", icon="INFO")
+        return
     timing = retime.timing(context.active_object)
     if timing is None:
         draw_sentence(
@@ -73,6 +81,18 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
             icon="INFO",
         )
         return
+    if context.active_object.library is None:
+        draw_retiming(layout, timing)
+    row = layout.row()
+    row.active = False
+    row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+    if retime.is_shared(context.active_object):
+        draw_sentence(layout, context, "Others have the same keys, and are retimed along", icon="LINKED")
+        layout.operator("kinesplat.retime_part", icon="UNLINKED")
+
+
+def draw_retiming(layout: bpy.types.UILayout, timing: retime.Timing) -> None:
+    """The buttons that change how an object plays."""
     row = layout.row(align=True)
     for repeat, text in REPEAT_TEXTS.items():
         row.operator("kinesplat.retime_repeat", text=text, depress=timing.repeat == repeat).repeat = repeat
@@ -80,9 +100,14 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
     row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
     layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
-    row = layout.row()
-    row.active = False
-    row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+
+
+def draw_linked(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Why what is linked cannot be changed, and the button that mends it."""
+    library = bpy.path.basename(context.active_object.library.filepath)
+    sentence = f"Linked from {library}. To retime it here, or to draw it in another way, override it"
+    draw_sentence(layout, context, sentence, icon="LINKED")
+    layout.operator("object.make_override_library", icon="LIBRARY_DATA_OVERRIDE")
 
 
 def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:

@@ -26,7 +26,7 @@ def as_user_error(error: BaseException, home: Path) -> UserError:
         return UserError(
             "out_of_memory",
             f"{where} ran out of memory.",
-            "Close other programs, or choose fewer Gaussians, a lower resolution or a lower preset.",
+            "Close other programs, or choose fewer Gaussians, a lower resolution or a lower quality.",
         )
     return UserError(
         "internal_error",
@@ -43,9 +43,9 @@ def device_is_lost(error: BaseException) -> bool:
 
 def crash_error(code: int | None, limit: int) -> UserError:
     """Why a job fails whose process died again and again at the same place; `code`: its exit code, if known."""
-    hint = "The job's log says more. Retry it with a lower preset or fewer Gaussians."
+    hint = "The job's log says more. Generate again in a lower quality or with fewer Gaussians."
     if sys.platform != "win32" and code == -signal.SIGKILL:
-        hint = "Most often memory ran out: close other programs, or choose a lower preset or fewer Gaussians."
+        hint = "Most often memory ran out: close other programs, or choose a lower quality or fewer Gaussians."
     return UserError("crashed", f"The process that worked on this crashed {limit} times at the same place.", hint)
 
 
@@ -54,7 +54,7 @@ def silent_error(settings: Settings) -> UserError:
     return UserError(
         "stalled",
         f"The process that worked on this hung {settings.crash_limit} times at the same place.",
-        "The job's log says more. Retry it with a lower preset.",
+        "The job's log says more. Generate again in a lower quality.",
     )
 
 
@@ -73,5 +73,5 @@ def stalled_error(settings: Settings) -> UserError:
     return UserError(
         "stalled",
         f"There was no progress for {settings.stall_limit / 60:.0f} minutes, {settings.crash_limit} times.",
-        "The job's log says more. Retry it with a lower preset.",
+        "The job's log says more. Generate again in a lower quality.",
     )

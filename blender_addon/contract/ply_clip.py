@@ -170,8 +170,6 @@ def _read_header(file: BinaryIO, name: str) -> tuple[int, np.dtype, list[str]]:
             raise BadFileError(f"{name} is no PLY file, or damaged.")
         lines.append(line.decode("utf-8", "replace").strip())
     words = [line.split() for line in lines if line]
-    if ["format", "ascii", "1.0"] in words:
-        raise BadFileError(f"{name} is a text PLY file. Save it as a binary one.")
     if any("packed_position" in line for line in words):
         raise BadFileError(f"{name} is a compressed PLY file. Save it uncompressed, as SuperSplat's PLY export does.")
     order = ">" if ["format", "binary_big_endian", "1.0"] in words else "<"
@@ -188,6 +186,8 @@ def _read_header(file: BinaryIO, name: str) -> tuple[int, np.dtype, list[str]]:
         raise BadFileError(
             f"{name} holds no Gaussians. Where it holds a mesh or points, Blender's own Stanford PLY import opens it."
         )
+    if ["format", "ascii", "1.0"] in words:
+        raise BadFileError(f"{name} is a text PLY file. Save it as a binary one.")
     if not 1 <= count <= MAX_GAUSSIANS:
         raise BadFileError(f"{name} holds {count:,} Gaussians, and 1 to {MAX_GAUSSIANS:,} can be imported.")
     return count, dtype, [line.removeprefix("comment").strip() for line in lines if line.startswith("comment")]

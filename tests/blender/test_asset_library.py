@@ -377,6 +377,8 @@ def test_linked_gaussians(splats, library, bring):
             asset_library.mark(linked)
         with pytest.raises(asset_library.AssetError, match=r"of the file Fox\.blend"):
             save(linked, library)
+    with pytest.raises(ValueError, match="Make a library override"):
+        splat_object.set_draw_mode(found, viewport="QUADS")  # would be lost, and hidden from an override
 
 
 def test_what_needs_another_object_is_refused(splats, library, bring):

@@ -241,8 +241,9 @@ def test_building_the_one_that_was_chosen(candidates, backend, options, part) ->
     assert backend.blobs[request["inputs"]["generated"]] == backend.frames
     assert request["settings"] == {**asked["settings"], "result": "clip", "preset": "draft", "gaussians": 2000}
     built = active_job()
-    assert (built.name, built.shows_frames, built.has_result) == ("a fox runs", False, True)
+    assert (built.name, built.shows_frames, built.has_result) == ("a fox runs, Seed 6", False, True)
     assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    assert bpy.context.active_object.name == "a fox runs, Seed 6 Gaussians"
     assert len(bpy.context.window_manager.kinesplat.jobs) == 3
     part("blender_addon.job_tracker").tracker().board.load()  # as after a restart
     assert board(part).rows[candidates[1].uid].result_kind == "frames"
@@ -289,6 +290,18 @@ def build_of(uid: str) -> str:
     """The uid of the job that builds a candidate."""
     bpy.ops.kinesplat.build_job(uid=uid, wait=True)
     return active_job().uid
+
+
+def test_candidates_that_move_alike(part) -> None:
+    """What is the same but for a trace is alike; another motion, another subject, and stillness are not."""
+    film = part("blender_addon.film")
+    still = np.zeros((4, 8, 8, 4), np.float32)
+    moved, trace, other = still.copy(), still.copy(), still.copy()
+    moved[:, 2], trace[:, 2], other[:, 4] = 200, 205, 200
+    assert film.move_alike((moved, still), (trace, still))
+    assert not film.move_alike((moved, still), (other, still))
+    assert not film.move_alike((moved, still), (trace[:3], still[:3]))
+    assert not film.move_alike((still, still), (still, still))
 
 
 def test_a_film(options, part, tmp_path) -> None:

@@ -146,6 +146,19 @@ def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
     assert cost.sentence(bpy.context) == f"Works for about {3 * cost.INVENTION:.0f} s without a GPU"
 
 
+def test_the_cost_of_a_video(options, part) -> None:
+    """As docs/fourdiffusion.md has measured it for 8 frames; more of them take longer."""
+    sentence = part("blender_addon.cost").sentence
+    options.kind, options.preset, options.video_frames = "VIDEO", "draft", 8
+    assert sentence(bpy.context) == "Works for about 15 s without a GPU"
+    options.video_frames = 32
+    assert sentence(bpy.context) == "Works for about 70 s without a GPU"
+    options.video_frames, options.preset, options.representation = 8, "preview", "nerf"
+    assert sentence(bpy.context) == "Works for about 10 min without a GPU"
+    options.model = "published"
+    assert "depends on the GPU" in sentence(bpy.context)
+
+
 def test_a_quality_captures_as_many_pixels_as_it_fits_to(options) -> None:
     said = options.bl_rna.properties["resolution"].description
     for preset in ("draft", "preview", "final"):

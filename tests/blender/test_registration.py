@@ -14,7 +14,7 @@ OPERATORS = {
     "generate", "take_whole", "back_to_object", "cancel_capture", "read_video",
     "cancel_job", "retry_job", "remove_job", "import_result", "build_job", "open_frames", "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
-    "retime_repeat", "retime_reverse", "retime_fit", "retime_speed",
+    "retime_repeat", "retime_reverse", "retime_fit", "retime_speed", "retime_part",
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "import_ply_files", "export_clip_file", "export_ply_sequence",

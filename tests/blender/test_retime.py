@@ -5,7 +5,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import node_groups, point_cloud, retime, versions  # noqa: E402
+from blender_addon import node_groups, point_cloud, retime, splat_object, versions  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 
@@ -141,6 +141,8 @@ def test_other_curves_of_the_object_stay(splats):
 def test_every_stored_frame_of_a_single_frame_is_the_same(splats):
     still = point_cloud.import_clip(twisting_ring(5, 1), bpy.context.scene, start=3)
     assert retime.timing(still) == retime.Timing(3, 3, "HOLD", 1.0)
+    assert splat_object.is_still(still)
+    assert not splat_object.is_still(splats)
     with pytest.raises(retime.RetimeError, match="single frame"):
         retime.set_speed(still, 2)
     retime.fit(still, 10, 20)
@@ -189,3 +191,21 @@ def test_lost_modifier(splats):
     assert retime.timing(splats) is None
     with pytest.raises(retime.RetimeError, match="has lost the modifier"):
         retime.set_repeat(splats, "LOOP")
+
+
+def test_what_shares_its_keys_can_be_parted(splats):
+    """Assets that are appended twice and linked duplicates have one action."""
+    assert not retime.is_shared(splats)
+    splats.animation_data.action.use_fake_user = True
+    assert not retime.is_shared(splats)
+    other = splats.copy()
+    bpy.context.collection.objects.link(other)
+    assert retime.is_shared(splats)
+    retime.fit(splats, 10, 18)
+    assert shown(other, 10, 14, 18) == [0, 2, 4]
+    retime.part(other)
+    assert not retime.is_shared(splats)
+    assert not retime.is_shared(other)
+    retime.reverse(other)
+    assert shown(other, 10, 14, 18) == [4, 2, 0]
+    assert shown(splats, 10, 14, 18) == [0, 2, 4]

@@ -53,6 +53,18 @@ def test_cycles_may_be_switched_off(scene):
         addon_utils.enable("cycles")
 
 
+def test_motion_blur_of_eevee_needs_steps(scene):
+    """Pictures with and without motion blur were the same with a single step, its default."""
+    point_cloud.import_clip(twisting_ring(5, 2), scene)
+    add_camera()
+    scene.render.engine, scene.render.use_motion_blur = versions.eevee_id(), True
+    assert scene.eevee.motion_blur_steps == 1
+    (warning,) = point_cloud.scene_warnings(scene)
+    assert "Motion Blur > Steps" in warning
+    scene.eevee.motion_blur_steps = 8
+    assert point_cloud.scene_warnings(scene) == []
+
+
 def test_no_warnings_without_gaussians(scene):
     assert point_cloud.scene_warnings(scene) == []
 

@@ -58,6 +58,7 @@ def steps():
     RESULT["captions"] = [job.caption for job in status.jobs]
     RESULT["warnings"] = [job.warnings for job in status.jobs]
     RESULT["group"] = len({job.group for job in status.jobs})
+    RESULT["alike"] = status.candidates_alike
     yield 1.0
     picture("3_candidates")
     ticks = time_ticks()
