@@ -62,6 +62,7 @@ class ConstructConfig:
     rigidity_times: int = 6  # times per iteration at which rigidity is asked for, beside those of the pictures
     shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
     final_shape_share: float = 0.2  # what is left of those at the end
+    known_shape_share: float = 2.0  # instead of the last but one, where the motion is known
     opacity_weight: float = 0.0  # against opacity in stage 1: what shows nothing fades, and can serve elsewhere
     scale_weight: float = 0.0  # against size in stage 1, relative to 0.01 of the subject
     depth_weight: float = 0.0  # against rough depth in stage 1; costs unseen views 0.03 to 0.6 dB at 0.01
@@ -90,8 +91,9 @@ class ConstructConfig:
     ) -> "ConstructConfig":
         """The same for so many pictures of so many times, and for a motion that is known, known roughly, or neither."""
         if is_known and self.motion == "bases":
-            # Nothing of it is left to be found, so that more points do not make it less certain.
-            return replace(self, control_points=2 * self.control_points, coarse_steps=0, hypotheses=(), mirrors=())
+            # Nothing of it is left to be found: more points do not make it uncertain, and every picture shows the shape.
+            settings = {"control_points": 2 * self.control_points, "coarse_steps": 0, "hypotheses": (), "mirrors": ()}
+            return replace(self, shape_share=self.known_shape_share, **settings)
         if pictures >= MANY_VIEWS * frames:
             return self.with_many_views()
         return self.with_guide() if is_known or is_guided else self
