@@ -91,7 +91,7 @@ class ConstructConfig:
     ) -> "ConstructConfig":
         """The same for so many pictures of so many times, and for a motion that is known, known roughly, or neither."""
         if is_known and self.motion == "bases":
-            # Nothing of it is left to be found: more points do not make it uncertain, and every picture shows the shape.
+            # Nothing of it is left to be found: more points do not make it uncertain, and all pictures show the shape.
             settings = {"control_points": 2 * self.control_points, "coarse_steps": 0, "hypotheses": (), "mirrors": ()}
             return replace(self, shape_share=self.known_shape_share, **settings)
         if pictures >= MANY_VIEWS * frames:
