@@ -36,7 +36,8 @@ STILL = 1e-3  # sum of squares of shifts, its root; less is no movement
 NEIGHBOURS, SOFT = 4, 0.02  # known points that a point follows, and the distance that hardly tells them apart
 THINNEST = 0.05  # side of a bounding box, in which points are compared
 ALIKE = 0.9  # cosine from which on two movements are one to choose from
-MARGIN = 0.15  # of the score, within which a seed may choose
+MARGIN, FAR = 0.15, 0.45  # of the score, within which a seed may choose; where there are fewer than FEW, so far
+FEW = 3
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _choice(ways: list[_Way], seed: int) -> _Way:
     different = []
     for way in ways:
         alike = any(_cosine(way.shifts, other.shifts) >= ALIKE for other in different)
-        if way.score >= ways[0].score - MARGIN and not alike:
+        margin = MARGIN if len(different) >= FEW else FAR
+        if way.score >= ways[0].score - margin and not alike:
             different.append(way)
     return different[seed % len(different)]
 

@@ -111,3 +111,19 @@ def test_a_seed_chooses_among_what_fits_alike() -> None:
     chosen = [recall(motions, "walk", surface, TIMES, invented, loop=True, seed=seed).action for seed in range(4)]
     assert set(chosen) == {"walk", "walking"}
     assert chosen[:2] == chosen[2:]
+
+
+@pytest.mark.parametrize(("worse", "seen"), [(0.3, True), (0.6, False)])
+def test_other_seeds_find_another_motion_where_one_fits_best(worse: float, seen: bool, monkeypatch) -> None:
+    """Candidates that are all alike are no choice; one that does not fit is none either."""
+    points, swings = walker()
+    aside = swings[:, [1, 0, 2]]
+    motions = known(points, swings, slow=(0 * aside, aside))
+    fit = {"walk": np.array([1.0, 1.0 - worse])}
+    monkeypatch.setattr(KnownMotions, "fit", lambda self, prompt: fit[prompt])
+    surface, invented = surface_of(points), torch.randn(24, 64, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
+    first, second = (
+        recall(motions, "walk", surface, TIMES, invented, loop=True, seed=seed).action for seed in range(2)
+    )
+    assert first == "walk"
+    assert second == ("slow" if seen else "walk")
