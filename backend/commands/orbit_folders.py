@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pictures with their cameras as folders, or as a contact sheet; without torch, which takes its time to import."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from backend.evaluation.sheets import SheetRow, on_white, sheet
+from backend.progress import UserError
+from blender_addon.contract.frames import GeneratedFrames
+from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, write_orbit_json
+
+
+def write_generated(frames: GeneratedFrames, out: Path) -> None:
+    """The frames as a contact sheet where `out` is a .png, else as the orbit folders `out`/moving and `out`/static."""
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{frames.prompt or 'no text'}, motion {frames.motion:g} asked, {frames.motion_measured:.2f} measured"
+        rows = [SheetRow(label, on_white(getattr(frames, label))) for label in ("static", "moving")]
+        sheet(f"{title}, seed {frames.seed}", rows).save(out)
+        return
+    write_orbit(out / "moving", frames.moving, frames.cameras)
+    write_orbit(out / "static", *frames.still())
+
+
+def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
+    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; an orbit that was there goes.
+
+    Raises:
+        UserError: the folder holds anything else.
+    """
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name != ORBIT_JSON and not name.startswith("frame_") for name in there):
+        hint = "Name another folder; the same command goes on from there."
+        raise UserError("folder_taken", f"{folder} holds other files than an orbit's, which would be lost.", hint)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / frame_name(index))
+    write_orbit_json(folder, cameras)
