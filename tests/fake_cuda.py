@@ -125,7 +125,7 @@ class _Card(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and to keep torch.compile away costs a tenth of all time
+        return False  # to keep torch.compile away costs time at every operation, and nothing is compiled here
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         return _run(operation, args, kwargs or {})

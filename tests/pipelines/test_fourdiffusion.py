@@ -585,7 +585,7 @@ def test_steps_on_a_pretended_card(card, kind: str, loaded, monkeypatch: pytest.
         guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, torch.bfloat16)
     assert guidance._keeps  # there is plenty of memory
     if kind == "nerf":
-        subject = FieldSubject(TINY.grid, replace(TINY.quality, samples=8, chunk=4_500), 0, "cuda")
+        subject = FieldSubject(TINY.grid, replace(TINY.quality, samples=16, chunk=3_000), 0, "cuda")
     else:
         subject = GaussianSubject(frozen_and_faded(truth(8)), "cuda")
     anchor = Anchor(torch.rand(8, 24, 24, 4), anchor_of(truth(8)).cameras)
