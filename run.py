@@ -373,8 +373,12 @@ def site_packages(folder: Path) -> Path:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment without what would lead Python elsewhere."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    """This process's environment without what would lead Python elsewhere, or have every process compile all anew.
+
+    A run of all tests starts some hundred processes.
+    """
+    left_out = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     return {**environment, "PYTHONUTF8": "1"}
 
 

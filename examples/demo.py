@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from backend import __version__
+from backend.commands.orbit_folders import write_generated
 from backend.console import time_text
 from backend.evaluation.sheets import SheetRow, sheet
 from blender_addon.contract.clip import Clip, read_clip
@@ -148,7 +149,7 @@ def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: C
             if model.prompt:
                 with step("Inventing the motion") as show:
                     frames = read_frames(wait_for_result(bpy, uid, show))
-                    write_frames(frames, out / "orbit")
+                    write_generated(frames, out / "orbit")  # where the sources of animated models lie as well
                     uid = build(bpy, uid)
             with step("Constructing Gaussians") as show:
                 shutil.copyfile(wait_for_result(bpy, uid, show), out / "clip.npz")
@@ -223,13 +224,6 @@ def clear(out: Path) -> None:
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-
-
-def write_frames(frames: GeneratedFrames, folder: Path) -> None:
-    """Generated frames as orbit folders, where the sources of animated models lie as well."""
-    from backend.commands.generate_files import write_generated  # brings torch along, which takes its time
-
-    write_generated(frames, folder)
 
 
 def generation_report(frames: GeneratedFrames) -> dict:

@@ -123,6 +123,10 @@ class _Card(TorchDispatchMode):
         self.capability = (9, 0)
         self.broken = False  # as where the installed torch has no kernels for the card
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to keep torch.compile away costs time at every operation, and nothing is compiled here
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         return _run(operation, args, kwargs or {})
 
@@ -175,28 +179,38 @@ def _inside() -> Iterator[None]:
 
 
 def _mapped(change, value):
-    """torch's tree_map for what operations take and give; that one is several times as slow."""
+    """torch's tree_map for the tensors that operations take and give; that one is several times as slow."""
+    if isinstance(value, Tensor):
+        return change(value)
     if isinstance(value, (tuple, list)):
         return type(value)([_mapped(change, part) for part in value])
     if isinstance(value, dict):
-        return {name: _mapped(change, part) for name, part in value.items()}
-    return change(value)
+        return {name: _mapped(change, part) for name, part in value.items()} if value else value
+    return value
 
 
-def _leaves(value) -> list:
-    found = []
-    _mapped(found.append, value)
+def _tensors(value, found: list[Tensor]) -> list[Tensor]:
+    """All tensors within `value`, put after those in `found`."""
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            _tensors(part, found)
+    elif isinstance(value, dict):
+        _tensors(list(value.values()), found)
     return found
 
 
-def _held(value):
+def _held(value: Tensor) -> Tensor:
     return value.held if isinstance(value, OnCard) else value
 
 
 def _run(operation, args: tuple, kwargs: dict):
     if operation is torch.ops.prim.device.default:
         return META  # what C++ is told, as it has no CUDA here
-    tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = _tensors(args, [])
+    if kwargs:
+        _tensors(kwargs, tensors)
     there = any(isinstance(tensor, OnCard) for tensor in tensors)
     target = _target(kwargs.get("device"), there)
     if there:
@@ -209,12 +223,13 @@ def _run(operation, args: tuple, kwargs: dict):
     _wait(operation, args, tensors, target)
     asked = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     asked |= {} if target is None else {"device": CPU}
-    found = operation(*_mapped(_held, args), **_mapped(_held, asked))
+    held, asked = _mapped(_held, args), _mapped(_held, asked)
+    found = operation(*held, **asked)
     if _card is not None and _card.capturing is not None:
-        _card.capturing.append((operation, _mapped(_held, args), _mapped(_held, asked), found))
+        _card.capturing.append((operation, held, asked, found))
     if not to_card:
         return return_and_correct_aliasing(operation, args, kwargs, found) if _plain(args) else found
-    wrapped = _mapped(lambda value: OnCard(value) if isinstance(value, Tensor) else value, found)
+    wrapped = _mapped(OnCard, found)
     if operation is aten._to_copy.default or not there:
         return wrapped
     return return_and_correct_aliasing(operation, args, kwargs, wrapped)
@@ -355,8 +370,8 @@ class Graph:
         with torch.no_grad():
             for operation, args, kwargs, kept in self._steps:
                 again = operation(*args, **kwargs)
-                for old, new in zip(_leaves(kept), _leaves(again), strict=True):
-                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                for old, new in zip(_tensors(kept, []), _tensors(again, []), strict=True):
+                    if old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
 

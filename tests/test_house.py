@@ -83,7 +83,8 @@ MAY_IMPORT = {
     "backend.commands.published_weights": ("rich", "backend", "blender_addon.contract"),
     "backend.commands.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),
     "backend.commands.evaluate_video": ("torch", "backend", "blender_addon.contract"),
-    "backend.commands.generate_files": ("numpy", "PIL", "backend", "blender_addon.contract"),
+    "backend.commands.generate_files": ("numpy", "backend", "blender_addon.contract"),
+    "backend.commands.orbit_folders": ("numpy", "PIL", "backend", "blender_addon.contract"),
     "backend.options": ("backend.video", "blender_addon.contract"),  # of several commands
     "backend.__main__": ("backend", "blender_addon.contract"),
 }
@@ -155,6 +156,12 @@ def test_pipelines_start_without_what_only_the_published_size_needs() -> None:
     code = f"import sys, {modules}; sys.exit(', '.join(sys.modules.keys() & {{'transformers', 'scipy.stats'}}) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_starts_without_torch() -> None:
+    """Its bar shall be there at once; what diffuses and constructs is a process of its own."""
+    code = "import sys, examples.demo; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_root_imports_without_blender() -> None:

@@ -150,6 +150,14 @@ def test_relative_folders_are_the_users(tmp_path, monkeypatch, capfd) -> None:
     assert calls[-1][-1] == str(tmp_path / "here")
 
 
+def test_what_is_compiled_is_kept_for_the_next_process(monkeypatch) -> None:
+    """Also where containers set this variable: else each of the tests' processes compiles the whole project."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    code = "import sys; sys.exit(sys.dont_write_bytecode)"
+    for environment, told in ((run.child_environment(), 0), (None, 1)):
+        assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == told
+
+
 def test_unknown_commands_show_the_usage(capsys) -> None:
     assert run.main(["dance"]) == 2
     assert "python run.py demo" in capsys.readouterr().out

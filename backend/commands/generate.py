@@ -89,7 +89,8 @@ def generate(options: argparse.Namespace) -> int:
 
         return print_generation(options)
 
-    from backend.commands.generate_files import generate_files, write_generated
+    from backend.commands.generate_files import generate_files
+    from backend.commands.orbit_folders import write_generated
     from backend.data.object_capture import capture_object
 
     out = options.out or options.frames_only

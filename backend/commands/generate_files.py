@@ -3,12 +3,11 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from backend.commands.orbit_folders import write_orbit
 from backend.data.object_capture import CapturedObject
 from backend.evaluation.sheets import SheetRow, on_white, sheet
 from backend.options import video_inputs
@@ -20,10 +19,8 @@ from backend.splatting.rasterize import warm_up
 from backend.versions import program_key
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
-from blender_addon.contract.orbit import ORBIT_JSON, Cameras, frame_name, read_orbit_json, write_orbit_json
+from blender_addon.contract.orbit import frame_name, read_orbit_json
 from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
-
-MADE_BY = "kinesplat generate"  # stands in `orbit.json` of folders that may be written anew
 
 
 def generate_files(
@@ -151,18 +148,6 @@ def _digest(parts: list) -> str:
     return hashlib.sha256(json.dumps([program_key(), *parts], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write_generated(frames: GeneratedFrames, out: Path) -> None:
-    """The frames as a contact sheet where `out` is a .png, else as the orbit folders `out`/moving and `out`/static."""
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        title = f"{frames.prompt or 'no text'}, motion {frames.motion:g} asked, {frames.motion_measured:.2f} measured"
-        rows = [SheetRow(label, on_white(getattr(frames, label))) for label in ("static", "moving")]
-        sheet(f"{title}, seed {frames.seed}", rows).save(out)
-        return
-    write_orbit(out / "moving", frames.moving, frames.cameras)
-    write_orbit(out / "static", *frames.still())
-
-
 def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> None:
     """Video and views as a contact sheet where `out` is a .png, else as orbit folders `out`/view_0 ... and `out`/views.
 
@@ -178,30 +163,3 @@ def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> N
     for index, (pictures, cameras) in enumerate(zip(views.pictures, views.cameras, strict=True)):
         write_orbit(out / f"view_{index}", pictures, cameras)
     write_orbit(out / "views", *views.together())
-
-
-def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
-    """Pictures [V, H, W, 4] uint8 and cameras as an orbit folder; one that this function has written before goes.
-
-    Raises:
-        UserError: the folder holds anything else.
-    """
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not there <= _own_files(folder):
-        hint = "Name another folder; the same command goes on from there."
-        raise UserError("folder_taken", f"{folder} holds files that do not come from here and would be lost.", hint)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for index, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / frame_name(index))
-    write_orbit_json(folder, cameras, made_by=MADE_BY)
-
-
-def _own_files(folder: Path) -> set[str]:
-    """Names of the files that `write_orbit` has put into a folder, by what `orbit.json` says there."""
-    try:
-        said = json.loads((folder / ORBIT_JSON).read_text("utf-8"))
-        count = len(said["times"]) if said["made_by"] == MADE_BY else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return {ORBIT_JSON, *map(frame_name, range(count))} if count else set()

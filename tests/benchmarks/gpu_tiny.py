@@ -33,6 +33,12 @@ VIDEO = FourDMConfig(
 )  # fmt: skip
 
 
+OPERATIONS = {
+    "orbit": cache(lambda: networks.orbit_operations(published_tiny.IMAGE, FRAMES, PIXELS)),
+    "fourdm": cache(lambda: networks.fourdm_operations(VIDEO, 8, PIXELS, FEATURES[0])),
+}
+
+
 class Looks(published_tiny.Mean):
     """Pictures -> their mean colors, or tokens of them."""
 
@@ -46,10 +52,6 @@ def setting(device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: 
     large = {name: made[name].to(dtype) for name in ("text", "image", "moving")}
     make = {name: (lambda network=network: network) for name, network in {**made, **large}.items()}
     make |= {"fourdm": lambda: FourDM(VIDEO).to(dtype), "image_encoder": Looks}
-    operations = {
-        "orbit": cache(lambda: networks.orbit_operations(published_tiny.IMAGE, FRAMES, PIXELS)),
-        "fourdm": cache(lambda: networks.fourdm_operations(VIDEO, 8, PIXELS, FEATURES[0])),
-    }
     small = {
         "frames": FRAMES,
         "pixels": PIXELS,
@@ -79,4 +81,4 @@ def setting(device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: 
             Training("kinesplat_small_4dm", FOURDM, steps=4),
         ),
     }
-    return Setting(torch.device(device), dtype, make, operations, **{**small, **changes})
+    return Setting(torch.device(device), dtype, make, OPERATIONS, **{**small, **changes})

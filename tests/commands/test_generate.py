@@ -10,7 +10,7 @@ from PIL import Image
 
 from backend.__main__ import main
 from backend.commands import generate_files
-from backend.commands.generate_files import write_orbit
+from backend.commands.orbit_folders import write_orbit
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
