@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Construction of clips from pictures: quality on shown and on unseen views, time per stage, cost of a step, on every engine here.
+"""Construction from pictures: quality on shown and unseen views, time per stage, cost of a step, on every engine here.
 
     python -m benchmarks.construct                                  # the walking fox of the tests
     python -m benchmarks.construct --model fox                      # the demo's model, rendered in headless Blender
