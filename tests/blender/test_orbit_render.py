@@ -718,21 +718,25 @@ def test_points_of_the_surface_are_followed():
     assert orbit_render.sample_surface(space, 500).movement is None
 
 
-@pytest.mark.parametrize("rebuilt", ["build", "same count"])
+@pytest.mark.parametrize("rebuilt", ["build", "boolean", "particles"])
 def test_points_of_a_mesh_that_is_rebuilt_are_not_followed(rebuilt):
-    bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=3)
-    ball = bpy.context.object
+    """Also where there are as many vertices and faces as before, but others."""
+    body = add_cube("Body", size=2)
+    other = add_cube("Other", size=0.7)
     if rebuilt == "build":
-        build = ball.modifiers.new("Build", "BUILD")
+        build = body.modifiers.new("Build", "BUILD")
         build.frame_start, build.frame_duration = 1, 10
-    else:  # its vertices change places: as many as before, elsewhere
-        ball.shape_key_add(name="Basis")
-        key = ball.shape_key_add(name="Other")
-        corners = np.array([vertex.co for vertex in ball.data.vertices])
-        key.data.foreach_set("co", np.random.default_rng(0).permutation(corners).ravel().astype(np.float32))
-        keyframe(key, "value", {1: 0.0, 9: 1.0})
-    space = orbit_render.measure(bpy.context, ball, (3 if rebuilt == "build" else 1, 9))
-    samples = orbit_render.sample_surface(space, 200, times=5)
+    elif rebuilt == "boolean":
+        other.hide_render = True
+        body.modifiers.new("Cut", "BOOLEAN").object = other
+        keyframe(other, "location", {1: (0.6, 0.1, 0.95), 9: (-0.6, -0.1, 0.95)})
+    else:  # some die as others are born
+        emitted = body.modifiers.new("Emit", "PARTICLE_SYSTEM").particle_system.settings
+        emitted.count, emitted.frame_start, emitted.frame_end, emitted.lifetime = 50, -40, 60, 10
+        emitted.render_type, emitted.instance_object = "OBJECT", other
+    space = orbit_render.measure(bpy.context, body, (3, 9), frames=3)
+    assert space.motion == np.inf
+    samples = orbit_render.sample_surface(space, 200, times=3)
     assert samples.movement is None
     check_surface_samples(samples)
 
