@@ -139,6 +139,10 @@ def measure_steps(
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
     if np.linalg.cond(first.matrix_world[:3, :3]) > 1e9:
         raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
+    if not len(first.vertices) or not np.ptp(first.vertices, axis=0).any():
+        raise CaptureError(
+            f"{subject.name} has no surface at frame {start:g}, where the range begins. Begin where all of it is there."
+        )
     to_world = np.diag([side, side, side, 1.0])
     to_world[:3, 3] = (low + high) / 2
     return ClipSpace(

@@ -590,6 +590,19 @@ def refuse_scale_zero():
     return cube
 
 
+def refuse_what_comes_later():
+    cube = add_cube()
+    keyframe(cube, "hide_render", {1: True, 5: False})
+    return cube
+
+
+def refuse_what_grows_from_nothing():
+    parent, cube = add_object("Empty"), add_cube()
+    cube.parent = parent
+    keyframe(cube, "scale", {1: (0, 0, 0), 9: (1, 1, 1)})
+    return parent
+
+
 def refuse_rigid_body():
     cube = add_cube()
     bpy.context.view_layer.objects.active = cube
@@ -626,6 +639,8 @@ def refuse_driver_on_scene():
         (refuse_excluded, "Cube is not in this scene's view layer"),
         (refuse_point, "Point has no size"),
         (refuse_scale_zero, "Cube has a scale of 0"),
+        (refuse_what_comes_later, "Cube has no surface at frame 1, where the range begins"),
+        (refuse_what_grows_from_nothing, "Empty has no surface at frame 1, where the range begins"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
         (refuse_driver_on_scene, "A driver of Cube follows the scene's frame_current"),
