@@ -42,7 +42,6 @@ STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has 
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000
-TORN = 4.0  # of growth of the surface, relative to that of its box
 
 
 class CaptureCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -125,7 +124,7 @@ def measure_steps(
         if not np.isfinite(vertices).all():
             raise CaptureError(f"{subject.name} has vertices at infinity at frame {moments[index]:g}.")
         outlines.append(_thinned(vertices))
-        if not _same_faces(first, geometry):
+        if geometry.faces != first.faces:
             farthest = np.inf
         elif len(vertices):
             farthest = max(farthest, float(np.linalg.norm(vertices - first.vertices, axis=1).max()))
@@ -140,6 +139,10 @@ def measure_steps(
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
     if np.linalg.cond(first.matrix_world[:3, :3]) > 1e9:
         raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
+    if not len(first.vertices) or not np.ptp(first.vertices, axis=0).any():
+        raise CaptureError(
+            f"{subject.name} has no surface at frame {start:g}, where the range begins. Begin where all of it is there."
+        )
     to_world = np.diag([side, side, side, 1.0])
     to_world[:3, 3] = (low + high) / 2
     return ClipSpace(
@@ -324,28 +327,25 @@ def sample_surface_steps(
     moments = [space.frame_at(moment) for moment in np.linspace(0, 1, times)]
     first: Geometry | None = None
     chosen, weights = np.zeros(0, int), np.zeros((0, 3))
-    places: list[np.ndarray] = []  # [count, 3, 3] of each moment: the corners of the points' triangles
+    places: list[np.ndarray] = []  # [count, 3] of each moment
 
     def look(stage: Stage, index: int) -> None:
         nonlocal first, chosen, weights
         if len(places) < index:
             return  # the mesh was built anew
         geometry = stage.geometry(moments[index], with_triangles=index == 0)
-        vertices = (geometry.vertices.astype(np.float64) - space.to_world[:3, 3]) / space.scale
         if index == 0:
-            corners, name = vertices[geometry.triangles], space.subject.name
-            first, (chosen, weights) = geometry, _sample_triangles(corners, geometry.normals, count, seed, name)
-        if _same_faces(first, geometry):
-            corners = vertices[first.triangles[chosen]]
-            if index == 0 or not _torn(places[0], corners):
-                places.append(corners)
+            first = geometry
+            chosen, weights = _sample_triangles(first, count, seed, space.subject.name)
+        if geometry.faces == first.faces:
+            corners = geometry.vertices[first.triangles[chosen]].astype(np.float64)
+            places.append((np.einsum("nc,ncd->nd", weights, corners) - space.to_world[:3, 3]) / space.scale)
 
     yield from _in_steps(space.subject, (64, 64), None, 1, times, look, "surface")
-    points = np.stack([np.einsum("nc,ncd->nd", weights, corners) for corners in places])
     return SurfaceSamples(
-        points=points[0].astype(np.float32),
+        points=places[0].astype(np.float32),
         normals=first.normals[chosen],
-        movement=(points - points[0]).astype(np.float32) if 1 < times == len(points) else None,
+        movement=(np.stack(places) - places[0]).astype(np.float32) if 1 < times == len(places) else None,
     )
 
 
@@ -532,16 +532,11 @@ def _clip_range(space: ClipSpace, camera_to_world: np.ndarray) -> tuple[float, f
     return max(distance - reach, distance / 100, 1e-3) * space.scale, (distance + reach) * space.scale
 
 
-def _sample_triangles(
-    corners: np.ndarray,  # [F, 3, 3] clip space
-    normals: np.ndarray,  # [F, 3]
-    count: int,
-    seed: int,
-    name: str,
-) -> tuple[np.ndarray, np.ndarray]:  # [count], [count, 3]
-    """Triangles and barycentric weights of points, evenly by area."""
+def _sample_triangles(geometry: Geometry, count: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles [count] and barycentric weights [count, 3] of points, evenly by area."""
+    corners = geometry.vertices[geometry.triangles].astype(np.float64)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
-    areas[~normals.any(axis=1)] = 0  # too thin for a normal
+    areas[~geometry.normals.any(axis=1)] = 0  # too thin for a normal
     if not areas.sum() > 0:
         raise CaptureError(f"{name} has no surface at the first frame of the range.")
     random = np.random.default_rng(seed)
@@ -550,18 +545,3 @@ def _sample_triangles(
     chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
     u, v = np.sqrt(random.random(count)), random.random(count)
     return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
-
-
-def _same_faces(first: Geometry, later: Geometry) -> bool:
-    return (len(first.vertices), first.face_count) == (len(later.vertices), later.face_count)
-
-
-def _torn(first: np.ndarray, later: np.ndarray) -> bool:  # [N, 3, 3] corners of triangles, clip space
-    """Whether the surface has grown far more than the space that it takes up.
-
-    Then its vertices are as many as before, but others: triangles are pulled across the subject.
-    """
-    areas = (np.linalg.norm(np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]), axis=1) for c in (first, later))
-    sizes = (np.square(np.ptp(corners.reshape(-1, 3), axis=0)).sum() for corners in (first, later))
-    (area, new_area), (size, new_size) = areas, sizes
-    return bool((new_area / area).mean() > TORN * max(new_size / size, 1.0))  # points are even by area: the mean is all

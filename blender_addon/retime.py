@@ -99,9 +99,12 @@ def timing_key(splats: bpy.types.Object) -> tuple:
 
 
 def is_shared(splats: bpy.types.Object) -> bool:
-    """Whether something else has the same action of this file, and is retimed along."""
-    action = splats.animation_data.action if splats.animation_data is not None else None
-    return action is not None and action.library is None and action.users - action.use_fake_user > 1
+    """Whether something else has the same keys of this file, and is retimed along."""
+    animation = splats.animation_data
+    action = animation.action if animation is not None else None
+    if action is None or action.library is not None or animation.action_slot is None:
+        return False
+    return len(animation.action_slot.users()) > 1  # others may have other slots of the action, with keys of their own
 
 
 def part(splats: bpy.types.Object) -> None:

@@ -8,6 +8,7 @@ modifiers, subdivision levels and visibility are those of F12.
 """
 
 import contextlib
+import hashlib
 import math
 import struct
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Geometry:
     """All surfaces of the subject at one moment, in world space. V vertices, F triangles."""
 
     vertices: np.ndarray  # [V, 3] float32, only those of faces
-    face_count: int
+    faces: bytes  # digest of what has which faces of which vertices: where it is the same, vertices are the same ones
     triangles: np.ndarray  # [F, 3] int32: their vertices, empty where not asked for
     normals: np.ndarray  # [F, 3] float32, unit, outward
     matrix_world: np.ndarray  # [4, 4] float64, of the source object
@@ -310,7 +311,7 @@ def _set_world(world: bpy.types.World) -> None:
 
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
     vertices, triangles, normals = [], [], []
-    vertex_count = face_count = 0
+    vertex_count, faces = 0, hashlib.blake2b(digest_size=16)
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
@@ -318,11 +319,14 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
         is_ready = obj.type == "MESH" and not obj.data.is_editmode
         mesh = obj.data if is_ready else obj.to_mesh()
         if mesh is not None and len(mesh.polygons) > 0:
-            face_count += len(mesh.polygons)
             matrix = np.array(instance.matrix_world)
             positions = _world_positions(mesh, matrix)
-            used = _vertices_of_faces(mesh)
+            loops = _face_corners(mesh)
+            used = np.zeros(len(positions), bool)
+            used[loops] = True
             vertices.append(positions[used])
+            faces.update(np.array([*instance.persistent_id, len(loops)]))  # of particles, some die as others are born
+            faces.update(loops)
             if with_triangles:
                 corners = _triangle_vertices(mesh)
                 triangles.append(vertex_count + (np.cumsum(used, dtype=np.int32) - 1)[corners])
@@ -333,7 +337,7 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
             obj.to_mesh_clear()
     return Geometry(
         _joined(vertices, np.float32),
-        face_count,
+        faces.digest(),
         _joined(triangles, np.int32),
         _joined(normals, np.float32),
         np.array(source.evaluated_get(depsgraph).matrix_world, np.float64),
@@ -350,12 +354,10 @@ def _world_positions(mesh: bpy.types.Mesh, matrix: np.ndarray) -> np.ndarray:  #
     return positions.reshape(-1, 3).astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def _vertices_of_faces(mesh: bpy.types.Mesh) -> np.ndarray:  # [V] bool
-    used = np.zeros(len(mesh.vertices), bool)
+def _face_corners(mesh: bpy.types.Mesh) -> np.ndarray:  # [L] int32, their vertices
     corners = np.empty(len(mesh.loops), np.int32)
     mesh.loops.foreach_get("vertex_index", corners)
-    used[corners] = True
-    return used
+    return corners
 
 
 def _triangle_vertices(mesh: bpy.types.Mesh) -> np.ndarray:  # [F, 3] int32

@@ -590,6 +590,19 @@ def refuse_scale_zero():
     return cube
 
 
+def refuse_what_comes_later():
+    cube = add_cube()
+    keyframe(cube, "hide_render", {1: True, 5: False})
+    return cube
+
+
+def refuse_what_grows_from_nothing():
+    parent, cube = add_object("Empty"), add_cube()
+    cube.parent = parent
+    keyframe(cube, "scale", {1: (0, 0, 0), 9: (1, 1, 1)})
+    return parent
+
+
 def refuse_rigid_body():
     cube = add_cube()
     bpy.context.view_layer.objects.active = cube
@@ -626,6 +639,8 @@ def refuse_driver_on_scene():
         (refuse_excluded, "Cube is not in this scene's view layer"),
         (refuse_point, "Point has no size"),
         (refuse_scale_zero, "Cube has a scale of 0"),
+        (refuse_what_comes_later, "Cube has no surface at frame 1, where the range begins"),
+        (refuse_what_grows_from_nothing, "Empty has no surface at frame 1, where the range begins"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
         (refuse_driver_on_scene, "A driver of Cube follows the scene's frame_current"),
@@ -718,21 +733,25 @@ def test_points_of_the_surface_are_followed():
     assert orbit_render.sample_surface(space, 500).movement is None
 
 
-@pytest.mark.parametrize("rebuilt", ["build", "same count"])
+@pytest.mark.parametrize("rebuilt", ["build", "boolean", "particles"])
 def test_points_of_a_mesh_that_is_rebuilt_are_not_followed(rebuilt):
-    bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=3)
-    ball = bpy.context.object
+    """Also where there are as many vertices and faces as before, but others."""
+    body = add_cube("Body", size=2)
+    other = add_cube("Other", size=0.7)
     if rebuilt == "build":
-        build = ball.modifiers.new("Build", "BUILD")
+        build = body.modifiers.new("Build", "BUILD")
         build.frame_start, build.frame_duration = 1, 10
-    else:  # its vertices change places: as many as before, elsewhere
-        ball.shape_key_add(name="Basis")
-        key = ball.shape_key_add(name="Other")
-        corners = np.array([vertex.co for vertex in ball.data.vertices])
-        key.data.foreach_set("co", np.random.default_rng(0).permutation(corners).ravel().astype(np.float32))
-        keyframe(key, "value", {1: 0.0, 9: 1.0})
-    space = orbit_render.measure(bpy.context, ball, (3 if rebuilt == "build" else 1, 9))
-    samples = orbit_render.sample_surface(space, 200, times=5)
+    elif rebuilt == "boolean":
+        other.hide_render = True
+        body.modifiers.new("Cut", "BOOLEAN").object = other
+        keyframe(other, "location", {1: (0.6, 0.1, 0.95), 9: (-0.6, -0.1, 0.95)})
+    else:  # some die as others are born
+        emitted = body.modifiers.new("Emit", "PARTICLE_SYSTEM").particle_system.settings
+        emitted.count, emitted.frame_start, emitted.frame_end, emitted.lifetime = 50, -40, 60, 10
+        emitted.render_type, emitted.instance_object = "OBJECT", other
+    space = orbit_render.measure(bpy.context, body, (3, 9), frames=3)
+    assert space.motion == np.inf
+    samples = orbit_render.sample_surface(space, 200, times=3)
     assert samples.movement is None
     check_surface_samples(samples)
 

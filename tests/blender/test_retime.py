@@ -198,6 +198,10 @@ def test_what_shares_its_keys_can_be_parted(splats):
     assert not retime.is_shared(splats)
     splats.animation_data.action.use_fake_user = True
     assert not retime.is_shared(splats)
+    lamp = bpy.data.lights.new("Lamp", "POINT")
+    lamp.animation_data_create().action = splats.animation_data.action
+    lamp.keyframe_insert("energy")  # in a slot of its own
+    assert not retime.is_shared(splats)
     other = splats.copy()
     bpy.context.collection.objects.link(other)
     assert retime.is_shared(splats)
