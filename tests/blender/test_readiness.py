@@ -137,13 +137,13 @@ def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
     assert cost.sentence(bpy.context).startswith("Renders 56 pictures")
     options.capture_static = False
     assert cost.sentence(bpy.context).startswith("Renders 24 pictures")
-    for preset, core in (("draft", 12), ("preview", 25), ("final", 55)):  # the table of docs/user_guide.md
+    for preset, core in (("draft", 4.6), ("preview", 6.7), ("final", 38.4)):  # the table of docs/user_guide.md
         options.preset = preset
         assert cost.seconds(options, invents=False) == pytest.approx(core, rel=0.02)
     options.gaussians = 200_000
     assert cost.sentence(bpy.context).endswith(" min without a GPU")
     options.kind, options.preset, options.preview_frames, options.candidates = "TEXT", "draft", True, 3
-    assert cost.sentence(bpy.context) == f"Works for about {3 * cost.INVENTION:.0f} s without a GPU"
+    assert cost.sentence(bpy.context) == f"Works for about {cost.time_text(3 * cost.INVENTION)} without a GPU"
 
 
 def test_the_cost_of_a_video(options, part) -> None:
