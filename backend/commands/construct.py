@@ -24,7 +24,7 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
     parser.add_argument("--surface", type=Path, metavar="FILE", help="surface samples at time 0 (.npz)")
     parser.add_argument("--preset", choices=PRESETS, default="preview",
                         help="draft: about 20 s of one core for 24 x 128 pixels, 2,000 Gaussians; preview (default): "
-                        "41 s, 5,000; final: 85 s for 24 x 256 pixels, 20,000; a quarter to a half of it where "
+                        "41 s, 5,000; final: 85 s for 24 x 256 pixels, 20,000; a sixth to a half of it where "
                         "the surface's movement is known")  # fmt: skip
     parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N",
                         help=f"{gaussians.minimum} to {gaussians.maximum}; by default as the preset says")  # fmt: skip
