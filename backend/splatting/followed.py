@@ -116,22 +116,23 @@ def _poses(control: ControlPoints, points: np.ndarray, movement: np.ndarray) -> 
     shape = len(control.points), len(points)
     share = csr_matrix((followers.ravel(), (control.index.numpy().ravel(), rows)), shape=shape)
     share = csr_matrix(share.multiply(1 / np.maximum(share.sum(1), 1e-9)))  # who has no followers need not move
-    points, there = points.astype(np.float64), (points + movement).swapaxes(0, 1).astype(np.float64)  # [N, T, 3]
-
-    def mean(values: np.ndarray) -> np.ndarray:  # [N, ...] -> [B, ...]
-        return (share @ values.reshape(len(values), -1)).reshape(shape[0], *values.shape[1:])
-
-    before, after = mean(points), mean(there)
-    spread = mean(points[:, None, :, None] * there[..., None, :]) - before[:, None, :, None] * after[..., None, :]
-    size = mean(np.square(points).sum(1)) - np.square(before).sum(1)
-    left, _, right = np.linalg.svd(spread + UPRIGHT * size[:, None, None, None] * np.eye(3))
-    right[..., 2, :] *= np.sign(np.linalg.det(left @ right))[..., None]
-    turns = (left @ right).swapaxes(-1, -2)
-    still = ~movement.any((1, 2))
-    turns[:, still] = np.eye(3)
-    shifts = after - np.einsum("btij,bj->bti", turns, before)
-    shifts[:, still] = 0
-    return turns.swapaxes(0, 1).astype(np.float32), shifts.swapaxes(0, 1).astype(np.float32)
+    points = points.astype(np.float64)
+    before = share @ points
+    size = share @ np.square(points).sum(1) - np.square(before).sum(1)
+    turns = np.tile(np.eye(3, dtype=np.float32), (len(movement), len(before), 1, 1))
+    shifts = np.zeros(turns.shape[:3], np.float32)
+    for moment, way in enumerate(movement):
+        if not way.any():
+            continue
+        there = points + way
+        after = share @ there
+        both = share @ (points[:, :, None] * there[:, None]).reshape(-1, 9)
+        spread = both.reshape(-1, 3, 3) - before[:, :, None] * after[:, None]
+        left, _, right = np.linalg.svd(spread + UPRIGHT * size[:, None, None] * np.eye(3))
+        right[:, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
+        turns[moment] = (left @ right).swapaxes(1, 2)
+        shifts[moment] = after - np.einsum("bij,bj->bi", turns[moment], before)
+    return turns, shifts
 
 
 def _weights(astray: np.ndarray) -> np.ndarray:  # [N, K, D] -> [N, K]

@@ -89,7 +89,7 @@ def _from_surface(told: SurfaceMotion, points: np.ndarray) -> Guide:
     distances, index = (torch.from_numpy(array.reshape(len(points), -1)) for array in (distances, index))
     nearness = 1 / distances.float().clamp_min(1e-4)
     shares = nearness / nearness.sum(1, keepdim=True)
-    movement = (told.movement[:, index] * shares[..., None]).sum(2)
+    movement = sum(told.movement[:, near] * share[:, None] for near, share in zip(index.T, shares.T, strict=True))
     unit = float(movement.norm(dim=-1).mean())
     return Guide(told.times, movement, torch.ones(movement.shape[:2]), max(unit, LEAST_MOTION))
 
