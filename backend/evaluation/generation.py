@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend.data.curation import magnitude_of, premultiplied
 from backend.evaluation import motion_metrics as motion
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
@@ -27,11 +26,12 @@ from backend.evaluation.generation_truth import Truth, make_truths
 from backend.evaluation.metrics import alpha_iou, foreground_psnr
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
-from backend.pictures import over_white, ssim
-from backend.pipelines.diffusion4d import Views
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import over_white, premultiplied, ssim
+from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run, UserError
 from backend.versions import versions
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import atomic_file, write_json
 from blender_addon.contract.orbit import Cameras, SurfaceSamples, joined_cameras
 
 SETTINGS = (
@@ -59,7 +59,7 @@ class Generator:
     """What is evaluated."""
 
     moving: Callable[..., np.ndarray]  # the pictures of backend.pipelines.diffusion4d.generate_moving
-    static: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_static
+    static: Callable[..., np.ndarray]  # as backend.pipelines.still_subject.generate_static
     version: str  # differs whenever results may
 
 
@@ -210,8 +210,8 @@ def evaluate_generation(
         "seconds": round(time.monotonic() - started, 1),
     }
     for setting in settings[1:]:
-        _write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
-    _write_json(out / "summary.json", summary)
+        write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
+    write_json(out / "summary.json", summary)
     tables = [_table(setting, result) for setting, result in results.items()]
     (out / "table.md").write_text("\n".join([*tables, _notes(summary)]), encoding="utf-8")
     run.finish()
@@ -487,11 +487,6 @@ def _notes(summary: dict) -> str:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def _write_json(path: Path, data: dict) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(data, indent=1) + "\n").encode())
 
 
 def _digest(array: np.ndarray) -> str:
