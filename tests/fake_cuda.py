@@ -36,7 +36,7 @@ aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default, aten.copy.default}
 WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default}
-CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
+SUMS = PRODUCTS | {aten.convolution.default, aten.convolution_backward.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 HALVES = {torch.bfloat16, torch.float16}
 JOINS = {aten.cat.default, aten.stack.default}
@@ -239,7 +239,7 @@ def _run(operation, args: tuple, kwargs: dict):
 
 def _computed(operation, args: tuple, kwargs: dict):
     """Products in half precision are summed in float32, as on a card; most CPUs take twenty times as long without."""
-    if operation not in PRODUCTS | CONVOLUTIONS:
+    if operation not in SUMS:
         return operation(*args, **kwargs)
     kinds = {tensor.dtype for tensor in _tensors(args, [])}
     if len(kinds) != 1 or not kinds <= HALVES:  # mixtures are refused by the operation itself
