@@ -87,3 +87,16 @@ def test_what_waits_is_remembered_with_its_line(card) -> None:
     values[values > 0].sum().item()
     assert [kind for kind, _ in card.waits] == ["mask", "aten._local_scalar_dense.default"]
     assert all(line.startswith("tests/test_fake_cuda.py:") for _, line in card.waits)
+
+
+def test_half_precision_is_rounded_once_at_the_end(card) -> None:
+    ones, tenths = (
+        torch.full(shape, value, dtype=torch.bfloat16) for shape, value in (((1, 999), 1.0), ((999, 2), 0.1))
+    )
+    product = ones.cuda() @ tenths.cuda()
+    assert product.dtype == torch.bfloat16
+    torch.testing.assert_close(product.cpu(), (ones.float() @ tenths.float()).bfloat16(), rtol=0, atol=0)
+    picture = torch.ones(1, 1, 4, 4, dtype=torch.bfloat16, device="cuda")
+    assert torch.nn.functional.conv2d(picture, picture).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="dtype"):
+        ones.cuda() @ tenths.cuda().float()

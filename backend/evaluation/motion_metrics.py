@@ -11,7 +11,6 @@ All pictures: [T, H, W, 4] float premultiplied RGBA in 0..1 of one orbit; frame 
 import numpy as np
 import torch
 from scipy.ndimage import label
-from scipy.stats import rankdata
 from torch import Tensor
 
 from backend.pictures import over_white
@@ -91,6 +90,8 @@ def spearman(a: list[float] | np.ndarray, b: list[float] | np.ndarray) -> float:
     """Rank correlation of two lists, ties by mean ranks; 0 where one of them does not vary."""
     if len(a) != len(b) or len(a) < 2:
         raise ValueError("rank correlation needs two lists of the same length, of two values or more")
+    from scipy.stats import rankdata  # a second of every start
+
     a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / norm) if norm > 0 else 0.0

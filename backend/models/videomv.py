@@ -265,7 +265,7 @@ def describe(
     """What a network of these sizes costs in memory, from its shapes alone; nothing is computed (see `dry_run`).
 
     height, width: of the latents; dtype: of weights and activations; slice_tokens: see `slice_transformers`;
-    checkpoint_activations counts in training only. The published size takes about two seconds.
+    checkpoint_activations counts in training only. The published size takes about one second.
     """
     with torch.device("meta"):
         network = VideoMV(config, checkpoint_activations=checkpoint_activations).to(dtype).train(training)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """diffusers' network of I2VGen-XL in the sizes of ours."""
 
-from diffusers import I2VGenXLUNet
+from torch import nn
 
 from backend.models.videomv import VideoMVConfig
 
 
-def small_i2vgen(config: VideoMVConfig) -> I2VGenXLUNet:
+def small_i2vgen(config: VideoMVConfig) -> nn.Module:
     """diffusers' network of our sizes."""
+    from diffusers import I2VGenXLUNet  # seconds, and only here
+
     count = len(config.multipliers)
     down = ["CrossAttnDownBlock3D"] * config.attention_levels + ["DownBlock3D"] * (count - config.attention_levels)
     return I2VGenXLUNet(

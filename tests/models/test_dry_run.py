@@ -41,6 +41,10 @@ def test_figures_are_those_counted_by_hand():
     assert (first.parameters, first.weights, first.output, first.peak) == (11_000, 44_000, wide, wide)
     assert cost.total == cost.weights + cost.peak
 
+    assert dry_run(net, {"x": x}, ["wide", "wide.0"]) == cost  # from shapes that are known by now
+    assert dry_run(net.to(torch.float64), {"x": x.double()}, []).peak == 2 * cost.peak
+    net.float()
+
     trained = dry_run(net, {"x": x}, [], training=True)
     assert trained.kept == wide + 2 * row + 0  # for the second layer, for attention, and its output
     assert trained.peak >= trained.kept + cost.weights / 2

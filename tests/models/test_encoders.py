@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from torch import Tensor, nn
 
 from backend.models import encoders
 from backend.models.checkpoints import CARD, expected_shapes
@@ -28,7 +26,7 @@ def vae_case() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
+def vae() -> nn.Module:
     weights = golden.tensors("encoders/vae_small_weights")
     return encoders.ldm_vae({name: tensor.float() for name, tensor in weights.items()})
 
@@ -50,7 +48,7 @@ def clip(clip_case: dict[str, Tensor]) -> tuple[TextEncoder, ImageEncoder]:
 
 
 @torch.no_grad()
-def test_vae_encodes_as_latent_diffusion(vae: AutoencoderKL, vae_case: dict[str, Tensor]) -> None:
+def test_vae_encodes_as_latent_diffusion(vae: nn.Module, vae_case: dict[str, Tensor]) -> None:
     found = vae.encode(vae_case["image"]).latent_dist
     torch.testing.assert_close(found.parameters, vae_case["moments"], **CLOSE)
     torch.testing.assert_close(found.mean, vae_case["mean"], **CLOSE)
@@ -58,13 +56,11 @@ def test_vae_encodes_as_latent_diffusion(vae: AutoencoderKL, vae_case: dict[str,
 
 
 @torch.no_grad()
-def test_vae_decodes_as_latent_diffusion(vae: AutoencoderKL, vae_case: dict[str, Tensor]) -> None:
+def test_vae_decodes_as_latent_diffusion(vae: nn.Module, vae_case: dict[str, Tensor]) -> None:
     torch.testing.assert_close(vae.decode(vae_case["latent_in"]).sample, vae_case["decoded"], **CLOSE)
 
 
-def test_latents_and_pictures_are_scaled_and_chunks_do_not_matter(
-    vae: AutoencoderKL, vae_case: dict[str, Tensor]
-) -> None:
+def test_latents_and_pictures_are_scaled_and_chunks_do_not_matter(vae: nn.Module, vae_case: dict[str, Tensor]) -> None:
     both = Encoders(vae, text=None, image=None)
     pictures = (vae_case["image"] / 2 + 0.5)[None]  # [1, 2, 3, H, W]
     mean = both.latents(pictures, None, chunk=1)
@@ -232,7 +228,7 @@ def test_the_copies_inside_imagedream_are_loaded(
 
 
 def test_videomvs_encoders_come_from_two_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_case: dict[str, Tensor], vae: AutoencoderKL
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_case: dict[str, Tensor], vae: nn.Module
 ) -> None:
     monkeypatch.setattr(encoders.open_clip, "__kwdefaults__", {"text_heads": 4, "image_heads": 4})
     write(tmp_path / "openclip-vit-h14", clip_tensors(clip_case))
@@ -249,6 +245,8 @@ def test_videomvs_encoders_come_from_two_folders(
 
 
 def test_pictures_are_encoded_by_parts_and_words_told_apart() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     text = encoders.TextEncoder(CLIPTextModel(CLIPTextConfig(**small, hidden_act="gelu")))
@@ -266,6 +264,8 @@ def test_pictures_are_encoded_by_parts_and_words_told_apart() -> None:
 
 
 def test_a_missing_or_damaged_part_is_told(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL  # seconds, and only here
+
     with pytest.raises(UserError, match="does not exist") as caught:
         encoders.load_pretrained(AutoencoderKL, tmp_path / "sd21-vae", "vae")
     assert "weights fetch sd21-vae" in caught.value.hint

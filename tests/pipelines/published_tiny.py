@@ -2,7 +2,6 @@
 """The networks of published size, shrunk to some thousand parameters, with weights of noise."""
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from backend.models.diffusion4d import Diffusion4DNet
@@ -35,6 +34,8 @@ class Mean(nn.Module):
 
 def networks() -> dict[str, nn.Module]:
     """All by name; the trained network has the weights of `image` within, and has learned something."""
+    from diffusers import AutoencoderKL  # seconds, and only here
+
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=2, latent_channels=4, sample_size=64, **kinds)

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -135,6 +134,8 @@ def test_only_the_four_views_matter_and_they_matter_to_all() -> None:
 
 def test_sampling_from_end_to_end() -> None:
     """A real autoencoder and refiner, both with random weights, inside the sampling loop."""
+    from diffusers import AutoencoderKL  # seconds, and only here
+
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,

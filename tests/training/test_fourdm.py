@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -48,6 +47,8 @@ class Means(nn.Module):
 
 def encoders() -> Encoders:
     """Tiny stand-ins for ImageDream's; the VAE is a real one."""
+    from diffusers import AutoencoderKL  # seconds, and only here
+
     torch.manual_seed(1)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=2, latent_channels=4, **kinds).requires_grad_(

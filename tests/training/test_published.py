@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from backend.__main__ import main
@@ -36,6 +35,8 @@ SIZES = {
 
 def encoders() -> Encoders:
     """Tiny stand-ins for I2VGen-XL's; the VAE is a real one."""
+    from diffusers import AutoencoderKL  # seconds, and only here
+
     torch.manual_seed(1)
     channels = {"block_out_channels": (4, 4, 4, 4), "norm_num_groups": 2, "latent_channels": 4}
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
