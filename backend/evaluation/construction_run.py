@@ -31,7 +31,7 @@ from backend.splatting.observations import Observations
 from backend.versions import versions
 from blender_addon.contract.arrays import BadFileError, atomic_file
 from blender_addon.contract.clip import Clip, read_clip, write_clip
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 CASES = ("object", "pictures", "hull", "views8")
 RENDERING, RENDERING_SEVERAL, CONSTRUCTING = "Rendering the truth", "Rendering more views", "Constructing"

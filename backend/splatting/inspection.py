@@ -13,7 +13,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.sight import project
 from backend.splatting.visual_hull import HALF_DIAGONAL, HALF_SIZE, INSIDE_ALPHA, carve, outlines
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 EMPTY_ALPHA = 5e-4  # mean of a picture; less than 8 pixels of 128 x 128 cannot be fitted
 OPAQUE_ALPHA = 0.99  # mean of a picture from which it has no background
@@ -134,7 +134,9 @@ def _note_cut(views: Observations, label: str, remedy: str, run: Run) -> None:
 
 def _check_places(moving: Observations, static: Observations | None, surface: SurfaceSamples | None, run: Run) -> None:
     """Hold cameras, surface and time 0 against each other."""
-    first = moving.subset(moving.cameras.times == moving.cameras.times.min())
+    # The pictures of the static orbit's time, or of the first.
+    moment = static.cameras.times[0] if static else moving.cameras.times.min()
+    first = moving.subset(np.abs(moving.cameras.times - moment) == np.abs(moving.cameras.times - moment).min())
     reference = static or first
     _demand_in_sight(moving, "moving orbit")
     if static is not None:
@@ -160,14 +162,15 @@ def _check_places(moving: Observations, static: Observations | None, surface: Su
         "Check that the cameras belong to these pictures (order, axes, scale) and that the subject keeps still.",
         run,
     )
-    if float(moving.cameras.times.min()) < 0.5 / len(np.unique(moving.cameras.times)):
+    if np.abs(moving.cameras.times - moment).min() < 0.5 / len(np.unique(moving.cameras.times)):
         agreement = _overlap(hull, first)
         _judge(
             agreement,
             FIRST_AGREEMENT,
             "static_mismatch",
-            f"The static orbit and the moving orbit's time 0 do not show the same: they overlap by {agreement:.0%}",
-            "Give a static orbit of the very moment at which the motion begins, with cameras of the same scale.",
+            "The static orbit and the moving orbit's picture of that time do not show the same: "
+            f"they overlap by {agreement:.0%}",
+            "Give a static orbit of the very moment that its cameras tell, with cameras of the same scale.",
             run,
         )
 

@@ -26,7 +26,7 @@ from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.sight import unhidden
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
 HARMONICS = 5  # whole cycles of the fastest function of time

@@ -20,13 +20,13 @@ from blender_addon.contract.orbit import (  # noqa: E402
     FURTHER_VIEWS,
     Cameras,
     Orbit,
-    check_surface_samples,
     frame_name,
     intrinsics,
     orbit_camera,
     orbit_cameras,
     read_orbit_json,
 )
+from blender_addon.contract.surface import check_surface_samples  # noqa: E402
 from blender_addon.subject import CaptureError, SubjectError  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 

@@ -13,14 +13,12 @@ from blender_addon.contract.orbit import (
     ORBIT_JSON,
     Cameras,
     Orbit,
-    SurfaceSamples,
     further_cameras,
     orbit_cameras,
     read_orbit_json,
-    read_surface_samples,
     write_orbit_json,
-    write_surface_samples,
 )
+from blender_addon.contract.surface import SurfaceSamples, read_surface_samples, write_surface_samples
 
 
 def project(cameras: Cameras, view: int, point) -> np.ndarray:

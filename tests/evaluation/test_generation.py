@@ -16,7 +16,8 @@ from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
 from backend.pipelines.diffusion4d import Views
 from backend.progress import Run, UserError
-from blender_addon.contract.orbit import Orbit, SurfaceSamples, further_cameras, orbit_cameras
+from blender_addon.contract.orbit import Orbit, further_cameras, orbit_cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 SAMPLING = Sampling(seed=0, steps=4, w1=1.0, w2=0.25)
 
