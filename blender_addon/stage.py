@@ -333,6 +333,7 @@ def _set_world(world: bpy.types.World) -> None:
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
     vertices, triangles, normals, parts = [], [], [], []
     vertex_count = triangle_count = 0
+    own: dict[str, np.ndarray] = {}  # vertices of objects that are no meshes; Blender shows these as meshes, too
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
@@ -343,6 +344,10 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
             matrix = np.array(instance.matrix_world)
             positions = _world_positions(mesh, matrix)
             loops = _face_corners(mesh)
+            if not is_ready:
+                own[obj.name_full] = positions
+            elif instance.is_instance and np.array_equal(own.get(obj.name_full), positions):
+                continue
             used = np.zeros(len(positions), bool)
             used[loops] = True
             vertices.append(positions[used])

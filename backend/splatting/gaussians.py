@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backend.splatting.observations import Observations
 from backend.splatting.sight import project, seen_in
+from backend.splatting.spread import neighbour_distances
 from backend.splatting.tracks import Tracks
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
@@ -116,27 +117,6 @@ class GaussianParameters:
         return thin, chosen
 
 
-def spread_samples(
-    points: np.ndarray,  # [M, 3] float32
-    normals: np.ndarray,  # [M, 3] float32
-    count: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # [count, 3] x 2
-    """`count` points spread evenly over the surface that `points` sample, with their normals.
-
-    Where there are too few, some are taken twice and shifted along the surface.
-    """
-    if len(points) >= count:
-        chosen = _one_per_cell(points, count, rng)
-        return points[chosen], normals[chosen]
-    extra = rng.integers(len(points), size=count - len(points))
-    spacing = _spacing(points) if len(points) > 1 else np.full(1, LARGEST)
-    shift = rng.normal(size=(len(extra), 3)) * 0.5 * spacing[extra, None]
-    shift -= (shift * normals[extra]).sum(axis=1, keepdims=True) * normals[extra]
-    moved = np.concatenate([points, points[extra] + shift]).astype(np.float32)
-    return moved, np.concatenate([normals, normals[extra]])
-
-
 def discs(
     points: np.ndarray,  # [N, 3]
     normals: np.ndarray,  # [N, 3]
@@ -149,7 +129,7 @@ def discs(
 
     Harmonics above the constant one begin at 0.
     """
-    distances = _spacing(points) if spacing is None else np.full(len(points), spacing)
+    distances = neighbour_distances(points) if spacing is None else np.full(len(points), spacing)
     spacing = torch.from_numpy(distances.clip(SMALLEST, LARGEST)).float()
     normal = torch.from_numpy(normals).float()
     # The quaternion that turns +Z into the normal: (1 + z.n, z x n), or half a turn about X where n is -Z.
@@ -219,31 +199,3 @@ def _mean_colors(total: np.ndarray, points: np.ndarray) -> np.ndarray:  # [N, 4]
     _, nearest = cKDTree(points[seen]).query(points[~seen])
     colors[~seen] = colors[seen][nearest]
     return colors
-
-
-def _one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:  # [M, 3] -> [count] int64
-    """Indices of `count` points, one from each cell of a grid as far as that goes: even, and quick for any number."""
-    order = rng.permutation(len(points))
-    shuffled = points[order] - points.min(axis=0)
-    small, large = 1e-6, float(shuffled.max()) + 1e-6  # size of a cell: too many are filled, too few are
-    for _ in range(20):
-        size = (small * large) ** 0.5
-        cells = (shuffled / size).astype(np.int64).clip(0, 2**20)
-        _, first = np.unique(cells @ np.array([1 << 42, 1 << 21, 1]), return_index=True)
-        if len(first) > count:
-            small = size
-        else:
-            large, kept = size, first
-        if large < 1.02 * small:
-            break
-    # The few that are missing, from anywhere.
-    rest = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
-    return order[np.concatenate([kept, rest[: count - len(kept)]])]
-
-
-def _spacing(points: np.ndarray) -> np.ndarray:  # [N, 3] -> [N]
-    """Mean distance of each point to its three nearest neighbours."""
-    neighbours = min(3, len(points) - 1)
-    if neighbours < 1:
-        return np.full(len(points), LARGEST)
-    return cKDTree(points).query(points, neighbours + 1)[0][:, 1:].mean(axis=1)

@@ -10,9 +10,10 @@ from torch import Tensor
 from backend.splatting.config import ConstructConfig
 from backend.splatting.densify import densify, shake
 from backend.splatting.fit import Fit, descend, generator, one_torch_thread
-from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, sample_track_colors, spread_samples
+from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, sample_track_colors
 from backend.splatting.observations import Observations
 from backend.splatting.scene import Pictures, Scene, draw_views, pixel_size, prepare
+from backend.splatting.spread import spread_samples
 from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract.surface import SurfaceSamples
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.splatting.control_points import ControlPoints, make_control_points
-from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.sight import unhidden
+from backend.splatting.spread import spread_samples
 from blender_addon.contract.surface import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128

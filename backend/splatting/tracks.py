@@ -9,18 +9,23 @@ and ends where it does not; what the new surface has beside that begins there.
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from backend.splatting.spread import neighbour_distances, spread
 from blender_addon.contract import rotations
 from blender_addon.contract.surface import SurfacePieces
 
-REACH = 0.04  # clip space: how far a new surface may lie from what is drawn onto it
+STAYS, MOST_STAY = 0.25, 0.5  # spacings from where a surface was, that count as none; share of it from which it stays
+REACH = 1.5  # spacings: how far what stays, or was moved along, is drawn onto the new faces
 SAME_SIDE = 0.3  # least cosine between the normals of both
-APART, COVERED = 0.5, 0.7  # of the usual distance of neighbours: nearer ones are one too many; farther off is a gap
+APART, COVERED = 0.35, 0.85  # spacings: nearer neighbours are one too many; farther off is a gap
 RANDOM_SPACING = 0.73  # mean distance to the three nearest ones of points drawn by chance, one to a unit of area
 LEAST_SIZE = 0.02
-MOST = 2.5  # times as many tracks as were asked for; what has lived least is left out
-NEIGHBOURS = 5  # the last of these tells how the surface turns about its normal
+MOST = 3  # times as many tracks as were asked for; where there would be more they stand farther apart
+PARTNER = 5  # the neighbour, by distance, that tells how the surface turns about its normal
+MATCHED = 600  # points of the former surface and of the new one that are matched, where a whole surface has moved
+FLOW = 6  # of these, the nearest ones along which the others move
 
 
 @dataclass(frozen=True)
@@ -48,44 +53,44 @@ class Tracks:
 class _Growing:
     """What is known so far, piece by piece."""
 
+    share: float  # of the points that begin a track
+    spacing: float  # the side of a square of the surface with one track
+    rng: np.random.Generator
     count: int = 0
     rows: list[tuple] = field(default_factory=list)  # first time, ids [n], means, quats, sizes [L, n, ...]
     ends: dict[int, tuple] = field(default_factory=dict)  # by part: time after its piece, ids, means, quats
 
 
 def make_tracks(pieces: SurfacePieces, count: int, still: int, seed: int) -> Tracks:
-    """About `count` tracks where the surface is largest.
+    """About `count` tracks where the surface is largest, and at most `MOST` times as many in all.
 
     still: the time at which pictures show it from all sides.
     """
-    rng = np.random.default_rng(seed)
     dense = pieces.at(still)[0]
+    apart = max(float(np.median(neighbour_distances(dense))) / RANDOM_SPACING, 1e-4)
     share = count / len(dense)
-    spacing = _spacing(dense) / share**0.5
-    growing = _Growing()
-    for index in np.argsort(pieces.spans[:, 1], kind="stable"):
-        _grow(growing, pieces, int(index), share, spacing, rng)
-    return _assembled(growing, int(pieces.times), still, count, RANDOM_SPACING * spacing)
+    while True:
+        growing = _Growing(share, apart / share**0.5, np.random.default_rng(seed))
+        for index in np.argsort(pieces.spans[:, 1], kind="stable"):
+            _grow(growing, pieces, int(index))
+        if growing.count <= MOST * count:
+            return _assembled(growing, int(pieces.times), still)
+        share *= 0.9 * MOST * count / growing.count
 
 
-def _spacing(points: np.ndarray) -> float:
-    """The side of a square of the surface that holds one of the points."""
-    near = cKDTree(points).query(points, min(4, len(points)))[0][:, 1:]
-    return max(float(np.median(near.mean(axis=1))) / RANDOM_SPACING, 1e-4) if near.size else 1.0
-
-
-def _grow(
-    growing: _Growing, pieces: SurfacePieces, index: int, share: float, spacing: float, rng: np.random.Generator
-) -> None:
+def _grow(growing: _Growing, pieces: SurfacePieces, index: int) -> None:
     part, first, length, _ = (int(number) for number in pieces.spans[index])
     points, normals, sizes = pieces.piece(index)
-    ids, near, offsets, quats = _gone_on(growing.ends.get(part), first, points[0], normals[0], sizes[0], spacing)
-    born, apart = _born(points[0], sizes, len(ids) > 0, points[0][near] + offsets, share, spacing, rng)
-    offsets = np.concatenate([offsets / np.maximum(sizes[0, near, None], LEAST_SIZE), _along(apart, normals[0][born])])
+    end = growing.ends.get(part)
+    end = end if end is not None and end[0] == first and len(end[1]) and sizes[0].any() else None
+    nothing = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
+    ids, near, offsets, quats = _gone_on(growing, end, points[0], normals[0], sizes[0]) if end else nothing
+    born, apart = _born(growing, points, sizes, normals, points[0, near] + offsets if end else None)
+    offsets = np.concatenate([offsets / np.maximum(sizes[0, near, None], LEAST_SIZE), apart])
     ids = np.concatenate([ids, growing.count + np.arange(len(born))])
     growing.count += len(born)
     near = np.concatenate([near, born])
-    quats = np.concatenate([quats, _upright(normals[0][born])])
+    quats = np.concatenate([quats, _upright(normals[0, born])])
     turns = _turns(points, normals)[:, near]
     there = sizes[:, near]
     means = points[:, near] + there[..., None] * _rotated(turns, offsets)  # offsets are those of the full size
@@ -96,45 +101,56 @@ def _grow(
 
 
 def _gone_on(
-    end: tuple | None, first: int, points: np.ndarray, normals: np.ndarray, sizes: np.ndarray, spacing: float
+    growing: _Growing, end: tuple, points: np.ndarray, normals: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What was there on the former faces and goes on: ids, point of the new ones that each follows, offset, quats."""
-    real = np.flatnonzero(sizes > 0)
-    if end is None or end[0] != first or not len(end[1]) or not len(real):
-        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
     _, ids, means, quats = end
-    up = rotations.to_matrix(quats)[..., 2]
-    distances, found = cKDTree(points[real]).query(means, min(4, len(real)))
-    distances, found = distances.reshape(len(means), -1), real[found.reshape(len(means), -1)]
-    agree = np.einsum("nkc,nc->nk", normals[found], up) > SAME_SIDE
-    best = agree.argmax(axis=1), np.arange(len(means))
-    near = found[best[1], best[0]]
+    spacing, up = growing.spacing, rotations.to_matrix(quats)[..., 2]
+    real = np.flatnonzero(sizes > 0)
+    points, normals = points[real], normals[real]
+    near, height = _onto(means, up, points, normals)
+    if (np.abs(height) < STAYS * spacing).mean() < MOST_STAY:
+        means = means + _flow(means, points, growing.rng)
+        near, height = _onto(means, up, points, normals)
     off = _along(means - points[near], normals[near])
-    goes_on = agree.any(axis=1) & (distances[best[1], best[0]] < max(REACH, spacing))
-    goes_on &= np.linalg.norm(off, axis=1) < spacing
+    goes_on = (np.maximum(np.abs(height), np.linalg.norm(off, axis=1)) < REACH * spacing) & (
+        (normals[near] * up).sum(axis=1) > SAME_SIDE
+    )
     goes_on[goes_on] = _first_in_cells(points[near[goes_on]] + off[goes_on], APART * spacing)
     near, up = near[goes_on], up[goes_on]
-    return ids[goes_on], near, off[goes_on], rotations.multiply(_between(up, normals[near]), quats[goes_on])
+    return ids[goes_on], real[near], off[goes_on], rotations.multiply(_between(up, normals[near]), quats[goes_on])
+
+
+def _onto(
+    means: np.ndarray, up: np.ndarray, points: np.ndarray, normals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
+    """The nearest of points that face the same way, and how high over it."""
+    found = cKDTree(points).query(means, min(4, len(points)))[1].reshape(len(means), -1)
+    first = (np.einsum("nkc,nc->nk", normals[found], up) > SAME_SIDE).argmax(axis=1)
+    near = found[np.arange(len(means)), first]
+    return near, ((means - points[near]) * normals[near]).sum(axis=1)
+
+
+def _flow(means: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # [N, 3]
+    """How a surface has moved that has got other faces: as little as brings all of it onto the new one."""
+    before, after = (some[rng.permutation(len(some))[:MATCHED]] for some in (means, points))
+    rows, columns = linear_sum_assignment(np.square(before[:, None] - after).sum(axis=-1))
+    before, ways = before[rows], after[columns] - before[rows]
+    near = cKDTree(before).query(means, min(FLOW, len(before)))[1].reshape(len(means), -1)
+    return ways[near].mean(axis=1)
 
 
 def _born(
-    points: np.ndarray,
-    sizes: np.ndarray,
-    is_later: bool,
-    others: np.ndarray,
-    share: float,
-    spacing: float,
-    rng: np.random.Generator,
+    growing: _Growing, points: np.ndarray, sizes: np.ndarray, normals: np.ndarray, others: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points at which new tracks begin, where there are no others near by, and how far beside them."""
-    wanted = np.arange(len(points)) if share > 1 else rng.permutation(len(points))[: max(round(share * len(points)), 1)]
-    wanted = np.sort(np.repeat(wanted, max(round(share), 1)))
-    apart = rng.normal(size=(len(wanted), 3)) * (0.5 * spacing if share >= 1.5 else 0.0)
-    if is_later:
-        free = cKDTree(others).query(points[wanted])[0] > COVERED * spacing
-        wanted, apart = wanted[free], apart[free]
-    kept = sizes[:, wanted].any(axis=0)
-    return wanted[kept], apart[kept]
+    """Points [L, n, 3] of a piece at which tracks begin, where no others are near, and how far beside these."""
+    largest = sizes.argmax(axis=0), np.arange(sizes.shape[1])
+    count = max(round(growing.share * sizes.shape[1]), 1)
+    born, apart = spread(points[largest], normals[largest], count, growing.rng)
+    if others is not None and len(others):
+        free = cKDTree(others).query(points[0, born])[0] > COVERED * growing.spacing
+        born, apart = born[free], apart[free]
+    return born, apart
 
 
 def _turns(points: np.ndarray, normals: np.ndarray) -> np.ndarray:  # [L, n, 3] x 2 -> [L, n, 4]
@@ -143,8 +159,7 @@ def _turns(points: np.ndarray, normals: np.ndarray) -> np.ndarray:  # [L, n, 3] 
     if length == 1:
         return np.tile([1.0, 0.0, 0.0, 0.0], (1, count, 1))
     widest = int(points.std(axis=1).sum(axis=1).argmax())
-    neighbours = min(NEIGHBOURS + 1, count)
-    partner = cKDTree(points[widest]).query(points[widest], neighbours)[1].reshape(count, -1)[:, -1]
+    partner = cKDTree(points[widest]).query(points[widest], min(PARTNER + 1, count))[1].reshape(count, -1)[:, -1]
     frames = np.empty((length, count, 3, 3))
     tangent = np.tile([1.0, 0.0, 0.0], (count, 1))
     for moment, (place, normal) in enumerate(zip(points, normals, strict=True)):
@@ -158,7 +173,7 @@ def _turns(points: np.ndarray, normals: np.ndarray) -> np.ndarray:  # [L, n, 3] 
     return rotations.from_matrix(np.einsum("tnij,nkj->tnik", frames, frames[0]))
 
 
-def _assembled(growing: _Growing, times: int, still: int, count: int, spacing: float) -> Tracks:
+def _assembled(growing: _Growing, times: int, still: int) -> Tracks:
     """All rows as arrays. Before and after its life a track is where it was at its beginning or end."""
     total = growing.count
     means, quats = np.zeros((times, total, 3), np.float32), np.zeros((times, total, 4), np.float32)
@@ -166,11 +181,8 @@ def _assembled(growing: _Growing, times: int, still: int, count: int, spacing: f
     for first, ids, some_means, some_quats, some_sizes in growing.rows:
         part = np.ix_(range(first, first + len(some_means)), ids)
         means[part], quats[part], sizes[part], lives[part] = some_means, some_quats, some_sizes, True
-    kept = np.argsort(-np.square(sizes).sum(axis=0), kind="stable")[: round(MOST * count)]
-    kept = np.sort(kept)
-    means, quats, sizes, lives = (array[:, kept] for array in (means, quats, sizes, lives))
     first, last = lives.argmax(axis=0), times - 1 - lives[::-1].argmax(axis=0)
-    held = np.arange(times)[:, None].clip(first, last), np.arange(len(kept))
+    held = np.arange(times)[:, None].clip(first, last), np.arange(total)
     away = np.abs(np.arange(times) - still)[:, None] / times
     return Tracks(
         means=means[held],
@@ -178,7 +190,7 @@ def _assembled(growing: _Growing, times: int, still: int, count: int, spacing: f
         sizes=np.maximum(sizes[held], LEAST_SIZE),
         there=sizes > 0,
         homes=np.where(sizes > 0, sizes - 1e-2 * away, -1).argmax(axis=0),
-        spacing=spacing,
+        spacing=RANDOM_SPACING * growing.spacing,
     )
 
 
