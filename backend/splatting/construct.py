@@ -33,7 +33,7 @@ from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
 from backend.splatting.inspection import MOVE_CAMERAS, inspect
-from backend.splatting.observations import Observations
+from backend.splatting.observations import Observations, joined
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, draw_views, prepare
 from backend.splatting.shape import reference_loss, shape_step, start, start_on_tracks
@@ -64,8 +64,10 @@ def construct(
 
     Args:
         moving: pictures at different times, usually one per time; cameras anywhere.
-        static: pictures at time 0, or None (see the module's text).
-        surface: points on the subject's surface at time 0, or None: the visual hull then serves.
+        static: pictures at time 0, or None (see the module's text). Those of another time, of the same size, are taken
+            as further moving ones, or where `surface` comes in pieces as what shows it from all sides.
+        surface: points on the subject's surface at the time of `static`, or None: the visual hull then serves. Pieces
+            of a surface whose faces do not stay the same tell where everything is (`tracks`).
         config: see `ConstructConfig`.
         run: told about progress; `run.folder` keeps a checkpoint, and the next attempt with the same inputs goes on
             from there to the same result. `discard_checkpoint` removes it. Stages are announced with `run.begin`; who
@@ -92,8 +94,10 @@ def construct(
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run, remedy)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
-        known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
         tracks = _tracks(surface, static, config)
+        if static is not None and static.cameras.times.any() and not tracks:
+            moving, static = joined([moving, static]), None  # nobody has seen time 0 from all sides
+        known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
         kinds = {"is_known": known is not None or tracks is not None, "is_guided": told is not None}
         config = config.suited(len(moving.images), frames, **kinds)
         scene = replace(prepare(moving, static, config, frames), known=known, tracks=tracks)

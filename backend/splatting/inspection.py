@@ -141,8 +141,8 @@ def _check_places(moving: Observations, static: Observations | None, surface: Su
     _demand_in_sight(moving, "moving orbit")
     if static is not None:
         _demand_in_sight(static, "static orbit")
-    if surface is not None:
-        points = surface.points[:: max(len(surface.points) // SURFACE_SAMPLES, 1)]
+    points = _surface_points(surface, moment)
+    if len(points):
         inside, span = _inside_and_span(points, reference)
         hint = "Check that cameras, pictures and surface are of the same object at the same moment and scale."
         outside = f"Only {inside:.0%} of the surface points lie inside the outlines of the pictures"
@@ -173,6 +173,16 @@ def _check_places(moving: Observations, static: Observations | None, surface: Su
             "Give a static orbit of the very moment that its cameras tell, with cameras of the same scale.",
             run,
         )
+
+
+def _surface_points(surface: SurfaceSamples | None, moment: float) -> np.ndarray:  # [M, 3]
+    """Some of them, at the time of the pictures against which they are held."""
+    if surface is None:
+        return np.zeros((0, 3))
+    points = surface.points
+    if surface.pieces is not None:
+        points, _ = surface.pieces.at(round(float(moment) * (int(surface.pieces.times) - 1)))
+    return points[:: max(len(points) // SURFACE_SAMPLES, 1)]
 
 
 def _demand_in_sight(views: Observations, label: str) -> None:

@@ -17,7 +17,7 @@ from blender_addon.contract import rotations
 from blender_addon.contract.surface import SurfacePieces
 
 STAYS, MOST_STAY = 0.25, 0.5  # spacings from where a surface was, that count as none; share of it from which it stays
-REACH = 1.5  # spacings: how far what stays, or was moved along, is drawn onto the new faces
+DRAWN, DRAWN_AFAR = 0.5, 1.5  # spacings by which what stays is drawn onto the new faces, and what was moved along
 SAME_SIDE = 0.3  # least cosine between the normals of both
 APART, COVERED = 0.35, 0.85  # spacings: nearer neighbours are one too many; farther off is a gap
 RANDOM_SPACING = 0.73  # mean distance to the three nearest ones of points drawn by chance, one to a unit of area
@@ -109,13 +109,14 @@ def _gone_on(
     real = np.flatnonzero(sizes > 0)
     points, normals = points[real], normals[real]
     near, height = _onto(means, up, points, normals)
+    drawn = DRAWN
     if (np.abs(height) < STAYS * spacing).mean() < MOST_STAY:
+        drawn = DRAWN_AFAR
         means = means + _flow(means, points, growing.rng)
         near, height = _onto(means, up, points, normals)
     off = _along(means - points[near], normals[near])
-    goes_on = (np.maximum(np.abs(height), np.linalg.norm(off, axis=1)) < REACH * spacing) & (
-        (normals[near] * up).sum(axis=1) > SAME_SIDE
-    )
+    goes_on = (np.abs(height) < drawn * spacing) & (np.linalg.norm(off, axis=1) < DRAWN_AFAR * spacing)
+    goes_on &= (normals[near] * up).sum(axis=1) > SAME_SIDE
     goes_on[goes_on] = _first_in_cells(points[near[goes_on]] + off[goes_on], APART * spacing)
     near, up = near[goes_on], up[goes_on]
     return ids[goes_on], real[near], off[goes_on], rotations.multiply(_between(up, normals[near]), quats[goes_on])
