@@ -31,7 +31,7 @@ from .surface_pieces import even_samples, sample_pieces
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
 STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
-GROWN, GROWN_SHARE = 4.0, 0.05  # times its least area that a face grows, and of the surface, what does: it changes
+GROWN, GROWN_SHARE = 9.0, 0.05  # times its least area to which a face grows; the part of the surface that does
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000

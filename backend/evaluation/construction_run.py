@@ -4,7 +4,7 @@
 A constructor is handed in, so that tests can bring one whose result is known. Cases differ in what it is given:
 
 - `object`: moving orbit, static orbit, points on the surface and their movement, as of an object in the scene;
-- `pictures`: the same without the movement, which the pictures alone have to tell: as of a mesh that is built anew;
+- `pictures`: the same without the movement, which the pictures alone have to tell: as of a filmed orbit;
 - `hull`: the same without surface samples, as of a text or an image;
 - `views8`: as `pictures`, with 8 views of every time instead of one.
 """

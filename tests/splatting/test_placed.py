@@ -41,7 +41,7 @@ def pictures(cameras: Cameras) -> Observations:
     images = []
     for view, time in enumerate(np.round(cameras.times * (FRAMES - 1)).astype(int)):
         parts = [(0.25 * -1, 0.18 * np.linspace(1 / 3, 1, FRAMES)[time], (0.9, 0.5, 0.1))]
-        parts += [(0.3, 0.12, (0.2, 0.4, 0.8))] * (time >= COMES)
+        parts += [(0.3, 0.12, (0.2, 0.4, 0.8))] * int(time >= COMES)
         dots = [ball(np.random.default_rng(1), 400, (x, 0, 0), radius)[0][0] for x, radius, _ in parts]
         looks = np.repeat([color for *_, color in parts], 400, axis=0)
         means = torch.from_numpy(np.concatenate(dots)).float()[None]
