@@ -10,6 +10,13 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # as in Wang et al. 2004
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
+def premultiplied(pictures: np.ndarray) -> Tensor:  # [..., 4] uint8, straight alpha -> float32 0..1
+    """Pictures as networks and metrics take them."""
+    images = torch.from_numpy(np.array(pictures)).float() / 255
+    images[..., :3] *= images[..., 3:]
+    return images
+
+
 def over_white(images: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
     """Pictures on white, within 0..1."""
     return (images[..., :3] + 1 - images[..., 3:]).clamp(0, 1)

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from backend.models.kinesplat_small import FOLDER, KinesplatSmall, load
+from backend.models.motion_magnitude import magnitude_of
 from backend.models.precision import fast_bf16
 from backend.pipelines import diffusion4d
+from backend.pipelines.orbit_pictures import as_pictures
 from backend.splatting.observations import read_orbit_folder
 from benchmarks.report import Figure, write_report
 from blender_addon.contract.orbit import Cameras
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     model = load(options.weights)
     seen = read_orbit_folder(options.orbit).subset(np.arange(GENERATED_FRAMES))  # without further views
-    static = diffusion4d.as_pictures(seen.images.permute(0, 3, 1, 2)[None])
+    static = as_pictures(seen.images.permute(0, 3, 1, 2)[None])
     cameras = replace(seen.cameras, times=np.linspace(0, 1, len(static)))
     precisions = ["float32", "bf16"] if fast_bf16("cpu") else ["float32"]
     diffusion4d.generate_moving(static, cameras, options.prompt, MAGNITUDE, steps=1, model=model)  # warms up
@@ -95,7 +97,7 @@ def measure(
         "steps": steps,
         "wall s": wall,
         "CPU s": cpu,
-        "m measured": diffusion4d.measured_magnitude(moving, static),
+        "m measured": magnitude_of(moving, static),
     }
 
 

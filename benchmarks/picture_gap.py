@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from backend.data.baked import read_manifest
-from backend.data.curation import Limits, premultiplied
+from backend.data.curation import Limits
 from backend.data.fast_renderer import STAGE_LIGHT, FastRenderer
 from backend.data.render_dataset import Settings, render_dataset
 from backend.data.shards import read_dataset
 from backend.data.views import DatasetView
 from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr
-from backend.pictures import over_white, ssim, tiled
+from backend.pictures import over_white, premultiplied, ssim, tiled
 from backend.progress import Run
 from benchmarks.report import Figure, write_report
 

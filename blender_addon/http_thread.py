@@ -23,6 +23,20 @@ from .contract.arrays import BadFileError, atomic_file
 from .contract.clip import read_clip
 from .contract.frames import read_frames
 from .contract.requests import TERMINAL_STATES
+from .http_events import (
+    BackendChanged,
+    CommandFailed,
+    Fetching,
+    JobGone,
+    JobSeen,
+    JobsListed,
+    JobTaken,
+    PreviewSaved,
+    ResultFailed,
+    ResultSaved,
+    SendFailed,
+    Sending,
+)
 from .job_records import JobRecord, JobRecords
 
 RUNNING_INTERVAL = 1.0  # seconds between two looks at a job that runs
@@ -46,104 +60,6 @@ class Connection:
     url: str = ""  # of another backend
     token: str = ""
     refusal: str = ""  # why no connection may be made, such as Blender's offline mode
-
-
-@dataclass(frozen=True)
-class BackendChanged:
-    """The state of the connection: stopped, starting, running, stopping, or problem."""
-
-    state: str
-    sentence: str = ""
-    hint: str = ""
-    code: str = ""
-    url: str = ""
-    version: str = ""
-
-
-@dataclass(frozen=True)
-class Sending:
-    """How much of a capture has gone to the backend."""
-
-    uid: str
-    fraction: float
-
-
-@dataclass(frozen=True)
-class SendFailed:
-    """The backend refused a request; it stays in the outbox."""
-
-    uid: str
-    error: BackendError
-
-
-@dataclass(frozen=True)
-class JobSeen:
-    """A job as the backend describes it. `uid` is known where it was submitted just now."""
-
-    job: dict
-    uid: str = ""
-
-
-@dataclass(frozen=True)
-class JobsListed:
-    """All jobs of this client as the backend knows them; others are gone."""
-
-    jobs: list
-
-
-@dataclass(frozen=True)
-class JobGone:
-    """The backend no longer knows this job."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class JobTaken:
-    """This Blender now fetches the result of a job that another one has left behind."""
-
-    uid: str
-
-
-@dataclass(frozen=True)
-class PreviewSaved:
-    """A new preview picture lies in its file."""
-
-    uid: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Fetching:
-    """How much of a result is here."""
-
-    uid: str
-    fraction: float
-
-
-@dataclass(frozen=True)
-class ResultSaved:
-    """A result lies in its file, whole and readable."""
-
-    uid: str
-    path: Path
-    warnings: tuple[str, ...] = ()  # what whoever made it wants to be known
-
-
-@dataclass(frozen=True)
-class ResultFailed:
-    """A result could not be fetched."""
-
-    uid: str
-    error: BackendError
-
-
-@dataclass(frozen=True)
-class CommandFailed:
-    """Something that the user asked for was refused."""
-
-    error: BackendError
-    job_id: str = ""
 
 
 class HttpThread:

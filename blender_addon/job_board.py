@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .contract.requests import TERMINAL_STATES
-from .http_thread import (
+from .http_events import (
     BackendChanged,
     CommandFailed,
     Fetching,

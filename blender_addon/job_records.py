@@ -20,7 +20,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from .contract.arrays import atomic_file
+from .contract.arrays import write_json
 
 REQUEST_FILE = "request.json"
 UNFINISHED_SECONDS = 86_400.0  # a capture that old will not be finished any more
@@ -63,7 +63,7 @@ class JobRecords:
             return str(uuid.UUID(json.loads(path.read_text(encoding="utf-8"))["client"]))
         except (OSError, ValueError, KeyError, TypeError):
             client = str(uuid.uuid4())
-            _write_json(path, {"client": client})
+            write_json(path, {"client": client})
             return client
 
     def load(self) -> dict[str, JobRecord]:
@@ -82,7 +82,7 @@ class JobRecords:
 
     def save(self, record: JobRecord) -> None:
         """Write one record. Raises OSError."""
-        _write_json(self.folder / "records" / f"{record.uid}.json", asdict(record))
+        write_json(self.folder / "records" / f"{record.uid}.json", asdict(record))
 
     def remove(self, uid: str) -> None:
         """Forget a job with all its files here, but for those that Windows keeps because somebody has them open."""
@@ -111,7 +111,7 @@ class JobRecords:
 
     def seal_outbox(self, uid: str, request: dict, blobs: dict[str, str]) -> None:
         """Declare a capture complete. `blobs` maps sha256 to the file's path inside the outbox folder."""
-        _write_json(self.outbox(uid) / REQUEST_FILE, {"request": request, "blobs": blobs})
+        write_json(self.outbox(uid) / REQUEST_FILE, {"request": request, "blobs": blobs})
 
     def read_outbox(self, uid: str) -> tuple[dict, dict[str, Path]]:
         """The request and its blobs (sha256 -> file) of a complete capture. Raises OSError, ValueError or KeyError."""
@@ -134,8 +134,3 @@ class JobRecords:
                 is_old = time.time() - folder.stat().st_mtime > UNFINISHED_SECONDS
                 if is_old and not (folder / REQUEST_FILE).exists():
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_json(path: Path, data: dict) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(data).encode())

@@ -17,7 +17,8 @@ import bpy.utils.previews
 
 from . import capture, film, preferences, settings, stage, video_preview
 from .client import BackendError, file_problem
-from .http_thread import BackendChanged, HttpThread
+from .http_events import BackendChanged
+from .http_thread import HttpThread
 from .job_board import Board, Row
 from .job_records import JobRecords
 from .subject import CaptureError, family

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,7 @@ def generate_files(
     kind = "object" if captured else "image" if image else "text"
     files: dict[str, Path] = {}
 
-    def blob(path: Path) -> str:
-        sha256 = file_sha256(path)
-        files[sha256] = path
-        return sha256
-
+    blob = partial(_noted, files)
     inputs = {"to_object": np.eye(4).tolist()}
     if captured:
         cameras = read_orbit_json(captured.static)
@@ -97,11 +94,7 @@ def generate_video_files(
     """
     files: dict[str, Path] = {}
 
-    def blob(path: Path) -> str:
-        sha256 = file_sha256(path)
-        files[sha256] = path
-        return sha256
-
+    blob = partial(_noted, files)
     inputs = video_inputs(source, start, end, fps, blob)
     request = video_request(name, np.eye(4).tolist(), prompt=one_line(prompt), **inputs, **settings)
     decides = ("seed", "prompt", "frames", "cutout", "model", "representation", "preset")
@@ -111,6 +104,13 @@ def generate_video_files(
     if views_alone:
         return fourdiffusion.views_of_request(request, files.__getitem__, run, weights=weights)
     return read_clip(fourdiffusion.run_request(request, files.__getitem__, run, weights=weights))
+
+
+def _noted(files: dict[str, Path], path: Path) -> str:
+    """The sha256 by which a request names a file, noted in `files`."""
+    sha256 = file_sha256(path)
+    files[sha256] = path
+    return sha256
 
 
 def one_line(prompt: str) -> str:

@@ -9,11 +9,9 @@ bounds of ours: what hardly changes the pictures teaches nothing, what changes n
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from backend.models.motion_magnitude import motion_magnitude
-from backend.pictures import over_white, ssim
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import over_white, premultiplied, ssim
 
 BORDER_ALPHA = 0.5
 
@@ -26,13 +24,6 @@ class Limits:
     broken_ssim: float = 0.4  # the paper's
     least_magnitude: float = 0.05
     most_magnitude: float = 40.0
-
-
-def premultiplied(frames: np.ndarray) -> Tensor:  # [..., 4] uint8, straight alpha -> float32 0..1
-    """Pictures as metrics take them."""
-    images = torch.from_numpy(np.array(frames)).float() / 255
-    images[..., :3] *= images[..., 3:]
-    return images
 
 
 def front_ssims(front: np.ndarray) -> tuple[float, float]:  # [T, H, W, 4] uint8
@@ -64,11 +55,6 @@ def why_orbit_is_unfit(moving: np.ndarray, static: np.ndarray, limits: Limits) -
     if magnitude > limits.most_magnitude:
         return "moves too much"
     return ""
-
-
-def magnitude_of(moving: np.ndarray, static: np.ndarray) -> float:
-    """m of Eq. 1 of two orbits [T, H, W, 4] uint8 with straight alpha."""
-    return float(motion_magnitude(premultiplied(moving), premultiplied(static)))
 
 
 def touches_border(frames: np.ndarray) -> bool:  # [T, H, W, 4] uint8

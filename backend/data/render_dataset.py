@@ -19,10 +19,11 @@ from backend.data.baked import read_manifest
 from backend.data.children import ask_all
 from backend.data.curation import Limits
 from backend.data.samples import FREE_LICENCES
-from backend.data.shards import FORMAT, MANIFEST, MAX_SIDE, VERSION, checksum
+from backend.data.shards import FORMAT, MANIFEST, MAX_SIDE, VERSION
 from backend.data.views import FRAMES, views_of_clip
 from backend.progress import Run, UserError
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import write_json
+from blender_addon.contract.requests import file_sha256
 
 CLIPS_PER_SHARD = 8
 LARGEST = MAX_SIDE // FRAMES
@@ -104,10 +105,10 @@ def render_dataset(
             if "error" in answer:
                 failed[name] = answer["error"]
             else:
-                _write_json(out / "shards" / f"{name}.json", answer)
+                write_json(out / "shards" / f"{name}.json", answer)
     finally:  # the manifest tells also of what an interrupted run has finished
         manifest = _manifest(out, settings, chosen, refused, shards, failed)
-        _write_json(out / MANIFEST, manifest)
+        write_json(out / MANIFEST, manifest)
     run.finish()
     return manifest
 
@@ -136,7 +137,7 @@ def _claim(out: Path, settings: Settings) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise UserError("not_empty", f"{out} is not empty.", "Choose an empty folder.")
-    _write_json(path, wanted)
+    write_json(path, wanted)
 
 
 def _shards(chosen: list[tuple[dict, int]]) -> list[Shard]:
@@ -196,7 +197,7 @@ def _read_record(out: Path, shard: Shard) -> dict | None:
     """What a whole shard holds; None where there is none, or not as it was written."""
     try:
         record = json.loads((out / "shards" / f"{shard.name}.json").read_text(encoding="utf-8"))
-        whole = "sha256" not in record or checksum(out / "shards" / f"{shard.name}.tar") == record["sha256"]
+        whole = "sha256" not in record or file_sha256(out / "shards" / f"{shard.name}.tar") == record["sha256"]
     except (OSError, ValueError):
         return None
     return record if whole else None
@@ -239,8 +240,3 @@ def _manifest(
         "rejected": rejected,
         "failed": [{"what": what, "reason": reason} for what, reason in sorted(failed.items())],
     }
-
-
-def _write_json(path: Path, data: dict) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(data, indent=1).encode())

@@ -89,12 +89,6 @@ def read_dataset(folder: Path) -> Iterator[RenderedSample]:
         yield from read_shard(folder / shard)
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def encode_strip(frames: np.ndarray) -> bytes:  # [T, H, W, 4] uint8
     """Frames side by side as one lossless WebP."""
     strip = np.concatenate(list(frames), axis=1)

@@ -19,6 +19,7 @@ from backend.data.captions import caption
 from backend.data.children import answer_questions
 from backend.data.shards import RenderedSample, write_shard
 from backend.data.views import FRAMES, DatasetView
+from backend.models.motion_magnitude import magnitude_of
 from backend.progress import UserError
 from blender_addon.contract.arrays import BadFileError
 
@@ -120,7 +121,7 @@ def render(renderer, clip: int, view: DatasetView, limits: curation.Limits) -> t
         moving, static = (renderer.video(clip, view, video) for video in ("moving", "static"))
     except RuntimeError as error:  # the add-on's CaptureError, among what Blender raises
         return None, {"reason": f"cannot be rendered: {str(error).strip()}"}
-    about["magnitude"] = round(curation.magnitude_of(moving, static), 4)
+    about["magnitude"] = round(magnitude_of(moving, static), 4)
     reason = curation.why_orbit_is_unfit(moving, static, limits)
     return (
         (None, {**about, "reason": reason}) if reason else ({"moving": moving, "static": static, "front": front}, about)

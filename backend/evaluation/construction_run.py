@@ -29,7 +29,7 @@ from backend.evaluation.networks import Networks
 from backend.progress import Run, UserError
 from backend.splatting.observations import Observations
 from backend.versions import versions
-from blender_addon.contract.arrays import BadFileError, atomic_file
+from blender_addon.contract.arrays import BadFileError, atomic_file, write_json
 from blender_addon.contract.clip import Clip, read_clip, write_clip
 from blender_addon.contract.surface import SurfaceSamples
 
@@ -120,8 +120,7 @@ def evaluate_constructions(
 
 
 def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
-    with atomic_file(out / "summary.json") as file:
-        file.write((json.dumps(summary, indent=1) + "\n").encode())
+    write_json(out / "summary.json", summary)
     with atomic_file(out / "table.md") as file:
         file.write(table(by_case, summary).encode())
 

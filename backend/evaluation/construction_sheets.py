@@ -11,6 +11,7 @@ from torch import Tensor
 from backend.data.views import FRAMES
 from backend.evaluation.construction_truth import GridTruth
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.evaluation.tables import caveats, figures_table
 from backend.splatting.observations import Observations
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import Clip
@@ -124,29 +125,14 @@ COLUMNS = {
 
 def table(by_case: dict[str, dict], summary: dict) -> str:
     """All figures as Markdown: the cases side by side, then every clip of each."""
-    names = [name for name in COLUMNS if any(name in own["median"] for own in by_case.values())]
-    lines = ["## Median, and worst", "", "| | " + " | ".join(COLUMNS[name] for name in names) + " |"]
-    lines.append("|---" + "|---:" * len(names) + "|")
+    heads = {name: head for name, head in COLUMNS.items() if any(name in own["median"] for own in by_case.values())}
+    both = ("median", "worst")
+    sides = {f"{case}, {kind}": own[kind] for case, own in by_case.items() for kind in both}
+    lines = ["## Median, and worst", "", *figures_table("", heads, sides)]
     for case, own in by_case.items():
-        lines += [_line(f"{case}, {kind}", own[kind], names) for kind in ("median", "worst")]
-    for case, own in by_case.items():
-        lines += ["", f"## {case}", "", "| clip | " + " | ".join(COLUMNS[name] for name in names) + " |"]
-        lines.append("|---" + "|---:" * len(names) + "|")
-        lines += [_line(f"{row['asset']} {row['action']}", row, names) for row in own["assets"]]
-        lines += [_line(f"**{kind}**", own[kind], names) for kind in ("mean", "median", "worst")]
+        rows = {f"{row['asset']} {row['action']}": row for row in own["assets"]}
+        rows |= {f"**{kind}**": own[kind] for kind in ("mean", *both)}
+        lines += ["", f"## {case}", "", *figures_table("clip", heads, rows)]
         lines += ["", f"By PSNR on unseen views best: {own['best_clip']}, worst: {own['worst_clip']}."]
     lines += ["", f"{summary['preset']}; renderer {summary['renderer']}, {summary['resolution']} px.", ""]
-    if summary["missing"]:
-        lines.append(f"- Not finished: {summary['missing']} clips are missing.")
-    for title, notes in (("Not measured", "not_measured"), ("Left out", "left_out"), ("Failed", "failed")):
-        lines += [f"- {title}: {name}: {reason}" for name, reason in summary[notes].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _line(label: str, values: dict, names: list[str]) -> str:
-    cells = ("" if (value := values.get(name)) is None else _number(value) for name in names)
-    return f"| {label.replace('|', '/')} | " + " | ".join(cells) + " |"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    return "\n".join(lines + caveats(summary)) + "\n"

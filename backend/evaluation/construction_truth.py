@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.data.curation import magnitude_of, premultiplied
 from backend.data.views import FRAMES, DatasetView
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.truth import (
@@ -24,6 +23,8 @@ from backend.evaluation.truth import (
     read_surface,
     render_usable,
 )
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import premultiplied
 from backend.progress import Run
 from backend.splatting.observations import Observations, joined
 from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, intrinsics, orbit_camera

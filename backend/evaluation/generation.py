@@ -19,19 +19,20 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend.data.curation import magnitude_of, premultiplied
 from backend.evaluation import motion_metrics as motion
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
+from backend.evaluation.generation_sheets import table, write_sheets
 from backend.evaluation.generation_truth import Truth, make_truths
 from backend.evaluation.metrics import alpha_iou, foreground_psnr
 from backend.evaluation.networks import Networks
-from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
-from backend.pictures import over_white, ssim
-from backend.pipelines.diffusion4d import Views
+from backend.evaluation.sheets import SheetRow, on_white, sheet, stacked
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import over_white, premultiplied, ssim
+from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run, UserError
 from backend.versions import versions
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import atomic_file, write_json
 from blender_addon.contract.orbit import Cameras, joined_cameras
 from blender_addon.contract.surface import SurfaceSamples
 
@@ -41,7 +42,6 @@ SETTINGS = (
     "text",
 )  # what is given: the static orbit; the first picture and the prompt; the prompt
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # motion magnitudes asked for
-OVERVIEW = 3  # best, median, worst: so many of each
 STAGES = {"Rendering the truth": 1.0, "Generating": 6.0, "Control of motion": 3.0, "Measuring": 0.5}
 
 
@@ -60,7 +60,7 @@ class Generator:
     """What is evaluated."""
 
     moving: Callable[..., np.ndarray]  # the pictures of backend.pipelines.diffusion4d.generate_moving
-    static: Callable[..., np.ndarray]  # as backend.pipelines.diffusion4d.generate_static
+    static: Callable[..., np.ndarray]  # as backend.pipelines.still_subject.generate_static
     version: str  # differs whenever results may
 
 
@@ -211,10 +211,10 @@ def evaluate_generation(
         "seconds": round(time.monotonic() - started, 1),
     }
     for setting in settings[1:]:
-        _write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
-    _write_json(out / "summary.json", summary)
-    tables = [_table(setting, result) for setting, result in results.items()]
-    (out / "table.md").write_text("\n".join([*tables, _notes(summary)]), encoding="utf-8")
+        write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
+    write_json(out / "summary.json", summary)
+    with atomic_file(out / "table.md") as file:
+        file.write(table(results, summary).encode())
     run.finish()
     return summary
 
@@ -261,7 +261,8 @@ def _evaluate_setting(
     mean = _mean(rows) | control["mean"]
     if setting != "text":
         mean |= _fvd(truths, generated, networks)
-    _write_sheets(out / "sheets", setting, truths, generated, rows)
+    first = [own[0].moving for own in generated], [own[0].static for own in generated]
+    write_sheets(out / "sheets", setting, truths, *first, rows)
     return {"mean": mean, "assets": rows}
 
 
@@ -402,97 +403,6 @@ def _fvd(truths: list[Truth], generated: list[list[Generated]], networks: Networ
 def _mean(rows: list[dict]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-
-
-# --- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def _write_sheets(
-    folder: Path, setting: str, truths: list[Truth], generated: list[list[Generated]], rows: list[dict]
-) -> None:
-    """A sheet per clip (its first sample), and an overview of the best, median and worst clips."""
-    own_folder = folder / setting
-    own_folder.mkdir(parents=True, exist_ok=True)
-    for truth, own, row in zip(truths, generated, rows, strict=True):
-        one = own[0]
-        shown = [SheetRow("static", on_white(one.static)), SheetRow("truth", on_white(truth.moving))]
-        shown.append(SheetRow("generated", on_white(one.moving)))
-        if setting != "text":
-            shown.append(SheetRow("difference", difference(one.moving, truth.moving)))
-        sheet(_title(row), shown).save(own_folder / f"{truth.clip.name}.png")
-
-    order = np.argsort([_wrongness(row) for row in rows], kind="stable")
-    middle = max((len(order) - OVERVIEW) // 2, 0)
-    groups = {"best": order[:OVERVIEW], "median": order[middle : middle + OVERVIEW], "worst": order[-OVERVIEW:]}
-    shown_already: set[int] = set()
-    blocks = []
-    for label, indices in groups.items():
-        for index in indices:
-            if index in shown_already:
-                continue
-            shown_already.add(index)
-            pair = [SheetRow("truth", on_white(truths[index].moving))]
-            pair.append(SheetRow("generated", on_white(generated[index][0].moving)))
-            blocks.append(sheet(f"{label}: {_title(rows[index])}", pair))
-    stacked(blocks).save(folder / f"{setting}_overview.png")
-
-
-def _wrongness(row: dict) -> float:
-    """For ranking: energy error, as the motion error favors what hardly moves; without a truth, how far m is missed."""
-    return row.get("energy_error", abs(np.log(max(row["magnitude_ratio"], 1e-6))))
-
-
-def _title(row: dict) -> str:
-    text = f'{row["asset"]}: "{row["prompt"]}"   m {row["magnitude"]:.2f}, measured {row["magnitude_measured"]:.2f}'
-    if "psnr" in row:
-        text += f"   PSNR {row['psnr']:.1f} dB (no motion {row['psnr_static']:.1f})"
-        text += f"   motion error {row['motion_error']:.3f} (no motion {row['motion_error_static']:.3f})"
-    return text
-
-
-COLUMNS = {
-    "magnitude": "m asked", "magnitude_measured": "m measured", "psnr": "PSNR", "psnr_static": "PSNR no motion",
-    "ssim": "SSIM", "ssim_static": "SSIM no motion", "motion_error": "motion error",
-    "motion_error_static": "motion error no motion", "energy_error": "energy error", "motion_cosine": "cosine",
-    "sharpness": "sharpness", "stray": "stray", "stray_true": "stray in truth",
-    "lpips": "LPIPS", "clip_f": "CLIP-F", "clip_o": "CLIP-O", "psnr_closing": "closing PSNR",
-    "spearman": "Spearman", "psnr_m0": "PSNR m = 0", "seconds": "s",
-    "cpu_seconds": "CPU s",
-}  # fmt: skip
-
-
-def _table(setting: str, result: dict) -> str:
-    """One setting as a Markdown table."""
-    mean = result["mean"]
-    names = [name for name in COLUMNS if name in mean]
-    lines = [f"## {setting}", "", "| clip | " + " | ".join(COLUMNS[name] for name in names) + " |"]
-    lines.append("|---" + "|---:" * len(names) + "|")
-    for label, values in [*((f"{row['asset']} {row['action']}", row) for row in result["assets"]), ("**mean**", mean)]:
-        lines.append(f"| {label.replace('|', '/')} | " + " | ".join(_cell(values.get(name)) for name in names) + " |")
-    rest = {name: value for name, value in mean.items() if name.startswith("fvd") or name == "spearman_per_object"}
-    lines += ["", *(f"- {name}: {_cell(value)}" for name, value in rest.items())]
-    for row in result["assets"]:
-        if "ladder" in row:
-            steps = ", ".join(f"{asked} -> {measured:.2f}" for asked, measured in row["ladder"].items())
-            lines.append(f"- m asked -> measured, {row['asset']}: {steps}")
-    lines.append("")
-    return "\n".join(lines)
-
-
-def _notes(summary: dict) -> str:
-    lines = [f"{summary['preset']}, {summary['sampling']['seeds']} seed(s), renderer {summary['renderer']}."]
-    lines += [f"Not measured: {name}: {reason}." for name, reason in summary["not_measured"].items()]
-    lines += [f"Left out: {name}: {reason}." for name, reason in summary["left_out"].items()]
-    return "\n\n".join(lines) + "\n"
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def _write_json(path: Path, data: dict) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(data, indent=1) + "\n").encode())
 
 
 def _digest(array: np.ndarray) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.data.curation import magnitude_of
 from backend.data.views import FRAMES, DatasetView
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.truth import (
@@ -19,7 +18,8 @@ from backend.evaluation.truth import (
     read_surface,
     render_usable,
 )
-from backend.pipelines.diffusion4d import Views
+from backend.models.motion_magnitude import magnitude_of
+from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run
 from blender_addon.contract.orbit import Cameras, Orbit, further_cameras
 from blender_addon.contract.surface import SurfaceSamples

@@ -8,7 +8,8 @@ from pathlib import Path
 from backend.evaluation.generation import Generator
 from backend.models.kinesplat_small import CARD, FOLDER, load
 from backend.models.shipped import default_device
-from backend.pipelines import diffusion4d
+from backend.pipelines.diffusion4d import generate_moving
+from backend.pipelines.still_subject import generate_static
 
 BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "guidance", "pipelines", "splatting")  # whose code decides what comes out
@@ -30,7 +31,7 @@ def shipped_generator(weights: Path | None = None, *, known: bool = True) -> Gen
         digest.update(path.read_bytes())
     chosen = {"model": model, "known": known}
     return Generator(
-        moving=lambda *given, **settings: diffusion4d.generate_moving(*given, **settings, **chosen).pictures,
-        static=partial(diffusion4d.generate_static, model=model),
+        moving=lambda *given, **settings: generate_moving(*given, **settings, **chosen).pictures,
+        static=partial(generate_static, model=model),
         version=f"{model.name} on {device}, {digest.hexdigest()[:12]}{'' if known else ', invented only'}",
     )

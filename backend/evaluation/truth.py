@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from backend.data.children import ask_all
-from backend.data.curation import magnitude_of, touches_border
+from backend.data.curation import touches_border
 from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip
+from backend.models.motion_magnitude import magnitude_of
 from backend.progress import Run, UserError
-from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays
+from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays, write_json
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.surface import SurfaceSamples, read_surface_samples
 
@@ -147,8 +148,7 @@ def read_surface(folder: Path) -> tuple[SurfaceSamples, np.ndarray]:
 
 def write_truth_json(folder: Path, fingerprint: str, problem: str = "") -> None:
     """Mark a clip's folder as complete; `problem` says why there are no pictures in it."""
-    with atomic_file(folder / "truth.json") as file:
-        file.write(json.dumps({"fingerprint": fingerprint, "problem": problem}).encode())
+    write_json(folder / "truth.json", {"fingerprint": fingerprint, "problem": problem})
 
 
 def _read_json(folder: Path) -> dict:

@@ -5,7 +5,6 @@ The paper's protocol (section 4.1): four orthogonal true views, one of which is 
 pipeline are handed in, so that tests can bring a model that knows the truth.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from backend.evaluation.video_sheets import clip_sheet, overview, table, title_o
 from backend.evaluation.video_truth import ORTHOGONAL, RESOLUTION, VideoTruth, VideoTruthFolder, resized
 from backend.progress import Run, UserError
 from backend.versions import versions
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import atomic_file, write_json
 
 RENDERING, MAKING = "Rendering the truth", "Making clips"
 
@@ -263,7 +262,6 @@ def statistics(rows: list[dict], sets: VideoSets) -> dict:
 
 
 def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
-    with atomic_file(out / "summary.json") as file:
-        file.write((json.dumps(summary, indent=1) + "\n").encode())
+    write_json(out / "summary.json", summary)
     with atomic_file(out / "table.md") as file:
         file.write(table(by_case, summary).encode())

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from backend.evaluation.sheets import SheetRow, sheet, stacked
+from backend.evaluation.tables import aligned, caveats, cell, figures_table
 from backend.evaluation.video_truth import ORTHOGONAL
 from backend.pictures import over_white
 
@@ -67,44 +68,19 @@ def table(by_case: dict[str, dict], summary: dict) -> str:
 
     by_case: each as `video_run.statistics` gives it.
     """
-    names = [name for name in COLUMNS if any(name in own["mean"] for own in by_case.values())]
+    heads = {name: head for name, head in COLUMNS.items() if any(name in own["mean"] for own in by_case.values())}
     both = ("mean", "median")
     lines = ["## All cases", ""]
-    lines += _grid("", names, {f"{case}, {kind}": own[kind] for case, own in by_case.items() for kind in both})
+    lines += figures_table("", heads, {f"{case}, {kind}": own[kind] for case, own in by_case.items() for kind in both})
     for case, own in by_case.items():
         rows = {f"{row['clip']}": row for row in own["assets"]}
-        lines += ["", f"## {case}", "", *_grid("clip", names, {**rows, **{f"**{kind}**": own[kind] for kind in both}})]
+        rows |= {f"**{kind}**": own[kind] for kind in both}
+        lines += ["", f"## {case}", "", *figures_table("clip", heads, rows)]
     stages = list(dict.fromkeys(stage for own in by_case.values() for stage in own["stage_seconds"]))
     lines += ["", "## Seconds by stage, mean", ""]
     head = ["case", *stages]
-    lines += _aligned([head, *([case, *(_number(own["stage_seconds"].get(name)) for name in stages)]
+    lines += aligned([head, *([case, *(cell(own["stage_seconds"].get(name)) for name in stages)]
                                for case, own in by_case.items())])  # fmt: skip
     about = f"{summary['model']}, {summary['preset']}, seed {summary['seed']}, {summary['frames']} frames"
     lines += ["", f"{about}; {summary['renderer'] or 'no truth'}, {summary['resolution']} px.", ""]
-    if summary["missing"]:
-        lines.append(f"- Not finished: {summary['missing']} clips are missing.")
-    for heading, notes in (("Not measured", "not_measured"), ("Left out", "left_out"), ("Failed", "failed")):
-        lines += [f"- {heading}: {name}: {reason}" for name, reason in summary[notes].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _grid(corner: str, names: list[str], rows: dict[str, dict]) -> list[str]:
-    cells = [[label.replace("|", "/"), *(_number(row.get(name)) for name in names)] for label, row in rows.items()]
-    return _aligned([[corner, *(COLUMNS[name] for name in names)], *cells])
-
-
-def _aligned(cells: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns stand below each other; the first row is its head."""
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    lines = [
-        "| "
-        + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return [lines[0], rule, *lines[1:]]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    return "\n".join(lines + caveats(summary)) + "\n"

@@ -13,11 +13,12 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from backend.data.curation import magnitude_of, premultiplied
 from backend.data.view_samples import DISTANCE, FOV, LARGEST
 from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.truth import LEAVES_PICTURE, MOVING, STATIC, Plan, Shots, read_pictures, render_usable
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import premultiplied
 from backend.progress import Run
 from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
 

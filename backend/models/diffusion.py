@@ -5,10 +5,14 @@ z_t = cos(pi t / 2) z_0 + sin(pi t / 2) eps for t in 0..1. Samplers are diffuser
 """
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
+
+from backend.progress import Run
 
 STEPS = 1_200  # divided by nearly every number of sampling steps: DDIM counts in whole parts of it
 _SMALLEST = 2.0**-24  # of alpha_bar: multistep solvers take its logarithm
@@ -47,3 +51,25 @@ def scheduler(name: str = "ddim", steps: int = STEPS) -> SchedulerMixin:
 def share(step: Tensor, steps: int = STEPS) -> Tensor:
     """The share of the diffusion time, as networks take it, of a scheduler's time step 0..steps - 1."""
     return (step.float() + 1) / steps
+
+
+def denoise(
+    shape: tuple[int, ...],
+    predict: Callable[[Tensor, Tensor], Tensor],
+    sampler: str,
+    steps: int,
+    seed: int,
+    run: Run | None,
+    preview: Callable[[Tensor], np.ndarray],
+    device: torch.device,
+) -> Tensor:
+    """Sample clean latents with one of diffusers' samplers; `predict` gives clean latents from noisy ones."""
+    schedule = scheduler(sampler)
+    schedule.set_timesteps(steps)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    for number, step in enumerate(schedule.timesteps):
+        clean = predict(latents, share(step).expand(1).to(device))
+        latents = schedule.step(clean, step, latents).prev_sample
+        if run is not None:
+            run.report(number + 1, steps, preview=lambda clean=clean: preview(clean))
+    return clean

@@ -28,8 +28,8 @@ from backend.models.fourdm_blocks import (
     TemporalTransformer,
     Upsample,
     check_frames,
-    zeroed,
 )
+from backend.models.video_blocks import zeroed
 
 
 @dataclass(frozen=True)

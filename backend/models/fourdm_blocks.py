@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backend.models.video_blocks import zeroed
 from backend.progress import UserError
 
 GROUPS = 32  # of every group norm
@@ -328,13 +329,6 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_picture(tokens: Tensor, like: Tensor) -> Tensor:
     """[B, h w, C] -> [B, C, h, w] of `like`; no copy."""
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer, beginning at zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def check_frames(frames: int, positions: int) -> None:

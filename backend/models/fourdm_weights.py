@@ -13,7 +13,8 @@ from torch import Tensor
 
 from backend.models.checkpoints import load_strictly, locate, read_tensors, released_state
 from backend.models.fourdm import PUBLISHED, FourDM, FourDMConfig
-from backend.models.fourdm_blocks import MotionModule, PositionTable, zeroed
+from backend.models.fourdm_blocks import MotionModule, PositionTable
+from backend.models.video_blocks import zeroed
 
 UNET = "diffusion_model."
 BASE, MOTION = "imagedream", "4dm"  # names of the weights

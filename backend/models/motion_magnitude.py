@@ -5,7 +5,10 @@ The paper does not state the normalisation of m. Here it is 255 times the mean s
 images in 0..1 on white: the two public sample assets then measure 8.2 and 4.6, beside the paper's examples 5 and 15.
 """
 
+import numpy as np
 from torch import Tensor, nn
+
+from backend.pictures import premultiplied
 
 SCALE = 255.0
 
@@ -18,6 +21,16 @@ def motion_magnitude(moving: Tensor, static: Tensor) -> Tensor:
     difference = moving - static
     on_white = difference[..., :3] - difference[..., 3:]
     return SCALE * on_white.square().mean((-4, -3, -2, -1))
+
+
+def magnitude_of(moving: np.ndarray, static: np.ndarray) -> float:
+    """m of two orbits [T, H, W, 4] uint8 with straight alpha."""
+    return float(motion_magnitude(premultiplied(moving), premultiplied(static)))
+
+
+def frames_magnitude(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]
+    """m of pictures as networks have them."""
+    return motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))
 
 
 def latent_magnitude(latents: Tensor, static_latents: Tensor | None = None) -> Tensor:

@@ -13,7 +13,8 @@ from safetensors.torch import save as serialize
 
 from backend.models.gpu import usable_gpu
 from backend.progress import UserError
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import atomic_file, write_json
+from blender_addon.contract.requests import file_sha256
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 CARD = "model.json"
@@ -45,9 +46,8 @@ def read_card(folder: Path, kind: str, version: int) -> dict:
     if (card["format"], card["version"]) != (kind, version):
         raise UserError("weights_version", f"{folder} holds weights of another version.", HINT)
     for name, digest in card["sha256"].items():
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise UserError("weights_damaged", f"{folder / name} is damaged: its checksum is wrong.", HINT)
+        if file_sha256(folder / name) != digest:
+            raise UserError("weights_damaged", f"{folder / name} is damaged: its checksum is wrong.", HINT)
     return card
 
 
@@ -95,8 +95,7 @@ def write_model(
             write(name, tensors)
             files[part].append(name)
     card = {"format": kind, "version": version, **about, "files": files, "sha256": digests}
-    with atomic_file(folder / CARD) as file:
-        file.write(json.dumps(card, indent=1).encode())
+    write_json(folder / CARD, card)
 
 
 def sizes(values: dict) -> dict:

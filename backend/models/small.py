@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backend.models.motion_magnitude import MagnitudeEmbedding
+from backend.models.video_blocks import zeroed
 
 MOST_SEQUENCES = 2**16 - 1  # of one launch of attention on a GPU
 
@@ -247,13 +248,6 @@ def sinusoid(values: Tensor, width: int) -> Tensor:  # [...] in 0..1 -> [..., wi
     frequencies = torch.pi * torch.logspace(0, 3, width // 2, device=values.device, dtype=values.dtype)
     angles = values[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """A layer that begins by adding nothing to its residual connection."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def channels_first(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from backend.models.small import (
     channels_last,
     channels_to_blocks,
     sinusoid,
-    zeroed,
 )
+from backend.models.video_blocks import zeroed
 
 VIEWS, FRAMES = 4, 8  # that it is trained with
 CHANNELS = 4  # of latents: RGB on white and alpha, both -1..1

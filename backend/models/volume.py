@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.models.small import Attention, TextEncoder, sinusoid, zeroed
+from backend.models.small import Attention, TextEncoder, sinusoid
+from backend.models.video_blocks import zeroed
 
 VOXELS = 48  # along each axis
 HALF_SIDE = 0.56  # of the volume, in clip space: the subject's longest side is 1

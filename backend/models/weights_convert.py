@@ -4,7 +4,6 @@ which takes tensors and nothing else, and everything after that reads safetensor
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,8 @@ from backend.models.checkpoints import CARD, read_shapes
 from backend.models.weights_registry import Weights, find, of_file
 from backend.progress import Run, UserError
 from backend.versions import versions
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import write_json
+from blender_addon.contract.requests import file_sha256
 
 CHUNK = 1 << 22
 LEFT_OVER = ".converting-"  # begins the name of a folder in which a conversion works
@@ -138,14 +138,13 @@ def write_card(folder: Path, weights: Weights, note: dict, digests: dict[str, st
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != CARD:
-            digest = (digests or {}).get(name) or sha256(path)
+            digest = (digests or {}).get(name) or file_sha256(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": digest}
     card = {
         "name": weights.name, "licence": weights.licence, "commercial_use": weights.commercial,
         **note, "files": files, "versions": versions(),
     }  # fmt: skip
-    with atomic_file(folder / CARD) as file:
-        file.write(json.dumps(card, indent=1).encode())
+    write_json(folder / CARD, card)
 
 
 def share(folder: Path) -> None:
@@ -154,12 +153,6 @@ def share(folder: Path) -> None:
     with contextlib.suppress(OSError):  # a disk without owners, such as exFAT
         for path in (folder, *folder.rglob("*")):
             path.chmod(mode if path.is_dir() else mode & 0o666)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run_worker(question: dict, run: Run) -> dict:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.models.checkpoints import CARD, locate, read_card, read_shapes
-from backend.models.weights_convert import sha256
 from backend.models.weights_registry import Weights
 from backend.progress import Run, UserError
+from blender_addon.contract.requests import file_sha256
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def verify(weights: Weights, folder: Path, run: Run) -> Verdict:
     published = {file.path: file for file in weights.files if not file.is_pickle}
     for place, name in enumerate(sorted(files.keys() & present)):
         run.report(place, len(files))
-        size, digest = (path / name).stat().st_size, sha256(path / name)
+        size, digest = (path / name).stat().st_size, file_sha256(path / name)
         if size != files[name].get("bytes"):
             problems.append(f"{name} has {size} bytes instead of {files[name].get('bytes')}")
         elif digest != files[name].get("sha256"):

@@ -18,24 +18,31 @@ from torch.nn import functional
 
 from backend.guidance.classifier_free import guide
 from backend.models import motion_latents
-from backend.models.diffusion import scheduler, share
-from backend.models.first_guess import inflate
+from backend.models.diffusion import denoise
 from backend.models.kinesplat_small import KinesplatSmall, load
-from backend.models.motion_magnitude import motion_magnitude
+from backend.models.motion_magnitude import frames_magnitude, magnitude_of
 from backend.models.precision import matrix_precision
-from backend.models.volume import VOXELS, render_volume
-from backend.pictures import over_white, tiled
 from backend.pipelines import clips, elementary_prompts
 from backend.pipelines.coherence import Coherence
 from backend.pipelines.elementary import Elementary
 from backend.pipelines.memory_plan import chosen_device
 from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
+from backend.pipelines.orbit_pictures import (
+    PREVIEW_FRAMES,
+    Views,
+    as_pictures,
+    as_tensor,
+    observations,
+    preview_of,
+    resized,
+)
 from backend.pipelines.recall import recall
-from backend.pipelines.subject_image import framed, read_image
+from backend.pipelines.still_subject import generate_static
+from backend.pipelines.subject_image import read_image
 from backend.progress import Run, UserError
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.guide import SurfaceMotion
-from backend.splatting.observations import Observations, read_observations
+from backend.splatting.observations import read_observations
 from backend.splatting.rasterize import warm_up
 from backend.splatting.surface_motion import grown, kept_in_view
 from blender_addon.contract.arrays import BadFileError
@@ -51,9 +58,6 @@ AMPLITUDE_STEPS = 4  # of solving for the amplitude that has the wanted magnitud
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 POWERS = (0.7, 2.0)  # of the size, with which the magnitude may grow
 STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
-PREVIEW_PIXELS = 48
-PREVIEW_FRAMES = 8
-LEAST_COVERAGE = 0.004  # of the picture
 
 
 def run_request(request: dict, blob: Callable[[str], Path], run: Run, **published: object) -> Path:
@@ -108,13 +112,6 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
     return clips.finish_clip(request, replace(clip, provenance=provenance), run)
 
 
-class Views(NamedTuple):
-    """Pictures of a subject, and from where and when they were taken."""
-
-    pictures: np.ndarray  # [V, H, W, 4] uint8, straight alpha
-    cameras: Cameras
-
-
 def generate(
     static: Views | None,
     further: Views | None,
@@ -129,7 +126,7 @@ def generate(
     image: [H, W, 4] uint8 or None.
     """
     model = load(device=chosen_device(run).type)
-    common = {"seed": settings["seed"], "steps": settings["steps"], "run": run}
+    common = {"seed": settings["seed"], "steps": settings["steps"], "run": run, "model": model}
     of_words = static is None and image is None  # what it is, and not only how it moves
     if static is None:
         run.begin(STILL)
@@ -161,7 +158,7 @@ def generate(
         cameras=static.cameras,
         prompt=settings["prompt"],
         motion=settings["motion"],
-        motion_measured=measured_magnitude(moving.pictures, static.pictures),
+        motion_measured=magnitude_of(moving.pictures, static.pictures),
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
@@ -284,7 +281,7 @@ def _elementary(motion: Elementary, subject: MovedSubject, times: np.ndarray, *,
 def _sketch(subject: MovedSubject, shifts: Tensor) -> np.ndarray:
     """Some of its pictures, to look at while more is to come."""
     few = torch.linspace(0, len(shifts) - 1, PREVIEW_FRAMES).round().long()
-    return picture(subject.sketch(shifts, few)[None])
+    return preview_of(subject.sketch(shifts, few)[None])
 
 
 def _invented(
@@ -346,125 +343,6 @@ def _invented(
     return Movement(shifts, moves_as, warnings(model, prompt))
 
 
-@torch.no_grad()
-def generate_static(
-    cameras: Cameras,
-    prompt: str,
-    image: np.ndarray | None = None,
-    *,
-    seed: int = 0,
-    steps: int = int(BOUNDS["steps"].default),
-    guidance: float = 1.0,
-    sampler: str = "ddim",
-    run: Run | None = None,
-    model: KinesplatSmall | None = None,
-) -> np.ndarray:
-    """The static orbit of a text, of an image of the first view, or of both: a volume, seen from all sides.
-
-    The volume is denoised by the model's static network. Where the weights have none it is a first guess: the image
-    inflated, or the known subject that the text names.
-
-    image: [H, W, 4] uint8, straight alpha or on a plain background: the subject as the first camera sees it.
-    `guidance` is the w1 of Eq. 3. Returns [T, H, W, 4] uint8, straight alpha, H and W as `cameras` say.
-
-    Raises:
-        UserError: the image cannot be used, the text names nothing that is known, or nothing visible came out.
-    """
-    model = model or load()
-    first = None
-    if image is not None:
-        cut = as_tensor(framed(image)[None], model.device)[0]
-        first = functional.interpolate(cut, (model.resolution,) * 2, mode="area")
-    poses = torch.from_numpy(cameras.camera_to_world)
-    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width)
-
-    def look(volume: Tensor, size: int, views: slice = slice(None)) -> Tensor:
-        return render_volume(volume, poses[views], focal[views], size)[None]
-
-    def preview(volume: Tensor) -> np.ndarray:
-        return picture(look(volume, PREVIEW_PIXELS, slice(None, None, max(len(poses) // 8, 1))))
-
-    if model.static is None:
-        volume = first_guess(model, prompt, first, seed)
-        if run is not None:
-            run.report(1, 1, preview=lambda: preview(volume))
-    else:
-        volume = denoised_volume(model, prompt, first, seed, steps, guidance, sampler, run, preview)
-    frames = look(volume, cameras.width)
-    if float(frames[:, :, 3].mean()) < LEAST_COVERAGE:
-        hint = (
-            "Try another seed, or words for the things it knows: animals, people, fish."
-            if image is None
-            else "Choose an image of a subject that is not as thin as a line."
-        )
-        raise UserError("nothing_made", "The model made nothing that could be seen of this.", hint)
-    return as_pictures(frames)
-
-
-def first_guess(model: KinesplatSmall, prompt: str, first: Tensor | None, seed: int) -> Tensor:  # [N, N, N, 4]
-    """A still subject without a network: the first view [1, 4, H, W] inflated, or the known subject of the text."""
-    if first is not None:
-        return inflate(first[0].cpu()).to(model.device)
-    subject = model.memory.nearest(prompt, seed)
-    if subject is None:
-        known = ", ".join(sorted(set(model.memory.subjects))[::8])
-        hint = f"It knows, for example: {known}. Or start from an image or an object."
-        raise UserError("unknown_subject", "The prompt names no subject that the model knows.", hint)
-    return model.memory.volume(subject).to(model.device)
-
-
-def denoised_volume(
-    model: KinesplatSmall,
-    prompt: str,
-    first: Tensor | None,
-    seed: int,
-    steps: int,
-    guidance: float,
-    sampler: str,
-    run: Run | None,
-    preview: Callable[[Tensor], np.ndarray],
-) -> Tensor:  # [N, N, N, 4]
-    """A still subject by the static network, of a text, of the first view [1, 4, H, W], or of both."""
-    shown = float(first is not None)
-    blank = torch.zeros(1, 4, model.resolution, model.resolution, device=model.device)
-    given = ((blank if first is None else first).expand(2, -1, -1, -1), torch.tensor([shown, 0.0], device=model.device))
-    tokens = model.vocabulary.batch([prompt, ""]).to(model.device)
-
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        with matrix_precision(model.device):
-            out = model.static(latents.expand(2, -1, -1, -1, -1), *given, timestep.expand(2), tokens).float()
-        return guide(out[:1], out[1:], out[:1], guidance, 0.0)
-
-    def colored(latents: Tensor) -> Tensor:
-        return (latents[0] / 2 + 0.5).clamp(0, 1)
-
-    shape = (1, VOXELS, VOXELS, VOXELS, 4)
-    show = lambda clean: preview(colored(clean))  # noqa: E731
-    return colored(denoise(shape, predict, sampler, steps, seed, run, show, model.device))
-
-
-def denoise(
-    shape: tuple[int, ...],
-    predict: Callable[[Tensor, Tensor], Tensor],
-    sampler: str,
-    steps: int,
-    seed: int,
-    run: Run | None,
-    preview: Callable[[Tensor], np.ndarray],
-    device: torch.device,
-) -> Tensor:
-    """Sample clean latents with one of diffusers' samplers; `predict` gives clean latents from noisy ones."""
-    schedule = scheduler(sampler)
-    schedule.set_timesteps(steps)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    for number, step in enumerate(schedule.timesteps):
-        clean = predict(latents, share(step).expand(1).to(device))
-        latents = schedule.step(clean, step, latents).prev_sample
-        if run is not None:
-            run.report(number + 1, steps, preview=lambda clean=clean: preview(clean))
-    return clean
-
-
 def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float], Tensor]) -> float:
     """What latents are to be multiplied by, so that their frames have the wanted motion magnitude.
 
@@ -474,7 +352,7 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
     """
     size, power, tried = 1.0, 2.0, None
     for _ in range(AMPLITUDE_STEPS):
-        found = float(magnitude_of(decode(size), static))
+        found = float(frames_magnitude(decode(size), static))
         if magnitude <= 0 or found < 1e-6 or (tried is not None and found == tried[1]):  # a whole turn is one
             return size
         if tried is not None and tried[0] != size:  # large movements add less: what has moved off moves off once
@@ -482,16 +360,6 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
         tried = size, found
         size = float(np.clip(size * (magnitude / found) ** (1 / power), *AMPLITUDE_LIMITS))
     return size
-
-
-def magnitude_of(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]
-    """Eq. 1."""
-    return motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))
-
-
-def measured_magnitude(moving: np.ndarray, static: np.ndarray) -> float:
-    """Eq. 1 of pictures [T, H, W, 4] uint8, straight alpha."""
-    return float(magnitude_of(as_tensor(moving), as_tensor(static)))
 
 
 def warnings(model: KinesplatSmall, prompt: str, heeded: Callable[[str], bool] = lambda word: False) -> list[str]:
@@ -502,45 +370,12 @@ def warnings(model: KinesplatSmall, prompt: str, heeded: Callable[[str], bool] =
     return [f"The model does not know: {', '.join(unknown)}. It went by the other words and by what it saw."]
 
 
-def as_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:  # [1, T, 4, H, W]
-    """Pictures [T, H, W, 4] uint8 with straight alpha -> premultiplied, 0..1."""
-    values = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).float() / 255
-    return torch.cat([values[..., :3] * values[..., 3:], values[..., 3:]], -1).permute(0, 3, 1, 2)[None]
-
-
-def as_pictures(frames: Tensor) -> np.ndarray:  # [T, H, W, 4] uint8
-    """The reverse of `as_tensor`."""
-    values = frames[0].permute(0, 2, 3, 1).cpu()
-    color = values[..., :3] / values[..., 3:].clamp_min(1e-3)
-    return (torch.cat([color, values[..., 3:]], -1).clamp(0, 1) * 255).round().byte().numpy()
-
-
 def told_by(frames: GeneratedFrames) -> SurfaceMotion | None:
     """The movement that generated frames show, where it is known."""
     known = frames.points, frames.movement, frames.cameras.times
     if frames.points is None:
         return None
     return SurfaceMotion(*(torch.from_numpy(array).float() for array in known))
-
-
-def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> Views:
-    """Views [V, H, W, 4] uint8 with H = W at another size."""
-    if cameras.width == pixels:
-        return Views(pictures, cameras)
-    values = functional.interpolate(as_tensor(pictures)[0], (pixels, pixels), mode="bilinear", antialias=True)
-    scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
-    return Views(as_pictures(values[None]), replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels))
-
-
-def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:
-    """Pictures [T, H, W, 4] uint8 as construction takes them."""
-    return Observations(as_tensor(pictures)[0].permute(0, 2, 3, 1).contiguous(), cameras)
-
-
-def picture(frames: Tensor) -> np.ndarray:  # [2 H, 4 W, 3] uint8
-    """Eight of the frames [1, T, 4, H, W] on white, to look at while more is to come."""
-    chosen = torch.linspace(0, frames.shape[1] - 1, PREVIEW_FRAMES).round().long()
-    return tiled(over_white(frames[0, chosen].movedim(1, -1)).unflatten(0, (2, -1)))
 
 
 def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:

@@ -25,11 +25,13 @@ from backend.models import encoders, fused, published
 from backend.models.checkpoints import load_strictly, locate, read_tensors
 from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
+from backend.models.motion_magnitude import magnitude_of
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT, VideoMV
 from backend.pipelines import videomv_orbit
-from backend.pipelines.diffusion4d import MOVING, STILL, as_tensor, measured_magnitude, resized
+from backend.pipelines.diffusion4d import MOVING, STILL
 from backend.pipelines.matte import cut_out
 from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
+from backend.pipelines.orbit_pictures import as_tensor, resized
 from backend.pipelines.published_needs import demand_weights, licences, plans
 from backend.pipelines.recorded_steps import recorded
 from backend.pipelines.subject_image import FRAMED_SHARE, framed
@@ -135,7 +137,7 @@ def _generate(
         cameras=cameras,
         prompt=settings["prompt"],
         motion=settings["motion"],
-        motion_measured=measured_magnitude(moving, static),
+        motion_measured=magnitude_of(moving, static),
         seed=settings["seed"],
     )
 

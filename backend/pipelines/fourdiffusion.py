@@ -24,7 +24,6 @@ from backend.guidance import sds
 from backend.models.lpips import find_lpips, load_lpips
 from backend.nerf import losses, to_surface
 from backend.pipelines import clips
-from backend.pipelines.diffusion4d import observations
 from backend.pipelines.fourdiffusion_curves import Curves, preview
 from backend.pipelines.fourdiffusion_draws import Draw, draw
 from backend.pipelines.fourdiffusion_guidance import Guidance
@@ -32,6 +31,7 @@ from backend.pipelines.fourdiffusion_settings import Settings
 from backend.pipelines.fourdiffusion_subjects import FieldSubject, GaussianSubject, Subject
 from backend.pipelines.memory_plan import chosen_device
 from backend.pipelines.multi_view_video import DISTANCE, FOV, MultiViewVideo
+from backend.pipelines.orbit_pictures import observations
 from backend.pipelines.video_model import VideoModel, load_video_model, told_of, within_memory
 from backend.progress import Run, UserError
 from backend.splatting.checkpoint import Checkpoint, state_key

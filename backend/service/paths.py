@@ -14,7 +14,7 @@ from pathlib import Path
 
 from backend.progress import UserError
 from backend.versions import program_key
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import write_json
 from blender_addon.contract.home import HOME_VARIABLE, INSTALLATION_FILE, SERVER_FILE, TOKEN_FILE
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
@@ -177,14 +177,12 @@ def ensure_token(home: Home) -> str:
 
 def note_installation(home: Home) -> None:
     """Note where this program lies, so that the add-on can start it without being told."""
-    with atomic_file(home.folder / INSTALLATION_FILE) as file:
-        file.write(json.dumps({"folder": str(Path(__file__).resolve().parents[2])}).encode())
+    write_json(home.folder / INSTALLATION_FILE, {"folder": str(Path(__file__).resolve().parents[2])})
 
 
 def write_server(home: Home, server: dict) -> None:
     """Write the port file in one step, with mode 0600."""
-    with atomic_file(home.server, private=True) as file:
-        file.write(json.dumps(server).encode())
+    write_json(home.server, server, private=True)
 
 
 def read_server(home: Home) -> dict | None:

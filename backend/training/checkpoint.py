@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from backend.progress import UserError
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import write_json
 
 KEEP = 2
 STATE, CONFIG = "trainer.json", "config.json"
@@ -46,7 +46,7 @@ def save_checkpoint(
     """
     folder = Path(run) / f"step_{state['step']:08d}"
     if folder.exists():  # the same step: nothing but the bookkeeping can differ
-        _write_state(folder, state)
+        write_json(folder / STATE, state)
         return folder
     for left in Path(run).glob("step_*.part"):
         shutil.rmtree(left)
@@ -56,7 +56,7 @@ def save_checkpoint(
     for name, one in ((WEIGHTS, network), (EMA, ema)):
         save_tensors(part / name, {key: tensor for key, tensor in one.state_dict().items() if key not in left_out})
     save_tensors(part / OPTIMIZER, _optimizer_tensors(network, optimizer))
-    _write_state(part, state)
+    write_json(part / STATE, state)
     os.replace(part, folder)
     _sync_folder(folder.parent)
     for old in checkpoints(run)[:-KEEP]:
@@ -126,9 +126,8 @@ def read_about(folder: Path | str) -> dict:
 
 def write_about(folder: Path, state: dict, about: dict) -> None:
     """What `read_state` and `read_about` find in a packed run."""
-    _write_state(folder, state)
-    with atomic_file(folder / CONFIG) as file:
-        file.write(json.dumps(about, indent=1).encode())
+    write_json(folder / STATE, state)
+    write_json(folder / CONFIG, about)
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
@@ -189,11 +188,6 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _write_state(folder: Path, state: dict) -> None:
-    with atomic_file(folder / STATE) as file:
-        file.write(json.dumps(state, indent=1).encode())
 
 
 def _sync_folder(folder: Path) -> None:

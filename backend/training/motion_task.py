@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from backend.models import motion_latents
 from backend.models.diffusion import add_noise, alphas_cumprod
-from backend.models.motion_magnitude import latent_magnitude, motion_magnitude, reconstruction_loss
+from backend.models.motion_magnitude import frames_magnitude, latent_magnitude, reconstruction_loss
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.training.batches import Batch
@@ -46,7 +46,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     still = draw(size) < config.static
     moving = torch.where(still[:, None, None, None, None], batch.static, batch.moving)
     flow = batch.flow * ~still[:, None, None, None, None]
-    magnitude = magnitude_of(moving, batch.static)
+    magnitude = frames_magnitude(moving, batch.static)
     clean = motion_latents.encode(flow, moving, batch.static, magnitude)
 
     fate = draw(size)
@@ -85,8 +85,3 @@ def importance(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> 
 def condition(static: Tensor) -> Tensor:  # [B, T, 4, H, W] -> [B, T, 16, H/2, W/2]
     """The static orbit as the network is shown it."""
     return functional.pixel_unshuffle(static.flatten(0, 1), 2).unflatten(0, static.shape[:2]) * 2 - 1
-
-
-def magnitude_of(moving: Tensor, static: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B]
-    """Eq. 1."""
-    return motion_magnitude(moving.permute(0, 1, 3, 4, 2), static.permute(0, 1, 3, 4, 2))

@@ -11,11 +11,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from backend.models import motion_latents
-from backend.models.diffusion import add_noise
+from backend.models.diffusion import add_noise, denoise
+from backend.models.motion_magnitude import frames_magnitude
 from backend.pictures import over_white, tiled
-from backend.pipelines.diffusion4d import denoise
 from backend.training.batches import Batch
-from backend.training.motion_task import condition, importance, magnitude_of
+from backend.training.motion_task import condition, importance
 
 SAMPLES = 8  # of each split, always the same
 SHOWN = 3  # of these on the sheet
@@ -43,17 +43,17 @@ def validate(network: torch.nn.Module, unseen: Batch, seen: Batch, seed: int) ->
     measured = []
     for value in asked:
         wanted = value.expand(SHOWN)
-        measured.append(magnitude_of(sample(network, few, wanted, CONTROL_STEPS, seed), few.static).cpu())
+        measured.append(frames_magnitude(sample(network, few, wanted, CONTROL_STEPS, seed), few.static).cpu())
     wanted, found = asked.cpu()[:, None].expand(-1, SHOWN), torch.stack(measured)
     figures["magnitude_rank"] = rank_correlation(wanted, found)
     figures["magnitude_ratio"] = float((found / wanted).median())
-    generated = sample(network, few, magnitude_of(few.moving, few.static), SHEET_STEPS, seed)
+    generated = sample(network, few, frames_magnitude(few.moving, few.static), SHEET_STEPS, seed)
     return figures, sheet(few.static, few.moving, generated)
 
 
 def one_step_errors(network: torch.nn.Module, batch: Batch, seed: int) -> dict[str, float]:
     """How far one step gets from pure and from half noise."""
-    magnitude = magnitude_of(batch.moving, batch.static)
+    magnitude = frames_magnitude(batch.moving, batch.static)
     clean = motion_latents.encode(batch.flow, batch.moving, batch.static, magnitude)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     weight = importance(batch.moving, batch.static)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from backend.evaluation.metrics import foreground_psnr
-from backend.models.diffusion import add_noise
+from backend.models.diffusion import add_noise, denoise
 from backend.models.small_fourdm import to_latents, to_pictures
 from backend.pictures import over_white, tiled
-from backend.pipelines.diffusion4d import denoise
 from backend.training.batches import GuessedViewBatch
 from backend.training.small_fourdm_task import conditions, importance
 

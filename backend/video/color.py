@@ -3,6 +3,8 @@
 
 import numpy as np
 
+from blender_addon.contract.spherical_harmonics import linear_to_srgb, srgb_to_linear
+
 PQ, HLG, LINEAR = 16, 18, 8  # transfer characteristics; all others count as sRGB's, as players and Blender show them
 BT2020, P3_DCI, P3_D65 = 9, 11, 12  # color primaries; all others count as BT.709's, which are sRGB's
 HDR_WHITE = 203.0  # cd/m2 of a white page in HDR video (ITU-R BT.2408)
@@ -24,8 +26,7 @@ def to_srgb(color: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     light = decode(np.asarray(color, np.float32), transfer)
     if primaries in TO_BT709:
         light = light @ TO_BT709[primaries].T.astype(np.float32)
-    light = light.clip(0, 1)
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(light.clip(0, 1))
 
 
 def decode(code: np.ndarray, transfer: int) -> np.ndarray:
@@ -42,4 +43,4 @@ def decode(code: np.ndarray, transfer: int) -> np.ndarray:
         return 1000 / HDR_WHITE * scene * np.maximum(luminance, 1e-9)[..., None] ** 0.2
     if transfer == LINEAR:
         return code
-    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    return srgb_to_linear(code)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from blender_addon.contract.orbit import Orbit
-
 MAX_FILL = 0.9  # of the frame, as in 4Diffusion's own example video; its cameras would crop a subject of side 1
 SHRINKING = 2.5  # a subject whose path is so many times its own size becomes small
 
@@ -27,7 +25,6 @@ class Framing:
         return min(1 / (2 * self.distance * np.tan(np.radians(self.fov) / 2)), self.largest)
 
 
-DIFFUSION4D = Framing(Orbit.distance, Orbit.fov)
 FOURDIFFUSION = Framing(1.1, 45.0)  # 4Diffusion's demo.py
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading and writing of `.npz` files that may come from anywhere: no pickles, no surprises in size."""
+"""Reading of `.npz` files from anywhere: no pickles, no surprises in size. Writing of files in one step."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -62,6 +63,12 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
     """Write an `.npz` in one step: either the whole file is there afterwards, or the former one."""
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def write_json(path: str | os.PathLike, data: dict, *, private: bool = False) -> None:
+    """Write JSON in one step; `private` as in `atomic_file`."""
+    with atomic_file(path, private=private) as file:
+        file.write((json.dumps(data, indent=1) + "\n").encode())
 
 
 def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:

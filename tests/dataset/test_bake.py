@@ -150,7 +150,7 @@ def test_objects_and_bones_move_as_the_file_says(entry: dict, tmp_path: Path) ->
 def test_both_renderers_show_the_same(entry: dict, tmp_path: Path) -> None:
     """Slide and Wave from a random view, light turned; alpha repaired; recentred travel."""
 
-    from backend.data.curation import premultiplied
+    from backend.pictures import premultiplied
 
     entry["clips"][1]["recentre"] = True
     fast = FastRenderer(tmp_path, entry, 48)

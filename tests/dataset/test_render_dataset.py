@@ -9,9 +9,10 @@ import pytest
 
 from backend.data.render_dataset import Settings, choose_clips, render_dataset
 from backend.data.samples import FREE_LICENCES
-from backend.data.shards import checksum, read_dataset
+from backend.data.shards import read_dataset
 from backend.data.views import views_of_clip
 from backend.progress import JobCancelled, Run, UserError
+from blender_addon.contract.requests import file_sha256
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(spec)
@@ -57,7 +58,7 @@ def test_a_dataset_is_whole(assets: Path, tmp_path: Path) -> None:
     assert manifest["failed"] == []
     assert json.loads((out / "manifest.json").read_text()) == manifest
     for shard in manifest["shards"]:
-        assert checksum(out / shard["file"]) == shard["sha256"]
+        assert file_sha256(out / shard["file"]) == shard["sha256"]
 
     samples = list(read_dataset(out))
     assert len(samples) == manifest["totals"]["samples"] == 4

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.data.shards import RenderedSample, checksum, read_dataset, read_shard, write_shard
+from backend.data.shards import RenderedSample, read_dataset, read_shard, write_shard
 from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.requests import file_sha256
 
 
 def sample(key: str, seed: int) -> RenderedSample:
@@ -18,7 +19,7 @@ def sample(key: str, seed: int) -> RenderedSample:
 def test_a_shard_comes_back_to_the_bit(tmp_path: Path) -> None:
     written = [sample("a", 1), sample("b", 2)]
     digest = write_shard(tmp_path / "s.tar", written)
-    assert checksum(tmp_path / "s.tar") == digest
+    assert file_sha256(tmp_path / "s.tar") == digest
     read = list(read_shard(tmp_path / "s.tar"))
     for before, after in zip(written, read, strict=True):
         assert (before.key, before.info) == (after.key, after.info)

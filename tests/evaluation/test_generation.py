@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from backend.data.curation import magnitude_of, premultiplied
 from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
-from backend.pipelines.diffusion4d import Views
+from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import premultiplied
+from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run, UserError
 from blender_addon.contract.orbit import Orbit, further_cameras, orbit_cameras
 from blender_addon.contract.surface import SurfaceSamples

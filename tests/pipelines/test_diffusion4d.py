@@ -13,7 +13,10 @@ from PIL import Image
 
 from backend.models import kinesplat_small
 from backend.models.motion_latents import warp
+from backend.models.motion_magnitude import frames_magnitude, magnitude_of
 from backend.pipelines import diffusion4d
+from backend.pipelines.orbit_pictures import as_pictures, as_tensor
+from backend.pipelines.still_subject import generate_static
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.construct import STAGES
 from backend.splatting.guide import SurfaceMotion
@@ -21,7 +24,7 @@ from backend.splatting.observations import read_orbit_folder
 from backend.splatting.surface_motion import Surface
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
-from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_cameras
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras
 from blender_addon.contract.requests import build_request, file_sha256, generation_request
 from blender_addon.contract.surface import SurfaceSamples, write_surface_samples
 from tests.pipelines.tiny import RESOLUTION, SURFACE_POINTS, ball_orbit, take_its_place, write_tiny_model
@@ -136,7 +139,7 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     assert (frames.moving != pictures).any()
     np.testing.assert_allclose(frames.cameras.times, np.linspace(0, 1, 24))
     np.testing.assert_allclose(frames.cameras.camera_to_world, cameras.camera_to_world)
-    assert frames.motion_measured == pytest.approx(diffusion4d.measured_magnitude(frames.moving, pictures))
+    assert frames.motion_measured == pytest.approx(magnitude_of(frames.moving, pictures))
     assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
     assert frames.provenance["warnings"] == []
     assert (len(frames.points), np.abs(frames.points).max() < 1) == (SURFACE_POINTS, True)  # of the visual hull
@@ -227,7 +230,7 @@ def test_words_that_the_model_does_not_know_are_told(blobs: Blobs, tmp_path: Pat
 def test_no_size_is_sought_for_what_moves_as_far_at_any() -> None:
     pictures, _ = ball_orbit()
     sizes = []
-    still = diffusion4d.as_tensor(pictures)
+    still = as_tensor(pictures)
     diffusion4d.size_of_magnitude(5.0, still, lambda size: sizes.append(size) or still.flip(1))
     assert len(sizes) == 2
 
@@ -292,46 +295,6 @@ def test_text_and_images_get_a_static_orbit_of_their_own(kind: str, blobs: Blobs
 
 
 @pytest.mark.slow
-def test_an_image_decides_the_static_orbit(model) -> None:
-    cameras = orbit_cameras(Orbit(), RESOLUTION, RESOLUTION, moving=True)
-    ball = ball_orbit()[0][0]
-    made = [
-        diffusion4d.generate_static(cameras, "ball", image, steps=4, model=model)
-        for image in (None, ball, ball[..., [2, 1, 0, 3]])
-    ]
-    assert (made[0] != made[1]).any()
-    assert (made[1] != made[2]).any()
-
-
-def test_without_a_static_network_a_text_calls_up_a_known_subject(model) -> None:
-    cameras = orbit_cameras(Orbit(frames=4), 32, 32, moving=True)
-    known = replace(model, static=None)
-    frames = diffusion4d.generate_static(cameras, "a ball", model=known)
-    middle = frames[:, 16, 16].astype(int)
-    assert (middle[:, 3] > 200).all()
-    assert (middle[:, 0] > 3 * middle[:, 1]).all()  # the red ball of the memory, from all sides
-    with pytest.raises(UserError, match="names no subject"):
-        diffusion4d.generate_static(cameras, "a spaceship", model=known)
-
-
-def test_without_a_static_network_an_image_is_inflated(model) -> None:
-    cameras = orbit_cameras(Orbit(frames=4), 32, 32, moving=True)
-    image = np.zeros((20, 20, 4), np.uint8)
-    image[5:15, 5:15] = (20, 200, 40, 255)
-    frames = diffusion4d.generate_static(cameras, "", image, model=replace(model, static=None))
-    assert (frames[:, 16, 16, 3] > 200).all()
-    assert (frames[:, 16, 16, 1] > 100).all()
-
-
-def test_a_static_orbit_of_nothing_is_refused(model) -> None:
-    empty = replace(model, static=lambda latents, *_: torch.full_like(latents, -1.0))
-    cameras = orbit_cameras(Orbit(), RESOLUTION, RESOLUTION, moving=True)
-    with pytest.raises(UserError) as caught:
-        diffusion4d.generate_static(cameras, "ball", steps=4, model=empty)
-    assert caught.value.code == "nothing_made"
-
-
-@pytest.mark.slow
 def test_chosen_frames_become_a_clip(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = ball_request(blobs, fps=30.0)
     chosen = diffusion4d.run_request(request, blobs, Run(tmp_path)).read_bytes()
@@ -388,6 +351,16 @@ def test_damaged_inputs_are_the_users_to_put_right(which: str, blobs: Blobs, tmp
     assert (caught.value.code, caught.value.hint) == ("bad_input", "Generate again.")
 
 
+def test_the_model_is_loaded_once_on_the_device_of_the_run(
+    model, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(diffusion4d, "load", lambda **options: loaded.append(options) or model)
+    request = generation_request("text", "Ball", TO_OBJECT, prompt="ball", steps=1, result="frames")
+    diffusion4d.run_request(request, blobs, Run(tmp_path, device="cpu"))
+    assert loaded == [{"device": "cpu"}]
+
+
 def test_missing_weights_say_so(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion4d, "load", lambda **options: kinesplat_small.load(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"nowhere.model\.json is missing"):
@@ -401,7 +374,7 @@ def test_missing_weights_say_so(blobs: Blobs, tmp_path: Path, monkeypatch: pytes
 def warped() -> tuple[torch.Tensor, Callable[[float], torch.Tensor]]:
     """The ball's pictures, and these warped by a smooth flow times a size."""
     pictures, cameras = ball_orbit(32)
-    static = diffusion4d.as_tensor(pictures)
+    static = as_tensor(pictures)
     viewmats = torch.from_numpy(cameras.viewmats()).float()[None]
     focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width).float()[None]
     coarse = torch.randn(len(pictures), 3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -412,7 +385,7 @@ def warped() -> tuple[torch.Tensor, Callable[[float], torch.Tensor]]:
 @pytest.mark.parametrize("magnitude", [1.0, 3.0, 8.0])
 def test_the_amplitude_is_solved_for(magnitude: float, warped) -> None:
     static, sized = warped
-    found = float(diffusion4d.magnitude_of(sized(diffusion4d.size_of_magnitude(magnitude, static, sized)), static))
+    found = float(frames_magnitude(sized(diffusion4d.size_of_magnitude(magnitude, static, sized)), static))
     assert found == pytest.approx(magnitude, rel=0.1)
 
 
@@ -431,20 +404,6 @@ def test_what_does_not_move_stays_as_it_is(tmp_path: Path) -> None:
     assert np.abs(moving.astype(int) - pictures).max() <= 1  # finer pixels than the network's are kept
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def test_pictures_survive_being_tensors() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 4), np.uint8)
-    pictures[..., 3] = np.maximum(pictures[..., 3], 1)
-    tensor = diffusion4d.as_tensor(pictures)
-    assert tensor.shape == (1, 3, 4, 8, 8)
-    assert (tensor[:, :, :3] <= tensor[:, :, 3:]).all()  # premultiplied
-    np.testing.assert_array_equal(diffusion4d.as_pictures(tensor), pictures)
-    observed = diffusion4d.observations(pictures, orbit_cameras(Orbit(frames=3), 8, 8, moving=True))
-    torch.testing.assert_close(observed.images, tensor[0].permute(0, 2, 3, 1))
-
-
 # --- the shipped model -----------------------------------------------------------------------------------------------
 
 
@@ -453,7 +412,7 @@ def fox() -> tuple[np.ndarray, Cameras]:
     """A still fox, seen from all around."""
     seen = read_orbit_folder(FOX / "static")
     times = np.linspace(0, 1, len(seen.images))
-    return diffusion4d.as_pictures(seen.images.permute(0, 3, 1, 2)[None]), replace(seen.cameras, times=times)
+    return as_pictures(seen.images.permute(0, 3, 1, 2)[None]), replace(seen.cameras, times=times)
 
 
 @pytest.mark.slow
@@ -462,10 +421,10 @@ def test_the_shipped_model_moves_as_much_as_it_is_told(fox) -> None:
     asked = [0.0, 2.0, 8.0]
     model = kinesplat_small.load()
     moving = [diffusion4d.generate_moving(pictures, cameras, "a fox runs", m, steps=6, model=model) for m in asked]
-    measured = [diffusion4d.measured_magnitude(one.pictures, pictures) for one in moving]
+    measured = [magnitude_of(one.pictures, pictures) for one in moving]
     assert measured[0] < measured[1] < measured[2]
     assert measured[2] > 2.0
-    on_white = [diffusion4d.as_tensor(images) for images in (pictures, moving[0].pictures)]
+    on_white = [as_tensor(images) for images in (pictures, moving[0].pictures)]
     on_white = [images[:, :, :3] + 1 - images[:, :, 3:] for images in on_white]
     assert -10 * torch.log10((on_white[0] - on_white[1]).square().mean()) >= 28, "what is not to move moves"
 
@@ -484,5 +443,5 @@ def test_the_small_model_on_a_pretended_card(card, tmp_path: Path) -> None:
         assert moving.pictures.shape == pictures.shape
     for image in (None, pictures[0]):
         for one in (model, replace(model, static=None)):
-            still = diffusion4d.generate_static(cameras, "ball", image, steps=2, model=one)
+            still = generate_static(cameras, "ball", image, steps=2, model=one)
             assert still[..., 3].any()

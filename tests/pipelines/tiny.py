@@ -14,7 +14,7 @@ from backend.models.known_motions import HARMONICS, KnownMotions
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
 from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
-from backend.pipelines import diffusion4d
+from backend.pipelines import diffusion4d, still_subject
 from backend.splatting import surface_motion, visual_hull
 from backend.splatting.config import ConstructConfig
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
@@ -58,7 +58,7 @@ def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.Mo
     """The tiny model instead of the shipped one, coarse pictures and surfaces, and presets with few steps."""
     monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
     monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
-    monkeypatch.setattr(diffusion4d, "PREVIEW_PIXELS", RESOLUTION)
+    monkeypatch.setattr(still_subject, "PREVIEW_PIXELS", RESOLUTION)
     monkeypatch.setattr(surface_motion, "POINTS", SURFACE_POINTS)
     monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
     monkeypatch.setattr(visual_hull, "COARSE_CELLS", RESOLUTION)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.models.motion_magnitude import magnitude_of
 from backend.pipelines import diffusion4d, orbit_video
+from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run
 from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
@@ -18,8 +20,8 @@ from blender_addon.contract.surface import SurfaceSamples
 
 
 def generate(
-    static: diffusion4d.Views,
-    further: diffusion4d.Views | None,
+    static: Views,
+    further: Views | None,
     image: np.ndarray | None,
     surface: SurfaceSamples | None,
     settings: dict,
@@ -36,7 +38,7 @@ def generate(
             shift = round(0.04 * settings["motion"] / 3 * height * swing * (1 - row / height))
             moving[frame, row] = np.roll(pictures[frame, row], shift, axis=0)
         run.report(frame + 1, count, lambda frame=frame: moving[frame, ..., :3].copy())
-    measured = diffusion4d.measured_magnitude(moving, pictures)
+    measured = magnitude_of(moving, pictures)
     return GeneratedFrames(
         moving, pictures, cameras, settings["prompt"], settings["motion"], measured, settings["seed"],
         {"warnings": ["The model does not know: wonderfully."] if "wonderfully" in settings["prompt"] else []},

@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from backend.progress import UserError
-from blender_addon.contract.arrays import atomic_file
+from blender_addon.contract.arrays import write_json
 
 BUILD_LIMIT = 20 * 60.0  # seconds that a trial may take
 LEAST_CAPABILITY = (7, 0)  # of the GPU, for gsplat's kernels
@@ -182,8 +182,7 @@ def try_kernels(here: Surroundings, on_message: Callable[[str], None] | None = N
         if _age_mark(here) != before and (verdict := known_verdict(here)):
             return verdict  # another process has tried meanwhile
         verdict = _trial(here, tell)
-        with atomic_file(_verdict_file(here)) as file:
-            file.write(json.dumps(asdict(verdict)).encode())
+        write_json(_verdict_file(here), asdict(verdict))
         return verdict
 
 
