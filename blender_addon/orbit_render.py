@@ -61,7 +61,7 @@ class ClipSpace:
     outline: np.ndarray  # [M, 3] points of the surface over all times, clip space, enough to frame it by
     motion: float  # largest way of a surface point from its first place; longest sides; inf where `changes`
     changes: bool  # whether faces come, go, grow or are made anew
-    fullest: float  # time 0..1 at which the surface is largest
+    areas: np.ndarray  # [T] of the surface at even times of the range, in the world's units
 
     @property
     def scale(self) -> float:
@@ -72,6 +72,11 @@ class ClipSpace:
     def moves(self) -> bool:
         """Whether the surface moves at all within the frame range."""
         return self.motion > MOTION_THRESHOLD
+
+    @property
+    def fullest(self) -> float:
+        """Time 0..1 at which the surface is largest."""
+        return float(self.areas.argmax()) / max(len(self.areas) - 1, 1)
 
     def frame_at(self, moment: float) -> float:
         """The scene's frame, perhaps fractional, at a time 0..1 of the clip."""
@@ -156,7 +161,7 @@ def measure_steps(
         outline=(points - to_world[:3, 3]) / side,
         motion=np.inf if changes else farthest / side,
         changes=changes,
-        fullest=float(np.argmax(areas)) / max(len(areas) - 1, 1),
+        areas=np.array(areas),
     )
 
 
@@ -269,20 +274,22 @@ def render_orbit_steps(
     *,
     resolution: int = 128,
     moving: bool,
-    still_time: float = 0.0,
+    changing: bool = False,
     samples: int = DEFAULT_SAMPLES,
     engine: str | None = None,
 ) -> Generator[CaptureProgress, None, Cameras]:
-    """Render a moving orbit (frame i at time i / (T - 1)) or a static one (all at `still_time`).
+    """Render a moving orbit (frame i at time i / (T - 1)) or a static one (all at the first frame).
 
-    After the static one come further views of that time, from above and below (`further_orbits`). The distance is
+    After the static one come further views of that frame, from above and below (`further_orbits`). Those of a
+    `changing` subject, as many, are of its fullest moment, but for some from above of others: see
+    `_cameras_of_changes`. The distance is
     that of `orbit`, enlarged where the subject would not fit; the cameras that are returned and written say what was
     used. Arguments and errors as for `render_views_steps`; `resolution` is the side in pixels.
     """
     orbits = [orbit] if moving else [orbit, *further_orbits(orbit)]
     orbits = [replace(one, distance=fitting_distance(space.outline, one)) for one in orbits]
-    cameras = joined_cameras([orbit_cameras(one, resolution, resolution, moving=moving) for one in orbits])
-    cameras = cameras if moving else replace(cameras, times=np.full(len(cameras.times), still_time))
+    parts = [orbit_cameras(one, resolution, resolution, moving=moving) for one in orbits]
+    cameras = _cameras_of_changes(space, parts) if changing else joined_cameras(parts)
     stage = "moving" if moving else "static"
     return (yield from render_views_steps(space, cameras, folder, engine=engine, samples=samples, stage=stage))
 
@@ -433,7 +440,7 @@ def capture_motion_steps(
     moving_cameras = yield from render_orbit_steps(space, orbit, folder / "moving", moving=True, **settings)
     static_cameras = None
     if static:
-        still = {"moving": False, "still_time": space.fullest if space.changes and surface else 0.0}
+        still = {"moving": False, "changing": space.changes and surface}
         static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", **still, **settings)
     surface_path = (yield from _write_surface_steps(space, folder, times=orbit.frames)) if surface else None
     return Capture(space, moving_cameras, static_cameras, surface_path, fps * (orbit.frames - 1) / (end - start))
@@ -470,6 +477,22 @@ def capture(
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _cameras_of_changes(space: ClipSpace, parts: list[Cameras]) -> Cameras:
+    """As many cameras as these (all round, above, and others), for a subject that does not look alike all the time.
+
+    Every second one of those all round and all others show its fullest moment; what is covered by then is shown from
+    above, at even times at which something is there.
+    """
+    around, above, *others = parts
+    rest = len(around.times) - len(around.times[::2])
+    filled = np.flatnonzero(space.areas) / max(len(space.areas) - 1, 1)
+    moments = filled[np.linspace(0, len(filled) - 1, -(-rest // len(above.times))).round().astype(int)]
+    fullest = joined_cameras([around.picked(slice(None, None, 2)), above, *others])
+    fullest = replace(fullest, times=np.full(len(fullest.times), space.fullest))
+    earlier = [replace(above, times=np.full(len(above.times), moment)) for moment in moments]
+    return joined_cameras([fullest, joined_cameras(earlier).picked(slice(rest))]) if rest else fullest
 
 
 def _write_surface_steps(space: ClipSpace, folder: Path, *, times: int) -> Generator[CaptureProgress, None, Path]:

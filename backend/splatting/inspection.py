@@ -56,7 +56,11 @@ def inspect(
             else "The pictures are all of the same time, so there is no motion to construct.",
             "Give a moving orbit, whose pictures have different times.",
         )
-    moving, static = _without_empty(moving, "moving orbit", run), static and _without_empty(static, "static orbit", run)
+    comes = surface is not None and surface.pieces is not None  # so that it may not be there at some times
+    moving, static = (
+        views and _without_empty(views, label, run, comes)
+        for views, label in ((moving, "moving orbit"), (static, "static orbit"))
+    )
     if len(np.unique(moving.cameras.times)) < 2:
         raise UserError(
             "orbit_empty",
@@ -105,7 +109,7 @@ def _demand_usable(views: Observations, label: str) -> None:
         )
 
 
-def _without_empty(views: Observations, label: str, run: Run) -> Observations:
+def _without_empty(views: Observations, label: str, run: Run, expected: bool) -> Observations:
     empty = views.images[..., 3].mean(dim=(1, 2)).numpy() < EMPTY_ALPHA
     if empty.all():
         raise UserError(
@@ -115,9 +119,9 @@ def _without_empty(views: Observations, label: str, run: Run) -> Observations:
         )
     if not empty.any():
         return views
-    run.note(
-        f"{empty.sum()} of {len(empty)} pictures of the {label} show nothing and were left out ({_listed(empty)})."
-    )
+    if not expected:
+        listed = _listed(empty)
+        run.note(f"{empty.sum()} of {len(empty)} pictures of the {label} show nothing and were left out ({listed}).")
     return views.subset(~empty)
 
 
@@ -134,8 +138,8 @@ def _note_cut(views: Observations, label: str, remedy: str, run: Run) -> None:
 
 def _check_places(moving: Observations, static: Observations | None, surface: SurfaceSamples | None, run: Run) -> None:
     """Hold cameras, surface and time 0 against each other."""
-    # The pictures of the static orbit's time, or of the first.
-    moment = static.cameras.times[0] if static else moving.cameras.times.min()
+    moment = (static or moving).cameras.times[0 if static else moving.cameras.times.argmin()]
+    static = static and static.subset(static.cameras.times == moment)  # there may be some of other times
     first = moving.subset(np.abs(moving.cameras.times - moment) == np.abs(moving.cameras.times - moment).min())
     reference = static or first
     _demand_in_sight(moving, "moving orbit")

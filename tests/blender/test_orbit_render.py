@@ -779,8 +779,11 @@ def test_what_comes_later_is_captured(tmp_path):
         bpy.context, cube, Orbit(frames=5), tmp_path, frame_range=(1, 9), resolution=16, samples=1, engine="CYCLES"
     )
     assert captured.space.fullest == 0.75
-    assert (captured.static.times == 0.75).all()
-    assert (read_orbit_json(tmp_path / "static").times == 0.75).all()
+    times = read_orbit_json(tmp_path / "static").times
+    np.testing.assert_array_equal(captured.static.times, times)
+    assert len(times) == 5 + FURTHER_VIEWS
+    assert (times[: 3 + FURTHER_VIEWS] == 0.75).all()
+    assert (times[3 + FURTHER_VIEWS :] == 0.25).all()  # from above, when something was there for the first time
     pieces = read_surface_samples(captured.surface).pieces
     assert pieces.spans[:, :3].tolist() == [[0, 1, 4], [1, 3, 2]]
 
