@@ -34,8 +34,8 @@ from benchmarks.construct_steps import Inputs, measure_steps
 from benchmarks.report import Figure, write_report
 from blender_addon.contract.arrays import read_arrays
 from blender_addon.contract.clip import Clip, write_clip
-from blender_addon.contract.orbit import read_surface_samples
 from blender_addon.contract.requests import PRESETS
+from blender_addon.contract.surface import read_surface_samples
 
 FOX = Path(__file__).parent.parent / "tests" / "data" / "fox_orbit"
 SHEET_COLUMNS = 8

@@ -21,7 +21,7 @@ from backend.splatting.engine import Engine
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import get_threads, set_threads
 from benchmarks.report import Figure
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 COUNTS = (2_000, 10_000, 50_000, 200_000)  # Gaussians, at PIXELS
 SIDES = (64, 128, 256, 512)  # pixels, with COUNT Gaussians

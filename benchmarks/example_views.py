@@ -2,6 +2,7 @@
 """Orbits of the bundled models as the add-on renders them, and views of the same motion that no orbit shows."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -19,10 +20,14 @@ def render_example(model: str, folder: Path) -> None:
     """Render `moving`, `static`, `surface.npz` and `truth` of a bundled model into `folder`, in headless Blender."""
     import bpy
 
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    render_subject(bpy, open_model(bpy, MODELS[model]), folder)
+
+
+def render_subject(bpy: ModuleType, subject, folder: Path) -> None:
+    """The same of an object in the open file, over its scene's frames."""
     from blender_addon import orbit_render
 
-    bpy.ops.wm.read_factory_settings(use_empty=True)
-    subject = open_model(bpy, MODELS[model])
     scene = bpy.context.scene
     frame_range = (scene.frame_start, scene.frame_end)
     capture = orbit_render.capture(

@@ -23,22 +23,15 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from .contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    frame_name,
-    further_orbits,
-    joined_cameras,
-    orbit_cameras,
-    write_orbit_json,
-    write_surface_samples,
-)
+from .contract.orbit import Cameras, Orbit, frame_name, further_orbits, joined_cameras, orbit_cameras, write_orbit_json
+from .contract.surface import SurfaceSamples, write_surface_samples
 from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, is_rendering, open_stage
 from .subject import CaptureError, Subject, SubjectError, find_subject
+from .surface_pieces import even_samples, sample_pieces
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
 STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
+GROWN, GROWN_SHARE = 9.0, 0.05  # times its least area to which a face grows; the part of the surface that does
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000
@@ -66,7 +59,9 @@ class ClipSpace:
     to_world: np.ndarray  # [4, 4] clip space -> world: uniform scale and translation
     to_object: np.ndarray  # [4, 4] clip space -> the source object's local space at the first frame
     outline: np.ndarray  # [M, 3] points of the surface over all times, clip space, enough to frame it by
-    motion: float  # largest way of a surface point from its first place; longest sides; inf where the mesh is rebuilt
+    motion: float  # largest way of a surface point from its first place; longest sides; inf where `changes`
+    changes: bool  # whether faces come, go, grow or are made anew
+    areas: np.ndarray  # [T] of the surface at even times of the range, in the world's units
 
     @property
     def scale(self) -> float:
@@ -77,6 +72,11 @@ class ClipSpace:
     def moves(self) -> bool:
         """Whether the surface moves at all within the frame range."""
         return self.motion > MOTION_THRESHOLD
+
+    @property
+    def fullest(self) -> float:
+        """Time 0..1 at which the surface is largest."""
+        return float(self.areas.argmax()) / max(len(self.areas) - 1, 1)
 
     def frame_at(self, moment: float) -> float:
         """The scene's frame, perhaps fractional, at a time 0..1 of the clip."""
@@ -113,14 +113,19 @@ def measure_steps(
     subject = find_subject(context, obj)
     moments = np.linspace(start, end, frames if end > start else 1)
     outlines: list[np.ndarray] = []
+    areas: list[float] = []
+    largest = least = np.zeros(0)  # area of each face, as long as they are the same ones
     first: Geometry | None = None
     farthest = 0.0
 
     def look(stage: Stage, index: int) -> None:
-        nonlocal first, farthest
-        geometry = stage.geometry(moments[index])
+        nonlocal first, farthest, largest, least
+        geometry = stage.geometry(moments[index], with_triangles=True)
+        area = geometry.areas()
+        areas.append(float(area.sum()))
         vertices = geometry.vertices.astype(np.float64)
-        first = first or geometry
+        if first is None:
+            first, largest, least = geometry, area, area
         if not np.isfinite(vertices).all():
             raise CaptureError(f"{subject.name} has vertices at infinity at frame {moments[index]:g}.")
         outlines.append(_thinned(vertices))
@@ -128,6 +133,7 @@ def measure_steps(
             farthest = np.inf
         elif len(vertices):
             farthest = max(farthest, float(np.linalg.norm(vertices - first.vertices, axis=1).max()))
+            largest, least = np.maximum(largest, area), np.minimum(least, area)
 
     yield from _in_steps(subject, (64, 64), None, 1, len(moments), look, "measure")
     points = np.concatenate(outlines)
@@ -137,21 +143,25 @@ def measure_steps(
     side = float((high - low).max())
     if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
-    if np.linalg.cond(first.matrix_world[:3, :3]) > 1e9:
-        raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
-    if not len(first.vertices) or not np.ptp(first.vertices, axis=0).any():
-        raise CaptureError(
-            f"{subject.name} has no surface at frame {start:g}, where the range begins. Begin where all of it is there."
-        )
+    grown = largest[largest > GROWN * least].sum()
+    changes = not np.isfinite(farthest) or grown > GROWN_SHARE * max(areas)
+    matrix_world = first.matrix_world
+    if np.linalg.cond(matrix_world[:3, :3]) > 1e9:
+        if not changes:
+            raise SubjectError(f"{subject.name} has a scale of 0 at frame {start:g}. Give it a size and try again.")
+        matrix_world = np.eye(4)  # of something that pops up, the place alone
+        matrix_world[:3, 3] = first.matrix_world[:3, 3]
     to_world = np.diag([side, side, side, 1.0])
     to_world[:3, 3] = (low + high) / 2
     return ClipSpace(
         subject=subject,
         frame_range=(start, end),
         to_world=to_world,
-        to_object=np.linalg.inv(first.matrix_world) @ to_world,
+        to_object=np.linalg.inv(matrix_world) @ to_world,
         outline=(points - to_world[:3, 3]) / side,
-        motion=farthest / side,
+        motion=np.inf if changes else farthest / side,
+        changes=changes,
+        areas=np.array(areas),
     )
 
 
@@ -264,18 +274,22 @@ def render_orbit_steps(
     *,
     resolution: int = 128,
     moving: bool,
+    changing: bool = False,
     samples: int = DEFAULT_SAMPLES,
     engine: str | None = None,
 ) -> Generator[CaptureProgress, None, Cameras]:
     """Render a moving orbit (frame i at time i / (T - 1)) or a static one (all at the first frame).
 
-    After the static one come further views of that frame, from above and below (`further_orbits`). The distance is
+    After the static one come further views of that frame, from above and below (`further_orbits`). Those of a
+    `changing` subject, as many, are of its fullest moment, but for some from above of others: see
+    `_cameras_of_changes`. The distance is
     that of `orbit`, enlarged where the subject would not fit; the cameras that are returned and written say what was
     used. Arguments and errors as for `render_views_steps`; `resolution` is the side in pixels.
     """
     orbits = [orbit] if moving else [orbit, *further_orbits(orbit)]
     orbits = [replace(one, distance=fitting_distance(space.outline, one)) for one in orbits]
-    cameras = joined_cameras([orbit_cameras(one, resolution, resolution, moving=moving) for one in orbits])
+    parts = [orbit_cameras(one, resolution, resolution, moving=moving) for one in orbits]
+    cameras = _cameras_of_changes(space, parts) if changing else joined_cameras(parts)
     stage = "moving" if moving else "static"
     return (yield from render_views_steps(space, cameras, folder, engine=engine, samples=samples, stage=stage))
 
@@ -318,12 +332,15 @@ def sample_surface_steps(
 ) -> Generator[CaptureProgress, None, SurfaceSamples]:
     """Points on the subject's surface at the first frame, evenly by area, with outward normals, in clip space.
 
-    With more than one of `times`, even ones of the frame range, the points' movement comes along, unless the mesh is
-    built anew meanwhile: then nobody can tell where a point has gone.
+    With more than one of `times`, even ones of the frame range, the points' movement comes along. Where faces come, go,
+    grow or are made anew, nobody can tell where a point has gone: then the points are those of the fullest moment, and
+    the pieces of the surface come along.
 
     Raises:
         CaptureError: the subject is gone, or has no surface at the first frame.
     """
+    if times > 1 and space.changes:
+        return (yield from _sample_pieces_steps(space, count, times, seed))
     moments = [space.frame_at(moment) for moment in np.linspace(0, 1, times)]
     first: Geometry | None = None
     chosen, weights = np.zeros(0, int), np.zeros((0, 3))
@@ -347,6 +364,20 @@ def sample_surface_steps(
         normals=first.normals[chosen],
         movement=(np.stack(places) - places[0]).astype(np.float32) if 1 < times == len(places) else None,
     )
+
+
+def _sample_pieces_steps(
+    space: ClipSpace, count: int, times: int, seed: int
+) -> Generator[CaptureProgress, None, SurfaceSamples]:
+    seen: list[Geometry] = []
+
+    def look(stage: Stage, index: int) -> None:
+        seen.append(stage.geometry(space.frame_at(index / (times - 1)), with_triangles=True))
+
+    yield from _in_steps(space.subject, (64, 64), None, 1, times, look, "surface")
+    pieces = sample_pieces(seen, count, seed)
+    pieces = replace(pieces, points=((pieces.points - space.to_world[:3, 3]) / space.scale).astype(np.float32))
+    return SurfaceSamples(*pieces.at(round(space.fullest * (times - 1))), pieces=pieces)
 
 
 def sample_surface(
@@ -409,7 +440,8 @@ def capture_motion_steps(
     moving_cameras = yield from render_orbit_steps(space, orbit, folder / "moving", moving=True, **settings)
     static_cameras = None
     if static:
-        static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
+        still = {"moving": False, "changing": space.changes and surface}
+        static_cameras = yield from render_orbit_steps(space, orbit, folder / "static", **still, **settings)
     surface_path = (yield from _write_surface_steps(space, folder, times=orbit.frames)) if surface else None
     return Capture(space, moving_cameras, static_cameras, surface_path, fps * (orbit.frames - 1) / (end - start))
 
@@ -445,6 +477,22 @@ def capture(
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _cameras_of_changes(space: ClipSpace, parts: list[Cameras]) -> Cameras:
+    """As many cameras as these (all round, above, and others), for a subject that does not look alike all the time.
+
+    Every second one of those all round and all others show its fullest moment; what is covered by then is shown from
+    above, at even times at which something is there.
+    """
+    around, above, *others = parts
+    rest = len(around.times) - len(around.times[::2])
+    filled = np.flatnonzero(space.areas) / max(len(space.areas) - 1, 1)
+    moments = filled[np.linspace(0, len(filled) - 1, -(-rest // len(above.times))).round().astype(int)]
+    fullest = joined_cameras([around.picked(slice(None, None, 2)), above, *others])
+    fullest = replace(fullest, times=np.full(len(fullest.times), space.fullest))
+    earlier = [replace(above, times=np.full(len(above.times), moment)) for moment in moments]
+    return joined_cameras([fullest, joined_cameras(earlier).picked(slice(rest))]) if rest else fullest
 
 
 def _write_surface_steps(space: ClipSpace, folder: Path, *, times: int) -> Generator[CaptureProgress, None, Path]:
@@ -534,14 +582,7 @@ def _clip_range(space: ClipSpace, camera_to_world: np.ndarray) -> tuple[float, f
 
 def _sample_triangles(geometry: Geometry, count: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Triangles [count] and barycentric weights [count, 3] of points, evenly by area."""
-    corners = geometry.vertices[geometry.triangles].astype(np.float64)
-    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
-    areas[~geometry.normals.any(axis=1)] = 0  # too thin for a normal
-    if not areas.sum() > 0:
+    areas = geometry.areas()
+    if not areas.any():
         raise CaptureError(f"{name} has no surface at the first frame of the range.")
-    random = np.random.default_rng(seed)
-    # One sample from each of `count` equal shares of the area: more even than independent draws.
-    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
-    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
-    u, v = np.sqrt(random.random(count)), random.random(count)
-    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+    return even_samples(areas, count, np.random.default_rng(seed))

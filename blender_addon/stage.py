@@ -36,14 +36,35 @@ EEVEE_ENGINES = ("BLENDER_EEVEE", "BLENDER_EEVEE_NEXT")  # Blender 5.0 and later
 
 
 @dataclass(frozen=True)
+class Part:
+    """One object of the subject, or one instance of it, among the vertices and triangles of all."""
+
+    name: tuple  # the same at all moments
+    faces: bytes  # digest of which faces it has of which vertices: where it is the same, vertices are the same ones
+    vertices: slice
+    triangles: slice
+
+
+@dataclass(frozen=True)
 class Geometry:
     """All surfaces of the subject at one moment, in world space. V vertices, F triangles."""
 
     vertices: np.ndarray  # [V, 3] float32, only those of faces
-    faces: bytes  # digest of what has which faces of which vertices: where it is the same, vertices are the same ones
     triangles: np.ndarray  # [F, 3] int32: their vertices, empty where not asked for
     normals: np.ndarray  # [F, 3] float32, unit, outward
+    parts: tuple[Part, ...]
     matrix_world: np.ndarray  # [4, 4] float64, of the source object
+
+    @property
+    def faces(self) -> list[tuple]:
+        """What has which faces of which vertices: where it is the same, vertices are the same ones."""
+        return [(part.name, part.faces) for part in self.parts]
+
+    def areas(self) -> np.ndarray:  # [F] float64
+        """Of the triangles; 0 for those too thin for a normal."""
+        corners = self.vertices[self.triangles].astype(np.float64)
+        areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+        return np.where(self.normals.any(axis=1), areas, 0)
 
 
 class Stage:
@@ -310,8 +331,9 @@ def _set_world(world: bpy.types.World) -> None:
 
 
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
-    vertices, triangles, normals = [], [], []
-    vertex_count, faces = 0, hashlib.blake2b(digest_size=16)
+    vertices, triangles, normals, parts = [], [], [], []
+    vertex_count = triangle_count = 0
+    own: dict[str, np.ndarray] = {}  # vertices of objects that are no meshes; Blender shows these as meshes, too
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
@@ -322,24 +344,36 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
             matrix = np.array(instance.matrix_world)
             positions = _world_positions(mesh, matrix)
             loops = _face_corners(mesh)
+            if not is_ready:
+                own[obj.name_full] = positions
+            elif instance.is_instance and np.array_equal(own.get(obj.name_full), positions):
+                continue
             used = np.zeros(len(positions), bool)
             used[loops] = True
             vertices.append(positions[used])
-            faces.update(np.array([*instance.persistent_id, len(loops)]))  # of particles, some die as others are born
-            faces.update(loops)
+            corners = np.zeros((0, 3), np.int32)
             if with_triangles:
                 corners = _triangle_vertices(mesh)
                 triangles.append(vertex_count + (np.cumsum(used, dtype=np.int32) - 1)[corners])
                 # A mirrored object keeps its outside, although its corners now run the other way round.
                 normals.append(_normals(positions[corners]) * np.sign(np.linalg.det(matrix[:3, :3])))
-            vertex_count += len(vertices[-1])
+            parts.append(
+                Part(
+                    # Of particles, some die as others are born: their numbers tell them apart.
+                    name=(obj.name_full, *instance.persistent_id) if instance.is_instance else (obj.name_full,),
+                    faces=hashlib.blake2b(loops, digest_size=16).digest(),
+                    vertices=slice(vertex_count, vertex_count + len(vertices[-1])),
+                    triangles=slice(triangle_count, triangle_count + len(corners)),
+                )
+            )
+            vertex_count, triangle_count = parts[-1].vertices.stop, parts[-1].triangles.stop
         if not is_ready:
             obj.to_mesh_clear()
     return Geometry(
         _joined(vertices, np.float32),
-        faces.digest(),
         _joined(triangles, np.int32),
         _joined(normals, np.float32),
+        tuple(parts),
         np.array(source.evaluated_get(depsgraph).matrix_world, np.float64),
     )
 

@@ -16,7 +16,8 @@ from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
 from backend.progress import UserError
 from blender_addon import orbit_render
-from blender_addon.contract.orbit import Cameras, SurfaceSamples, frame_name
+from blender_addon.contract.orbit import Cameras, frame_name
+from blender_addon.contract.surface import SurfaceSamples
 from blender_addon.stage import open_stage
 
 

@@ -9,7 +9,8 @@ from backend.data.baked import read_baked
 from backend.data.samples import View, draw_views, pose_clip
 from backend.data.surface_points import sample_triangles
 from backend.data.views import FRAMES, DatasetView
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 SURFACE_SAMPLES = 20_000
 Light = tuple[tuple[float, float, float], float, float]

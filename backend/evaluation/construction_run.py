@@ -4,7 +4,7 @@
 A constructor is handed in, so that tests can bring one whose result is known. Cases differ in what it is given:
 
 - `object`: moving orbit, static orbit, points on the surface and their movement, as of an object in the scene;
-- `pictures`: the same without the movement, which the pictures alone have to tell: as of a mesh that is built anew;
+- `pictures`: the same without the movement, which the pictures alone have to tell: as of a filmed orbit;
 - `hull`: the same without surface samples, as of a text or an image;
 - `views8`: as `pictures`, with 8 views of every time instead of one.
 """
@@ -31,7 +31,7 @@ from backend.splatting.observations import Observations
 from backend.versions import versions
 from blender_addon.contract.arrays import BadFileError, atomic_file, write_json
 from blender_addon.contract.clip import Clip, read_clip, write_clip
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 CASES = ("object", "pictures", "hull", "views8")
 RENDERING, RENDERING_SEVERAL, CONSTRUCTING = "Rendering the truth", "Rendering more views", "Constructing"

@@ -27,7 +27,8 @@ from backend.models.motion_magnitude import magnitude_of
 from backend.pictures import premultiplied
 from backend.progress import Run
 from backend.splatting.observations import Observations, joined
-from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, further_cameras, intrinsics, orbit_camera
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, intrinsics, orbit_camera
+from blender_addon.contract.surface import SurfaceSamples
 
 RESOLUTION = 128  # pixels
 SAMPLES = 16  # of Cycles, the add-on's own number: noise of 43 to 47 dB

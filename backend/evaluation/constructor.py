@@ -15,7 +15,7 @@ from backend.splatting.engine import choose_engine
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("splatting", "models", "pipelines")  # whose code decides what comes out

@@ -33,7 +33,8 @@ from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run, UserError
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file, write_json
-from blender_addon.contract.orbit import Cameras, SurfaceSamples, joined_cameras
+from blender_addon.contract.orbit import Cameras, joined_cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 SETTINGS = (
     "static3d",

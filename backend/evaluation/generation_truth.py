@@ -21,7 +21,8 @@ from backend.evaluation.truth import (
 from backend.models.motion_magnitude import magnitude_of
 from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run
-from blender_addon.contract.orbit import Cameras, Orbit, SurfaceSamples, further_cameras
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 RESOLUTION, SAMPLES = 64, 32  # pixels, of Cycles
 

@@ -22,7 +22,8 @@ from backend.evaluation.choice import ChosenClip
 from backend.models.motion_magnitude import magnitude_of
 from backend.progress import Run, UserError
 from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays, write_json
-from blender_addon.contract.orbit import Cameras, SurfaceSamples, read_surface_samples
+from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.surface import SurfaceSamples, read_surface_samples
 
 MOVING, STATIC = "moving", "static"  # shots by which a clip's fitness is judged
 FURTHER = "further"  # shot of time 0 from above and below

@@ -24,7 +24,8 @@ from backend.evaluation.truth import (
 )
 from backend.progress import UserError
 from blender_addon.contract.arrays import BadFileError, write_arrays
-from blender_addon.contract.orbit import Cameras, write_surface_samples
+from blender_addon.contract.orbit import Cameras
+from blender_addon.contract.surface import write_surface_samples
 
 
 def answer(question: dict) -> dict:

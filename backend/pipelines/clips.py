@@ -20,7 +20,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
 from backend.versions import versions
 from blender_addon.contract.clip import Clip, write_clip
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 WRITING = "Writing the clip"
 RESULT_NAME = "clip.npz"
@@ -72,12 +72,14 @@ def construct_clip(
     config = replace(config, **wanted, **changes or {})
     engine = engine_of(run)
     told = told or movement_of(surface)
+    in_pieces = surface is not None and surface.pieces is not None and config.motion == "bases"
+    is_known = told is not None or in_pieces
     sizes = [views and tuple(views.images.shape[:3]) for views in (moving, static)]
     counts = len(moving.images), len(np.unique(moving.cameras.times))
-    needed = estimate(config.suited(*counts, is_known=told is not None), *sizes, on_gpu=engine.is_gpu)
+    needed = estimate(config.suited(*counts, is_known=is_known), *sizes, on_gpu=engine.is_gpu)
     demand_memory(needed, config)
     run.say(needed.sentence(engine.name))
-    if told is None and guided and scene_flow.available():
+    if not is_known and guided and scene_flow.available():
         told = observe_scene_flow(moving, static, "cpu" if run.device == "cpu" else None, run.check)
     clip = construct(moving, static, surface, config, run, engine, told, remedy=remedy)
     numbers = (clip.means, clip.scales, clip.sh, *(array for array in vars(clip.motion).values() if array is not None))
@@ -88,7 +90,7 @@ def construct_clip(
             "The construction went astray and gave no usable clip.",
             "Try again with another seed or another preset.",
         )
-    made = {"construction": asdict(config), "engine": engine.name, "guided": told is not None}
+    made = {"construction": asdict(config), "engine": engine.name, "guided": is_known or told is not None}
     return replace(clip, provenance={**clip.provenance, **made})
 
 

@@ -47,16 +47,9 @@ from backend.splatting.rasterize import warm_up
 from backend.splatting.surface_motion import grown, kept_in_view
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
-from blender_addon.contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    further_cameras,
-    joined_cameras,
-    orbit_cameras,
-    read_surface_samples,
-)
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_cameras
 from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, PUBLISHED
+from blender_addon.contract.surface import SurfaceSamples, read_surface_samples
 
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"

@@ -42,8 +42,9 @@ from backend.video.framing import Framing
 from backend.video.reading import Span
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import Cameras, SurfaceSamples
+from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.requests import BOUNDS, GAUSSIANS_BY_PRESET
+from blender_addon.contract.surface import SurfaceSamples
 
 PIPELINE = "4diffusion"
 VIEWING, FITTING, RENDERING = "Inventing the other views", "Following the video model", "Looking at the field"

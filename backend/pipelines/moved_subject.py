@@ -27,7 +27,7 @@ from backend.splatting.render import render
 from backend.splatting.shape import fit_still
 from backend.splatting.surface_motion import Surface, flow_of, make_surface, poses
 from backend.splatting.visual_hull import visual_hull
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 PRESET = "final"  # of construction, for the shape: thin parts take many iterations
 GAUSSIANS = 3_000

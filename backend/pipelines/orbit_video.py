@@ -16,7 +16,8 @@ from backend.splatting.estimate import estimate
 from backend.splatting.observations import Observations, read_observations, read_orbit_folder
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import Cameras, read_orbit_json, read_surface_samples
+from blender_addon.contract.orbit import Cameras, read_orbit_json
+from blender_addon.contract.surface import read_surface_samples
 
 PIPELINE = "orbit"
 READING = "Reading the orbit"

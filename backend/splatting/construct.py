@@ -33,15 +33,16 @@ from backend.splatting.gaussians import GaussianParameters
 from backend.splatting.guide import Guide, SceneFlow, SurfaceMotion, make_guide
 from backend.splatting.hypotheses import Trial, kinds_for, lags_for, next_hypothesis
 from backend.splatting.inspection import MOVE_CAMERAS, inspect
-from backend.splatting.observations import Observations
+from backend.splatting.observations import Observations, joined
 from backend.splatting.previews import preview_motion, preview_shape
 from backend.splatting.scene import Pictures, Scene, draw_views, prepare
-from backend.splatting.shape import reference_loss, shape_step, start
+from backend.splatting.shape import reference_loss, shape_step, start, start_on_tracks
 from backend.splatting.symmetry import Mirror, find_plane
+from backend.splatting.tracks import Tracks, make_tracks
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
-ALGORITHM = 11  # counts changes that make older checkpoints useless
+ALGORITHM = 12  # counts changes that make older checkpoints useless
 CHECKPOINT_NAME = "construct.npz"
 SHAPE, GUIDED, COARSE, FINE = STAGES = ("Fitting the shape", "Following the guide", "Fitting the motion", "Refining")
 STAGE_SHARES = {SHAPE: 0.25, GUIDED: 0.15, COARSE: 0.3, FINE: 0.3}
@@ -63,8 +64,10 @@ def construct(
 
     Args:
         moving: pictures at different times, usually one per time; cameras anywhere.
-        static: pictures at time 0, or None (see the module's text).
-        surface: points on the subject's surface at time 0, or None: the visual hull then serves.
+        static: pictures at time 0, or None (see the module's text). Those of another time, of the same size, are taken
+            as further moving ones, or where `surface` comes in pieces as what shows it from all sides.
+        surface: points on the subject's surface at the time of `static`, or None: the visual hull then serves. Pieces
+            of a surface whose faces do not stay the same tell where everything is (`tracks`).
         config: see `ConstructConfig`.
         run: told about progress; `run.folder` keeps a checkpoint, and the next attempt with the same inputs goes on
             from there to the same result. `discard_checkpoint` removes it. Stages are announced with `run.begin`; who
@@ -91,16 +94,22 @@ def construct(
         frames = len(np.unique(moving.cameras.times))
         inspected = inspect(moving, static, surface, run, remedy)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
+        tracks = _tracks(surface, static, config)
+        if static is not None and static.cameras.times.any() and not tracks:
+            moving, static = joined([moving, static]), None  # nobody has seen time 0 from all sides
         known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
-        kinds = {"is_known": known is not None, "is_guided": told is not None}
+        kinds = {"is_known": known is not None or tracks is not None, "is_guided": told is not None}
         config = config.suited(len(moving.images), frames, **kinds)
-        scene = replace(prepare(moving, static, config, frames), known=known)
+        scene = replace(prepare(moving, static, config, frames), known=known, tracks=tracks)
         if engine.is_gpu:
             scene = replace(scene.to(engine.device), config=scene.config.with_whole_batches())
         saved = checkpoint.load()
         if saved is None:
             run.begin(SHAPE)
-            fit = start(scene, static or moving, static is not None, surface)
+            if tracks:
+                fit = start_on_tracks(scene, [views for views in (static, moving) if views])
+            else:
+                fit = start(scene, static or moving, static is not None, surface)
         else:
             fit = Fit.from_arrays(saved, scene)
         if fit.stage == 0:
@@ -110,7 +119,7 @@ def construct(
             guide = make_guide(told, fit.rest_means.cpu().numpy()).to(scene.device)
         if fit.stage == 1:
             _follow_guide(fit, scene, guide, checkpoint, run)
-        if fit.stage == 2 and config.motion == "bases" and not known:
+        if fit.stage == 2 and config.motion == "bases" and not (known or tracks):
             _fit_motion(fit, scene, guide, checkpoint, run)
         while fit.stage < 4:
             _fit_both(fit, scene, guide, checkpoint, run)
@@ -121,6 +130,18 @@ def construct(
 def discard_checkpoint(run: Run) -> None:
     """Remove what `construct` keeps for a next attempt; for when its result is safe elsewhere."""
     (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+
+
+def _tracks(surface: SurfaceSamples | None, static: Observations | None, config: ConstructConfig) -> Tracks | None:
+    """Where the surface's bits go, if it is told in pieces. A HexPlane finds its motion in pictures alone."""
+    if surface is None or surface.pieces is None or config.motion != "bases":
+        return None
+    times = int(surface.pieces.times)
+    if static is None:
+        still = max(range(times), key=lambda time: len(surface.pieces.at(time)[0]))
+    else:
+        still = round(float(static.cameras.times[0]) * (times - 1))
+    return make_tracks(surface.pieces, config.gaussians, still, config.seed)
 
 
 def _key(
@@ -135,6 +156,7 @@ def _key(
         cameras = views and (views.cameras.camera_to_world, views.cameras.Ks, views.cameras.times)
         parts += [views.images, *cameras] if views else [None]
     parts += [surface.points, surface.normals] if surface else [None]
+    parts += vars(surface.pieces).values() if surface and surface.pieces else [None]
     parts += vars(told).values() if told else [None]
     return state_key(*parts)
 
@@ -149,8 +171,9 @@ def _fit_shape(fit: Fit, scene: Scene, checkpoint: Checkpoint, run: Run) -> None
         shape_step(fit, scene)
         _end_step(fit, scene, scene.config.shape_steps, preview_shape, checkpoint, run)
     fit.end_stage()
-    fit.rest_means = fit.gaussians.means.detach().clone()
-    fit.begin_motion(scene)
+    if not scene.tracks:
+        fit.rest_means = fit.gaussians.means.detach().clone()
+        fit.begin_motion(scene)
 
 
 def _follow_guide(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoint, run: Run) -> None:
@@ -207,7 +230,8 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
     pictures, steps = (scene.moving[0], config.coarse_steps) if coarse else (scene.moving[1], config.fine_steps)
     static_chance = float(coarse) if config.motion == "hexplane" else config.static_chance
     run.begin(COARSE if coarse else FINE)
-    candidates = np.flatnonzero(scene.age > 0) if scene.has_static else np.arange(len(scene.age))
+    repeated = scene.has_static and not scene.tracks  # by a moving picture of time 0
+    candidates = np.flatnonzero(scene.age > 0) if repeated else np.arange(len(scene.age))
     while fit.step < steps:
         rng = generator(fit, config)
         drawn = _views_in_window(scene, fit.step, rng) if coarse else draw_views(candidates, config.fine_frames, rng)
@@ -314,8 +338,12 @@ def _motion_share(fit: Fit, config: ConstructConfig) -> float:
 @torch.no_grad()
 def _to_clip(fit: Fit, scene: Scene) -> Clip:
     gaussians = fit.gaussians
-    quats = torch.nn.functional.normalize(gaussians.quats, dim=-1)
-    arrays = (gaussians.means, quats, gaussians.scales, gaussians.opacities, gaussians.sh)
+    first = gaussians.at_rest(1)
+    if scene.tracks:
+        first = fit.motion.moved(scene.frame_times[:1], gaussians)
+    quats = torch.nn.functional.normalize(first.quats[0], dim=-1)
+    scales = first.scales.expand(1, -1, -1)[0]
+    arrays = (first.means[0], quats, scales, gaussians.opacities, gaussians.sh)
     return Clip(
         *(array.cpu().numpy().astype(np.float32).copy() for array in arrays),
         motion=fit.motion.to_clip(scene.frame_times, gaussians),

@@ -10,8 +10,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.motion_torch import rotate
 
 DEAD_OPACITY = 0.05  # below, a Gaussian shows nothing
 MOST_COPIES = 20  # of one Gaussian at a time
@@ -64,7 +66,7 @@ def densify(
     new["log_scales"][touched] = squares.clamp(min=max(0.01 * gaussians.blur, 1e-4) ** 2).log() / 2
     moved = torch.from_numpy(places).to(device)
     aside = 0.5 * torch.from_numpy(offsets).to(device, torch.float32) * gaussians.scales.detach()[rows[moved]]
-    new["means"][moved] += _rotated(new["quats"][moved], aside)
+    new["means"][moved] += rotate(normalize(new["quats"][moved], dim=-1), aside)
 
     for group in optimizer.param_groups:
         name, before = group["name"], group["params"][0]
@@ -100,12 +102,6 @@ def shake(gaussians: GaussianParameters, size: float, rng: np.random.Generator) 
     """Langevin noise on the means of Gaussians that are nearly invisible, along their own axes (Eq. 9); in place."""
     noise = torch.from_numpy(rng.normal(size=gaussians.means.shape)).to(gaussians.means)
     loose = torch.sigmoid(-NOISE_SHARPNESS * (gaussians.opacities - NOISE_OPACITY))[:, None]
-    inward = _rotated(gaussians.quats * gaussians.quats.new_tensor([1.0, -1.0, -1.0, -1.0]), noise)
-    gaussians.means += size * loose * _rotated(gaussians.quats, gaussians.scales.square() * inward)
-
-
-def _rotated(quats: Tensor, vectors: Tensor) -> Tensor:  # [N, 4], [N, 3] -> [N, 3]
-    quats = torch.nn.functional.normalize(quats, dim=-1)
-    axis = quats[:, 1:]
-    cross = 2 * torch.linalg.cross(axis, vectors)
-    return vectors + quats[:, :1] * cross + torch.linalg.cross(axis, cross)
+    quats = normalize(gaussians.quats, dim=-1)
+    inward = rotate(quats * quats.new_tensor([1.0, -1.0, -1.0, -1.0]), noise)
+    gaussians.means += size * loose * rotate(quats, gaussians.scales.square() * inward)

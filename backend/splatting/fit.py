@@ -14,9 +14,10 @@ from backend.splatting.bases import BasesMotion
 from backend.splatting.checkpoint import load_optimizer, optimizer_arrays
 from backend.splatting.config import ConstructConfig
 from backend.splatting.followed import FollowedMotion
-from backend.splatting.gaussians import GaussianParameters
+from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.hexplane import HexPlaneMotion
 from backend.splatting.hypotheses import Hypothesis, Trial, leader
+from backend.splatting.placed import PlacedMotion
 from backend.splatting.scene import Scene
 
 # Adam's steps for the shape; those of `GaussianParameters`, clip space and logarithms
@@ -42,7 +43,7 @@ class Fit:
 
     gaussians: GaussianParameters
     rest_means: Tensor | None = None  # [N, 3] means at the end of stage 1, on which the motion is built
-    motion: BasesMotion | FollowedMotion | HexPlaneMotion | None = None  # after stage 1
+    motion: BasesMotion | FollowedMotion | HexPlaneMotion | PlacedMotion | None = None  # after stage 1
     stage: int = 0
     step: int = 0  # of the stage, or in stage 3 of the hypothesis, how many are done
     hypothesis: Hypothesis = DEFAULT  # of the motion
@@ -61,7 +62,9 @@ class Fit:
     def begin_motion(self, scene: Scene, hypothesis: Hypothesis = DEFAULT, path: Tensor | None = None) -> None:
         """From here on the Gaussians move, by a model that is built on `rest_means`; see `hypotheses`."""
         self.hypothesis, config = hypothesis, scene.config
-        if scene.known:
+        if scene.tracks:
+            self.motion = PlacedMotion(scene.tracks, scene.device)
+        elif scene.known:
             self.motion = FollowedMotion(
                 self.rest_means, scene.known, torch.cat([scene.times, scene.frame_times]), config
             )
@@ -85,6 +88,12 @@ class Fit:
         self.begin_motion(scene, leader(self.trials).hypothesis)
         self.motion.load(self.best)
         self.best = {}
+
+    def in_reference(self, scene: Scene, views: Tensor) -> Moved:
+        """The Gaussians as some of the reference pictures show them: those of time 0, or moving along tracks."""
+        if scene.tracks:
+            return self.motion.moved(scene.reference_times[views], self.gaussians)
+        return self.gaussians.at_rest(len(views))
 
     def renew_motion_optimizer(self) -> None:
         """Let the motion's optimiser forget what it has learned."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from backend.splatting.observations import Observations
 from backend.splatting.sight import project, seen_in
+from backend.splatting.spread import neighbour_distances
+from backend.splatting.tracks import Tracks
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
@@ -28,6 +30,7 @@ class Moved(NamedTuple):
     means: Tensor  # [T, N, 3] clip space
     quats: Tensor  # [T, N, 4] wxyz, any length above 0
     scales: Tensor  # [T, N, 3] linear standard deviations, or [N, 3] where they stay
+    presence: Tensor | None = None  # [T, N] 0..1, how much of each is there; None where all of all is
 
 
 @dataclass
@@ -56,6 +59,10 @@ class GaussianParameters:
     def opacities(self) -> Tensor:  # [N]
         """0..1."""
         return self.opacity_logits.sigmoid()
+
+    def opacities_at(self, moved: Moved) -> Tensor:  # [N] or [T, N]
+        """The same where they have moved to."""
+        return self.opacities if moved.presence is None else self.opacities * moved.presence
 
     @property
     def colors(self) -> Tensor:  # [N, 3]
@@ -110,38 +117,20 @@ class GaussianParameters:
         return thin, chosen
 
 
-def spread_samples(
-    points: np.ndarray,  # [M, 3] float32
-    normals: np.ndarray,  # [M, 3] float32
-    count: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # [count, 3] x 2
-    """`count` points spread evenly over the surface that `points` sample, with their normals.
-
-    Where there are too few, some are taken twice and shifted along the surface.
-    """
-    if len(points) >= count:
-        chosen = _one_per_cell(points, count, rng)
-        return points[chosen], normals[chosen]
-    extra = rng.integers(len(points), size=count - len(points))
-    spacing = _spacing(points) if len(points) > 1 else np.full(1, LARGEST)
-    shift = rng.normal(size=(len(extra), 3)) * 0.5 * spacing[extra, None]
-    shift -= (shift * normals[extra]).sum(axis=1, keepdims=True) * normals[extra]
-    moved = np.concatenate([points, points[extra] + shift]).astype(np.float32)
-    return moved, np.concatenate([normals, normals[extra]])
-
-
 def discs(
     points: np.ndarray,  # [N, 3]
     normals: np.ndarray,  # [N, 3]
     colors: np.ndarray,  # [N, 3]
     sh_degree: int = 0,
+    spacing: float | None = None,
 ) -> GaussianParameters:
-    """Flat Gaussians on a surface, as wide as the distance to their neighbours, thin along the normal.
+    """Flat Gaussians on a surface, as wide as the distance to their neighbours (`spacing`, where that is known), thin
+    along the normal.
 
     Harmonics above the constant one begin at 0.
     """
-    spacing = torch.from_numpy(_spacing(points).clip(SMALLEST, LARGEST)).float()
+    distances = neighbour_distances(points) if spacing is None else np.full(len(points), spacing)
+    spacing = torch.from_numpy(distances.clip(SMALLEST, LARGEST)).float()
     normal = torch.from_numpy(normals).float()
     # The quaternion that turns +Z into the normal: (1 + z.n, z x n), or half a turn about X where n is -Z.
     z = torch.tensor([0.0, 0.0, 1.0]).expand_as(normal)
@@ -169,54 +158,44 @@ def sample_colors(
 
     Grey where nothing is seen at all.
     """
-    images = views.images.numpy()
-    height, width = images.shape[1:3]
+    total = np.zeros((len(points), 4))
+    for view, weight in enumerate(view_weights):
+        total += weight * _seen_colors(points, normals, views, view)
+    return _mean_colors(total, points)
+
+
+def sample_track_colors(tracks: Tracks, sets: list[Observations]) -> np.ndarray:  # [S, 3] float64, 0..1
+    """Colors of tracks, from all pictures that see them where they are at that time; else as `sample_colors`."""
+    normals, total = tracks.normals(), np.zeros((len(tracks.homes), 4))
+    for views in sets:
+        for view, time in enumerate(views.cameras.times):
+            moment = round(time * (len(tracks.means) - 1))
+            there = tracks.there[moment]
+            total[there] += _seen_colors(tracks.means[moment, there], normals[moment, there], views, view)
+    return _mean_colors(total, tracks.at_home()[0])
+
+
+def _seen_colors(points: np.ndarray, normals: np.ndarray, views: Observations, view: int) -> np.ndarray:  # [N, 4]
+    """Colors in one picture times how much they face it, and this; 0 for points that it does not show."""
+    image, viewmat = views.images[view].numpy(), views.cameras.viewmats()[view]
+    height, width = image.shape[:2]
     cell = max(max(width, height) / DEPTH_CELLS, 1.0)
-    total, weight = np.zeros((len(points), 3)), np.zeros(len(points))
-    for image, viewmat, intrinsics, view_weight in zip(
-        images, views.cameras.viewmats(), views.cameras.Ks, view_weights, strict=True
-    ):
-        pixels, depth, inside = project(points, viewmat, intrinsics, width, height)
-        column, row = pixels.T
-        camera = np.linalg.inv(viewmat)[:3, 3]
-        towards = camera - points
-        facing = (normals * towards).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-9)
-        seen = seen_in(pixels, depth, inside, cell, DEPTH_TOLERANCE) & (facing > 0.2) & (image[row, column, 3] > 0.9)
-        share = view_weight * facing[seen]
-        total[seen] += share[:, None] * image[row[seen], column[seen], :3]
-        weight[seen] += share
-    seen = weight > 0
+    pixels, depth, inside = project(points, viewmat, views.cameras.Ks[view], width, height)
+    column, row = pixels.T
+    towards = np.linalg.inv(viewmat)[:3, 3] - points
+    facing = (normals * towards).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-9)
+    seen = seen_in(pixels, depth, inside, cell, DEPTH_TOLERANCE) & (facing > 0.2) & (image[row, column, 3] > 0.9)
+    found = np.zeros((len(points), 4))
+    found[seen, :3] = facing[seen, None] * image[row[seen], column[seen], :3]
+    found[seen, 3] = facing[seen]
+    return found
+
+
+def _mean_colors(total: np.ndarray, points: np.ndarray) -> np.ndarray:  # [N, 4], [N, 3] -> [N, 3]
+    seen = total[:, 3] > 0
     if not seen.any():
         return np.full((len(points), 3), 0.5)
-    colors = total / np.maximum(weight, 1e-9)[:, None]
+    colors = total[:, :3] / np.maximum(total[:, 3:], 1e-9)
     _, nearest = cKDTree(points[seen]).query(points[~seen])
     colors[~seen] = colors[seen][nearest]
     return colors
-
-
-def _one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:  # [M, 3] -> [count] int64
-    """Indices of `count` points, one from each cell of a grid as far as that goes: even, and quick for any number."""
-    order = rng.permutation(len(points))
-    shuffled = points[order] - points.min(axis=0)
-    small, large = 1e-6, float(shuffled.max()) + 1e-6  # size of a cell: too many are filled, too few are
-    for _ in range(20):
-        size = (small * large) ** 0.5
-        cells = (shuffled / size).astype(np.int64).clip(0, 2**20)
-        _, first = np.unique(cells @ np.array([1 << 42, 1 << 21, 1]), return_index=True)
-        if len(first) > count:
-            small = size
-        else:
-            large, kept = size, first
-        if large < 1.02 * small:
-            break
-    # The few that are missing, from anywhere.
-    rest = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
-    return order[np.concatenate([kept, rest[: count - len(kept)]])]
-
-
-def _spacing(points: np.ndarray) -> np.ndarray:  # [N, 3] -> [N]
-    """Mean distance of each point to its three nearest neighbours."""
-    neighbours = min(3, len(points) - 1)
-    if neighbours < 1:
-        return np.full(len(points), LARGEST)
-    return cKDTree(points).query(points, neighbours + 1)[0][:, 1:].mean(axis=1)

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.splatting.sight import project, seen_in
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 DEPTH_TOLERANCE = 0.03  # clip space; what lies deeper behind what a camera sees first is hidden from it
 POINTS_PER_CELL = 4  # of the depth picture that decides this, on average: enough to close it against what is behind

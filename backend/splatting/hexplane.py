@@ -114,7 +114,7 @@ class HexPlaneMotion:
     @torch.no_grad()
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> FrameMotion:
         """The motion of these Gaussians at `frame_times` [T] as a clip keeps it."""
-        moments = [self.moved(time[None], gaussians) for time in frame_times]
+        moments = [self.moved(time[None], gaussians)[:3] for time in frame_times]
         means, quats, scales = (torch.cat(parts).cpu().numpy() for parts in zip(*moments, strict=True))
         quats /= np.linalg.norm(quats, axis=-1, keepdims=True)
         return FrameMotion(means, make_continuous(quats).astype(np.float32), scales)

@@ -13,7 +13,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.sight import project
 from backend.splatting.visual_hull import HALF_DIAGONAL, HALF_SIZE, INSIDE_ALPHA, carve, outlines
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 EMPTY_ALPHA = 5e-4  # mean of a picture; less than 8 pixels of 128 x 128 cannot be fitted
 OPAQUE_ALPHA = 0.99  # mean of a picture from which it has no background
@@ -56,7 +56,11 @@ def inspect(
             else "The pictures are all of the same time, so there is no motion to construct.",
             "Give a moving orbit, whose pictures have different times.",
         )
-    moving, static = _without_empty(moving, "moving orbit", run), static and _without_empty(static, "static orbit", run)
+    comes = surface is not None and surface.pieces is not None  # so that it may not be there at some times
+    moving, static = (
+        views and _without_empty(views, label, run, comes)
+        for views, label in ((moving, "moving orbit"), (static, "static orbit"))
+    )
     if len(np.unique(moving.cameras.times)) < 2:
         raise UserError(
             "orbit_empty",
@@ -105,7 +109,7 @@ def _demand_usable(views: Observations, label: str) -> None:
         )
 
 
-def _without_empty(views: Observations, label: str, run: Run) -> Observations:
+def _without_empty(views: Observations, label: str, run: Run, expected: bool) -> Observations:
     empty = views.images[..., 3].mean(dim=(1, 2)).numpy() < EMPTY_ALPHA
     if empty.all():
         raise UserError(
@@ -115,9 +119,9 @@ def _without_empty(views: Observations, label: str, run: Run) -> Observations:
         )
     if not empty.any():
         return views
-    run.note(
-        f"{empty.sum()} of {len(empty)} pictures of the {label} show nothing and were left out ({_listed(empty)})."
-    )
+    if not expected:
+        listed = _listed(empty)
+        run.note(f"{empty.sum()} of {len(empty)} pictures of the {label} show nothing and were left out ({listed}).")
     return views.subset(~empty)
 
 
@@ -134,13 +138,15 @@ def _note_cut(views: Observations, label: str, remedy: str, run: Run) -> None:
 
 def _check_places(moving: Observations, static: Observations | None, surface: SurfaceSamples | None, run: Run) -> None:
     """Hold cameras, surface and time 0 against each other."""
-    first = moving.subset(moving.cameras.times == moving.cameras.times.min())
+    moment = (static or moving).cameras.times[0 if static else moving.cameras.times.argmin()]
+    static = static and static.subset(static.cameras.times == moment)  # there may be some of other times
+    first = moving.subset(np.abs(moving.cameras.times - moment) == np.abs(moving.cameras.times - moment).min())
     reference = static or first
     _demand_in_sight(moving, "moving orbit")
     if static is not None:
         _demand_in_sight(static, "static orbit")
-    if surface is not None:
-        points = surface.points[:: max(len(surface.points) // SURFACE_SAMPLES, 1)]
+    points = _surface_points(surface, moment)
+    if len(points):
         inside, span = _inside_and_span(points, reference)
         hint = "Check that cameras, pictures and surface are of the same object at the same moment and scale."
         outside = f"Only {inside:.0%} of the surface points lie inside the outlines of the pictures"
@@ -160,16 +166,27 @@ def _check_places(moving: Observations, static: Observations | None, surface: Su
         "Check that the cameras belong to these pictures (order, axes, scale) and that the subject keeps still.",
         run,
     )
-    if float(moving.cameras.times.min()) < 0.5 / len(np.unique(moving.cameras.times)):
+    if np.abs(moving.cameras.times - moment).min() < 0.5 / len(np.unique(moving.cameras.times)):
         agreement = _overlap(hull, first)
         _judge(
             agreement,
             FIRST_AGREEMENT,
             "static_mismatch",
-            f"The static orbit and the moving orbit's time 0 do not show the same: they overlap by {agreement:.0%}",
-            "Give a static orbit of the very moment at which the motion begins, with cameras of the same scale.",
+            "The static orbit and the moving orbit's picture of that time do not show the same: "
+            f"they overlap by {agreement:.0%}",
+            "Give a static orbit of the very moment that its cameras tell, with cameras of the same scale.",
             run,
         )
+
+
+def _surface_points(surface: SurfaceSamples | None, moment: float) -> np.ndarray:  # [M, 3]
+    """Some of them, at the time of the pictures against which they are held."""
+    if surface is None:
+        return np.zeros((0, 3))
+    points = surface.points
+    if surface.pieces is not None:
+        points, _ = surface.pieces.at(round(float(moment) * (int(surface.pieces.times) - 1)))
+    return points[:: max(len(points) // SURFACE_SAMPLES, 1)]
 
 
 def _demand_in_sight(views: Observations, label: str) -> None:

@@ -71,6 +71,13 @@ def _turn(rows: Tensor, points: Tensor) -> Tensor:  # [..., 9], [..., 3] -> [...
     return (rows.unflatten(-1, (3, 3)) * points[..., None, :]).sum(dim=-1)
 
 
+def rotate(quats: Tensor, vectors: Tensor) -> Tensor:  # [..., 4] wxyz, unit, [..., 3] -> [..., 3]
+    """Vectors turned by quaternions."""
+    axis = quats[..., 1:]
+    cross = 2 * torch.linalg.cross(axis, vectors)
+    return vectors + quats[..., :1] * cross + torch.linalg.cross(axis, cross)
+
+
 def multiply(a: Tensor, b: Tensor) -> Tensor:  # [..., 4], [..., 4] wxyz -> [..., 4]
     """The product of quaternions."""
     aw, ax, ay, az = a.unbind(-1)

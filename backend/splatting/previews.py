@@ -19,7 +19,7 @@ def preview_shape(fit: Fit, scene: Scene) -> np.ndarray:  # [h, w, 3] uint8
     """A picture of time 0 beside how it is drawn now."""
     pictures, gaussians = scene.reference[1], fit.gaussians
     view = [fit.step // PREVIEW_STEPS % len(pictures.images)]
-    drawn = pictures.render(view, gaussians.at_rest(1), gaussians)
+    drawn = pictures.render(view, fit.in_reference(scene, view), gaussians)
     return _side_by_side(pictures, view[0], drawn[0], scene.config.color_space)
 
 

@@ -15,6 +15,7 @@ from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
 from backend.splatting.symmetry import Mirror
+from backend.splatting.tracks import Tracks
 
 LOOP_SHARE = 0.3  # difference of the ends of a loop, as a share of the largest difference from time 0
 LOOP_TOLERANCE = 0.05  # difference of the ends of a loop, as a share of the subject's own area
@@ -54,8 +55,8 @@ class Pictures:
         height, width = self.images.shape[1:3]
         cameras = self.viewmats[views], self.Ks[views], width, height
         if looks.sh_degree == 0:
-            return render(*moved, looks.opacities, looks.colors, *cameras)
-        return render(*moved, looks.opacities, looks.sh, *cameras, sh_degree=looks.sh_degree)
+            return render(*moved[:3], looks.opacities_at(moved), looks.colors, *cameras)
+        return render(*moved[:3], looks.opacities_at(moved), looks.sh, *cameras, sh_degree=looks.sh_degree)
 
     def loss(self, views: Tensor, moved: Moved, looks: GaussianParameters, coverage: float) -> Tensor:
         """How wrong they look there."""
@@ -66,7 +67,7 @@ class Pictures:
         """How rough their depth is there (`losses.depth_smoothness`)."""
         height, width = self.images.shape[1:3]
         cameras = self.viewmats[views], self.Ks[views], width, height
-        drawn = render(*moved, looks.opacities, looks.colors.detach(), *cameras, depth=True)
+        drawn = render(*moved[:3], looks.opacities_at(moved), looks.colors.detach(), *cameras, depth=True)
         depth = drawn[..., 4] / drawn[..., 3].clamp(min=1e-3)
         return depth_smoothness(depth, self.images[views], pixel_size(self))
 
@@ -78,6 +79,7 @@ class Scene:
     config: ConstructConfig
     moving: tuple[Pictures, Pictures]  # coarse, fine
     reference: tuple[Pictures, Pictures]  # pictures that show time 0, or are taken to
+    reference_times: Tensor  # [R] of these: 0, but for a surface that is larger later (`tracks`)
     reference_chance: np.ndarray  # [R] how often each is drawn, sum 1
     times: Tensor  # [V] of the moving pictures
     age: np.ndarray  # [V] how far from time 0, round the loop if it is one, in frames
@@ -86,6 +88,7 @@ class Scene:
     coverage: float  # share of a picture that the subject fills
     has_static: bool  # whether `reference` really is of time 0
     known: SurfaceMotion | None = None  # the motion, where nothing of it is left to be found
+    tracks: Tracks | None = None  # the same of a surface that has not the same faces at all times
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +98,8 @@ class Scene:
     def to(self, device: torch.device) -> "Scene":
         """The same on another device."""
         pairs = {name: tuple(half.to(device) for half in getattr(self, name)) for name in ("moving", "reference")}
-        return replace(self, **pairs, times=self.times.to(device), frame_times=self.frame_times.to(device))
+        times = {name: getattr(self, name).to(device) for name in ("times", "reference_times", "frame_times")}
+        return replace(self, **pairs, **times)
 
     def and_mirrored(self, mirror: Mirror) -> "Scene":
         """The same with all pictures in the mirror, too, at the times at which the other side is so.
@@ -134,6 +138,7 @@ def prepare(moving: Observations, static: Observations | None, config: Construct
         config=config,
         moving=tuple(_at_size(moving, pixels) for pixels in sizes),
         reference=tuple(_at_size(reference, pixels) for pixels in sizes),
+        reference_times=reference.times,
         reference_chance=chance / chance.sum(),
         times=moving.times,
         age=age,

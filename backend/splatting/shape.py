@@ -10,11 +10,12 @@ from torch import Tensor
 from backend.splatting.config import ConstructConfig
 from backend.splatting.densify import densify, shake
 from backend.splatting.fit import Fit, descend, generator, one_torch_thread
-from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, spread_samples
+from backend.splatting.gaussians import GaussianParameters, discs, sample_colors, sample_track_colors
 from backend.splatting.observations import Observations
 from backend.splatting.scene import Pictures, Scene, draw_views, pixel_size, prepare
+from backend.splatting.spread import spread_samples
 from backend.splatting.visual_hull import visual_hull
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 MOVING_AGREEMENT = 0.8  # of silhouettes that moved, on what belongs to the subject
 PIXEL_BLUR = 0.3**0.5  # standard deviation in pixels of the fine pictures, that of the usual rasterisers' filter
@@ -35,6 +36,21 @@ def start(scene: Scene, reference: Observations, still: bool, surface: SurfaceSa
     gaussians = discs(points, normals, colors, config.sh_degree).to(scene.device)
     gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
     return Fit(gaussians)
+
+
+def start_on_tracks(scene: Scene, sets: list[Observations]) -> Fit:
+    """Discs on the tracks of the scene, coloured by the pictures of the times at which each is there.
+
+    They move from the start.
+    """
+    tracks, normals = scene.tracks, scene.tracks.normals()[scene.tracks.homes, np.arange(len(scene.tracks.homes))]
+    points, _ = tracks.at_home()
+    colors = sample_track_colors(tracks, sets)
+    gaussians = discs(points, normals, colors, scene.config.sh_degree, tracks.spacing).to(scene.device)
+    gaussians.blur = PIXEL_BLUR * pixel_size(scene.reference[1])
+    fit = Fit(gaussians, rest_means=gaussians.means.detach().clone())
+    fit.begin_motion(scene)
+    return fit
 
 
 def shape_step(fit: Fit, scene: Scene) -> None:
@@ -64,8 +80,8 @@ def fit_still(
 def reference_loss(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
     """How wrong the Gaussians of time 0 look in some pictures of it."""
     gaussians, count = fit.gaussians, scene.config.shape_frames
-    views = draw_views(np.arange(len(pictures.images)), count, rng, scene.reference_chance)
-    return pictures.loss(scene.indices(views), gaussians.at_rest(len(views)), gaussians, scene.coverage)
+    views = scene.indices(draw_views(np.arange(len(pictures.images)), count, rng, scene.reference_chance))
+    return pictures.loss(views, fit.in_reference(scene, views), gaussians, scene.coverage)
 
 
 def _shape_prior(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Generator) -> Tensor:
@@ -75,7 +91,7 @@ def _shape_prior(fit: Fit, scene: Scene, pictures: Pictures, rng: np.random.Gene
     prior = config.opacity_weight * gaussians.opacities.mean() + config.scale_weight * sizes
     if config.depth_weight:
         views = scene.indices(draw_views(np.arange(len(pictures.images)), config.shape_frames, rng))
-        prior = prior + config.depth_weight * pictures.roughness(views, gaussians.at_rest(len(views)), gaussians)
+        prior = prior + config.depth_weight * pictures.roughness(views, fit.in_reference(scene, views), gaussians)
     return prior
 
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.splatting.control_points import ControlPoints, make_control_points
-from backend.splatting.gaussians import spread_samples
 from backend.splatting.motion import TimeBasis
 from backend.splatting.observations import Observations
 from backend.splatting.sight import unhidden
-from blender_addon.contract.orbit import SurfaceSamples
+from backend.splatting.spread import spread_samples
+from blender_addon.contract.surface import SurfaceSamples
 
 POINTS, CONTROL_POINTS = 3_000, 128
 HARMONICS = 5  # whole cycles of the fastest function of time

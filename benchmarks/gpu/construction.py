@@ -12,7 +12,7 @@ from benchmarks.construct import figures_of, paper_schedule, timed_construction
 from benchmarks.construct_steps import Inputs
 from benchmarks.gpu.setting import FOX, Clock, Setting
 from benchmarks.report import Figure
-from blender_addon.contract.orbit import read_surface_samples
+from blender_addon.contract.surface import read_surface_samples
 
 SHORT = {"shape_steps": 10, "coarse_steps": 10, "fine_steps": 10}  # for what only the first call does
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Orbits: cameras round a subject at the origin of clip space, and what is sent along with their frames.
+"""Orbits: cameras round a subject at the origin of clip space.
 
 A camera is a camera-to-world matrix 4x4 with OpenGL axes (x right, y up, z backward) and intrinsics K 3x3 in pixels,
 y down, pixel centres at .5. Cameras always travel as matrices with the frames; nobody derives them from a frame's
@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import BadFileError, atomic_file, read_arrays, write_arrays
+from .arrays import BadFileError, atomic_file
 
 FORMAT = "kinesplat-orbit"
 VERSION = 1
 ORBIT_JSON = "orbit.json"
 MAX_VIEWS = 4_096
-MAX_SURFACE_SAMPLES = 1_000_000
 FURTHER = (3, 60.0, 45.0), (3, 0.0, -45.0), (1, 0.0, 90.0), (1, 0.0, -90.0)  # views, first azimuth, elevation
 FURTHER_VIEWS = sum(views for views, *_ in FURTHER)
 
@@ -131,19 +130,6 @@ class Cameras:
         demand(bool(((self.times >= 0) & (self.times <= 1)).all()), "times must lie between 0 and 1")
 
 
-@dataclass(frozen=True)
-class SurfaceSamples:
-    """Points on the subject's surface at time 0 and, where it is known, how they move."""
-
-    points: np.ndarray  # [M, 3] float32, clip space
-    normals: np.ndarray  # [M, 3] float32, unit, outward
-    movement: np.ndarray | None = None  # [T, M, 3] float32, of the points from there, at T even times from 0 to 1
-
-    def standing(self) -> "SurfaceSamples":
-        """The same without their movement."""
-        return replace(self, movement=None)
-
-
 def orbit_camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:  # [4, 4] float64
     """Camera-to-world matrix of a camera that looks at the origin. Degrees; azimuth 0 stands at -Y."""
     azimuth, elevation = np.radians(azimuth), np.radians(elevation)
@@ -226,41 +212,3 @@ def read_orbit_json(folder: str | os.PathLike) -> Cameras:
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise BadFileError(f"{label} is not an orbit description of this version.")
     return Cameras.from_json(data, label)
-
-
-def write_surface_samples(path: str | os.PathLike, samples: SurfaceSamples) -> None:
-    """Write surface samples as `.npz` with `points`, `normals` and, where it is known, `movement`."""
-    check_surface_samples(samples)
-    write_arrays(path, {name: array for name, array in vars(samples).items() if array is not None})
-
-
-def read_surface_samples(path: str | os.PathLike) -> SurfaceSamples:
-    """Surface samples from a file, checked. Raises BadFileError with one sentence."""
-    label = os.path.basename(path)
-    arrays = read_arrays(path)
-    if set(arrays) - {"movement"} != {"points", "normals"}:
-        raise BadFileError(f"{label} does not hold surface samples.")
-    samples = SurfaceSamples(**arrays)
-    check_surface_samples(samples, label)
-    return samples
-
-
-def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -> None:
-    """Raises BadFileError where `samples` are not M finite points with unit normals, and their movement if any."""
-    known = {name: array for name, array in vars(samples).items() if array is not None}
-    for name, array in known.items():
-        shape = "[T, M, 3]" if name == "movement" else "[M, 3]"
-        if array.dtype != np.float32 or array.ndim != shape.count(",") + 1 or array.shape[-1] != 3:
-            raise BadFileError(f"{label} is not usable: {name} must be float32 {shape}.")
-        if not np.isfinite(array).all():
-            raise BadFileError(f"{label} is not usable: {name} holds numbers that are not finite.")
-    if len(samples.points) != len(samples.normals):
-        raise BadFileError(f"{label} is not usable: there must be one normal for each point.")
-    if samples.movement is not None and (
-        samples.movement.shape[1] != len(samples.points) or not 2 <= len(samples.movement) <= MAX_VIEWS
-    ):
-        raise BadFileError(f"{label} is not usable: there must be a movement of each point, at two times or more.")
-    if not 1 <= len(samples.points) <= MAX_SURFACE_SAMPLES:
-        raise BadFileError(f"{label} is not usable: 1 to {MAX_SURFACE_SAMPLES} points are allowed.")
-    if not np.allclose(np.linalg.norm(samples.normals, axis=1), 1, atol=1e-2):
-        raise BadFileError(f"{label} is not usable: normals must have length 1.")

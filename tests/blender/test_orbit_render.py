@@ -20,13 +20,13 @@ from blender_addon.contract.orbit import (  # noqa: E402
     FURTHER_VIEWS,
     Cameras,
     Orbit,
-    check_surface_samples,
     frame_name,
     intrinsics,
     orbit_camera,
     orbit_cameras,
     read_orbit_json,
 )
+from blender_addon.contract.surface import check_surface_samples, read_surface_samples  # noqa: E402
 from blender_addon.subject import CaptureError, SubjectError  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 
@@ -590,19 +590,6 @@ def refuse_scale_zero():
     return cube
 
 
-def refuse_what_comes_later():
-    cube = add_cube()
-    keyframe(cube, "hide_render", {1: True, 5: False})
-    return cube
-
-
-def refuse_what_grows_from_nothing():
-    parent, cube = add_object("Empty"), add_cube()
-    cube.parent = parent
-    keyframe(cube, "scale", {1: (0, 0, 0), 9: (1, 1, 1)})
-    return parent
-
-
 def refuse_rigid_body():
     cube = add_cube()
     bpy.context.view_layer.objects.active = cube
@@ -639,8 +626,6 @@ def refuse_driver_on_scene():
         (refuse_excluded, "Cube is not in this scene's view layer"),
         (refuse_point, "Point has no size"),
         (refuse_scale_zero, "Cube has a scale of 0"),
-        (refuse_what_comes_later, "Cube has no surface at frame 1, where the range begins"),
-        (refuse_what_grows_from_nothing, "Empty has no surface at frame 1, where the range begins"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
         (refuse_driver_on_scene, "A driver of Cube follows the scene's frame_current"),
@@ -734,7 +719,7 @@ def test_points_of_the_surface_are_followed():
 
 
 @pytest.mark.parametrize("rebuilt", ["build", "boolean", "particles"])
-def test_points_of_a_mesh_that_is_rebuilt_are_not_followed(rebuilt):
+def test_a_mesh_that_is_rebuilt_comes_in_pieces(rebuilt):
     """Also where there are as many vertices and faces as before, but others."""
     body = add_cube("Body", size=2)
     other = add_cube("Other", size=0.7)
@@ -750,10 +735,87 @@ def test_points_of_a_mesh_that_is_rebuilt_are_not_followed(rebuilt):
         emitted.count, emitted.frame_start, emitted.frame_end, emitted.lifetime = 50, -40, 60, 10
         emitted.render_type, emitted.instance_object = "OBJECT", other
     space = orbit_render.measure(bpy.context, body, (3, 9), frames=3)
+    assert space.changes
     assert space.motion == np.inf
-    samples = orbit_render.sample_surface(space, 200, times=3)
-    assert samples.movement is None
+    samples = orbit_render.sample_surface(space, 400, times=3)
     check_surface_samples(samples)
+    assert samples.movement is None
+    assert len(samples.pieces.spans) > 1
+    assert 300 < len(samples.points) < 500
+    if rebuilt == "boolean":  # the same body at all times, each time with other faces
+        assert samples.pieces.spans[:, :3].tolist() == [[0, 0, 1], [0, 1, 1], [0, 2, 1]]
+    if rebuilt == "particles":  # the body keeps its faces
+        assert samples.pieces.spans[samples.pieces.spans[:, 2] == 3].shape[0] >= 1
+    np.testing.assert_array_equal(samples.pieces.points, orbit_render.sample_surface(space, 400, times=3).pieces.points)
+
+
+def test_what_grows_is_as_dense_in_the_end_and_followed():
+    plate, ball = add_cube("Plate", size=2), add_cube("Ball", size=1)
+    plate.scale.z = 0.1
+    ball.parent = plate
+    keyframe(ball, "scale", {1: (0, 0, 0), 9: (1, 1, 10)})
+    keyframe(ball, "location", {1: (0, 0, 0), 9: (0, 0, 20)})
+    space = orbit_render.measure(bpy.context, plate, (1, 9), frames=5)
+    assert space.changes
+    assert space.fullest == 1
+    samples = orbit_render.sample_surface(space, 1_000, times=5)
+    check_surface_samples(samples)
+    grown = samples.pieces.piece(1)[2]
+    assert not grown[0].any()
+    np.testing.assert_allclose(grown[-1], 1, atol=1e-5)
+    np.testing.assert_allclose(grown[2], grown[2, 0], atol=1e-4)
+    counts = samples.pieces.spans[:, 3]
+    areas = np.array([2 * 4 + 4 * 2 * 0.2, 6.0])
+    np.testing.assert_allclose(counts / counts.sum(), areas / areas.sum(), atol=0.01)
+
+
+def test_what_comes_later_is_captured(tmp_path):
+    """From where all of it is there it is shown from all sides; its pieces tell when it came."""
+    cube, other = add_cube("Cube"), add_cube("Other")
+    other.parent, other.location = cube, (0, 0, 3)
+    for obj, frame in ((cube, 3), (other, 7)):
+        keyframe(obj, "hide_render", {1: True, frame: False})
+    captured = orbit_render.capture(
+        bpy.context, cube, Orbit(frames=5), tmp_path, frame_range=(1, 9), resolution=16, samples=1, engine="CYCLES"
+    )
+    assert captured.space.fullest == 0.75
+    times = read_orbit_json(tmp_path / "static").times
+    np.testing.assert_array_equal(captured.static.times, times)
+    assert len(times) == 5 + FURTHER_VIEWS
+    assert (times[: 3 + FURTHER_VIEWS] == 0.75).all()
+    assert (times[3 + FURTHER_VIEWS :] == 0.25).all()  # from above, when something was there for the first time
+    pieces = read_surface_samples(captured.surface).pieces
+    assert pieces.spans[:, :3].tolist() == [[0, 1, 4], [1, 3, 2]]
+
+
+def test_what_has_no_size_yet_stands_where_it_will_grow():
+    cube = add_cube(size=2)
+    cube.location = (5, 0, 0)
+    keyframe(cube, "scale", {1: (0, 0, 0), 9: (1, 1, 1)})
+    space = orbit_render.measure(bpy.context, cube, (1, 9), frames=5)
+    assert space.changes
+    place = space.to_world @ np.linalg.inv(space.to_object)  # of the result in the scene
+    np.testing.assert_allclose(place, [[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-6)
+    with pytest.raises(CaptureError, match="no surface at the first frame"):  # a motion is invented for what is there
+        orbit_render.sample_surface(space, 10)
+
+
+def test_a_curve_is_sampled_once():
+    """Blender shows it twice: as what it is, and as the mesh that comes of it."""
+    curve = bpy.data.curves.new("Curve", "CURVE")
+    spline = curve.splines.new("POLY")
+    spline.points.add(2)
+    for point, x in zip(spline.points, (0, 1, 2), strict=True):
+        point.co = (x, 0, 0, 1)
+    curve.dimensions, curve.bevel_depth = "3D", 0.2
+    obj = add_object("Vine", curve)
+    for frame, end in ((1, 0.3), (9, 1.0)):
+        curve.bevel_factor_end = end
+        curve.keyframe_insert("bevel_factor_end", frame=frame)
+    space = orbit_render.measure(bpy.context, obj, (1, 9), frames=3)
+    pieces = orbit_render.sample_surface(space, 300, times=3).pieces
+    assert pieces.spans[:, :3].tolist() == [[0, 0, 1], [0, 1, 2]]  # one part of it, then two
+    assert pieces.spans[1, 3] == pytest.approx(300, rel=0.05)
 
 
 def test_normals_of_mirrored_objects_and_instances_point_outward():

@@ -19,8 +19,9 @@ from backend.pipelines.fourdiffusion_settings import Settings
 from backend.progress import JobCancelled, Progress, Run, UserError
 from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, read_surface_samples, write_orbit_json
+from blender_addon.contract.orbit import Orbit, orbit_cameras, read_orbit_json, write_orbit_json
 from blender_addon.contract.requests import SMALL, STILL_FRAMES
+from blender_addon.contract.surface import read_surface_samples
 from tests.pipelines.fourdiffusion_truth import KnowingModel, truth
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, take_its_place, write_tiny_model
 from tests.video.films import picture, write_video

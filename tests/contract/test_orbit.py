@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +12,10 @@ from blender_addon.contract.orbit import (
     ORBIT_JSON,
     Cameras,
     Orbit,
-    SurfaceSamples,
     further_cameras,
     orbit_cameras,
     read_orbit_json,
-    read_surface_samples,
     write_orbit_json,
-    write_surface_samples,
 )
 
 
@@ -116,45 +112,6 @@ def test_bad_orbit_files_are_refused(text, tmp_path) -> None:
 def test_a_folder_without_an_orbit_is_named(tmp_path) -> None:
     with pytest.raises(BadFileError, match="is missing: this is not an orbit folder"):
         read_orbit_json(tmp_path)
-
-
-def test_surface_samples_round_trip_and_checks(tmp_path) -> None:
-    path = tmp_path / "surface.npz"
-    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3)).astype(np.float32)
-    normals = np.tile(np.float32([0, 0, 1]), (50, 1))
-    write_surface_samples(path, SurfaceSamples(points, normals))
-    np.testing.assert_array_equal(read_surface_samples(path).points, points)
-    for samples in (
-        SurfaceSamples(points[1:], normals),
-        SurfaceSamples(points[:0], normals[:0]),
-        SurfaceSamples(points * np.float32(np.nan), normals),
-        SurfaceSamples(points, normals * 2),
-        SurfaceSamples(points.astype(np.float64), normals),
-    ):
-        with pytest.raises(BadFileError, match="is not usable"):
-            write_surface_samples(tmp_path / "other.npz", samples)
-    np.savez(path, points=points)
-    with pytest.raises(BadFileError, match="does not hold surface samples"):
-        read_surface_samples(path)
-
-
-def test_surface_samples_may_tell_how_they_move(tmp_path) -> None:
-    rng, path = np.random.default_rng(0), tmp_path / "surface.npz"
-    points, movement = (rng.uniform(-0.5, 0.5, shape).astype(np.float32) for shape in ((50, 3), (4, 50, 3)))
-    samples = SurfaceSamples(points, np.tile(np.float32([0, 0, 1]), (50, 1)), movement)
-    write_surface_samples(path, samples)
-    np.testing.assert_array_equal(read_surface_samples(path).movement, movement)
-    write_surface_samples(path, samples.standing())
-    assert read_surface_samples(path).movement is None
-    for wrong in (
-        movement[:, 1:],
-        movement[:1],
-        movement[0],
-        movement.astype(np.float64),
-        movement * np.float32(np.nan),
-    ):
-        with pytest.raises(BadFileError, match="is not usable"):
-            write_surface_samples(tmp_path / "other.npz", replace(samples, movement=wrong))
 
 
 def test_further_views_look_from_above_and_below():

@@ -17,7 +17,8 @@ from backend.models.motion_magnitude import magnitude_of
 from backend.pictures import premultiplied
 from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run, UserError
-from blender_addon.contract.orbit import Orbit, SurfaceSamples, further_cameras, orbit_cameras
+from blender_addon.contract.orbit import Orbit, further_cameras, orbit_cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 SAMPLING = Sampling(seed=0, steps=4, w1=1.0, w2=0.25)
 

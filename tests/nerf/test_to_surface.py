@@ -14,7 +14,7 @@ from backend.nerf.rendering import Quality, Rays, first_hits, rays_of, render
 from backend.nerf.to_surface import camera_grid, pictures, surface
 from backend.progress import UserError
 from backend.splatting.observations import Observations
-from blender_addon.contract.orbit import SurfaceSamples, check_surface_samples
+from blender_addon.contract.surface import SurfaceSamples, check_surface_samples
 from tests.nerf.scenes import COLOR, RADIUS, SPEED, Ball
 
 

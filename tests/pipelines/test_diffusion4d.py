@@ -24,15 +24,9 @@ from backend.splatting.observations import read_orbit_folder
 from backend.splatting.surface_motion import Surface
 from blender_addon.contract.clip import read_clip
 from blender_addon.contract.frames import read_frames
-from blender_addon.contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    further_cameras,
-    joined_cameras,
-    write_surface_samples,
-)
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras
 from blender_addon.contract.requests import build_request, file_sha256, generation_request
+from blender_addon.contract.surface import SurfaceSamples, write_surface_samples
 from tests.pipelines.tiny import RESOLUTION, SURFACE_POINTS, ball_orbit, take_its_place, write_tiny_model
 
 FOX = Path(__file__).parent.parent / "data" / "fox_orbit"

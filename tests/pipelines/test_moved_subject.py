@@ -13,7 +13,8 @@ from backend.splatting.motion import blend
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
 from backend.splatting.surface_motion import poses
-from blender_addon.contract.orbit import Orbit, SurfaceSamples, further_orbits, joined_cameras, orbit_cameras
+from blender_addon.contract.orbit import Orbit, further_orbits, joined_cameras, orbit_cameras
+from blender_addon.contract.surface import SurfaceSamples
 from tests.splatting.scenes import Scene, swinging_arm
 
 

@@ -16,8 +16,9 @@ from backend.splatting.engine import CPU, Engine
 from backend.splatting.observations import Observations
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import read_clip
-from blender_addon.contract.orbit import SurfaceSamples, frame_name, write_orbit_json, write_surface_samples
+from blender_addon.contract.orbit import frame_name, write_orbit_json
 from blender_addon.contract.requests import file_sha256, orbit_request
+from blender_addon.contract.surface import SurfaceSamples, write_surface_samples
 from tests.splatting.scenes import swinging_arm
 
 

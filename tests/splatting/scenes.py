@@ -8,14 +8,8 @@ import torch
 
 from backend.splatting.observations import Observations
 from backend.splatting.render import render
-from blender_addon.contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    intrinsics,
-    orbit_camera,
-    orbit_cameras,
-)
+from blender_addon.contract.orbit import Cameras, Orbit, intrinsics, orbit_camera, orbit_cameras
+from blender_addon.contract.surface import SurfaceSamples
 
 BLUE, ORANGE = (0.2, 0.4, 0.8), (0.9, 0.5, 0.1)
 

@@ -25,7 +25,8 @@ from backend.splatting.observations import Observations, read_orbit_folder
 from backend.splatting.render import render_clip
 from backend.splatting.scene import is_loop
 from blender_addon.contract.clip import Clip, check_clip
-from blender_addon.contract.orbit import Cameras, orbit_camera, read_surface_samples
+from blender_addon.contract.orbit import Cameras, orbit_camera
+from blender_addon.contract.surface import read_surface_samples
 from tests.splatting.scenes import Scene, swinging_arm
 
 FOX = Path(__file__).parent.parent / "data" / "fox_orbit"

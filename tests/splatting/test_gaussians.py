@@ -7,8 +7,9 @@ import torch
 from scipy.spatial import cKDTree
 
 from backend.progress import UserError
-from backend.splatting.gaussians import discs, sample_colors, spread_samples
+from backend.splatting.gaussians import discs, sample_colors
 from backend.splatting.observations import Observations
+from backend.splatting.spread import spread_samples
 from backend.splatting.visual_hull import visual_hull
 from blender_addon.contract import rotations
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras

@@ -76,7 +76,7 @@ def test_a_new_model_keeps_still() -> None:
     gaussians = some_gaussians()
     model = HexPlaneMotion(gaussians.means, 9, False, ConstructConfig(hexplane=SMALL))
     moved = model.moved(torch.tensor([0.0, 0.3, 1.0]), gaussians)
-    for tensor, rest in zip(moved, gaussians.at_rest(3), strict=True):
+    for tensor, rest in zip(moved[:3], gaussians.at_rest(3)[:3], strict=True):
         torch.testing.assert_close(tensor, rest.expand_as(tensor), atol=1e-6, rtol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_nothing_moves_at_time_0_and_a_loop_ends_there() -> None:
     gaussians = some_gaussians()
     for loop in (True, False):
         moved = moving_model(loop).moved(torch.tensor([0.0, 0.4, 1.0]), gaussians)
-        for tensor, rest in zip(moved, gaussians.at_rest(1), strict=True):
+        for tensor, rest in zip(moved[:3], gaussians.at_rest(1)[:3], strict=True):
             assert torch.equal(tensor[0], rest.reshape(tensor[0].shape))
             assert (tensor[1] - tensor[0]).abs().max() > 1e-3
             assert torch.equal(tensor[2], tensor[0]) == loop
@@ -121,9 +121,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
     def loss() -> torch.Tensor:
         weighted = torch.Generator().manual_seed(6)
         moved = model.moved(times, gaussians)
-        return sum((tensor * torch.randn(tensor.shape, generator=weighted)).sum() for tensor in moved) + model.prior(
-            0.5, np.random.default_rng(0)
-        )
+        return sum(
+            (tensor * torch.randn(tensor.shape, generator=weighted)).sum() for tensor in moved[:3]
+        ) + model.prior(0.5, np.random.default_rng(0))
 
     tensors = {**model.parameters(), "means": gaussians.means, "quats": gaussians.quats, "s": gaussians.log_scales}
     gradients = torch.autograd.grad(loss(), list(tensors.values()))

@@ -11,14 +11,8 @@ import torch
 from backend.progress import Run, UserError
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
-from blender_addon.contract.orbit import (
-    Cameras,
-    Orbit,
-    SurfaceSamples,
-    further_cameras,
-    joined_cameras,
-    orbit_cameras,
-)
+from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_cameras
+from blender_addon.contract.surface import SurfaceSamples
 from tests.splatting.scenes import Scene, swinging_arm
 
 

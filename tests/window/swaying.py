@@ -16,7 +16,7 @@ from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.clip import Clip, FrameMotion, write_clip
 from blender_addon.contract.frames import GeneratedFrames
-from blender_addon.contract.orbit import SurfaceSamples
+from blender_addon.contract.surface import SurfaceSamples
 
 
 def generate(

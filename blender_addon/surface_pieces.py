@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Points on surfaces, and which of them are the same ones from one moment to the next."""
+
+import numpy as np
+
+from .contract.surface import SurfacePieces
+from .stage import Geometry, Part
+
+
+def even_samples(areas: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles [count] and barycentric weights [count, 3] of points, evenly by the triangles' `areas` [F]."""
+    # One sample from each of `count` equal shares of the area: more even than independent draws.
+    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
+    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
+    u, v = np.sqrt(random.random(count)), random.random(count)
+    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+
+
+def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePieces:
+    """Points on a surface at T moments, as evenly as `count` on the fullest one, in world space.
+
+    A part of the subject is one piece as long as its faces are the same; where they are not, another one begins. Each
+    triangle has as many points as when it is largest, so that what grows from nothing is as dense in the end.
+    """
+    areas = [geometry.areas() for geometry in moments]
+    density = count / max(area.sum() for area in areas)
+    random = np.random.default_rng(seed)
+    spans, tracks = [], []
+    for number, first, parts in _pieces(moments):
+        seen = list(zip(moments[first : first + len(parts)], (part.triangles for part in parts), strict=True))
+        area = np.stack([areas[first + later][part.triangles] for later, part in enumerate(parts)])
+        largest = area.max(axis=0)
+        if not largest.any():
+            continue
+        chosen, weights = even_samples(largest, max(round(density * largest.sum()), 1), random)
+        corners = np.stack([there.vertices[there.triangles[triangles][chosen]] for there, triangles in seen])
+        normals = np.stack([there.normals[triangles][chosen] for there, triangles in seen])
+        when_largest = normals[area[:, chosen].argmax(axis=0), np.arange(len(chosen))]
+        normals = np.where(normals.any(axis=-1, keepdims=True), normals, when_largest)
+        points = np.einsum("nc,tncd->tnd", weights, corners)
+        tracks.append((points, normals, np.sqrt(area[:, chosen] / largest[chosen])))
+        spans.append([number, first, *points.shape[:2]])
+    points, normals, sizes = (
+        np.concatenate([array.reshape(-1, *array.shape[2:]) for array in kind]).astype(np.float32)
+        for kind in zip(*tracks, strict=True)
+    )
+    return SurfacePieces(np.array(spans, np.int32), points, normals, sizes, np.array(len(moments), np.int32))
+
+
+def _pieces(moments: list[Geometry]) -> list[tuple[int, int, list[Part]]]:
+    """Of each piece: whose it is, its first moment, and where it lies in each of its moments."""
+    numbers: dict[tuple, int] = {}
+    living: dict[tuple, list[Part]] = {}
+    pieces = []
+    for moment, geometry in enumerate(moments):
+        former, living = living, {}
+        for part in geometry.parts:
+            piece = former.get(part.name)
+            if piece is None or piece[-1].faces != part.faces:
+                piece = []
+                pieces.append((numbers.setdefault(part.name, len(numbers)), moment, piece))
+            piece.append(part)
+            living[part.name] = piece
+    return pieces
