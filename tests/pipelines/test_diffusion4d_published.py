@@ -206,9 +206,8 @@ def test_orbits_of_another_size_are_resized() -> None:
 # --- stopped, and gone on --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "calls", [pytest.param(3, marks=pytest.mark.slow), 40, pytest.param(95, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [3, 40, 95])
 def test_cancelled_within_a_step_and_resumed_exactly(make, tmp_path: Path, calls: int) -> None:
     """A shrunk network has 6 blocks, a step of the still subject runs it twice, one of the moving runs it 3 times."""
     whole = make("text")

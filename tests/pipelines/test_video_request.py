@@ -106,6 +106,7 @@ def test_a_film_becomes_a_clip(preset: str, representation: str, film: Path, tmp
     assert (WITHOUT_LPIPS in provenance["warnings"]) == (preset != "draft")
 
 
+@pytest.mark.slow
 def test_a_retry_goes_on_from_what_was_kept(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.splatting.checkpoint.INTERVAL", 0.0)
     monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", 1e9)
