@@ -139,6 +139,15 @@ class ResultFailed:
 
 
 @dataclass(frozen=True)
+class LogFetched:
+    """A job's log as it is now, or why it could not be fetched."""
+
+    uid: str
+    text: str
+    error: BackendError | None = None
+
+
+@dataclass(frozen=True)
 class CommandFailed:
     """Something that the user asked for was refused."""
 
@@ -245,6 +254,10 @@ class HttpThread:
     def fetch(self, job_id: str, uid: str, result_kind: str = "clip") -> None:
         """Fetch a result, a clip or frames."""
         self._commands.put(partial(self._do_fetch, job_id, uid, result_kind))
+
+    def fetch_log(self, job_id: str, uid: str) -> None:
+        """Fetch what a job's attempts have written down."""
+        self._commands.put(partial(self._do_fetch_log, job_id, uid))
 
     # The thread
 
@@ -561,6 +574,20 @@ class HttpThread:
                 raise
         else:
             self._emit(ResultSaved(uid, path, _warnings(result.provenance)))
+
+    def _do_fetch_log(self, job_id: str, uid: str) -> None:
+        try:
+            if self._client is None:
+                raise BackendError("not_running", "The backend is not running.", "Start it.")
+            text = self._client.log(job_id)
+        except BackendError as error:
+            self._emit(LogFetched(uid, "", error))
+            if error.status == 404:
+                self._forget(job_id)
+            if self._client and error.is_temporary:
+                raise
+        else:
+            self._emit(LogFetched(uid, text))
 
 
 @dataclass
