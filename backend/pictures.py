@@ -10,9 +10,15 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # as in Wang et al. 2004
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
-def over_white(images: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
-    """Pictures on white, within 0..1."""
-    return (images[..., :3] + 1 - images[..., 3:]).clamp(0, 1)
+def on_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
+    """Pictures on white; differentiable everywhere. `channels`: which dimension holds these."""
+    color, alpha = images.split([3, 1], channels)
+    return color + 1 - alpha
+
+
+def over_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
+    """The same within 0..1, to be looked at and compared."""
+    return on_white(images, channels).clamp(0, 1)
 
 
 def tiled(pictures: Tensor) -> np.ndarray:  # [R, C, H, W, 3] 0..1 -> [R H, C W, 3] uint8

@@ -64,6 +64,8 @@ class Films:
                 self._icons.pop(f"{uid} {index}")
             self._captions.pop(uid, None)
             self._looks.pop(uid, None)
+        for compared in [compared for compared in self._alike if not all(uid in uids for uid in compared)]:
+            del self._alike[compared]
 
     def _load(self, uid: str, path: Path) -> list[int]:
         try:
