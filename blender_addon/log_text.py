@@ -41,7 +41,7 @@ def fill(fetched: LogFetched) -> None:
     text.from_string(f"{error} {error.hint}".strip() + "\n" if error else fetched.text or NOTHING)
     for space in spaces("TEXT_EDITOR"):
         if space.text == text:
-            space.text = text  # scrolls to the cursor: the end, where the last attempt stands
+            space.top, space.text = 0, text  # scrolls as far as shows the cursor: the end, where the last attempt is
 
 
 def show(text: bpy.types.Text) -> None:

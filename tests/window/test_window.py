@@ -117,6 +117,8 @@ def test_the_log_of_a_failed_job_opens(blender, work, archive, swaying_home):
     assert "ZeroDivisionError: as the prompt asks" in result["log"]
     assert result["editor"] == result["text"], "the text editor shows something else"
     assert result["windows"] == [1, 2, 2], "it opens in one new window, and again in the same"
+    assert result["tops"][0] == 0, "the beginning of a short log is out of sight"
+    assert result["tops"][1] > 200, "the end of a long log is out of sight"
 
 
 def test_a_film_is_looked_at_and_sent(blender, work, archive, swaying_home):

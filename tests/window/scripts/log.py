@@ -7,14 +7,18 @@ from pathlib import Path
 import bpy
 
 sys.path.insert(0, str(Path(__file__).parent))
-from driver import RESULT, click, find_button, open_tab, picture, play, wait_until
+from driver import JOB, RESULT, click, find_button, open_tab, picture, play, wait_until, window
 from fox import install_extension, set_up
 
 
-def shown_text():
+def editor():
     windows = bpy.context.window_manager.windows
     areas = [area for window in windows for area in window.screen.areas if area.type == "TEXT_EDITOR"]
-    return areas[0].spaces.active.text if areas else None
+    return areas[0].spaces.active if areas else None
+
+
+def is_shown(words):
+    return editor() is not None and words in editor().text.as_string()
 
 
 def steps():
@@ -34,18 +38,24 @@ def steps():
     picture("1_failed")
     RESULT["hint"] = status.jobs[0].hint
     button = yield from find_button("bpy.ops.kinesplat.show_log(")
-    for _ in range(2):
-        yield from click(*button)
-        yield from wait_until(lambda: shown_text() and "begins" in shown_text().as_string(), 20, "the log is there")
-        yield 1.0
-        picture(f"{1 + len(windows)}_log")
-        windows.append(len(wm.windows))
-    RESULT["windows"] = windows
+    yield from click(*button)
+    yield from wait_until(lambda: is_shown("ZeroDivisionError"), 20, "the log is there")
+    yield 1.0
+    picture("2_log")
+    windows.append(len(wm.windows))
+    tops = [editor().top]
+    (path,) = JOB.glob("backend/jobs/*/log.txt")
+    with open(path, "a") as file:
+        file.writelines(f"more {number}\n" for number in range(300))
+    with bpy.context.temp_override(window=window()):  # the new window lies over the button
+        bpy.ops.kinesplat.show_log()
+    yield from wait_until(lambda: is_shown("more 299"), 20, "the longer log is there")
+    yield 1.0
+    picture("3_long_log")
+    RESULT["windows"], RESULT["tops"] = [*windows, len(wm.windows)], [*tops, editor().top]
     RESULT["log"], RESULT["editor"], RESULT["text"] = (
-        shown_text().as_string(),
-        shown_text().name,
-        bpy.data.texts[0].name,
-    )
+        editor().text.as_string(), editor().text.name, bpy.data.texts[0].name
+    )  # fmt: skip
 
 
 play(steps())
