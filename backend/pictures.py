@@ -17,9 +17,15 @@ def premultiplied(pictures: np.ndarray) -> Tensor:  # [..., 4] uint8, straight a
     return images
 
 
-def over_white(images: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
-    """Pictures on white, within 0..1."""
-    return (images[..., :3] + 1 - images[..., 3:]).clamp(0, 1)
+def on_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
+    """Pictures on white; differentiable everywhere. `channels`: which dimension holds these."""
+    color, alpha = images.split([3, 1], channels)
+    return color + 1 - alpha
+
+
+def over_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
+    """The same within 0..1, to be looked at and compared."""
+    return on_white(images, channels).clamp(0, 1)
 
 
 def tiled(pictures: Tensor) -> np.ndarray:  # [R, C, H, W, 3] 0..1 -> [R H, C W, 3] uint8

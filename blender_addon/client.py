@@ -142,6 +142,13 @@ class BackendClient:
         answer = self._call("GET", f"/jobs/{job_id}/preview", accept=(404,))
         return answer.content if answer.status_code == 200 else None
 
+    def log(self, job_id: str) -> str:
+        """What a job's attempts have written down so far; empty where that is nothing."""
+        data = b""
+        while part := self._call("GET", f"/jobs/{job_id}/log", params={"offset": len(data)}).content:
+            data += part
+        return data.decode(errors="replace")
+
     def cancel(self, job_id: str) -> dict:
         """Ask for a job to end."""
         return self._job_call("POST", f"/jobs/{job_id}/cancel", json={})

@@ -14,8 +14,7 @@ import bpy
 import numpy as np
 
 from . import point_cloud, retime, splat_object, stage
-from .contract import rotations
-from .contract.clip import Clip, FrameMotion, Gaussians, write_clip
+from .contract.clip import Clip, Gaussians, clip_of_moments, write_clip
 from .contract.placement import UP_AXES, placed, placed_sh
 from .contract.ply import existing_sequence, header_comments, write_ply, write_ply_sequence
 from .contract.spherical_harmonics import SHARED_DEGREE, converted
@@ -55,7 +54,7 @@ def export_clip(
     if frames == "SCENE":
         scene = context.scene
         moments = [clip.frame(shown.frame) for shown in played(context, splats)]
-        clip = _clip_of_moments(clip, moments, retime.scene_fps(scene) / scene.frame_step)
+        clip = replace(clip_of_moments(clip, moments), fps=retime.scene_fps(scene) / scene.frame_step)
     if use_transform:
         clip = replace(clip, to_object=_matrix(context, splats))
     if made_of := splats.get(splat_object.MADE_OF):
@@ -156,27 +155,6 @@ def _shown(context: bpy.types.Context, splats: bpy.types.Object, scene_frame: in
 
 def _matrix(context: bpy.types.Context, splats: bpy.types.Object) -> np.ndarray:
     return np.array(splats.evaluated_get(context.evaluated_depsgraph_get()).matrix_world, np.float64)
-
-
-def _clip_of_moments(clip: Clip, moments: list[Gaussians], fps: float) -> Clip:
-    """A clip that stores these moments; what does not change over time is stored once."""
-    motion = clip.motion
-    moving_scales, moving_opacities = motion.frame_scales is not None, motion.frame_opacities is not None
-    first = moments[0]
-    return replace(
-        clip,
-        means=first.means,
-        quats=first.quats,
-        scales=first.scales,
-        opacities=first.opacities,
-        motion=FrameMotion(
-            np.stack([moment.means for moment in moments]),
-            rotations.make_continuous(np.stack([moment.quats for moment in moments])),
-            np.stack([moment.scales for moment in moments]) if moving_scales else None,
-            np.stack([moment.opacities for moment in moments]) if moving_opacities else None,
-        ),
-        fps=fps,
-    )
 
 
 def _notes(clip: Clip) -> list[str]:

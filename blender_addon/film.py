@@ -12,6 +12,7 @@ import numpy as np
 from .contract.arrays import BadFileError
 from .contract.frames import GeneratedFrames, read_frames
 from .contract.orbit import frame_name
+from .editors import open_editor
 from .png import write_png
 
 INTERVAL = 1 / 12  # seconds between two frames in the panel
@@ -63,6 +64,8 @@ class Films:
                 self._icons.pop(f"{uid} {index}")
             self._captions.pop(uid, None)
             self._looks.pop(uid, None)
+        for compared in [compared for compared in self._alike if not all(uid in uids for uid in compared)]:
+            del self._alike[compared]
 
     def _load(self, uid: str, path: Path) -> list[int]:
         try:
@@ -137,13 +140,7 @@ def show_sequence(context: bpy.types.Context, image: bpy.types.Image, count: int
     """Show an image sequence in an image editor, in a new window if none is open; False in background mode."""
     if bpy.app.background:
         return False
-    windows = context.window_manager.windows
-    areas = [area for window in windows for area in window.screen.areas if area.type == "IMAGE_EDITOR"]
-    if not areas:
-        bpy.ops.wm.window_new()
-        areas = [max(windows[-1].screen.areas, key=lambda area: area.width * area.height)]
-        areas[0].type = "IMAGE_EDITOR"
-    space = areas[0].spaces.active
+    space = open_editor("IMAGE_EDITOR")
     space.image = image
     user = space.image_user
     user.frame_duration, user.frame_start, user.frame_offset = count, context.scene.frame_start, -1

@@ -103,3 +103,12 @@ class CommandFailed:
 
     error: BackendError
     job_id: str = ""
+
+
+@dataclass(frozen=True)
+class LogFetched:
+    """A job's log as it is now, or why it could not be fetched."""
+
+    uid: str
+    text: str
+    error: BackendError | None = None

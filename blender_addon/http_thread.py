@@ -31,6 +31,7 @@ from .http_events import (
     JobSeen,
     JobsListed,
     JobTaken,
+    LogFetched,
     PreviewSaved,
     ResultFailed,
     ResultSaved,
@@ -161,6 +162,10 @@ class HttpThread:
     def fetch(self, job_id: str, uid: str, result_kind: str = "clip") -> None:
         """Fetch a result, a clip or frames."""
         self._commands.put(partial(self._do_fetch, job_id, uid, result_kind))
+
+    def fetch_log(self, job_id: str, uid: str) -> None:
+        """Fetch what a job's attempts have written down."""
+        self._commands.put(partial(self._do_fetch_log, job_id, uid))
 
     # The thread
 
@@ -477,6 +482,20 @@ class HttpThread:
                 raise
         else:
             self._emit(ResultSaved(uid, path, _warnings(result.provenance)))
+
+    def _do_fetch_log(self, job_id: str, uid: str) -> None:
+        try:
+            if self._client is None:
+                raise BackendError("not_running", "The backend is not running.", "Start it.")
+            text = self._client.log(job_id)
+        except BackendError as error:
+            self._emit(LogFetched(uid, "", error))
+            if error.status == 404:
+                self._forget(job_id)
+            if self._client and error.is_temporary:
+                raise
+        else:
+            self._emit(LogFetched(uid, text))
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .http_events import (
     JobSeen,
     JobsListed,
     JobTaken,
+    LogFetched,
     PreviewSaved,
     ResultFailed,
     ResultSaved,
@@ -80,6 +81,7 @@ class Board:
     backend: BackendChanged = field(default_factory=lambda: BackendChanged("stopped"))
     rows: dict[str, Row] = field(default_factory=dict)  # by uid
     notice: CommandFailed | None = None  # the last thing that was refused, until it is shown
+    logs: list[LogFetched] = field(default_factory=list)  # that have come, until they are shown
     _kept: dict[str, JobRecord] = field(default_factory=dict)  # by uid, as on disk
 
     def load(self) -> None:
@@ -168,6 +170,8 @@ class Board:
                 if row := self.find(uid):
                     row.fetching, row.import_into = None, ""
                     row.message, row.hint = str(error), error.hint
+            case LogFetched():
+                self.logs.append(event)
             case CommandFailed(error, job_id):
                 if row := self.find(job_id):
                     row.message, row.hint = str(error), error.hint

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import bpy
 import bpy.utils.previews
 
-from . import capture, film, preferences, settings, stage, video_preview
+from . import capture, film, log_text, preferences, settings, stage, video_preview
 from .client import BackendError, file_problem
 from .http_events import BackendChanged
 from .http_thread import HttpThread
@@ -219,6 +219,9 @@ class Tracker:
                 self.notice = Notice(backend.sentence, backend.hint, backend.code)
             if time.perf_counter() > end:
                 break
+        for fetched in self.board.logs:
+            log_text.fill(fetched)
+        self.board.logs.clear()
         if self.board.notice:
             error = self.board.notice.error
             self.notice, self.board.notice = Notice(str(error), error.hint, error.code), None

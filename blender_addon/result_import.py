@@ -19,6 +19,7 @@ def import_result(
     path: str | os.PathLike,
     record: JobRecord | None = None,
     *,
+    name: str | None = None,
     fit_scene: bool = False,
     hide_source: bool = False,
     show_colors: bool = False,
@@ -33,6 +34,7 @@ def import_result(
         context: of the scene that gets the object.
         path: of the clip.
         record: of the job that made it.
+        name: of the new object; by default that of the job, or of the clip.
         fit_scene: give the scene the clip's frame rate and a frame range that shows the clip once.
         hide_source: hide the source object with its children, inside of which the Gaussians would not be seen.
         show_colors: switch solid viewports to material preview, as solid shading draws all Gaussians grey.
@@ -42,7 +44,7 @@ def import_result(
         BadFileError: the file is not a usable clip; nothing was added.
         OSError: it cannot be read.
     """
-    return _add(context, read_clip(path), record, fit_scene, hide_source, show_colors, on_progress)
+    return _add(context, read_clip(path), record, name, fit_scene, hide_source, show_colors, on_progress)
 
 
 def import_ply(
@@ -53,12 +55,14 @@ def import_ply(
     fit_scene: bool = False,
     show_colors: bool = False,
     on_progress: Callable[[float], None] = lambda share: None,
-) -> tuple[bpy.types.Object, str]:
-    """Import PLY files of 3D Gaussian Splatting as one object, each a frame, and return it and a sentence about it.
+) -> tuple[bpy.types.Object, str, list[str]]:
+    """Import PLY files of 3D Gaussian Splatting as one object, each a frame.
+
+    Returns it, a sentence about it, and others about what is not in it as in the files.
 
     Args:
         context: of the scene that gets the object; frames have its rate where the files do not say theirs.
-        paths: in the order of time.
+        paths: in the order of time: one of the lists of `ply_clip.sequences`.
         up_axis: of the files, one of UP_AXES; by default what they say, or down, as most programs write them.
         fit_scene: see `import_result`, as for the rest.
         show_colors: see there.
@@ -69,14 +73,14 @@ def import_ply(
         OSError: one cannot be read.
     """
     clip, notes = read_ply_clip(paths, fps=retime.scene_fps(context.scene), up_axis=up_axis)
-    splats, said = _add(context, clip, None, fit_scene, False, show_colors, on_progress)
-    return splats, ". ".join([said, *notes])
+    return *_add(context, clip, None, None, fit_scene, False, show_colors, on_progress), notes
 
 
 def _add(
     context: bpy.types.Context,
     clip: Clip,
     record: JobRecord | None,
+    name: str | None,
     fit_scene: bool,
     hide_source: bool,
     show_colors: bool,
@@ -91,7 +95,7 @@ def _add(
     splats = point_cloud.import_clip(
         clip,
         scene,
-        name=f"{record.name} Gaussians" if record else None,
+        name=name or (f"{record.name} Gaussians" if record else None),
         collection=placing.collection_beside(context, source),
         start=record.frame_start if record else None,
         on_progress=on_progress,

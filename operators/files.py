@@ -49,8 +49,8 @@ class SplatImport:
         """The files of each object."""
         return [[path] for path in paths]
 
-    def add(self, context, paths: list, **options) -> tuple[bpy.types.Object, str]:
-        """Import files as one object, and tell it in a sentence. Raises BadFileError or OSError."""
+    def add(self, context, paths: list, **options) -> tuple[bpy.types.Object, str, list[str]]:
+        """Import files as one object, tell it in a sentence, and warn in others. Raises BadFileError or OSError."""
         raise NotImplementedError
 
     def execute(self, context):
@@ -76,7 +76,9 @@ class SplatImport:
         path = paths[0]
         try:
             with shown_progress(context) as on_progress:
-                splats, said = self.add(context, paths, fit_scene=fit_scene, show_colors=True, on_progress=on_progress)
+                splats, said, warnings = self.add(
+                    context, paths, fit_scene=fit_scene, show_colors=True, on_progress=on_progress
+                )
         except FileNotFoundError as error:
             self.report({"ERROR"}, f"There is no file {error.filename}")
         except BadFileError as error:
@@ -85,6 +87,8 @@ class SplatImport:
             self.report({"ERROR"}, f"{error.filename or path} cannot be read: {error.strerror or error}")
         else:
             self.report({"INFO"}, said)
+            for warning in warnings:
+                self.report({"WARNING"}, warning)
             return splats
         return None
 
@@ -97,7 +101,8 @@ class KINESPLAT_OT_import_clip_file(SplatImport, bpy.types.Operator):
     filter_glob: StringProperty(default="*.npz", options={"HIDDEN"})
 
     def add(self, context, paths, **options):
-        return result_import.import_result(context, paths[0], **options)
+        name = os.path.splitext(os.path.basename(paths[0]))[0]  # as Blender's own importers call what they make
+        return *result_import.import_result(context, paths[0], name=name, **options), []
 
 
 class KINESPLAT_OT_import_ply_files(SplatImport, bpy.types.Operator):

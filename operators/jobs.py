@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can be done with a job: cancel, retry, remove, import its result, or look at its frames and build one.
+"""What can be done with a job: cancel, retry, remove, import its result, read its log, look at its frames, build one.
 
 Each takes the job's `uid`; without one it takes the job that is selected in the list.
 """
@@ -7,7 +7,7 @@ Each takes the job's `uid`; without one it takes the job that is selected in the
 import bpy
 from bpy.props import BoolProperty, StringProperty
 
-from ..blender_addon import film, job_tracker, result_import, settings
+from ..blender_addon import film, job_tracker, log_text, result_import, settings
 from ..blender_addon.client import BackendError
 from ..blender_addon.contract.arrays import BadFileError
 from ..blender_addon.contract.frames import read_frames
@@ -157,6 +157,26 @@ class KINESPLAT_OT_remove_job(JobOperator, bpy.types.Operator):
         tracker.board.remove(row.uid)
         tracker.mirror()
         return {"FINISHED"}
+
+
+class KINESPLAT_OT_show_log(JobOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.show_log"
+    bl_label = "Show Log"
+    bl_description = "Open the log of this job in a text editor: what was done, and what went wrong in full"
+
+    def execute(self, context):
+        row = self.row(context)
+        if row is None:
+            return {"CANCELLED"}
+        if not row.job_id:
+            self.report({"WARNING"}, f"{row.name} has no log: the backend has not begun with it")
+            return {"CANCELLED"}
+        if self.needs_backend():
+            return {"CANCELLED"}
+        text = log_text.begin(row)
+        log_text.show(text)
+        job_tracker.tracker().http.fetch_log(row.job_id, row.uid)
+        return _settle(self, lambda: log_text.is_filled(row.uid))
 
 
 class KINESPLAT_OT_import_result(JobOperator, bpy.types.Operator):
@@ -327,6 +347,7 @@ CLASSES = (
     KINESPLAT_OT_cancel_job,
     KINESPLAT_OT_retry_job,
     KINESPLAT_OT_remove_job,
+    KINESPLAT_OT_show_log,
     KINESPLAT_OT_import_result,
     KINESPLAT_OT_build_job,
     KINESPLAT_OT_open_frames,

@@ -89,6 +89,8 @@ def draw_job(layout: bpy.types.UILayout, context: bpy.types.Context, job: settin
         button("kinesplat.cancel_job", "Cancel", "X")
     if job.state in ("failed", "cancelled", REFUSED):
         button("kinesplat.retry_job", "Retry", "FILE_REFRESH")
+    if job.state == "failed":
+        button("kinesplat.show_log", "Show Log", "TEXT")
     if job.state not in ("queued", "running", "cancelling"):
         button("kinesplat.remove_job", "Remove", "TRASH")
     for warning in job.warnings.splitlines():  # below, as long ones would push the buttons out of sight
@@ -136,6 +138,8 @@ def draw_candidate(
         row.operator("kinesplat.cancel_job", text="", icon="X").uid = job.uid
     if job.state in ("failed", "cancelled", REFUSED):
         row.operator("kinesplat.retry_job", text="", icon="FILE_REFRESH").uid = job.uid
+    if job.state == "failed":
+        row.operator("kinesplat.show_log", text="", icon="TEXT").uid = job.uid
     if job.state not in ("queued", "running", "cancelling"):
         row.operator("kinesplat.remove_job", text="", icon="TRASH").uid = job.uid
     for line in lines[1:]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend.pictures import dssim, over_white, ssim, tiled
+from backend.pictures import dssim, on_white, over_white, ssim, tiled
 
 
 def test_rows_and_columns_lie_where_they_belong() -> None:
@@ -19,6 +19,15 @@ def test_rows_and_columns_lie_where_they_belong() -> None:
     assert shown[4, 10].tolist() == [255, 0, 0]
     shown[:4, 5:10] = shown[4, 10] = 255
     assert (shown == 255).all()
+
+
+def test_on_white_nothing_is_cut_off_and_channels_may_lie_anywhere() -> None:
+    pictures = torch.tensor([[0.6, 0.2, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    torch.testing.assert_close(on_white(pictures), torch.tensor([[1.1, 0.7, 0.5], [1.0, 1.0, 1.0]]))
+    assert torch.equal(over_white(pictures.T, 0).T, over_white(pictures))
+    assert over_white(pictures).max() == 1
+    on_white(pictures).sum().backward()
+    assert (pictures.grad == torch.tensor([1.0, 1.0, 1.0, -3.0])).all()
 
 
 def test_ssim_is_1_for_the_same_picture_and_falls_with_noise() -> None:

@@ -127,8 +127,8 @@ def read_input(options: argparse.Namespace):
             )
         (paths,) = found
     up_axis = UP_AXES.get(options.from_up)
-    clip, left_out = read_ply_clip(paths, fps=options.fps or BOUNDS["fps"].default, up_axis=up_axis)
-    for sentence in left_out:
+    clip, said = read_ply_clip(paths, fps=options.fps or BOUNDS["fps"].default, up_axis=up_axis)
+    for sentence in said:
         print(f"{sentence}.", file=sys.stderr)
     return clip
 

@@ -24,7 +24,7 @@ from backend.models.motion_magnitude import frames_magnitude, magnitude_of
 from backend.models.precision import matrix_precision
 from backend.pipelines import clips, elementary_prompts
 from backend.pipelines.coherence import Coherence
-from backend.pipelines.elementary import Elementary
+from backend.pipelines.elementary import MOTIONS, Elementary
 from backend.pipelines.memory_plan import chosen_device
 from backend.pipelines.moved_subject import MovedSubject, make_moved_subject
 from backend.pipelines.orbit_pictures import (
@@ -152,6 +152,8 @@ def generate(
     told = moving.warnings
     if of_words:  # what an elementary motion does not need to know, the still subject did
         told = told or warnings(model, settings["prompt"], elementary_prompts.is_word_of)
+    if (simple := MOTIONS.get(moving.moves_as)) and simple.note:
+        told = [*told, simple.note]
     return GeneratedFrames(
         moving=moving.pictures,
         static=static.pictures,

@@ -21,6 +21,9 @@ WAVES = 1.25  # along a cloth
 LANDED = 0.7  # of the time, when what topples is down
 LOWEST = 0.7  # below the middle of clip space: there pictures end
 CROUCH = 0.2  # of a bounce, on the ground before it and after
+TURNS_ONCE = "It turns once, whatever amount of motion is asked for."
+FALLS_OVER = "It falls over, whatever amount of motion is asked for."
+DRIFTS_DOWN = "It falls as far as pictures show, whatever amount of motion is asked for: that says how far it glides."
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Elementary:
     move: Callable[["Body", np.ndarray, float], np.ndarray]  # of a body, times [T] and a size: positions [T, B, 3]
     most: float = 3.0  # the largest size at which it is itself
     one_way: bool = False  # it ends elsewhere, unless it is to loop
+    note: str = ""  # to the user, where the size decides on less than all of it
 
     def shifts(
         self, points: Tensor, around: Tensor, times: np.ndarray, size: float, *, loop: bool, seed: int
@@ -260,13 +264,18 @@ def _longest(body: Body) -> np.ndarray:
     return np.array([*axis, 0.0])
 
 
+NOTES = {
+    **dict.fromkeys((spinning, rolling, tumbling), TURNS_ONCE),
+    toppling: FALLS_OVER,
+    drifting: DRIFTS_DOWN,
+}
 MOTIONS = {
-    motion.__name__: Elementary(motion.__name__, motion)
+    motion.__name__: Elementary(motion.__name__, motion, note=NOTES.get(motion, ""))
     for motion in (
         swaying, swinging, wobbling, spinning, rolling, tumbling, bouncing, floating, sailing, riding, trembling,
         jiggling, pulsing, stretching, squashing, twisting, rippling, billowing,
     )
 } | {
-    motion.__name__: Elementary(motion.__name__, motion, one_way=True)
+    motion.__name__: Elementary(motion.__name__, motion, one_way=True, note=NOTES.get(motion, ""))
     for motion in (growing, shrinking, melting, toppling, drifting)
 }  # fmt: skip

@@ -23,6 +23,7 @@ from torch.nn import functional
 from backend.guidance import sds
 from backend.models.lpips import find_lpips, load_lpips
 from backend.nerf import losses, to_surface
+from backend.pictures import on_white
 from backend.pipelines import clips
 from backend.pipelines.fourdiffusion_curves import Curves, preview
 from backend.pipelines.fourdiffusion_draws import Draw, draw
@@ -332,7 +333,7 @@ def step(
     found |= subject.priors(looked, pictures[..., 3], done, generator)
     torch.stack(list(found.values())).sum().backward()
 
-    # The anchor video at one frame; on its own, so that not both graphs are alive.
+    # The anchor video at one frame, on white as in the public code; on its own, so that not both graphs are alive.
     found["anchor"] = pictures.new_zeros(())
     if settings.anchor_weight:
         seen = subject.render(anchor.camera(looked.anchor), generator)
@@ -345,11 +346,6 @@ def step(
 
     subject.optimizer.step()
     return {name: float(loss.detach()) for name, loss in found.items()}, pictures.detach()
-
-
-def on_white(pictures: Tensor) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
-    """The background of the public code, on which the anchor video is followed."""
-    return pictures[..., :3] + 1 - pictures[..., 3:]
 
 
 def clip_of_field(subject: FieldSubject, frames: int, settings: Settings, run: Run) -> Clip:

@@ -18,6 +18,7 @@ from backend.guidance.schedules import DDIMScheduler, linear_schedule
 from backend.models.fourdm import FourDM
 from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import lay_out, unconditional
+from backend.pictures import on_white
 from backend.pipelines import videomv_orbit
 from backend.pipelines.memory_plan import GIB, MemoryPlan, Networks, free_bytes
 from backend.pipelines.multi_view_video import RUN_FRAMES, VIEWS, branches_of
@@ -65,11 +66,6 @@ def conditions_of(video: Tensor, prompt: str, networks: Networks) -> Conditions:
     with networks.using("image_encoder") as [encoder]:
         tokens = encoder.tokens(video).cpu()
     return Conditions(text, tokens, encode(video, networks).cpu())
-
-
-def on_white(pictures: Tensor) -> Tensor:  # [B, 4, H, W] premultiplied -> [B, 3, H, W]
-    """The background of the public code, of its network's training data, and of the input."""
-    return pictures[:, :3] + 1 - pictures[:, 3:]
 
 
 class FourDMGuidance:
@@ -127,7 +123,7 @@ class FourDMGuidance:
     def _encoded(self, pictures: Tensor, side: int) -> Tensor:
         self._on_part()
         vae = self._vae
-        pictures = on_white(pictures)
+        pictures = on_white(pictures, 1)  # as in the public code, in its network's training data, and in the input
         if pictures.shape[-1] != side:
             pictures = functional.interpolate(pictures, (side, side), mode="bilinear")
         latents = vae.encode(pictures.to(self._device, vae.dtype) * 2 - 1).latent_dist.mean.float()

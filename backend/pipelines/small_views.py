@@ -23,6 +23,7 @@ from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
 from backend.models.small_fourdm import CHANNELS, SmallConditions, completed, decided, to_latents, to_pictures
+from backend.pictures import over_white, tiled
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, straight, view_poses
 from backend.pipelines.videomv_orbit import kept_state, on_step
 from backend.progress import Run
@@ -151,5 +152,4 @@ def _sized(pictures: Tensor, side: int) -> Tensor:
 def _preview(latents: Tensor) -> np.ndarray:  # [2 h, 4 w, 3] uint8
     """First and last of the times, from all sides."""
     pictures = to_pictures(latents.cpu()).unflatten(0, (-1, VIEWS))[[0, -1]]
-    rows = (pictures[:, :, :3] + 1 - pictures[:, :, 3:]).clamp(0, 1).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    return (rows * 255).round().byte().numpy()
+    return tiled(over_white(pictures.movedim(2, -1)))

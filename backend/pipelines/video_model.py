@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backend.pictures import on_white
 from backend.pipelines import videomv_orbit
-from backend.pipelines.fourdiffusion_guidance import FourDMGuidance, Guidance, conditions_of, on_white
+from backend.pipelines.fourdiffusion_guidance import FourDMGuidance, Guidance, conditions_of
 from backend.pipelines.memory_plan import MemoryPlan, Networks, chosen_device, computing_type, with_ladder
 from backend.pipelines.multi_view_video import SOURCES, MultiViewVideo, generate_views, weight_loaders
 from backend.pipelines.published_needs import demand_weights, licences, plans
@@ -94,7 +95,7 @@ class PublishedVideoModel:
         """See `VideoModel`."""
         settings = {"elevation": elevation, "seed": seed, "steps": steps, "dtype": self._dtype, "run": run}
         times = np.linspace(0, 1, len(video))
-        found = generate_views(on_white(video), times, prompt, self._networks, **settings)
+        found = generate_views(on_white(video, 1), times, prompt, self._networks, **settings)
         self._networks.rest()  # what follows may be construction, which wants the GPU to itself
         return found
 
@@ -102,7 +103,7 @@ class PublishedVideoModel:
     def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator[Guidance]:
         """See `VideoModel`."""
         networks = self._networks
-        conditions = conditions_of(on_white(video), prompt, networks)
+        conditions = conditions_of(on_white(video, 1), prompt, networks)
         networks.forget("text_encoder", "image_encoder")
         with networks.using("vae", "fourdm") as [vae, network]:
             yield FourDMGuidance(vae, network, conditions, networks.plan, networks.device, self._dtype, run.check)

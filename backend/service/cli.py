@@ -265,7 +265,7 @@ def find(client, text: str) -> str:
     """The job that `text` begins the id of. Raises UserError where there is none or are several."""
     from backend.progress import UserError
 
-    found = [job["id"] for job in client.jobs(limit=1000) if text and job["id"].startswith(text)]
+    found = [job["id"] for job in client.all_jobs() if text and job["id"].startswith(text)]
     if len(found) != 1:
         raise UserError(
             "job_unknown",

@@ -3,7 +3,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import requests
@@ -15,6 +15,7 @@ from blender_addon.contract.requests import API_VERSION, file_sha256
 
 TIMEOUT = (3.0, 60.0)  # seconds to connect, to read
 WAIT_SECONDS = 10
+MAX_JOBS = 1000  # that the backend lists at once
 
 
 class CallError(UserError):
@@ -84,8 +85,15 @@ class Client:
         return self._answer("POST", "/jobs", json=body, headers={"Idempotency-Key": key}).json()
 
     def jobs(self, **filters: object) -> list[dict]:
-        """Jobs, newest first; `state`, `client`, `limit`."""
+        """Jobs, newest first; `state`, `client`, `limit`, `before`."""
         return self._answer("GET", "/jobs", params=filters).json()["jobs"]
+
+    def all_jobs(self) -> Iterator[dict]:
+        """All jobs, newest first, however many there are."""
+        filters: dict[str, object] = {"limit": MAX_JOBS}
+        while jobs := self.jobs(**filters):
+            yield from jobs
+            filters["before"] = jobs[-1]["id"]
 
     def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
         """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""

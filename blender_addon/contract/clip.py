@@ -8,7 +8,7 @@ origin, its longest side 1. `to_object` leads from there to the source object's 
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -161,6 +161,26 @@ class Clip:
         blended = rotations.normalize(np.einsum("nk,nkc->nc", signed, quats))
         quats = rotations.multiply(blended, self.quats)
         return Gaussians(means, rotations.normalize(quats), self.scales, self.opacities)
+
+
+def clip_of_moments(clip: Clip, moments: Sequence[Gaussians]) -> Clip:
+    """`clip` with these moments as its frames; sizes and opacities are stored once where they did not change."""
+    motion, first = clip.motion, moments[0]
+    moving_scales = isinstance(motion, FrameMotion) and motion.frame_scales is not None
+    moving_opacities = isinstance(motion, FrameMotion) and motion.frame_opacities is not None
+    return replace(
+        clip,
+        means=first.means,
+        quats=first.quats,
+        scales=first.scales,
+        opacities=first.opacities,
+        motion=FrameMotion(
+            np.stack([moment.means for moment in moments]),
+            rotations.make_continuous(np.stack([moment.quats for moment in moments])),
+            np.stack([moment.scales for moment in moments]) if moving_scales else None,
+            np.stack([moment.opacities for moment in moments]) if moving_opacities else None,
+        ),
+    )
 
 
 def write_clip(path: str | os.PathLike, clip: Clip) -> None:

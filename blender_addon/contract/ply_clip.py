@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PLY files of 3D Gaussian Splatting, of whichever program, as a clip. Needs numpy alone.
 
-One file is a clip of one frame; several, whose Gaussians are the same ones in the same order, are its frames.
+One file is a clip of one frame; several, whose Gaussians are the same ones in the same order, are its frames. Numbers
+that are missing among them are frames as well, interpolated, so that the others keep their time.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +17,7 @@ import numpy as np
 
 from . import rotations
 from .arrays import BadFileError
-from .clip import COLOR_SPACES, MAX_FRAMES, MAX_GAUSSIANS, Clip, FrameMotion, Gaussians
+from .clip import COLOR_SPACES, MAX_FRAMES, MAX_GAUSSIANS, Clip, FrameMotion, Gaussians, clip_of_moments
 from .placement import UP_AXES
 from .spherical_harmonics import MAX_DEGREE
 
@@ -46,12 +49,12 @@ def sequences(paths: Iterable[str | os.PathLike]) -> list[list[Path]]:
 def read_ply_clip(
     paths: Sequence[str | os.PathLike], *, fps: float, up_axis: str | None = None
 ) -> tuple[Clip, list[str]]:
-    """The clip that PLY files hold, one frame each, and sentences about what it does not keep of them.
+    """The clip that PLY files hold, one frame each, and sentences about what is not in it as in them.
 
     Its `to_object` leads to the space of the files, turned to Blender's axes.
 
     Args:
-        paths: one or more files, in the order of time.
+        paths: one or more files, in the order of time: one of the lists of `sequences`.
         fps: frames per second where the files do not say it.
         up_axis: one of UP_AXES; by default what the files say, or USUAL_UP_AXIS.
 
@@ -60,6 +63,9 @@ def read_ply_clip(
         OSError: one cannot be read.
     """
     paths = [Path(path) for path in paths]
+    if len(paths) > MAX_FRAMES:
+        raise BadFileError(f"{len(paths):,} files are too many: a clip has at most {MAX_FRAMES:,} frames.")
+    times, gap = _times(paths)
     moments, sh, comments, notes = _read_frames(paths)
     moments, sh, left_out = _usable(moments, sh)
     if not len(sh):
@@ -93,13 +99,36 @@ def read_ply_clip(
         to_object=np.linalg.inv(UP_AXES[up_axis or said.get("up_axis", USUAL_UP_AXIS)]) @ to_file,
         provenance={"imported_from": paths[0].name},
     )
-    return clip, notes
+    if len(times) > len(paths):
+        clip = clip_of_moments(clip, [clip.frame(time) for time in times])
+    return clip, [gap, *notes] if gap else notes
+
+
+def _times(paths: list[Path]) -> tuple[list[float], str]:
+    """Of each frame of the clip, where it lies among the files, and a sentence where numbers do not follow each other.
+
+    Numbers may go by another step than 1, as of every fifth frame: the largest that leads to all of them.
+    """
+    numbers = [_stem_and_number(path)[1] for path in paths]
+    for (path, number), (other, following) in pairwise(zip(paths, numbers, strict=True)):
+        if number == following >= 0:
+            raise BadFileError(f"{path.name} and {other.name} have the same number: choose one of them.")
+    step = math.gcd(*(following - number for number, following in pairwise(numbers))) or 1
+    count = (numbers[-1] - numbers[0]) // step + 1
+    if count <= len(paths):
+        return list(range(len(paths))), ""
+    if count > MAX_FRAMES:  # of seconds, or of files from several places
+        return list(range(len(paths))), "Numbers lie too far apart to be those of frames: the files follow each other"
+    wanted = range(numbers[0], numbers[-1] + 1, step)
+    first = min(set(wanted).difference(numbers))
+    said = f"{count - len(paths):,} numbers are missing, the first of them {first}: their frames are interpolated"
+    if count - len(paths) == 1:
+        said = f"Number {first} is missing: its frame is interpolated"
+    return np.interp(wanted, numbers, range(len(paths))).tolist(), said
 
 
 def _read_frames(paths: list[Path]) -> tuple[Gaussians, np.ndarray, list[str], list[str]]:
     """Gaussians along a leading axis of frames, and of the first file harmonics and comments; what is not kept."""
-    if len(paths) > MAX_FRAMES:
-        raise BadFileError(f"{len(paths):,} files are too many: a clip has at most {MAX_FRAMES:,} frames.")
     first, sh, comments = read_ply(paths[0])
     moments, notes = [first], []
     for path in paths[1:]:

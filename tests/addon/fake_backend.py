@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+import urllib.parse
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from blender_addon.contract.requests import API_VERSION, TERMINAL_STATES, reques
 from tests.contract.clips import random_clip, random_frames
 
 TOKEN = "0" * 64
+LOG_BYTES = 32  # of a log that are told at once
 
 
 class FakeBackend:
@@ -36,6 +38,7 @@ class FakeBackend:
         self.keys: dict[str, str] = {}
         self.health = {"product": "kinesplat", "version": "0.1.0", "api_version": API_VERSION, "started": time.time()}
         self.problems: dict[tuple[str, str], tuple[int, dict]] = {}  # (method, path pattern) -> what to answer
+        self.logs: dict[str, bytes] = {}  # by job id
         self.calls: list[tuple[str, str]] = []
         self.break_result_after: int | None = None  # bytes, once
         self.corrupt_result = False
@@ -194,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, backend.picture, "image/jpeg")
         if what == "/result":
             return self.result(job)
+        if what == "/log":
+            offset = int(urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["offset"][0])
+            return self.answer(200, backend.logs.get(job_id, b"")[offset : offset + LOG_BYTES], "text/plain")
         return self.answer(200, backend.advance(job) if not what else job)
 
     def result(self, job: dict) -> None:

@@ -98,6 +98,14 @@ def test_from_upload_to_result(client, backend, tmp_path) -> None:
     assert (caught.value.code, caught.value.status) == ("job_unknown", 404)
 
 
+def test_a_log_comes_whole(client, backend, tmp_path) -> None:
+    job = submit(client, tmp_path)
+    assert client.log(job["id"]) == ""
+    told = "attempt 1 begins\n" + "größer als ein Stück\n" * 10
+    backend.logs[job["id"]] = told.encode()
+    assert client.log(job["id"]) == told
+
+
 def test_content_is_sent_once(client, backend, tmp_path) -> None:
     submit(client, tmp_path)
     submit(client, tmp_path, key="key-2")

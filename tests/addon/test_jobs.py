@@ -328,6 +328,34 @@ def test_a_failed_job_says_why(addons, home) -> None:
         assert (row.message, row.hint) == ("Memory ran out.", "Use fewer Gaussians.")
 
 
+def test_the_log_of_a_failed_job(addons, home) -> None:
+    with FakeBackend(home, steps=-1) as backend:
+        addon = addons()
+        row = addon.generate()
+        addon.until(lambda: row.job_id)
+        error = {"code": "internal_error", "message": "It stumbled.", "hint": "The job's log says more."}
+        backend.jobs[row.job_id].update(state="failed", error=error, rev=9)
+        backend.logs[row.job_id] = b"attempt 1 begins\nTraceback: ZeroDivisionError: by zero\n"
+        addon.until(lambda: row.state == "failed")
+        addon.thread.fetch_log(row.job_id, row.uid)
+        addon.until(lambda: addon.board.logs)
+        fetched = addon.board.logs.pop()
+        assert (fetched.uid, fetched.text) == (row.uid, backend.logs[row.job_id].decode())
+        backend.problems["GET", "/jobs/.*/log"] = (503, {"code": "busy", "detail": "It is busy.", "hint": "Wait."})
+        addon.thread.fetch_log(row.job_id, row.uid)
+        addon.until(lambda: addon.board.logs)
+        assert str(addon.board.logs.pop().error) == "It is busy."
+        assert row.message == "It stumbled."  # why the job failed stays to be read
+        backend.problems.clear()
+        addon.until(lambda: addon.board.backend.state == "problem")
+        addon.until(lambda: addon.board.backend.state == "running")
+        del backend.jobs[row.job_id]
+        addon.thread.fetch_log(row.job_id, row.uid)
+        addon.until(lambda: addon.board.logs)
+        assert addon.board.logs.pop().error.status == 404
+        addon.until(lambda: row.state == GONE)
+
+
 def test_a_refused_request_stays_here(addons, home) -> None:
     with FakeBackend(home) as backend:
         problem = {"code": "disk_full", "detail": "The disk is full.", "hint": "Free some."}

@@ -27,9 +27,10 @@ def splats(extension, tmp_path):
 
 def imported(folder, clip):
     """The object of a clip, which moves, turns and grows; the scene plays frames 1 to 9 at the clip's own rate."""
-    write_clip(folder / "source.npz", clip)
+    path = folder / f"{clip.name}.npz"
+    write_clip(path, clip)
     bpy.context.scene.frame_set(1)
-    assert bpy.ops.kinesplat.import_clip_file(filepath=str(folder / "source.npz"), fit_scene=True) == {"FINISHED"}
+    assert bpy.ops.kinesplat.import_clip_file(filepath=str(path), fit_scene=True) == {"FINISHED"}
     splats = bpy.context.active_object
     splats.matrix_world = MATRIX
     return splats
@@ -244,6 +245,19 @@ def test_a_ply_sequence_comes_back_in_its_place(splats, part, tmp_path, up_axis)
             values = getattr(read, name)
             values = rotations.same_side(values, array) if name == "quats" else values
             np.testing.assert_allclose(values, array, rtol=1e-3, atol=1e-4)
+
+
+def test_a_missing_ply_file_is_told_and_leaves_the_others_their_time(splats, part, tmp_path, capfd) -> None:
+    before = part("blender_addon.point_cloud").clip_of_object(splats)
+    bpy.ops.kinesplat.export_ply_sequence(filepath=str(tmp_path / "ring.ply"))
+    files = [{"name": f"ring_000{number}.ply"} for number in (1, 2, 4, 5)]
+    assert bpy.ops.kinesplat.import_ply_files(directory=str(tmp_path), files=files) == {"FINISHED"}
+    assert "Warning: Number 3 is missing: its frame is interpolated" in capfd.readouterr().out
+    again = bpy.context.active_object
+    after = part("blender_addon.point_cloud").clip_of_object(again)
+    assert after.frame_count == 5
+    expected, read = placed(before.frame(4), np.array(MATRIX)), placed(after.frame(4), np.array(again.matrix_world))
+    np.testing.assert_allclose(read.means, expected.means, rtol=1e-3, atol=1e-4)
 
 
 def test_ply_files_of_other_programs(splats, tmp_path) -> None:

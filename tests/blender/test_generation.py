@@ -326,6 +326,10 @@ def test_a_film(options, part, tmp_path) -> None:
         assert films.caption("uid") == "Seed 9\nMotion 2.1"
         known = replace(frames, provenance={"moves_as": "husky dog walk"})
         assert film.caption(known) == "Seed 9\nMotion 2.1\nHusky dog walk"
+        films.icon("other", path, 0)
+        assert films.move_alike(("uid", "other"))
+        films.keep_only(["uid"])
+        assert (films.caption("uid") != "", films.caption("other"), films._alike) == (True, "", {})
         films.keep_only([])
         assert films.caption("uid") == ""
         path.write_bytes(b"broken")

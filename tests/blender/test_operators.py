@@ -255,7 +255,7 @@ def test_a_backend_that_cannot_start_says_why(quick, part, tmp_path) -> None:
 
 
 def test_job_operators_say_why_they_cannot(quick, backend) -> None:
-    for name in ("cancel_job", "retry_job", "remove_job", "import_result"):
+    for name in ("cancel_job", "retry_job", "remove_job", "show_log", "import_result"):
         assert "no jobs yet" in why_not(getattr(bpy.ops.kinesplat, name))
     bpy.ops.kinesplat.generate(wait=True)
     job = active_job()
@@ -269,6 +269,31 @@ def test_job_operators_say_why_they_cannot(quick, backend) -> None:
     bpy.ops.object.mode_set(mode="OBJECT")
     assert "no capture" in why_not(bpy.ops.kinesplat.cancel_capture).lower()
     assert "Gaussians" in why_not(bpy.ops.kinesplat.retime_reverse)
+
+
+def test_the_log_of_a_job_is_a_text(quick, backend, part, tmp_path) -> None:
+    backend.steps = -1
+    bpy.ops.kinesplat.generate()
+    job = active_job()
+    assert bpy.ops.kinesplat.show_log() == {"CANCELLED"}  # it is not on the backend yet
+    part("blender_addon.job_tracker").wait(lambda: job.job_id != "", 10)
+    backend.logs[job.job_id] = b"attempt 1 begins\n" * 10
+    for _ in range(2):  # once more: the same text again
+        assert bpy.ops.kinesplat.show_log(uid=job.uid) == {"FINISHED"}
+    (text,) = bpy.data.texts
+    assert (text.name, text.as_string()) == ("Log of Box", backend.logs[job.job_id].decode())
+    backend.logs.clear()
+    bpy.ops.kinesplat.show_log(uid=job.uid)
+    assert text.as_string() == "This job has written nothing down.\n"
+    backend.problems["GET", "/jobs/.*/log"] = (
+        500,
+        {"code": "internal_error", "detail": "It stumbled.", "hint": "Wait."},
+    )
+    bpy.ops.kinesplat.show_log(uid=job.uid)
+    assert text.as_string() == "It stumbled. Wait.\n"
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "scene.blend"))
+    bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "scene.blend"))
+    assert not bpy.data.texts  # it names folders, and the file may be given away
 
 
 def test_cancel_remove(quick, backend, part) -> None:
@@ -299,11 +324,11 @@ def test_a_job_deleted_meanwhile(quick, backend, part) -> None:
 
 
 def test_import_of_a_file(extension, part, tmp_path) -> None:
-    path = tmp_path / "wave.npz"
+    path = tmp_path / "wave_v2.npz"
     write_clip(path, random_clip(n=30, frames=4, name="Wave", fps=12.0))
     assert bpy.ops.kinesplat.import_clip_file(filepath=str(path)) == {"FINISHED"}
     splats = bpy.context.active_object
-    assert (splats.name, len(splats.data.vertices)) == ("Wave", 30)
+    assert (splats.name, len(splats.data.vertices)) == ("wave_v2", 30)  # as the file
 
 
 @pytest.mark.parametrize("override", [False, True])

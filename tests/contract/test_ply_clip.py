@@ -176,6 +176,42 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, content, said) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "frames", "said"),
+    [
+        ((1, 2, 3, 4), (0, 1, 2, 3), ""),
+        ((8, 10, 12, 14), (0, 1, 2, 3), ""),  # every second frame
+        ((1, 2, 4, 5), (0, 1, 1.5, 2, 3), "Number 3 is missing: its frame is interpolated"),
+        ((0, 10, 40, 60), (0, 1, 4 / 3, 5 / 3, 2, 2.5, 3),
+         "3 numbers are missing, the first of them 20: their frames are interpolated"),
+        ((0, 1, 2, 10**20), (0, 1, 2, 3),
+         "Numbers lie too far apart to be those of frames: the files follow each other"),
+    ],
+)  # fmt: skip
+def test_missing_numbers_keep_their_time(tmp_path, numbers, frames, said) -> None:
+    clip = random_clip(n=20, frames=4, bases=None, varying=True)
+    for t, number in enumerate(numbers):
+        write_ply(tmp_path / f"a_{number:04}.ply", clip.frame(t), clip.sh)
+    (files,) = sequences(tmp_path.iterdir())
+    read, notes = read_ply_clip(files, fps=30, up_axis="Z")
+    check_clip(read)
+    assert notes == ([said] if said else [])
+    assert read.frame_count == len(frames)
+    for index, t in enumerate(frames):
+        moment, wanted = placed(read.frame(index), read.to_object), clip.frame(t)
+        np.testing.assert_allclose(moment.means, wanted.means, atol=1e-5)
+        np.testing.assert_allclose(moment.scales, wanted.scales, rtol=1e-3)
+        np.testing.assert_allclose(moment.opacities, wanted.opacities, atol=1e-4)
+
+
+def test_files_of_the_same_number_are_refused(tmp_path) -> None:
+    clip = random_clip(n=5, frames=1)
+    for name in ("a_1.ply", "a_01.ply"):
+        write_ply(tmp_path / name, clip.frame(0), clip.sh)
+    with pytest.raises(BadFileError, match=r"a_01\.ply and a_1\.ply have the same number"):
+        read_ply_clip(*sequences(tmp_path.iterdir()), fps=30)
+
+
 def test_files_become_sequences_by_their_numbers() -> None:
     names = ["fox_10.ply", "b.ply", "fox_2.ply", "fox.ply", "fox_1.ply", "Dog2_0001.PLY", "Dog2_0002.PLY", "a.ply"]
     found = [[path.name for path in sequence] for sequence in sequences(names)]

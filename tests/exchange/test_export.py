@@ -198,6 +198,11 @@ def test_ply_files_of_other_programs(tmp_path, clip, capsys, monkeypatch) -> Non
         np.testing.assert_allclose(placed(shot.clip.frame(t), shot.matrix).means, wanted, atol=1e-5)
     assert main(["export", str(folder), "--to", "ply", "--out", str(tmp_path / "again")]) == 0
     assert names(tmp_path / "again") == [f"captured_{number:04}.ply" for number in (1, 2, 3)]
+    (folder / "walk_2.ply").rename(folder / "walk_3.ply")
+    capsys.readouterr()
+    assert main(["export", str(folder), "--to", "ply", "--out", str(tmp_path / "gap")]) == 0
+    assert "Number 2 is missing: its frame is interpolated." in capsys.readouterr().err
+    assert names(tmp_path / "gap") == [f"captured_{number:04}.ply" for number in (1, 2, 3, 4)]
 
 
 def test_a_folder_that_is_not_one_clip_is_refused(tmp_path, clip, capsys) -> None:

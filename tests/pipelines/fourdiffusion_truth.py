@@ -13,7 +13,8 @@ from torch import Tensor
 
 from backend.guidance import sds
 from backend.guidance.schedules import linear_schedule, prediction_of
-from backend.pipelines.fourdiffusion import Anchor, on_white
+from backend.pictures import on_white
+from backend.pipelines.fourdiffusion import Anchor
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo
 from backend.progress import Run
 from backend.splatting.render import render_clip
@@ -111,7 +112,7 @@ class Oracle:
     def encode(self, pictures: Tensor) -> Tensor:
         assert float(pictures.detach().min()) >= 0
         assert float(pictures.detach().max()) <= 1 + 1e-4
-        colors = on_white(pictures.movedim(1, -1)).movedim(-1, 1) * 2 - 1
+        colors = on_white(pictures, 1) * 2 - 1
         return torch.cat([colors, colors.mean(1, keepdim=True)], 1)
 
     def branches(self, poses: Tensor, frames: np.ndarray):

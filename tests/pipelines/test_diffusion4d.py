@@ -14,7 +14,7 @@ from PIL import Image
 from backend.models import kinesplat_small
 from backend.models.motion_latents import warp
 from backend.models.motion_magnitude import frames_magnitude, magnitude_of
-from backend.pipelines import diffusion4d
+from backend.pipelines import diffusion4d, elementary
 from backend.pipelines.orbit_pictures import as_pictures, as_tensor
 from backend.pipelines.still_subject import generate_static
 from backend.progress import JobCancelled, Progress, Run, UserError
@@ -235,16 +235,18 @@ def test_no_size_is_sought_for_what_moves_as_far_at_any() -> None:
     assert len(sizes) == 2
 
 
+@pytest.mark.parametrize(("verb", "moves_as"), [("sways", "swaying"), ("spins", "spinning")])
 def test_of_a_text_that_names_an_elementary_motion_the_subject_may_be_unknown(
-    model, blobs: Blobs, tmp_path: Path
+    verb: str, moves_as: str, model, blobs: Blobs, tmp_path: Path
 ) -> None:
-    settings = {"prompt": "a flurb ball sways in the wind", "steps": 2, "result": "frames"}
+    settings = {"prompt": f"a flurb ball {verb} in the wind", "steps": 2, "result": "frames"}
     path = diffusion4d.run_request(generation_request("text", "Ball", TO_OBJECT, **settings), blobs, Run(tmp_path))
     frames = read_frames(path)
-    assert frames.provenance["moves_as"] == "swaying"
-    (warning,) = frames.provenance["warnings"]
+    assert frames.provenance["moves_as"] == moves_as
+    warning, *notes = frames.provenance["warnings"]
+    assert notes == ([elementary.TURNS_ONCE] if moves_as == "spinning" else [])
     assert "flurb" in warning
-    assert "sway" not in warning
+    assert verb not in warning
     assert "wind" not in warning
 
 

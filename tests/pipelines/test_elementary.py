@@ -81,6 +81,7 @@ def test_more_of_it_goes_farther_as_long_as_it_is_itself(name: str, tower: torch
         name in WHOLE and less == more == most
     )
     assert beyond == most
+    assert bool(MOTIONS[name].note) == (name in (*WHOLE, "drifting"))  # the user is told
 
 
 @pytest.mark.parametrize("name", RIGID)

@@ -18,6 +18,7 @@ from backend.nerf import to_surface
 from backend.nerf.hash_grid import HashGridConfig
 from backend.nerf.losses import WITHOUT_LPIPS
 from backend.nerf.rendering import Quality
+from backend.pictures import on_white, over_white
 from backend.pipelines import fourdiffusion, video_model, videomv_orbit
 from backend.pipelines.fourdiffusion import FITTING, Anchor, fit, generate, stages, step
 from backend.pipelines.fourdiffusion_curves import Curves, preview
@@ -220,8 +221,8 @@ def test_a_step_descends_from_pixels_to_what_the_network_sees() -> None:
     settings = replace(TINY, iterations=70, anchor_weight=0.0)
     found, pictures = step(subject, oracle, anchor_of(truth(), 12), settings, 3)
     looked = draw(3, 8, 12, settings.annealed, 0)
-    known = fourdiffusion.on_white(render_clip(truth(), looked.cameras)).clamp(0, 1)
-    off = fourdiffusion.on_white(pictures) - known
+    known = over_white(render_clip(truth(), looked.cameras))
+    off = on_white(pictures) - known
     # Latents are 2 c - 1 and the mean over c of that; colour over white grows with colour and falls with alpha.
     by_colors = (4 * off + 4 / 3 * off.mean(-1, keepdim=True)) / (RUN_FRAMES * VIEWS)
     wanted = torch.cat([by_colors, -by_colors.sum(-1, keepdim=True)], -1)

@@ -103,6 +103,7 @@ def test_failure_cancel_and_retry(client, tmp_path):
     assert (failed["error"]["message"], failed["error"]["hint"]) == (
         "The pictures are empty.", "Select an object with a surface.",
     )  # fmt: skip
+    assert "The pictures are empty." in client.log(job["id"])
     assert client.retry(job["id"])["state"] == "queued"
     watched(client, job)
     slow = submit(client, tmp_path, "steps=500 seconds=0.02")

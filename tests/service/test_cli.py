@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
-from backend.service import cli, doctor, paths
+from backend.service import cli, client, doctor, paths
 from backend.service.queue import Queue
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
 from tests.service.fake_pipelines import expected_result
@@ -123,6 +123,13 @@ def test_cancel(run, orbit, service):
     code, said, _ = run("jobs", "cancel", job)
     watching.join(10)
     assert (code, said.strip(), results) == (0, f"{job} cancelled", ["cancelled"])
+
+
+def test_a_job_is_found_however_many_are_newer(run, orbit, monkeypatch):
+    first, *_ = (run("jobs", "submit", "--orbit", orbit)[1].strip() for _ in range(3))
+    monkeypatch.setattr(client, "MAX_JOBS", 1)
+    code, _, error = run("jobs", "watch", first[:12])
+    assert code == 0, error
 
 
 @pytest.mark.parametrize("verb", ["watch", "cancel", "fetch"])

@@ -27,8 +27,13 @@ def generate(
     settings: dict,
     run: Run,
 ) -> GeneratedFrames:
-    """The static orbit with its upper part swaying from side to side, once or more often as the seed says."""
+    """The static orbit with its upper part swaying from side to side, once or more often as the seed says.
+
+    Where the prompt says that it stumbles, it fails.
+    """
     run.begin(diffusion4d.MOVING)
+    if "stumbles" in settings["prompt"]:
+        raise ZeroDivisionError("as the prompt asks")
     pictures, cameras = static
     count, height = pictures.shape[:2]
     moving = np.empty_like(pictures)

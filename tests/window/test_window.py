@@ -107,6 +107,20 @@ def test_a_still_fox_gets_a_motion(blender, work, archive, swaying_home):
     assert np.abs(still[viewport] - later[viewport]).mean() > 0.05, "the Gaussians do not move with the timeline"
 
 
+def test_the_log_of_a_failed_job_opens(blender, work, archive, swaying_home):
+    shutil.copy(archive, work)
+    shutil.copy(EXAMPLES / "fox.glb", work)
+    environment = {"KINESPLAT_HOME": f"{blender.inside(work)}/backend"}
+    result = play(blender, work, "log.py", limit=300, environment=environment)
+
+    assert result["hint"].startswith("The job's log says more.")
+    assert "ZeroDivisionError: as the prompt asks" in result["log"]
+    assert result["editor"] == result["text"], "the text editor shows something else"
+    assert result["windows"] == [1, 2, 2], "it opens in one new window, and again in the same"
+    assert result["tops"][0] == 0, "the beginning of a short log is out of sight"
+    assert result["tops"][1] > 200, "the end of a long log is out of sight"
+
+
 def test_a_film_is_looked_at_and_sent(blender, work, archive, swaying_home):
     """The panel shows frames of the range, says what is wrong with a bad file, and the film becomes a clip."""
     shutil.copy(archive, work)
