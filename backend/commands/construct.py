@@ -58,9 +58,9 @@ def construct(options: argparse.Namespace) -> int:
     from blender_addon.contract.clip import write_clip
 
     work = options.work or options.out.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
     size = options.preset, options.gaussians
     print(orbit_video.estimate_folders(options.orbit, options.static, *size, options.device))
+    work.mkdir(parents=True, exist_ok=True)
     with progress_bar() as show:
         clip = orbit_video.construct_folders(
             options.orbit,
