@@ -8,6 +8,11 @@ from pathlib import Path
 
 from blender_addon.contract.requests import BOUNDS, CUTOUTS, REPRESENTATIONS
 
+ORBIT_HELP = (
+    "a moving orbit: frame_000.png ... with orbit.json, or multi_frame0.png ... as Diffusion4D's dataset has it"
+)
+STATIC_HELP = "the subject from all sides at time 0 (default: the static orbit of Diffusion4D's layout, where one is)"
+
 
 def bounded(name: str) -> Callable[[str], float]:
     """A number within the contract's bounds, as argparse wants it."""

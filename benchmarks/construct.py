@@ -27,7 +27,7 @@ from backend.progress import DEVICES, Progress, Run
 from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGE_SHARES, STAGES, construct
 from backend.splatting.engine import CPU, Engine, choose_engine
-from backend.splatting.observations import Observations, read_orbit_folder
+from backend.splatting.observations import Observations, read_orbit_folder, read_orbit_folders
 from backend.splatting.rasterize import warm_up
 from backend.splatting.render import render_clip
 from benchmarks.construct_steps import Inputs, measure_steps
@@ -106,8 +106,7 @@ def measure(options: argparse.Namespace) -> int:
     """Construct, evaluate, report; 0 if all figures are met."""
     warm_up()  # compiled once per computer, so it is no part of a construction
     inputs = Inputs(
-        read_orbit_folder(options.orbit),
-        read_orbit_folder(options.static) if options.static else None,
+        *read_orbit_folders(options.orbit, options.static),
         read_surface_samples(options.surface) if options.surface else None,
     )
     truth = read_orbit_folder(options.truth) if options.truth else None

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.options import bounded, result_file
+from backend.options import ORBIT_HELP, STATIC_HELP, bounded, result_file
 from backend.progress import DEVICES
 from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS, PRESETS
 
@@ -13,14 +13,14 @@ from blender_addon.contract.requests import BOUNDS, COLOR_SPACES, MOTION_MODELS,
 def add_construct(commands: argparse._SubParsersAction) -> None:
     """`construct --orbit FOLDER [--static FOLDER] --out CLIP.npz`: the construction stage alone."""
     parser = commands.add_parser("construct", help="construct a clip from a moving orbit")
-    parser.add_argument("--orbit", type=Path, required=True, metavar="FOLDER", help="the moving orbit")
+    parser.add_argument("--orbit", type=Path, required=True, metavar="FOLDER", help=ORBIT_HELP)
     add_construction_options(parser)
 
 
 def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool = True) -> None:
     """What both ways to a clip have in common."""
     gaussians = BOUNDS["gaussians"]
-    parser.add_argument("--static", type=Path, metavar="FOLDER", help="the subject from all sides at time 0")
+    parser.add_argument("--static", type=Path, metavar="FOLDER", help=STATIC_HELP)
     parser.add_argument("--surface", type=Path, metavar="FILE", help="surface samples at time 0 (.npz)")
     parser.add_argument("--preset", choices=PRESETS, default="preview",
                         help="draft: about 20 s of one core for 24 x 128 pixels, 2,000 Gaussians; preview (default): "
@@ -58,9 +58,9 @@ def construct(options: argparse.Namespace) -> int:
     from blender_addon.contract.clip import write_clip
 
     work = options.work or options.out.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
     size = options.preset, options.gaussians
     print(orbit_video.estimate_folders(options.orbit, options.static, *size, options.device))
+    work.mkdir(parents=True, exist_ok=True)
     with progress_bar() as show:
         clip = orbit_video.construct_folders(
             options.orbit,

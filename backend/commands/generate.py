@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from backend.commands.construct import add_construction_options, construct
-from backend.options import add_video_options, bounded, video_options
+from backend.options import ORBIT_HELP, add_video_options, bounded, video_options
 from blender_addon.contract.requests import BOUNDS, LOOPS, MODELS, PIPELINES, PUBLISHED, SMALL
 
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
@@ -25,7 +25,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
     subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
     subject.add_argument("--orbit", type=Path, metavar="FOLDER",
-                         help="a moving orbit that exists already: nothing is invented")  # fmt: skip
+                         help=f"{ORBIT_HELP}; nothing is invented")  # fmt: skip
     subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
                          help="a film of it from the front, or its pictures in order")  # fmt: skip
     motion = parser.add_argument_group("the invented motion")

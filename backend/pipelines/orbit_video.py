@@ -13,10 +13,11 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.engine import CPU, expected_engine
 from backend.splatting.estimate import estimate
-from backend.splatting.observations import Observations, read_observations, read_orbit_folder
+from backend.splatting.observations import Observations, read_observations, read_orbit_folders
+from backend.splatting.orbit_folders import find_orbits
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import Clip
-from blender_addon.contract.orbit import Cameras, read_orbit_json
+from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.surface import read_surface_samples
 
 PIPELINE = "orbit"
@@ -63,6 +64,8 @@ def construct_folders(
 ) -> Clip:
     """The clip of orbit folders and a file of surface samples, for command lines. Object space is clip space.
 
+    Of the folders see `splatting.orbit_folders`.
+
     The checkpoint stays in `run.folder`, as only the caller knows when the clip is safe.
 
     Raises:
@@ -72,8 +75,7 @@ def construct_folders(
     """
     run.plan({READING: 0.02, **STAGE_SHARES})
     run.begin(READING)
-    observations = read_orbit_folder(moving)
-    still = read_orbit_folder(static) if static else None
+    observations, still = read_orbit_folders(moving, static)
     samples = read_surface_samples(surface) if surface else None
     settings = {
         "preset": preset,
@@ -96,7 +98,7 @@ def estimate_folders(moving: Path, static: Path | None, preset: str, gaussians: 
     Raises:
         BadFileError: a folder has no usable cameras.
     """
-    cameras = [folder and read_orbit_json(folder) for folder in (moving, static)]
+    cameras = [orbit and orbit.cameras for orbit in find_orbits(moving, static)]
     sizes = [views and (len(views.times), views.height, views.width) for views in cameras]
     engine = expected_engine() if device == "auto" else CPU
     on_gpu = engine.is_gpu or device == "cuda"

@@ -6,7 +6,15 @@ import contextlib
 import sys
 from pathlib import Path
 
-from backend.options import add_video_options, bounded, result_file, video_inputs, video_options
+from backend.options import (
+    ORBIT_HELP,
+    STATIC_HELP,
+    add_video_options,
+    bounded,
+    result_file,
+    video_inputs,
+    video_options,
+)
 from backend.progress import DEVICES
 from backend.service.settings import EXECUTORS, GPU, LOCAL
 from blender_addon.contract.home import home_folder
@@ -56,11 +64,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     submit = verbs.add_parser("submit", parents=[home], help="submit a moving orbit or a video")
     subject = submit.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--orbit", type=Path, metavar="FOLDER", help="a moving orbit")
+    subject.add_argument("--orbit", type=Path, metavar="FOLDER", help=ORBIT_HELP)
     subject.add_argument("--video", type=Path, metavar="FILE|FOLDER", help="a film from the front, or its pictures")
-    submit.add_argument(
-        "--static", type=Path, metavar="FOLDER", help="of --orbit: the subject from all sides at time 0"
-    )
+    submit.add_argument("--static", type=Path, metavar="FOLDER", help=f"of --orbit: {STATIC_HELP}")
     submit.add_argument("--surface", type=Path, metavar="FILE", help="of --orbit: surface samples at time 0 (.npz)")
     submit.add_argument("--text", default="", metavar="TEXT", help="of --video: what the subject is and does")
     submit.add_argument("--model", choices=MODELS, default=SMALL, help="of --video (default: %(default)s)")
@@ -176,17 +182,13 @@ def run_submit(options: argparse.Namespace) -> int:
 
 def request_of_orbit(options: argparse.Namespace, client) -> dict:
     """A request of kind `orbit`, whose blobs have been sent."""
-    from blender_addon.contract.orbit import frame_name, read_orbit_json
+    from backend.splatting.orbit_folders import OrbitFiles, find_orbits
     from blender_addon.contract.requests import orbit_request
 
-    def orbit(folder: Path | None) -> dict | None:
-        if folder is None:
-            return None
-        cameras = read_orbit_json(folder)
-        frames = [client.upload(folder / frame_name(index)) for index in range(len(cameras.times))]
-        return {"frames": frames, "cameras": cameras.to_json()}
+    def sent(orbit: OrbitFiles) -> dict:
+        return {"frames": [client.upload(path) for path in orbit.frames], "cameras": orbit.cameras.to_json()}
 
-    moving, static = orbit(options.orbit), orbit(options.static)
+    moving, static = (orbit and sent(orbit) for orbit in find_orbits(options.orbit, options.static))
     surface = client.upload(options.surface) if options.surface else None
     name, fps = options.name or options.orbit.resolve().name, options.fps or BOUNDS["fps"].default
     return orbit_request(name, moving, static, surface, IDENTITY, fps=fps, **construction_of(options))

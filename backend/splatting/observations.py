@@ -10,8 +10,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from backend.splatting.color import decoded
+from backend.splatting.orbit_folders import find_orbit, find_orbits
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.orbit import Cameras, frame_name, joined_cameras, read_orbit_json
+from blender_addon.contract.orbit import Cameras, joined_cameras
 
 MAX_PIXELS = 50_000_000  # of one picture; more is refused before it is decoded
 
@@ -66,13 +67,23 @@ def read_observations(frames: list[Path], cameras: Cameras) -> Observations:
 
 
 def read_orbit_folder(folder: Path) -> Observations:
-    """The observations in an orbit folder: `frame_000.png` ... and `orbit.json`.
+    """The observations in an orbit folder, in either layout of `orbit_folders`; of a moving orbit, where it holds two.
 
     Raises:
         BadFileError: one sentence about what is wrong with the folder.
     """
-    cameras = read_orbit_json(folder)
-    return read_observations([folder / frame_name(i) for i in range(len(cameras.times))], cameras)
+    found = find_orbit(folder)
+    return read_observations(found.frames, found.cameras)
+
+
+def read_orbit_folders(moving: Path, static: Path | None = None) -> tuple[Observations, Observations | None]:
+    """The observations of a moving orbit and of its static one, as `orbit_folders.find_orbits` finds them.
+
+    Raises:
+        BadFileError: one sentence about what is wrong with a folder.
+    """
+    found = [orbit and read_observations(orbit.frames, orbit.cameras) for orbit in find_orbits(moving, static)]
+    return found[0], found[1]
 
 
 def _read_rgba(path: Path, width: int, height: int) -> np.ndarray:  # [H, W, 4] float32

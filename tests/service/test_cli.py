@@ -67,6 +67,21 @@ def test_from_an_orbit_folder_to_a_clip(run, orbit, tmp_path):
     assert run("jobs", "watch", job)[0] == 0
 
 
+def test_from_a_folder_of_diffusion4d_to_a_clip(run, service, tmp_path):
+    folder, out = tmp_path / "steps=2", tmp_path / "clip.npz"
+    folder.mkdir()
+    moving, static = ([folder / f"{name}{k}.png" for k in range(8)] for name in ("multi_frame", "multi_static_frame"))
+    for value, path in enumerate([*moving, *static]):
+        Image.fromarray(np.full((64, 64, 4), value, np.uint8)).save(path)
+    code, said, _ = run("jobs", "submit", "--orbit", folder, "--out", out)
+    assert code == 0
+    assert out.read_bytes() == expected_result({"name": "steps=2"}, [path.read_bytes() for path in moving])
+    row = Queue(service.settings.home / "jobs.sqlite3").get(said.split()[0])
+    inputs = json.loads(row.request)["inputs"]
+    assert inputs["static"]["frames"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in static]
+    assert not any(inputs["static"]["cameras"]["times"])
+
+
 def test_names_that_the_output_has_no_letters_for_break_nothing(service):
     """As where Windows writes a list into a file."""
     client = service.client()
