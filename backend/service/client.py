@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from blender_addon.contract.requests import API_VERSION, file_sha256
 
 TIMEOUT = (3.0, 60.0)  # seconds to connect, to read
 WAIT_SECONDS = 10
+PAGE = 1000  # jobs that one answer lists at most
 
 
 class CallError(UserError):
@@ -83,9 +85,16 @@ class Client:
         body = {"request": request, "client": client}
         return self._answer("POST", "/jobs", json=body, headers={"Idempotency-Key": key}).json()
 
-    def jobs(self, **filters: object) -> list[dict]:
-        """Jobs, newest first; `state`, `client`, `limit`."""
-        return self._answer("GET", "/jobs", params=filters).json()["jobs"]
+    def jobs(self, limit: float = math.inf, **filters: object) -> list[dict]:
+        """The newest `limit` jobs, or all of them, newest first; filters: `state`, `client`."""
+        found: list[dict] = []
+        while len(found) < limit:
+            asked = filters | {"limit": min(limit - len(found), PAGE), "before": found[-1]["id"] if found else None}
+            page = self._answer("GET", "/jobs", params=asked).json()["jobs"]
+            found += page
+            if len(page) < PAGE:
+                break
+        return found
 
     def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
         """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""

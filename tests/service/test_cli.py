@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
-from backend.service import cli, doctor, paths
+from backend.service import cli, client, doctor, paths
 from backend.service.queue import Queue
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
 from tests.service.fake_pipelines import expected_result
@@ -65,6 +65,29 @@ def test_from_an_orbit_folder_to_a_clip(run, orbit, tmp_path):
     assert run("jobs", "fetch", job[:6], "--out", again)[0] == 0
     assert again.read_bytes() == out.read_bytes()
     assert run("jobs", "watch", job)[0] == 0
+
+
+def test_old_jobs_are_found_however_many_there_are(run, orbit, monkeypatch, capsys):
+    jobs = [run("jobs", "submit", "--orbit", orbit)[1].strip() for _ in range(3)]
+    monkeypatch.setattr(client, "PAGE", 2)
+    assert run("jobs", "watch", jobs[0])[0] == 0
+    for limit in (1, 2, 3):
+        said = run("jobs", "list", "--limit", limit)[1]
+        assert [job for job in jobs if job in said] == jobs[3 - limit :]
+    with pytest.raises(SystemExit):
+        run("jobs", "list", "--limit", "0")
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_clip_that_cannot_be_written_in_the_end_is_not_lost(run, orbit, tmp_path, monkeypatch):
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device", "x.npz")
+
+    monkeypatch.setattr(client.Client, "fetch", full)
+    code, job, error = run("jobs", "submit", "--orbit", orbit, "--out", tmp_path / "x.npz")
+    assert code == 1
+    assert f"jobs fetch {job.split()[0]} --out" in error
+    assert "x.npz cannot be used: No space left" in error
 
 
 def test_names_that_the_output_has_no_letters_for_break_nothing(service):
