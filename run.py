@@ -34,6 +34,7 @@ EXTRAS = ("blender", "train", "published", "usd", "test")
 BLENDER_PYTHON = "3.11"  # the only Python for which the pinned bpy wheel exists
 MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"
+OWN_NAME = re.compile(r"[0-9a-f]{12}(\.gone)?")  # of the environments here: `.venv` itself may be one of the user's
 GONE = ".gone"  # ends the name of an environment that is being removed
 RETRY = "WARNING: Retrying"  # how pip begins to say that a server does not answer
 
@@ -234,9 +235,11 @@ def make_environment(folder: Path, base: Base, requirements: list[str]) -> None:
 def remove_former(folder: Path) -> None:
     """Remove environments of former dependency lists, but for those from which something still runs."""
     for other in ENVIRONMENTS.iterdir():
-        if not other.is_dir() or other == folder:
+        if not OWN_NAME.fullmatch(other.name) or not other.is_dir() or other == folder:
             continue
         gone = other if other.suffix == GONE else other.with_suffix(GONE)
+        if gone != other:
+            shutil.rmtree(gone, ignore_errors=True)  # of a time before, half removed
         try:
             if in_use(other):
                 raise PermissionError
@@ -264,7 +267,8 @@ def held(folder: Path):
     with contextlib.ExitStack() as stack:
         if folder.parent == ENVIRONMENTS and os.access(folder, os.W_OK):  # else nobody here could remove it
             stack.callback(path.unlink, missing_ok=True)
-            locked(stack.enter_context(open(path, "a", encoding="utf-8")))
+            with contextlib.suppress(OSError):  # a full disk, a file system without locks
+                locked(stack.enter_context(open(path, "a", encoding="utf-8")))
         yield
 
 

@@ -58,11 +58,31 @@ def compile_all(on_message: Callable[[str], None] | None = None) -> None:
     with _lock:
         while _compiled < len(_kernels):
             dispatcher, signature = _kernels[_compiled]
-            dispatcher.compile(signature)
+            _compile(dispatcher, signature)
             dispatcher.disable_compile()  # another type of argument is a mistake, not a reason to compile again
             _compiled += 1
             if on_message and sum(dispatcher.stats.cache_misses.values()):
                 on_message(f"Compiling the kernels for this computer (once): {_compiled} of {len(_kernels)}")
+
+
+def _compile(dispatcher: numba.core.dispatcher.Dispatcher, signature: str) -> None:
+    """Load or compile one kernel. A cache that is damaged, or cannot be read or written, stops nobody."""
+    try:
+        dispatcher.compile(signature)
+    except Exception as error:  # damage can raise anything, as what is kept is pickled
+        _warn_once(f"{type(error).__name__}: {error}")
+        if dispatcher.signatures:
+            return  # compiled, only not kept
+        try:
+            dispatcher._cache.flush()  # a loss of power has cut its files short
+        except OSError:
+            dispatcher._cache = numba.core.caching.NullCache()
+        dispatcher.compile(signature)
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    _log.warning("Compiled kernels cannot be kept or read: %s", problem)
 
 
 @functools.cache

@@ -4,11 +4,13 @@ user is."""
 
 import contextlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK_SECONDS = 5.0  # `run.py setup` tries the lock for a moment
 
 
 def own_process(module: str, *arguments: str, **variables: str) -> tuple[list[str], dict[str, str]]:
@@ -29,10 +31,14 @@ def own_process(module: str, *arguments: str, **variables: str) -> tuple[list[st
 @contextlib.contextmanager
 def environment_held() -> Iterator[None]:
     """While the block lasts, `run.py setup` does not remove the environment that this process runs from."""
-    folder = Path(sys.prefix)
+    folder = Path(sys.prefix).resolve()  # the user may have come by a link
     with contextlib.ExitStack() as stack:
         if folder.parent == ROOT / ".venv" and os.access(folder, os.W_OK):  # else nobody here could remove it
             import filelock
 
-            stack.enter_context(filelock.FileLock(folder / f"in-use-{os.getpid()}.lock"))
+            # A name of its own: where containers share a folder, process ids are not.
+            path = folder / f"in-use-{os.getpid()}-{secrets.token_hex(4)}.lock"
+            with contextlib.suppress(OSError, NotImplementedError):  # a full disk, a file system without locks
+                stack.callback(path.unlink, missing_ok=True)
+                stack.enter_context(filelock.FileLock(path, timeout=LOCK_SECONDS))
         yield

@@ -27,14 +27,14 @@ def versions() -> dict[str, str]:
 def program_key() -> str:
     """A digest of the program and of the weights that come with it: what another one has left half done is no use.
 
-    The version alone would not do: sources are updated between releases, too.
+    The version alone would not do: sources are updated between releases, too. A process that stays asks for it at once,
+    before what it runs from is replaced.
     """
     backend = Path(__file__).parent
-    sources = [*backend.rglob("*.py"), *backend.rglob("*.toml"), *backend.glob("weights/*/model.json")]
+    kinds = ("*.py", "*.toml", "weights/*/model.json", "weights/*/*.safetensors")
+    sources = [path for kind in kinds for path in backend.rglob(kind)]
     sources += (backend.parent / "blender_addon" / "contract").glob("*.py")
-    digest = hashlib.sha256(__version__.encode())
+    digest = hashlib.blake2b(__version__.encode())  # twice as fast as SHA-256 where the processor has none
     for path in sorted(sources):
         digest.update(path.read_bytes())
-    for path in sorted(backend.glob("weights/*/*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]

@@ -65,3 +65,40 @@ def test_a_kernel_is_compiled_anew_where_a_file_that_it_imports_from_changes(tmp
     assert before == find(kernels)
     constants.write_text("SIZE = 8\n")
     assert find(kernels) != before
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_kernels_that_a_crash_has_cut_short_are_compiled_anew(ending, tmp_path, monkeypatch) -> None:
+    (tmp_path / "kernels.py").write_text("def add(a, b):\n    return a + b\n")
+    monkeypatch.setattr(compiled, "_cache_folder", lambda file: tmp_path / "cache")
+    monkeypatch.setattr(compiled, "_kernels", [])
+
+    def loaded():
+        made: dict = {}
+        path = tmp_path / "kernels.py"
+        exec(compile(path.read_text(), path, "exec"), made)
+        add = compiled.kernel("float64(float64, float64)")(made["add"])
+        monkeypatch.setattr(compiled, "_compiled", len(compiled._kernels) - 1)
+        compiled.compile_all()
+        assert add(1.0, 2.0) == 3.0
+        return add
+
+    assert loaded().stats.cache_misses
+    assert loaded().stats.cache_hits
+    for path in tmp_path.rglob(f"*.{ending}"):
+        path.write_bytes(path.read_bytes()[:5])
+    loaded()
+    assert loaded().stats.cache_hits, "it was mended for good"
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_all_the_same(tmp_path, monkeypatch) -> None:
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiled, "_cache_folder", lambda file: tmp_path)
+    monkeypatch.setattr(compiled, "_kernels", [])
+    monkeypatch.setattr(compiled, "_compiled", 0)
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    twice = compiled.kernel("float64(float64)")(lambda a: a * 2)
+    compiled.compile_all()
+    assert twice(2.0) == 4.0

@@ -84,6 +84,7 @@ MAY_IMPORT = {
     "backend.commands.published_dry_run": ("torch", "rich", "backend", "blender_addon.contract"),
     "backend.commands.evaluate_video": ("torch", "backend", "blender_addon.contract"),
     "backend.commands.generate_files": ("numpy", "backend", "blender_addon.contract"),
+    "backend.commands.work_folder": ("filelock", "backend", "blender_addon.contract"),
     "backend.commands.orbit_folders": ("numpy", "PIL", "backend", "blender_addon.contract"),
     "backend.options": ("backend.video", "blender_addon.contract"),  # of several commands
     "backend.__main__": ("backend", "blender_addon.contract"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import run
+from backend import interpreter
 
 ROOT = Path(run.__file__).parent
 
@@ -62,6 +63,52 @@ def test_an_environment_stays_while_something_runs_from_it(sandbox, monkeypatch,
     assert run.setup(python, []) == 0
     assert not old.exists()
     assert python.parent.parent.exists()
+
+
+def test_a_virtual_environment_that_is_the_users_stays(sandbox, monkeypatch) -> None:
+    """`python -m venv .venv` in the checkout, from which set-up may even run."""
+    for name in ("bin", "lib", "Scripts"):
+        (run.ENVIRONMENTS / name).mkdir(parents=True)
+    (run.ENVIRONMENTS / "0123456789ab.gone").mkdir()
+    run.ready_python()
+    assert {path.name for path in run.ENVIRONMENTS.iterdir() if path.is_dir()} == {
+        "bin",
+        "lib",
+        "Scripts",
+        sandbox[0].name,
+    }
+
+
+@pytest.mark.parametrize("by_a_link", [False, True])
+def test_processes_of_one_number_hold_an_environment_together(tmp_path, monkeypatch, by_a_link) -> None:
+    """As in two containers, which count processes each for itself."""
+    folder = tmp_path / "here" / ".venv" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.setattr(interpreter, "ROOT", tmp_path / "here")
+    monkeypatch.setattr(
+        interpreter.sys, "prefix", str(tmp_path / ("link" if by_a_link else "here") / ".venv" / folder.name)
+    )
+    with interpreter.environment_held():
+        with interpreter.environment_held():
+            assert len(list(folder.iterdir())) == 2
+        assert run.in_use(folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_full_disk_keeps_nobody_from_starting(tmp_path, monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / ".venv" / "0123456789ab"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(interpreter, "ROOT", tmp_path)
+    monkeypatch.setattr(interpreter.sys, "prefix", str(folder))
+    monkeypatch.setattr(run, "ENVIRONMENTS", folder.parent)
+    monkeypatch.setattr("os.open", full)
+    monkeypatch.setattr("builtins.open", full)
+    with interpreter.environment_held(), run.held(folder):
+        pass
 
 
 def test_what_run_itself_starts_counts_as_well(sandbox) -> None:

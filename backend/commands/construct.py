@@ -50,35 +50,31 @@ def add_construction_options(parser: argparse.ArgumentParser, *, needs_out: bool
 
 def construct(options: argparse.Namespace) -> int:
     """Construct a clip from orbit folders, with a progress bar; a second run resumes an interrupted one."""
-    import shutil
-
+    from backend.commands.work_folder import work_folder
     from backend.console import progress_bar
     from backend.pipelines import orbit_video
     from backend.progress import Run
     from blender_addon.contract.clip import write_clip
 
-    work = options.work or options.out.with_suffix(".work")
     size = options.preset, options.gaussians
-    print(orbit_video.estimate_folders(options.orbit, options.static, *size, options.device))
-    work.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as show:
-        clip = orbit_video.construct_folders(
-            options.orbit,
-            options.static,
-            options.surface,
-            preset=options.preset,
-            gaussians=options.gaussians,
-            seed=options.seed,
-            fps=BOUNDS["fps"].default if options.fps is None else options.fps,
-            sh_degree=options.sh_degree,
-            color_space=options.color_space,
-            motion_model=options.motion_model,
-            name=options.out.stem,
-            run=Run(work, on_progress=show, device=options.device),
-        )
-    write_clip(options.out, clip)
-    if options.work is None:
-        shutil.rmtree(work, ignore_errors=True)
+    with work_folder(options.work, options.out) as work:
+        print(orbit_video.estimate_folders(options.orbit, options.static, *size, options.device))
+        with progress_bar() as show:
+            clip = orbit_video.construct_folders(
+                options.orbit,
+                options.static,
+                options.surface,
+                preset=options.preset,
+                gaussians=options.gaussians,
+                seed=options.seed,
+                fps=BOUNDS["fps"].default if options.fps is None else options.fps,
+                sh_degree=options.sh_degree,
+                color_space=options.color_space,
+                motion_model=options.motion_model,
+                name=options.out.stem,
+                run=Run(work, on_progress=show, device=options.device),
+            )
+        write_clip(options.out, clip)
     for warning in clip.provenance["warnings"]:
         print(warning, file=sys.stderr)
     print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames, made on {clip.provenance['engine']}")

@@ -67,12 +67,6 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
 
 def generate(options: argparse.Namespace) -> int:
     """Generate a clip, or the frames alone, with progress bars; a second run resumes an interrupted one."""
-    import shutil
-
-    from backend.console import progress_bar
-    from backend.progress import Run
-    from blender_addon.contract.clip import write_clip
-
     if problem := generate_problem(options):
         options.usage_error(problem)
     if options.orbit:
@@ -89,12 +83,22 @@ def generate(options: argparse.Namespace) -> int:
 
         return print_generation(options)
 
+    from backend.commands.work_folder import work_folder
+
+    with work_folder(options.work, options.out or options.frames_only) as work:
+        generate_in(work, options)
+    return 0
+
+
+def generate_in(work: Path, options: argparse.Namespace) -> None:
+    """What `generate` makes of an object, an image or a text, with its checkpoints in the folder `work`."""
     from backend.commands.generate_files import generate_files
     from backend.commands.orbit_folders import write_generated
+    from backend.console import progress_bar
     from backend.data.object_capture import capture_object
+    from backend.progress import Run
+    from blender_addon.contract.clip import write_clip
 
-    out = options.out or options.frames_only
-    work = options.work or out.with_suffix(".work")
     captured = None
     if options.object:
         with progress_bar() as show:
@@ -103,12 +107,12 @@ def generate(options: argparse.Namespace) -> int:
         frames, clip = generate_files(
             work,
             Run(work, on_progress=show, device=options.device),
-            name=out.stem,
+            name=(options.out or options.frames_only).stem,
             prompt=options.text,
             image=options.image,
             captured=captured,
             model=options.model,
-            published=published_options(options) if published else {},
+            published=published_options(options) if options.model == PUBLISHED else {},
             seed=options.seed,
             motion=options.motion,
             steps=options.steps,
@@ -135,9 +139,6 @@ def generate(options: argparse.Namespace) -> int:
     if clip is not None:
         write_clip(options.out, clip)
         print(f"{options.out}: {clip.count} Gaussians, {clip.frame_count} frames")
-    if options.work is None:
-        shutil.rmtree(work, ignore_errors=True)
-    return 0
 
 
 def published_options(options: argparse.Namespace) -> dict:
@@ -147,22 +148,27 @@ def published_options(options: argparse.Namespace) -> dict:
 
 def generate_from_video(options: argparse.Namespace) -> int:
     """The clip of a video, or the four views alone, with progress bars; a second run resumes an interrupted one."""
-    import shutil
+    if options.dry_run:
+        from backend.commands.published_dry_run import print_generation
 
+        return print_generation(options)
+    from backend.commands.work_folder import work_folder
+
+    with work_folder(options.work, options.out or options.frames_only) as work:
+        generate_from_video_in(work, options)
+    return 0
+
+
+def generate_from_video_in(work: Path, options: argparse.Namespace) -> None:
+    """What `generate` makes of a video, with its checkpoints in the folder `work`."""
     from backend.commands.generate_files import generate_video_files, write_views
     from backend.console import progress_bar
     from backend.progress import Run
     from blender_addon.contract.clip import write_clip
 
-    if options.dry_run:
-        from backend.commands.published_dry_run import print_generation
-
-        return print_generation(options)
-    out = options.out or options.frames_only
-    work = options.work or out.with_suffix(".work")
     names = ("preset", "gaussians", "seed", "fps", "sh_degree", "color_space", "motion_model", "model", "weights")
     asked = {name: getattr(options, name) for name in names} | video_options(options)
-    asked |= {"name": out.stem, "prompt": options.text}
+    asked |= {"name": (options.out or options.frames_only).stem, "prompt": options.text}
 
     def made(*, views_alone: bool):
         with progress_bar() as show:
@@ -180,9 +186,6 @@ def generate_from_video(options: argparse.Namespace) -> int:
         video, views = made(views_alone=True)
         write_views(video, views, options.frames_only, f"{options.text or 'no text'}, seed {options.seed}")
         print(f"{options.frames_only}: {len(views.cameras)} views of {len(video.frames)} frames")
-    if options.work is None:
-        shutil.rmtree(work, ignore_errors=True)
-    return 0
 
 
 def generate_problem(options: argparse.Namespace) -> str:

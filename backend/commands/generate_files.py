@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.commands.orbit_folders import write_orbit
+from backend.commands.orbit_folders import write_orbit, write_picture
 from backend.data.object_capture import CapturedObject
 from backend.evaluation.sheets import SheetRow, on_white, sheet
 from backend.options import video_inputs
@@ -154,11 +154,10 @@ def write_views(video: Video, views: MultiViewVideo, out: Path, title: str) -> N
     The latter holds all views together, as `construct --orbit` takes them; alpha is the mask.
     """
     if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
         seen = (video.frames[:, :3] + 1 - video.frames[:, 3:]).clamp(0, 1).movedim(1, -1)
         rows = [SheetRow("video", (seen * 255).round().byte().numpy())]
         rows += [SheetRow(f"view {90 * index}", on_white(one)) for index, one in enumerate(views.pictures)]
-        sheet(title, rows).save(out)
+        write_picture(sheet(title, rows), out)
         return
     for index, (pictures, cameras) in enumerate(zip(views.pictures, views.cameras, strict=True)):
         write_orbit(out / f"view_{index}", pictures, cameras)

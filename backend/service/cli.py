@@ -11,6 +11,7 @@ from backend.options import (
     STATIC_HELP,
     add_video_options,
     bounded,
+    positive,
     result_file,
     video_inputs,
     video_options,
@@ -96,7 +97,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         parser.set_defaults(func=func)
 
     listing = verbs.add_parser("list", parents=[home], help="list the newest jobs")
-    listing.add_argument("--limit", type=int, default=20, metavar="N")
+    listing.add_argument("--limit", type=positive, default=20, metavar="N", help="how many (default: 20)")
     listing.set_defaults(func=run_list)
 
 
@@ -175,7 +176,11 @@ def run_submit(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return left_alone(job["id"])
     if job["state"] == "succeeded" and options.out:
-        client.fetch(job["id"], options.out)
+        try:
+            client.fetch(job["id"], options.out)
+        except OSError:
+            print(f"The clip is kept. Write it elsewhere with: jobs fetch {job['id']} --out CLIP.npz", file=sys.stderr)
+            raise
         print(options.out)
     return outcome(job)
 
@@ -247,7 +252,7 @@ def run_list(options: argparse.Namespace) -> int:
     from rich.table import Column, Table
 
     table = Table(Column("job", no_wrap=True), "name", "state", "progress", "stage", "since")
-    for job in connect(options).jobs(limit=min(max(options.limit, 1), 1000)):
+    for job in connect(options).jobs(options.limit):
         since = datetime.datetime.fromtimestamp(job["created"]).strftime("%Y-%m-%d %H:%M")
         table.add_row(
             job["id"], escape(job["name"]), job["state"], f"{job['fraction']:.0%}", escape(job["stage"]), since
@@ -267,7 +272,7 @@ def find(client, text: str) -> str:
     """The job that `text` begins the id of. Raises UserError where there is none or are several."""
     from backend.progress import UserError
 
-    found = [job["id"] for job in client.all_jobs() if text and job["id"].startswith(text)]
+    found = [job["id"] for job in client.jobs() if text and job["id"].startswith(text)]
     if len(found) != 1:
         raise UserError(
             "job_unknown",

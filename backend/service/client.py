@@ -3,7 +3,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import requests
@@ -15,7 +16,7 @@ from blender_addon.contract.requests import API_VERSION, file_sha256
 
 TIMEOUT = (3.0, 60.0)  # seconds to connect, to read
 WAIT_SECONDS = 10
-MAX_JOBS = 1000  # that the backend lists at once
+PAGE = 1000  # jobs that one answer lists at most
 
 
 class CallError(UserError):
@@ -84,16 +85,16 @@ class Client:
         body = {"request": request, "client": client}
         return self._answer("POST", "/jobs", json=body, headers={"Idempotency-Key": key}).json()
 
-    def jobs(self, **filters: object) -> list[dict]:
-        """Jobs, newest first; `state`, `client`, `limit`, `before`."""
-        return self._answer("GET", "/jobs", params=filters).json()["jobs"]
-
-    def all_jobs(self) -> Iterator[dict]:
-        """All jobs, newest first, however many there are."""
-        filters: dict[str, object] = {"limit": MAX_JOBS}
-        while jobs := self.jobs(**filters):
-            yield from jobs
-            filters["before"] = jobs[-1]["id"]
+    def jobs(self, limit: float = math.inf, **filters: object) -> list[dict]:
+        """The newest `limit` jobs, or all of them, newest first; filters: `state`, `client`."""
+        found: list[dict] = []
+        while len(found) < limit:
+            asked = filters | {"limit": min(limit - len(found), PAGE), "before": found[-1]["id"] if found else None}
+            page = self._answer("GET", "/jobs", params=asked).json()["jobs"]
+            found += page
+            if len(page) < PAGE:
+                break
+        return found
 
     def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
         """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""

@@ -85,14 +85,24 @@ class Home:
         shutil.rmtree(self.jobs / job_id, ignore_errors=True)
 
     def begin_work(self, job_id: str) -> bool:
-        """Make the folder of a job's checkpoints; whether those that another program has left there were removed."""
+        """Make the folder of a job's checkpoints; whether those that another program has left there were removed.
+
+        Raises:
+            UserError: they cannot be removed, as where another process has them open.
+        """
         work, stamp = self.work(job_id), self.work(job_id) / PROGRAM_FILE
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if stamp.read_text("utf-8") == program_key():
                 return False
         removed = work.is_dir() and any(work.iterdir())
         self.forget_work(job_id)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        if any(work.iterdir()):
+            raise UserError(
+                "work_in_use",
+                f"What another version of Kinesplat has left in {work} cannot be removed.",
+                "End what has it open, then try again.",
+            )
         stamp.write_text(program_key(), "utf-8")
         return removed
 

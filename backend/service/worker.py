@@ -29,6 +29,7 @@ from backend.service.failures import device_is_lost
 from backend.service.processes import DEVICE_LOST_EXIT
 from backend.service.queue import Job, Queue
 from backend.service.settings import Settings
+from backend.versions import program_key
 
 PIPELINES = {  # request kind -> module:function
     "orbit": "backend.pipelines.orbit_video:run_request",
@@ -72,6 +73,7 @@ class Worker:
         """Work until asked to end. Raises WorkerStop or DeviceLost."""
         # A worker that a dead supervisor has left behind ends within seconds; two at once would share checkpoints.
         with filelock.FileLock(self.home.worker_lock):
+            program_key()  # of what is imported now, not of what may lie there by the time of the first job
             self._warm_up()
             while True:
                 job = next_job(self.settings, self.queue, self.name)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays
+from blender_addon.contract.arrays import BadFileError, atomic_file, read_arrays, write_npz
 
 INTERVAL = 5.0  # seconds between two checkpoints
 MOST_TIME = 0.05  # share of the time that large ones may take
@@ -46,7 +46,7 @@ class Checkpoint:
         """Put `state` in the place of the former one, in one step."""
         begun = time.monotonic()
         with atomic_file(self._path) as file:
-            np.savez(file, key=self._key, **state)
+            write_npz(file, {"key": self._key, **state}, compressed=False)
         self._last = time.monotonic()
         self._interval = max(INTERVAL, (self._last - begun) / MOST_TIME)
 

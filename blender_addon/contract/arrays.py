@@ -62,7 +62,15 @@ def read_arrays(path: str | os.PathLike, max_bytes: int = MAX_FILE_BYTES) -> dic
 def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write an `.npz` in one step: either the whole file is there afterwards, or the former one."""
     with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)
+        write_npz(file, arrays)
+
+
+def write_npz(file: BinaryIO, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+    """What `np.savez_compressed` writes. That leaves its archive open on a full disk, and a traceback in the end."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def write_json(path: str | os.PathLike, data: dict, *, private: bool = False) -> None:
@@ -96,7 +104,7 @@ def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[B
     path = Path(path)
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     rights = 0o600 if private else 0o666  # less what the umask takes
-    with _made(path.parent), _errors_name(path):
+    with made_folder(path.parent), _errors_name(path):
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, rights)) as file:
                 yield file
@@ -115,7 +123,7 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     For files that belong together, and for libraries that only write to names. Files of the same name are replaced.
     """
     folder = Path(folder)
-    with _made(folder), _errors_name(folder):
+    with made_folder(folder), _errors_name(folder):
         temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         temporary.mkdir()  # open to whom `folder` is: on Windows files keep the rights of where they were made
         try:
@@ -127,16 +135,17 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and those above it. Where the block does not end well, the empty ones that were made go again."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # somebody else has put something there
             for path in made:
-                path.rmdir()
+                if path.exists():
+                    path.rmdir()
         raise
 
 

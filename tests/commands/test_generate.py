@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
-from backend.commands import generate_files
+from backend.commands import generate_files, orbit_folders
 from backend.commands.orbit_folders import write_orbit
 from backend.data import object_capture
 from backend.data.object_capture import capture_object
@@ -97,6 +97,30 @@ def test_an_orbit_of_somebody_else_is_not_replaced(tmp_path: Path, other: str) -
     (tmp_path / "own" / "frame_002.png").write_bytes(b"mine")  # beyond what was written
     with pytest.raises(UserError, match="would be lost"):
         write_orbit(tmp_path / "own", pictures, cameras)
+
+
+def test_an_orbit_folder_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three, two = (orbit_cameras(Orbit(frames=frames), 8, 8, moving=True) for frames in (3, 2))
+    pictures = np.zeros((3, 8, 8, 4), np.uint8)
+    (tmp_path / "real").mkdir()
+    folder = tmp_path / "link"
+    folder.symlink_to(tmp_path / "real")
+    (folder / ".tmp-0123").mkdir()  # of one that was killed
+    write_orbit(folder, pictures, three)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+    assert len(before) == 4
+    assert folder.is_symlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(orbit_folders, "write_orbit_json", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_orbit(folder, pictures[:2] + 1, two)
+        with pytest.raises(KeyboardInterrupt):
+            write_orbit(tmp_path / "new" / "moving", pictures[:2], two)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+    write_orbit(folder, pictures[:2], two)
+    assert len(read_orbit_json(folder).times) == 2
+    assert not (folder / "frame_002.png").exists()
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Files that appear whole or not at all, on Windows too."""
 
+import gc
+import io
 import os
+import sys
 
+import numpy as np
 import pytest
 
 from blender_addon.contract import arrays
-from blender_addon.contract.arrays import atomic_file, atomic_files
+from blender_addon.contract.arrays import atomic_file, atomic_files, read_arrays, write_arrays
 
 
 def busy(times: int, winerror: int | None):
@@ -73,3 +77,35 @@ def test_folders_that_were_made_in_vain_go_again(tmp_path):
     (tmp_path / "new" / "other.txt").touch()  # somebody else's, meanwhile
     begun.__exit__(ValueError, ValueError("stop"), None)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["other.txt"]
+
+
+class FullDisk(io.BytesIO):
+    """Takes so many bytes and no more."""
+
+    room = 1000
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > self.room:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_is_told_once():
+    """An archive that is left open tries again to be written when it is collected, and prints what goes wrong."""
+    told = []
+    before, sys.unraisablehook = sys.unraisablehook, told.append
+    try:
+        with FullDisk() as file, pytest.raises(OSError, match="No space"):
+            arrays.write_npz(file, {"noise": np.random.default_rng(0).bytes(4000)})
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+    assert not told
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    written = {"floats": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 4)), "text": np.array("a")}
+    write_arrays(tmp_path / "a.npz", written)
+    for read in (read_arrays(tmp_path / "a.npz"), np.load(tmp_path / "a.npz")):
+        for name, array in written.items():
+            np.testing.assert_array_equal(read[name], array, strict=True)

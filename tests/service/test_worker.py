@@ -42,6 +42,17 @@ def begun(client, job: dict) -> dict:
     return wait_for(lambda: (now := client.job(job["id"]))["state"] == "running" and now["step"] > 0 and now)
 
 
+def test_a_worker_is_the_program_that_it_began_as(tmp_path, monkeypatch):
+    """Sources that are replaced before its first job do not become those that its checkpoints name."""
+    asked = []
+    monkeypatch.setattr(worker, "program_key", lambda: asked.append("key"))
+    monkeypatch.setattr(Worker, "_warm_up", lambda self: asked.append("imports"))
+    monkeypatch.setattr(worker, "next_job", lambda *arguments: (_ for _ in ()).throw(worker.WorkerStop))
+    with pytest.raises(worker.WorkerStop):
+        Worker(Settings(tmp_path), "worker").run()
+    assert asked == ["key", "imports"]
+
+
 def test_a_job_succeeds_and_its_result_is_right(service, client, tmp_path):
     job = service.submit("steps=20 seconds=0.05", client)
     seen = []
