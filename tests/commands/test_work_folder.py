@@ -74,5 +74,5 @@ def test_a_second_command_waits_for_nobody_and_takes_nothing_away(tmp_path: Path
 
 def test_a_construction_that_cannot_begin_leaves_no_folder(tmp_path: Path, capsys) -> None:
     assert main(["construct", "--orbit", str(tmp_path / "no"), "--out", str(tmp_path / "new" / "clip.npz")]) == 1
-    assert "this is not an orbit folder" in capsys.readouterr().err
+    assert "is no folder of an orbit" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
