@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import bpy
 import numpy as np
@@ -331,48 +332,51 @@ def _set_world(world: bpy.types.World) -> None:
 
 
 def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, with_triangles: bool) -> Geometry:
-    vertices, triangles, normals, parts = [], [], [], []
+    vertices, triangles, outward, parts = [], [], [], []
     vertex_count = triangle_count = 0
     own: dict[str, np.ndarray] = {}  # vertices of objects that are no meshes; Blender shows these as meshes, too
+    shared: dict[int, _Faces] = {}  # of meshes, of which there may be many instances
     for instance in depsgraph.object_instances:
         obj = instance.object
         if obj.type not in SURFACE_TYPES:
             continue
         is_ready = obj.type == "MESH" and not obj.data.is_editmode
         mesh = obj.data if is_ready else obj.to_mesh()
-        if mesh is not None and len(mesh.polygons) > 0:
-            matrix = np.array(instance.matrix_world)
-            positions = _world_positions(mesh, matrix)
-            loops = _face_corners(mesh)
-            if not is_ready:
-                own[obj.name_full] = positions
-            elif instance.is_instance and np.array_equal(own.get(obj.name_full), positions):
-                continue
-            used = np.zeros(len(positions), bool)
-            used[loops] = True
-            vertices.append(positions[used])
-            corners = np.zeros((0, 3), np.int32)
-            if with_triangles:
-                corners = _triangle_vertices(mesh)
-                triangles.append(vertex_count + (np.cumsum(used, dtype=np.int32) - 1)[corners])
-                # A mirrored object keeps its outside, although its corners now run the other way round.
-                normals.append(_normals(positions[corners]) * np.sign(np.linalg.det(matrix[:3, :3])))
-            parts.append(
-                Part(
-                    # Of particles, some die as others are born: their numbers tell them apart.
-                    name=(obj.name_full, *instance.persistent_id) if instance.is_instance else (obj.name_full,),
-                    faces=hashlib.blake2b(loops, digest_size=16).digest(),
-                    vertices=slice(vertex_count, vertex_count + len(vertices[-1])),
-                    triangles=slice(triangle_count, triangle_count + len(corners)),
-                )
-            )
-            vertex_count, triangle_count = parts[-1].vertices.stop, parts[-1].triangles.stop
+        faces = shared.get(mesh.as_pointer()) if is_ready else None
+        if faces is None and mesh is not None and len(mesh.polygons) > 0:
+            faces = _read_faces(mesh, with_triangles)
+            if is_ready:
+                shared[mesh.as_pointer()] = faces
         if not is_ready:
             obj.to_mesh_clear()
+        if faces is None:
+            continue
+        matrix = np.array(instance.matrix_world)
+        positions = faces.positions @ matrix[:3, :3].T + matrix[:3, 3]
+        if not is_ready:
+            own[obj.name_full] = positions
+        elif instance.is_instance and np.array_equal(own.get(obj.name_full), positions):
+            continue
+        vertices.append(positions)
+        triangles.append(vertex_count + faces.triangles)
+        # A mirrored object keeps its outside, although its corners run the other way round. What is flat has two.
+        outward.append(-1.0 if np.linalg.det(matrix[:3, :3]) < 0 else 1.0)
+        parts.append(
+            Part(
+                # Of particles, some die as others are born: their numbers tell them apart.
+                name=(obj.name_full, *instance.persistent_id) if instance.is_instance else (obj.name_full,),
+                faces=faces.digest,
+                vertices=slice(vertex_count, vertex_count + len(positions)),
+                triangles=slice(triangle_count, triangle_count + len(faces.triangles)),
+            )
+        )
+        vertex_count, triangle_count = parts[-1].vertices.stop, parts[-1].triangles.stop
+    exact, corners = _joined(vertices, np.float64), _joined(triangles, np.int32)
+    sides = np.repeat(outward, np.array([len(some) for some in triangles], int))
     return Geometry(
-        _joined(vertices, np.float32),
-        _joined(triangles, np.int32),
-        _joined(normals, np.float32),
+        exact.astype(np.float32),
+        corners,
+        (_normals(exact[corners]) * sides[:, None]).astype(np.float32),
         tuple(parts),
         np.array(source.evaluated_get(depsgraph).matrix_world, np.float64),
     )
@@ -382,16 +386,27 @@ def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:  # [.., 3] eac
     return np.concatenate([np.zeros((0, 3), dtype), *arrays]).astype(dtype)
 
 
-def _world_positions(mesh: bpy.types.Mesh, matrix: np.ndarray) -> np.ndarray:  # [V, 3] float64
+class _Faces(NamedTuple):
+    """The faces of a mesh, in the object's space."""
+
+    positions: np.ndarray  # [V, 3] float64, of the vertices of faces
+    triangles: np.ndarray  # [F, 3] int32, of these; empty where not asked for
+    digest: bytes  # which faces it has of which vertices
+
+
+def _read_faces(mesh: bpy.types.Mesh, with_triangles: bool) -> _Faces:
     positions = np.empty(3 * len(mesh.vertices), np.float32)
     mesh.vertices.foreach_get("co", positions)
-    return positions.reshape(-1, 3).astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def _face_corners(mesh: bpy.types.Mesh) -> np.ndarray:  # [L] int32, their vertices
-    corners = np.empty(len(mesh.loops), np.int32)
-    mesh.loops.foreach_get("vertex_index", corners)
-    return corners
+    loops = np.empty(len(mesh.loops), np.int32)  # the corners of faces: their vertices
+    mesh.loops.foreach_get("vertex_index", loops)
+    used = np.zeros(len(mesh.vertices), bool)
+    used[loops] = True
+    corners = _triangle_vertices(mesh) if with_triangles else np.zeros((0, 3), np.int32)
+    return _Faces(
+        positions.reshape(-1, 3)[used].astype(np.float64),
+        (np.cumsum(used, dtype=np.int32) - 1)[corners],
+        hashlib.blake2b(loops, digest_size=16).digest(),
+    )
 
 
 def _triangle_vertices(mesh: bpy.types.Mesh) -> np.ndarray:  # [F, 3] int32

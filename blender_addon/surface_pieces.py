@@ -19,16 +19,20 @@ def even_samples(areas: np.ndarray, count: int, random: np.random.Generator) -> 
 def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePieces:
     """Points on a surface at T moments, as evenly as `count` on the fullest one, in world space.
 
-    A part of the subject is one piece as long as its faces are the same; where they are not, another one begins. Each
-    triangle has as many points as when it is largest, so that what grows from nothing is as dense in the end.
+    A part of the subject is one piece as long as its faces are the same, hidden for a time or not; where they are not,
+    another one begins. Each triangle has as many points as when it is largest, so that what grows from nothing is as
+    dense in the end.
     """
     areas = [geometry.areas() for geometry in moments]
     density = count / max(area.sum() for area in areas)
     random = np.random.default_rng(seed)
     spans, tracks = [], []
     for number, first, parts in _pieces(moments):
-        seen = list(zip(moments[first : first + len(parts)], (part.triangles for part in parts), strict=True))
-        area = np.stack([areas[first + later][part.triangles] for later, part in enumerate(parts)])
+        seen, area = [], []
+        for moment, part in enumerate(parts, first):
+            seen.append((moments[moment], part.triangles) if part else seen[-1])
+            area.append(areas[moment][part.triangles] if part else np.zeros_like(area[-1]))
+        area = np.stack(area)
         largest = area.max(axis=0)
         if not largest.any():
             continue
@@ -47,18 +51,17 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     return SurfacePieces(np.array(spans, np.int32), points, normals, sizes, np.array(len(moments), np.int32))
 
 
-def _pieces(moments: list[Geometry]) -> list[tuple[int, int, list[Part]]]:
-    """Of each piece: whose it is, its first moment, and where it lies in each of its moments."""
+def _pieces(moments: list[Geometry]) -> list[tuple[int, int, list[Part | None]]]:
+    """Of each piece: whose it is, its first moment, and where it lies in each of its moments, None while hidden."""
     numbers: dict[tuple, int] = {}
-    living: dict[tuple, list[Part]] = {}
+    latest: dict[tuple, tuple[int, list[Part | None]]] = {}  # first moment and parts of the last piece
     pieces = []
     for moment, geometry in enumerate(moments):
-        former, living = living, {}
         for part in geometry.parts:
-            piece = former.get(part.name)
-            if piece is None or piece[-1].faces != part.faces:
-                piece = []
-                pieces.append((numbers.setdefault(part.name, len(numbers)), moment, piece))
+            first, piece = latest.get(part.name, (moment, []))
+            if not piece or piece[-1].faces != part.faces:
+                first, piece = latest[part.name] = moment, []
+                pieces.append((numbers.setdefault(part.name, len(numbers)), first, piece))
+            piece += [None] * (moment - first - len(piece))
             piece.append(part)
-            living[part.name] = piece
     return pieces

@@ -42,6 +42,7 @@ def one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np
     order = rng.permutation(len(points))
     shuffled = points[order] - points.min(axis=0)
     small, large = 1e-6, float(shuffled.max()) + 1e-6  # size of a cell: too many are filled, too few are
+    kept = np.zeros(min(count, 1), np.int64)  # of a single cell
     for _ in range(20):
         size = (small * large) ** 0.5
         cells = (shuffled / size).astype(np.int64).clip(0, 2**20)

@@ -86,6 +86,8 @@ def _grow(growing: _Growing, pieces: SurfacePieces, index: int) -> None:
     nothing = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
     ids, near, offsets, quats = _gone_on(growing, end, points[0], normals[0], sizes[0]) if end else nothing
     born, apart = _born(growing, points, sizes, normals, points[0, near] + offsets if end else None)
+    if not len(near) + len(born):
+        return
     offsets = np.concatenate([offsets / np.maximum(sizes[0, near, None], LEAST_SIZE), apart])
     ids = np.concatenate([ids, growing.count + np.arange(len(born))])
     growing.count += len(born)
@@ -146,7 +148,8 @@ def _born(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points [L, n, 3] of a piece at which tracks begin, where no others are near, and how far beside these."""
     largest = sizes.argmax(axis=0), np.arange(sizes.shape[1])
-    count = max(round(growing.share * sizes.shape[1]), 1)
+    share = growing.share * sizes.shape[1]
+    count = max(round(share), int(growing.rng.random() < share))  # of many small pieces only some get one
     born, apart = spread(points[largest], normals[largest], count, growing.rng)
     if others is not None and len(others):
         free = cKDTree(others).query(points[0, born])[0] > COVERED * growing.spacing

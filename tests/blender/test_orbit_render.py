@@ -769,6 +769,22 @@ def test_what_grows_is_as_dense_in_the_end_and_followed():
     np.testing.assert_allclose(counts / counts.sum(), areas / areas.sum(), atol=0.01)
 
 
+def test_what_is_hidden_for_a_time_is_the_same_when_it_comes_back():
+    cube = add_cube("Cube")
+    keyframe(cube, "hide_render", {1: False, 2: True, 3: False})
+    keyframe(cube, "location", {1: (0, 0, 0), 3: (1, 0, 0)})
+    pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 3), frames=3), 100, times=3).pieces
+    assert pieces.spans.tolist() == [[0, 0, 3, 100]]
+    assert pieces.piece(0)[2].any(axis=1).tolist() == [True, False, True]
+
+
+def test_what_is_flat_for_a_time_is_there():
+    cube = add_cube("Cube", size=1)
+    keyframe(cube, "scale", {1: (1, 1, 0), 3: (1, 1, 1)})
+    space = orbit_render.measure(bpy.context, cube, (1, 3), frames=3)
+    np.testing.assert_allclose(space.areas[0], 2, rtol=1e-5)  # both its sides
+
+
 def test_what_comes_later_is_captured(tmp_path):
     """From where all of it is there it is shown from all sides; its pieces tell when it came."""
     cube, other = add_cube("Cube"), add_cube("Other")

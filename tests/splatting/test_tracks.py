@@ -153,3 +153,12 @@ def test_a_few_points_alone(count) -> None:
     tracks = make_tracks(pieces_of([(0, 0, sampled)], 3), 10, 0, 0)
     assert np.isfinite(tracks.means).all()
     np.testing.assert_allclose(np.linalg.norm(tracks.quats, axis=-1), 1, atol=1e-5)
+
+
+def test_of_many_small_pieces_only_some_get_a_track() -> None:
+    """There may be more of them than tracks."""
+    rng = np.random.default_rng(0)
+    grains = [(part, 0, ball(rng, 2, tuple(rng.uniform(-0.5, 0.5, 3)), 0.01)) for part in range(400)]
+    tracks = make_tracks(pieces_of(grains, 2), 50, 0, 0)
+    assert 25 <= tracks.there[0].sum() <= 150
+    assert not tracks.there[1].any()
