@@ -7,22 +7,32 @@ import sys
 import time
 
 from backend import STARTED, __version__
-from backend.commands.construct import add_construct
-from backend.commands.evaluate import add_evaluate
-from backend.commands.export import add_export
-from backend.commands.generate import add_generate
-from backend.commands.render_dataset import add_render_dataset
-from backend.commands.train import add_train
-from backend.commands.warm_up import add_warm_up
-from backend.commands.weights import add_weights
 from backend.interpreter import environment_held
-from backend.progress import JobCancelled, UserError
-from blender_addon.contract.arrays import BadFileError
+
+CANCELLED = "Cancelled. What was finished is kept: the same command goes on from there."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # also while modules are imported
+        print(CANCELLED, file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str] | None) -> int:
+    from backend.commands.construct import add_construct
+    from backend.commands.evaluate import add_evaluate
+    from backend.commands.export import add_export
+    from backend.commands.generate import add_generate
+    from backend.commands.render_dataset import add_render_dataset
+    from backend.commands.train import add_train
+    from backend.commands.warm_up import add_warm_up
+    from backend.commands.weights import add_weights
+    from backend.progress import JobCancelled, UserError
     from backend.service import cli as service
+    from blender_addon.contract.arrays import BadFileError
 
     parser = argparse.ArgumentParser(prog="python -m backend", description="Kinesplat's backend")
     parser.add_argument("--version", action="version", version=f"Kinesplat {__version__}")
@@ -52,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         file = error.filename2 or error.filename or "A file"  # the second of a pair is the one that people know
         print(f"{file} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 1
-    except (JobCancelled, KeyboardInterrupt):
-        print("Cancelled. What was finished is kept: the same command goes on from there.", file=sys.stderr)
+    except JobCancelled:
+        print(CANCELLED, file=sys.stderr)
         return 130
 
 

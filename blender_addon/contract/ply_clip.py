@@ -33,6 +33,7 @@ _NEEDED = (
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
 _HARMONICS = [3 * ((degree + 1) ** 2 - 1) for degree in range(1, MAX_DEGREE + 1)]  # values after the constant ones
+_FARTHEST = 1e15  # of places and scales: beyond that they are damage, and no longer reckoned with in float32
 _SMALLEST = 1e-20  # of scales: nothing, and yet above 0
 _NUMBERED = re.compile(r"(.*?)[_.\- ]?(\d+)\.ply", re.IGNORECASE)
 
@@ -146,10 +147,10 @@ def _read_frames(paths: list[Path]) -> tuple[Gaussians, np.ndarray, list[str], l
 
 
 def _usable(moments: Gaussians, sh: np.ndarray) -> tuple[Gaussians, np.ndarray, int]:
-    """Without Gaussians that are at any time no numbers or have no rotation; and how many these are."""
+    """Without Gaussians that are at any time no numbers, too far or without a rotation; and how many these are."""
     usable = moments.quats.any(axis=-1).all(axis=0) & np.isfinite(sh).all(axis=(1, 2))
-    for values in (moments.means, moments.quats, moments.scales):
-        usable &= np.isfinite(values).all(axis=(0, 2))
+    for values, most in ((moments.means, _FARTHEST), (moments.scales, _FARTHEST), (moments.quats, np.inf)):
+        usable &= (np.isfinite(values) & (np.abs(values) <= most)).all(axis=(0, 2))
     usable &= np.isfinite(moments.opacities).all(axis=0)
     kept = Gaussians(*(values[:, usable] for values in vars(moments).values()))
     return kept, sh[usable], int(np.count_nonzero(~usable))

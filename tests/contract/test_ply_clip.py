@@ -113,6 +113,19 @@ def test_gaussians_that_are_none_are_left_out(tmp_path) -> None:
         read_ply_clip([tmp_path / "b.ply"], fps=30)
 
 
+def test_what_lies_beyond_all_measure_is_left_out(tmp_path) -> None:
+    """Numbers, but ones whose differences float32 does not hold."""
+    table = raw_table(n=8)
+    table["x"][:2] = 3e38, -3e38
+    table["scale_1"][2] = 80.0  # e^80
+    write_raw(tmp_path / "a.ply", table)
+    clip, notes = read_ply_clip([tmp_path / "a.ply"], fps=24.0)
+    assert notes == ["3 Gaussians without a place, a size or a color are left out"]
+    assert clip.count == 5
+    assert np.isfinite(clip.to_object).all()
+    assert np.isfinite(clip.means).all()
+
+
 def test_one_gaussian_is_enough(tmp_path) -> None:
     write_raw(tmp_path / "a.ply", raw_table(n=1))
     clip, _ = read_ply_clip([tmp_path / "a.ply"], fps=30)

@@ -283,3 +283,12 @@ def test_doctor_with_everything(tmp_path, capsys):
     missing = [name for name in doctor.required_packages() if not doctor.installed(name)]
     assert code == (1 if missing else 0), said
     assert "the CPU kernels draw and differentiate" in said
+
+
+def test_ctrl_c_before_a_command_has_begun_is_a_sentence(monkeypatch, capsys):
+    def interrupted(commands) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "add_commands", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err.startswith("Cancelled.")
