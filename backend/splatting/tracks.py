@@ -164,16 +164,17 @@ def _turns(points: np.ndarray, normals: np.ndarray) -> np.ndarray:  # [L, n, 3] 
         return np.tile([1.0, 0.0, 0.0, 0.0], (1, count, 1))
     widest = int(points.std(axis=1).sum(axis=1).argmax())
     partner = cKDTree(points[widest]).query(points[widest], min(PARTNER + 1, count))[1].reshape(count, -1)[:, -1]
-    frames = np.empty((length, count, 3, 3))
-    tangent = np.tile([1.0, 0.0, 0.0], (count, 1))
-    for moment, (place, normal) in enumerate(zip(points, normals, strict=True)):
-        ahead = _along(place[partner] - place, normal)
-        clear = np.linalg.norm(ahead, axis=1) > 1e-6
-        tangent = np.where(clear[:, None], ahead, _along(tangent, normal))
-        short = np.linalg.norm(tangent, axis=1) < 1e-6
-        tangent[short] = _along(np.roll(normal[short], 1, axis=1) + np.array([0.0, 0.0, 1e-3]), normal[short])
-        tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
-        frames[moment] = np.stack([tangent, np.cross(normal, tangent), normal], axis=-1)
+    ahead = _along(points[:, partner] - points, normals)
+    clear = np.linalg.norm(ahead, axis=-1) > 1e-6
+    if not clear.all():  # where all lies in one point, as it was before or will be, or anywhere
+        known = np.where(clear, np.arange(length)[:, None], -1)
+        known = np.maximum.accumulate(known)
+        known = np.where(known < 0, clear.argmax(axis=0), known)
+        ahead = _along(ahead[known, np.arange(count)], normals)
+        short = np.linalg.norm(ahead, axis=-1) < 1e-6
+        ahead[short] = _along(np.roll(normals[short], 1, axis=-1) + np.array([0.0, 0.0, 1e-3]), normals[short])
+    tangents = ahead / np.maximum(np.linalg.norm(ahead, axis=-1, keepdims=True), 1e-9)
+    frames = np.stack([tangents, np.cross(normals, tangents), normals], axis=-1)
     return rotations.from_matrix(np.einsum("tnij,nkj->tnik", frames, frames[0]))
 
 
