@@ -41,9 +41,8 @@ def write_orbit(folder: Path, pictures: np.ndarray, cameras: Cameras) -> None:
     """
     own = _own_files(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if (
-        not {name for name in there if not name.startswith(TEMPORARY)} <= own
-    ):  # the rest was left by one that was killed
+    left = {name for name in there if name.startswith(TEMPORARY)}  # by one that was killed
+    if not there - left <= own:
         hint = "Name another folder; the same command goes on from there."
         raise UserError("folder_taken", f"{folder} holds files that do not come from here and would be lost.", hint)
     with atomic_files(folder) as new:

@@ -11,7 +11,8 @@ import filelock
 from backend.progress import UserError
 from blender_addon.contract.arrays import made_folder
 
-LOCK = "in-use.lock"  # also tells our folders from those of others
+LOCK = "in-use.lock"
+OURS = "made-by-kinesplat"  # tells our folders from those of others, also where locks go when they are released
 
 
 @contextlib.contextmanager
@@ -24,9 +25,11 @@ def work_folder(chosen: Path | None, out: Path) -> Iterator[Path]:
         UserError: another command works in it.
     """
     folder = chosen or out.with_suffix(".work")
-    ours = not folder.exists() or (folder / LOCK).exists()
+    ours = not folder.exists() or (folder / OURS).exists()
     with made_folder(folder), _held(folder / LOCK):
         try:
+            if ours:
+                (folder / OURS).touch()
             yield folder
         except BaseException:
             if ours:
@@ -34,7 +37,7 @@ def work_folder(chosen: Path | None, out: Path) -> Iterator[Path]:
             raise
         finally:
             if not ours:
-                _drop_lock(folder)
+                _drop(folder / LOCK)
     if ours and chosen is None:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -49,19 +52,22 @@ def _held(path: Path) -> Iterator[None]:
         except filelock.Timeout as error:
             hint = "Wait for its end, or choose another --out or --work."
             raise UserError("work_taken", f"Another command is at work in {path.parent}.", hint) from error
-    with lock if lock.is_locked else contextlib.nullcontext():
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _drop_empty(folder: Path) -> None:
-    """Remove folders in which nothing lies, and the lock where it is alone: `made_folder` removes the rest."""
+    """Remove folders in which nothing lies, and what else is there if nothing was finished; the rest `made_folder`."""
     for path in sorted(folder.rglob("*"), reverse=True):
         with contextlib.suppress(OSError):  # there is something in it
             path.rmdir()
-    if [path.name for path in folder.iterdir()] == [LOCK]:
-        _drop_lock(folder)
+    if {path.name for path in folder.iterdir()} <= {LOCK, OURS}:
+        _drop(folder / OURS)
+        _drop(folder / LOCK)
 
 
-def _drop_lock(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows lets no open file go; filelock removes it there
-        (folder / LOCK).unlink()
+def _drop(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows lets no open file go; filelock removes its own there
+        path.unlink()

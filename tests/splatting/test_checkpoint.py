@@ -14,11 +14,11 @@ from backend.splatting.checkpoint import INTERVAL, MOST_TIME, Checkpoint
 def test_large_ones_are_kept_more_seldom(seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
 
-    def slow(file, **arrays) -> None:
+    def slow(file, arrays, *, compressed) -> None:
         now[0] += seconds
 
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(checkpoint.np, "savez", slow)
+    monkeypatch.setattr(checkpoint, "write_npz", slow)
     kept = Checkpoint(tmp_path / "fit.npz", "key")
     now[0] += INTERVAL
     assert kept.is_due()
