@@ -2,7 +2,7 @@
 """What a click on Generate will cost, told before it: pictures to render, and time of one processor core.
 
 The times are those of docs/user_guide.md, of videos those of docs/fourdiffusion.md. What nothing tells beforehand is
-how fast this computer is, and whether the faces of a mesh change over time: that may take two or three times as long.
+how fast this computer is, and whether the faces of a mesh change over time: that may take twice as long.
 """
 
 import bpy

@@ -27,6 +27,7 @@ from backend.models.diffusion4d import Diffusion4DNet, videomv_cameras
 from backend.models.lgm import LGM, refiner_weights
 from backend.models.motion_magnitude import magnitude_of
 from backend.models.videomv import LATENT_CHANNELS, NEGATIVE_PROMPT, VideoMV
+from backend.pictures import on_white
 from backend.pipelines import videomv_orbit
 from backend.pipelines.diffusion4d import MOVING, STILL
 from backend.pipelines.matte import cut_out
@@ -182,7 +183,7 @@ def generate_moving(
     plan, device = networks.plan, networks.device
 
     # 1. Conditions.
-    views = on_white(static)
+    views = on_white(as_tensor(static)[0], 1)  # as the image networks were trained
     text, negative = encode_texts([prompt, NEGATIVE_PROMPT], networks).split(1)
     embedding, image_latents = encode_view(views[0] if first is None else first, networks)
     static_latents = encode(views, networks)[None]
@@ -333,13 +334,7 @@ def first_view(image: np.ndarray) -> Tensor:  # [3, PIXELS, PIXELS] 0..1
     pixels = (videomv_orbit.PIXELS,) * 2
     values = as_tensor(framed(image, share)[None])[0]
     small = functional.interpolate(values, pixels, mode="bilinear", antialias=True)[0]
-    return small[:3] + 1 - small[3:]
-
-
-def on_white(pictures: np.ndarray) -> Tensor:  # [T, 3, H, W] 0..1
-    """Pictures [T, H, W, 4] uint8 on the background that the image networks were trained on."""
-    values = as_tensor(pictures)[0]
-    return values[:, :3] + 1 - values[:, 3:]
+    return on_white(small, 0)
 
 
 def _flag(value: bool, device: torch.device) -> Tensor:

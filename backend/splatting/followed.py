@@ -19,6 +19,7 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.control_points import ControlPoints, make_control_points
 from backend.splatting.gaussians import GaussianParameters, Moved
 from backend.splatting.guide import SurfaceMotion, make_guide
+from backend.splatting.known import KnownMotion
 from backend.splatting.motion import blend, to_basis_motion
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import BASES_PER_GAUSSIAN, BasisMotion
@@ -31,11 +32,12 @@ NEAR = 1e4  # times that differ by less than a half of its inverse are the same
 CHUNK = 4_000  # Gaussians at a time
 
 
-class FollowedMotion:
-    """Poses of control points that lead Gaussians where they are told to go; used as `BasesMotion` is."""
+class FollowedMotion(KnownMotion):
+    """Poses of control points that lead Gaussians where they are told to go."""
 
     def __init__(self, rest_means: Tensor, told: SurfaceMotion, times: Tensor, config: ConstructConfig) -> None:
         """`rest_means` [N, 3] of the Gaussians; `times`: all that will be asked for."""
+        self.device = rest_means.device
         self._times = times.mul(NEAR).round().unique() / NEAR
         points, guide = rest_means.cpu().numpy(), make_guide(told, rest_means.cpu().numpy())
         movement = _at_times(guide.movement.numpy(), guide.times.numpy(), self._times.cpu().numpy())
@@ -49,17 +51,6 @@ class FollowedMotion:
         poses = np.concatenate([turns.reshape(*turns.shape[:2], 9), shifts, quats], -1)
         self._poses = torch.from_numpy(poses).to(rest_means.device)  # [T, B, 16]
 
-    def parameters(self) -> dict[str, Tensor]:
-        """None: all is known."""
-        return {}
-
-    def load(self, parameters: dict[str, Tensor]) -> None:
-        """Nothing: there are none."""
-
-    def rates(self) -> dict[str, float]:
-        """None, as there are no parameters."""
-        return {}
-
     def moved(self, times: Tensor, gaussians: GaussianParameters, chosen: Tensor | None = None) -> Moved:
         """The Gaussians of time 0 at `times` [T], of those that it was made for.
 
@@ -69,10 +60,6 @@ class FollowedMotion:
         if chosen is not None:
             index, weights = index[chosen], weights[chosen]
         return Moved(*blend(self._at(times), gaussians.means, gaussians.quats, index, weights), gaussians.scales)
-
-    def prior(self, progress: float, rng: np.random.Generator) -> Tensor:
-        """What the motion costs: nothing."""
-        return torch.zeros((), device=self._poses.device)
 
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> BasisMotion:
         """The motion at the frames as a clip keeps it."""

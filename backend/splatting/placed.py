@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from backend.splatting.gaussians import GaussianParameters, Moved
+from backend.splatting.known import KnownMotion
 from backend.splatting.motion_torch import multiply, rotate
 from backend.splatting.tracks import Tracks
 from blender_addon.contract.clip import FrameMotion
 from blender_addon.contract.rotations import make_continuous
 
 
-class PlacedMotion:
-    """Gaussians along `tracks`, one on each; used as `BasesMotion` is."""
+class PlacedMotion(KnownMotion):
+    """Gaussians along `tracks`, one on each."""
 
     def __init__(self, tracks: Tracks, device: torch.device) -> None:
+        self.device = device
         places, quats = (torch.from_numpy(array) for array in tracks.at_home())
         home_sizes = tracks.sizes[tracks.homes, np.arange(len(tracks.homes))]
         turns = multiply(torch.from_numpy(tracks.quats), quats * quats.new_tensor([1.0, -1.0, -1.0, -1.0]))
@@ -27,17 +29,6 @@ class PlacedMotion:
         self._poses = tuple(tensor.float().to(device) for tensor in poses)
         self._there = torch.from_numpy(tracks.there).float().to(device)
         self._places = places.to(device)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """None: all is known."""
-        return {}
-
-    def load(self, parameters: dict[str, Tensor]) -> None:
-        """Nothing: there are none."""
-
-    def rates(self) -> dict[str, float]:
-        """None, as there are no parameters."""
-        return {}
 
     def moved(self, times: Tensor, gaussians: GaussianParameters, chosen: Tensor | slice = slice(None)) -> Moved:
         """The Gaussians at `times` [T], or those `chosen` of them. Differentiable in the Gaussians."""
@@ -59,10 +50,6 @@ class PlacedMotion:
             scales=growth * gaussians.scales,
             presence=between(self._there, share),
         )
-
-    def prior(self, progress: float, rng: np.random.Generator) -> Tensor:
-        """What the motion costs: nothing."""
-        return torch.zeros((), device=self._there.device)
 
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> FrameMotion:
         """The motion at the frames as a clip keeps it."""

@@ -7,6 +7,7 @@ and ends where it does not; what the new surface has beside that begins there.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -49,6 +50,15 @@ class Tracks:
         return rotations.to_matrix(self.quats)[..., 2]
 
 
+class _End(NamedTuple):
+    """What was there when a piece ended."""
+
+    time: int  # after its last one
+    ids: np.ndarray  # [n]
+    means: np.ndarray  # [n, 3]
+    quats: np.ndarray  # [n, 4]
+
+
 @dataclass
 class _Growing:
     """What is known so far, piece by piece."""
@@ -58,7 +68,7 @@ class _Growing:
     rng: np.random.Generator
     count: int = 0
     rows: list[tuple] = field(default_factory=list)  # first time, ids [n], means, quats, sizes [L, n, ...]
-    ends: dict[int, tuple] = field(default_factory=dict)  # by part: time after its piece, ids, means, quats
+    ends: dict[int, _End] = field(default_factory=dict)  # by part
 
 
 def make_tracks(pieces: SurfacePieces, count: int, still: int, seed: int) -> Tracks:
@@ -82,7 +92,7 @@ def _grow(growing: _Growing, pieces: SurfacePieces, index: int) -> None:
     part, first, length, _ = (int(number) for number in pieces.spans[index])
     points, normals, sizes = pieces.piece(index)
     end = growing.ends.get(part)
-    end = end if end is not None and end[0] == first and len(end[1]) and sizes[0].any() else None
+    end = end if end is not None and end.time == first and len(end.ids) and sizes[0].any() else None
     nothing = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 4))
     ids, near, offsets, quats = _gone_on(growing, end, points[0], normals[0], sizes[0]) if end else nothing
     born, apart = _born(growing, points, sizes, normals, points[0, near] + offsets if end else None)
@@ -99,11 +109,11 @@ def _grow(growing: _Growing, pieces: SurfacePieces, index: int) -> None:
     quats = rotations.multiply(turns, quats)
     growing.rows.append((first, ids, means, quats, there))
     alive = there[-1] > 0
-    growing.ends[part] = first + length, ids[alive], means[-1, alive], quats[-1, alive]
+    growing.ends[part] = _End(first + length, ids[alive], means[-1, alive], quats[-1, alive])
 
 
 def _gone_on(
-    growing: _Growing, end: tuple, points: np.ndarray, normals: np.ndarray, sizes: np.ndarray
+    growing: _Growing, end: _End, points: np.ndarray, normals: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What was there on the former faces and goes on: ids, point of the new ones that each follows, offset, quats."""
     _, ids, means, quats = end
@@ -188,13 +198,16 @@ def _assembled(growing: _Growing, times: int, still: int) -> Tracks:
         means[part], quats[part], sizes[part], lives[part] = some_means, some_quats, some_sizes, True
     first, last = lives.argmax(axis=0), times - 1 - lives[::-1].argmax(axis=0)
     held = np.arange(times)[:, None].clip(first, last), np.arange(total)
+    there = sizes > 0
+    latest = np.maximum.accumulate(np.where(there, np.arange(times)[:, None], -1))
+    sized = np.where(latest < 0, there.argmax(axis=0), latest), np.arange(total)  # what is hidden does not shrink
     away = np.abs(np.arange(times) - still)[:, None] / times
     return Tracks(
         means=means[held],
         quats=rotations.make_continuous(rotations.normalize(quats[held])).astype(np.float32),
-        sizes=np.maximum(sizes[held], LEAST_SIZE),
-        there=sizes > 0,
-        homes=np.where(sizes > 0, sizes - 1e-2 * away, -1).argmax(axis=0),
+        sizes=np.maximum(sizes[sized], LEAST_SIZE),
+        there=there,
+        homes=np.where(there, sizes - 1e-2 * away, -1).argmax(axis=0),
         spacing=RANDOM_SPACING * growing.spacing,
     )
 

@@ -16,6 +16,7 @@ from backend.models.motion_magnitude import clean_latents, latent_magnitude, mot
 from backend.models.published import BASES, base_tensors
 from backend.models.text import Vocabulary
 from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
+from backend.pictures import on_white
 from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig, resized
@@ -68,7 +69,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     """
     size, device = len(batch.captions), batch.static.device
     look = encoders(config.weights or None, device)
-    moving, static = on_white(batch.moving), on_white(batch.static)
+    moving, static = on_white(batch.moving, 2), on_white(batch.static, 2)  # as VideoMV's image network was trained
     clean, still = look.latents(moving, noise), look.latents(static, noise)
     magnitude = motion_magnitude(batch.moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
 
@@ -104,8 +105,3 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
         "denoising": denoising.detach(),
         "reconstruction": reconstruction.detach(),
     }
-
-
-def on_white(pictures: Tensor) -> Tensor:  # [B, T, 4, H, W] premultiplied -> [B, T, 3, H, W]
-    """The background that VideoMV's image network was trained on."""
-    return pictures[:, :, :3] + 1 - pictures[:, :, 3:]

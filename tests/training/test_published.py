@@ -15,6 +15,7 @@ from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.encoders import Encoders
 from backend.models.text import Vocabulary
 from backend.models.videomv import IMAGE, NEGATIVE_PROMPT
+from backend.pictures import on_white
 from backend.progress import UserError
 from backend.training import published_task
 from backend.training.batches import Batch
@@ -86,7 +87,7 @@ def test_the_loss_is_the_papers(monkeypatch, tiny):
             return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * self.clean
 
     oracle = Oracle()
-    oracle.clean = encoders().latents(published_task.on_white(given.moving), torch.Generator().manual_seed(4))
+    oracle.clean = encoders().latents(on_white(given.moving, 2), torch.Generator().manual_seed(4))
     values = published_task.loss(oracle, given, config, torch.Generator().manual_seed(4))
     assert values["loss"] < 1e-6  # perfect noise is a perfect magnitude
     told = seen[0]
