@@ -71,10 +71,8 @@ def generate(options: argparse.Namespace) -> int:
         options.usage_error(problem)
     if options.orbit:
         return construct(options)
-    if options.video:
-        return generate_from_video(options)
     published = options.model == PUBLISHED
-    for name in ("motion", *PUBLISHED_DEFAULTS):
+    for name in () if options.video else ("motion", *PUBLISHED_DEFAULTS):
         if getattr(options, name) is None:
             default = PUBLISHED_DEFAULTS[name] if published and name in PUBLISHED_DEFAULTS else BOUNDS[name].default
             setattr(options, name, default)
@@ -86,7 +84,7 @@ def generate(options: argparse.Namespace) -> int:
     from backend.commands.work_folder import work_folder
 
     with work_folder(options.work, options.out or options.frames_only) as work:
-        generate_in(work, options)
+        (generate_from_video_in if options.video else generate_in)(work, options)
     return 0
 
 
@@ -144,19 +142,6 @@ def generate_in(work: Path, options: argparse.Namespace) -> None:
 def published_options(options: argparse.Namespace) -> dict:
     """What `diffusion4d_published.generate` is told beside the request."""
     return {"weights": options.weights, "refine": options.refine, "compiled": options.compile}
-
-
-def generate_from_video(options: argparse.Namespace) -> int:
-    """The clip of a video, or the four views alone, with progress bars; a second run resumes an interrupted one."""
-    if options.dry_run:
-        from backend.commands.published_dry_run import print_generation
-
-        return print_generation(options)
-    from backend.commands.work_folder import work_folder
-
-    with work_folder(options.work, options.out or options.frames_only) as work:
-        generate_from_video_in(work, options)
-    return 0
 
 
 def generate_from_video_in(work: Path, options: argparse.Namespace) -> None:
