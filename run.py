@@ -81,7 +81,7 @@ def demo(python: Path, arguments: list[str]) -> int:
 def test(python: Path, arguments: list[str]) -> int:
     """All tests that can run here, some files at a time; others say why they do not. `-n 0`: one by one."""
     cores = os.cpu_count() or 1
-    at_once = min(cores + 2, MOST_TESTS_AT_ONCE)  # two more, for some wait: for Blender's window, for a service
+    at_once = min(cores + 1, MOST_TESTS_AT_ONCE)  # one more, for some wait: for Blender's window, for a service
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // at_once, 1)))  # else each of them takes all cores
     # Files in the order of tests/conftest.py, not by how many tests they have.
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]

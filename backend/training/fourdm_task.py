@@ -14,9 +14,9 @@ from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_inputs import add_pixel_view, drop_pixel_view, join, lay_out
 from backend.models.fourdm_weights import BASE, fourdm_from, imagedream_tensors  # noqa: F401 - BASE: for the trainer
 from backend.models.text import Vocabulary
+from backend.pictures import on_white
 from backend.training.batches import ViewBatch
 from backend.training.config import TrainConfig, resized
-from backend.training.published_task import on_white
 
 encoders = cache(load_imagedream_encoders)
 
@@ -57,8 +57,8 @@ def loss(network: torch.nn.Module, batch: ViewBatch, config: TrainConfig, noise:
     device = batch.views.device
     size, frames, views = batch.views.shape[:3]
     look = encoders(config.weights or None, device)
-    video = on_white(batch.video)
-    clean = look.latents(on_white(batch.views.flatten(1, 2)), noise).flatten(0, 1)  # rows: clip, time, view
+    video = on_white(batch.video, 2)
+    clean = look.latents(on_white(batch.views.flatten(1, 2), 2), noise).flatten(0, 1)  # rows: clip, time, view
     pixels = look.latents(video, None)  # as in sampling: the means
     image = look.image.tokens(video.flatten(0, 1)).unflatten(0, (size, frames))
     text, cameras = look.text(list(batch.captions)), from_orbit(batch.camera_to_world)

@@ -69,7 +69,7 @@ def run_video(request: dict, blob, run: Run) -> Path:
     run.begin(CORRECTING)
     picture = np.rint(255 * seen.on_background()[0]).astype(np.uint8)
     for step in range(25):
-        time.sleep(0.1)
+        time.sleep(0.2)  # for a window on a busy computer to see some of it
         run.report(step, 25, lambda: picture, detail=f"distillation {0.3 - step / 100:.2f}, anchor {9 - step / 5:.1f}")
     side = seen.frames.shape[1]
     middles = [np.argwhere(frame[..., 3] > 0.5).mean(axis=0) / side for frame in seen.frames]
