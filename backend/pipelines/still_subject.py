@@ -79,7 +79,7 @@ def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Te
 def inflated(given: Tensor, cameras: Cameras) -> Tensor:  # [1, T, 4, H, W]
     """A picture [1, 4, H, W] made round, with the outline that it has, however faint it is, and its own light."""
     size = FINER * cameras.width
-    picture = functional.interpolate(given.cpu(), (size, size), mode="bilinear", antialias=True)
+    picture = functional.interpolate(given, (size, size), mode="bilinear", antialias=True)
     picture = picture / picture[:, 3].max().clamp_min(1e-3)  # a ghost, or a line that fills no whole pixel
     fov = 2 * np.degrees(np.arctan(cameras.width / 2 / cameras.Ks[0, 0, 0]))
     views = inflated_views(picture.movedim(1, -1).numpy(), cameras.camera_to_world, DISTANCE, fov)
