@@ -14,7 +14,7 @@ from tests.test_house import ROOT, module_name
 FILES = [path for path in sorted((ROOT / "backend").rglob("*.py")) if "numba" in path.read_text("utf-8")]
 OWN = (
     "backend.compiled",
-    "backend.data.mesh_raster",
+    "backend.data.skinning",
     "backend.data.stills",
 )  # the latter: training and evaluation only
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.data.mesh_raster import skin
+from backend.data.skinning import skin
+from backend.models.mesh_raster import stacked
 from blender_addon.contract.arrays import BadFileError
 
 
@@ -92,11 +93,7 @@ def read_baked(folder: Path, entry: dict, baked: str = "baked24") -> BakedAsset:
     if "vc" in arrays:
         colors = colors * arrays["vc"][faces].astype(np.float32).mean(1) / 255
     count = int(arrays["ti"].max()) + 1
-    images = [arrays[f"tex{k}"].astype(np.float32) / 255 for k in range(count)] or [np.zeros((1, 1, 3), np.float32)]
-    sizes = np.array([image.shape[:2] for image in images], np.int32)
-    textures = np.zeros((len(images), *sizes.max(0), 3), np.float32)
-    for k, image in enumerate(images):
-        textures[k, : image.shape[0], : image.shape[1]] = image
+    textures, sizes = stacked([arrays[f"tex{k}"].astype(np.float32) / 255 for k in range(count)])
     weights = arrays["w"].astype(np.float32)
     return BakedAsset(
         id=entry["id"],

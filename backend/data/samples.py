@@ -14,7 +14,7 @@ import numpy as np
 
 from backend.data.baked import BakedAsset, read_baked, read_manifest
 from backend.data.captions import action, caption
-from backend.data.mesh_raster import rasterize_views
+from backend.models.mesh_raster import rasterize_views
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 

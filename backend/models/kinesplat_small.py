@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """kinesplat-small, the model that comes with the program: loading its weights, checked against its card."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from backend.models.first_guess import Memory
 from backend.models.known_motions import KnownMotions
+from backend.models.known_subjects import KnownSubjects
 from backend.models.shipped import (
     CARD,
     WEIGHTS,
@@ -28,7 +28,7 @@ __all__ = ["CARD", "FOLDER", "KinesplatSmall", "load", "save"]
 
 FOLDER = WEIGHTS / "kinesplat-small"
 MEMORY, MOTIONS = "memory.safetensors", "known_motions.safetensors"
-FORMAT, VERSION = "kinesplat-small", 1
+FORMAT, VERSION = "kinesplat-small", 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class KinesplatSmall:
 
     motion: SmallVideoNet  # static orbit -> motion latents
     static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
-    memory: Memory  # of known subjects
+    memory: KnownSubjects  # of known subjects
     motions: KnownMotions | None  # None: weights before 0.5
     vocabulary: Vocabulary
     one_way: frozenset[str]  # words in plain form for what ends elsewhere than it began
@@ -74,7 +74,7 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
         networks["motion"].to(memory_format=torch.channels_last)
         return KinesplatSmall(
             **{"static": None, **networks},
-            memory=Memory(tuple(card["subjects"]), **load_file(folder / MEMORY)),
+            memory=KnownSubjects(tuple(card["subjects"]), **load_file(folder / MEMORY)),
             motions=_motions(folder, card),
             vocabulary=Vocabulary(tuple(card["vocabulary"])),
             one_way=frozenset(card.get("one_way", ())),  # weights before 0.4 do not tell
@@ -96,7 +96,7 @@ def save(
     folder: Path,
     parts: dict[str, torch.nn.Module],
     vocabulary: Vocabulary,
-    memory: Memory,
+    memory: KnownSubjects,
     motions: KnownMotions,
     about: dict,
 ) -> None:
@@ -113,7 +113,7 @@ def save(
         "motions": list(zip(motions.subjects, motions.actions, strict=True)),
     }
     extra = {
-        MEMORY: {"starts": memory.starts, "places": memory.places, "colors": memory.colors},
+        MEMORY: {field.name: getattr(memory, field.name) for field in fields(memory) if field.name != "subjects"},
         MOTIONS: {"loops": motions.loops, "points": motions.points, "series": motions.series},
     }
     write_model(folder, FORMAT, VERSION, parts, told, extra)

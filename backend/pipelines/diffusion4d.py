@@ -57,7 +57,7 @@ FRAMES_NAME = "frames.npz"
 AMPLITUDE_STEPS = 4  # of solving for the amplitude that has the wanted magnitude
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 POWERS = (0.7, 2.0)  # of the size, with which the magnitude may grow
-STILL_PIXELS = 96  # of static orbits that are made here; a volume has 48 voxels to a side
+STILL_PIXELS = {"draft": 128, "preview": 128, "final": 256}  # of static orbits that are made here
 
 
 def run_request(request: dict, blob: Callable[[str], Path], run: Run, **published: object) -> Path:
@@ -131,7 +131,7 @@ def generate(
     if static is None:
         run.begin(STILL)
         orbit = Orbit(frames=model.frames)
-        size = STILL_PIXELS, STILL_PIXELS
+        size = (STILL_PIXELS[settings["preset"]],) * 2
         cameras = joined_cameras([orbit_cameras(orbit, *size, moving=False), further_cameras(orbit, *size)])
         made = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
         static, further = _split(Views(made, cameras))

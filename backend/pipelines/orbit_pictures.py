@@ -40,8 +40,13 @@ def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> Views:
     if cameras.width == pixels:
         return Views(pictures, cameras)
     values = functional.interpolate(as_tensor(pictures)[0], (pixels, pixels), mode="bilinear", antialias=True)
-    scale = np.diag([pixels / cameras.width, pixels / cameras.height, 1.0])
-    return Views(as_pictures(values[None]), replace(cameras, Ks=scale @ cameras.Ks, width=pixels, height=pixels))
+    return Views(as_pictures(values[None]), scaled(cameras, pixels / cameras.width))
+
+
+def scaled(cameras: Cameras, factor: float) -> Cameras:
+    """The same cameras, with larger or smaller pictures."""
+    width, height = round(factor * cameras.width), round(factor * cameras.height)
+    return replace(cameras, Ks=np.diag([factor, factor, 1.0]) @ cameras.Ks, width=width, height=height)
 
 
 def observations(pictures: np.ndarray, cameras: Cameras) -> Observations:

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The still subject of a text or an image, for which nobody has rendered an orbit: a volume, seen from all sides."""
-
-from collections.abc import Callable
+"""The still subject of a text or an image, for which nobody has rendered an orbit, seen from all sides."""
 
 import numpy as np
 import torch
@@ -10,17 +8,19 @@ from torch.nn import functional
 
 from backend.guidance.classifier_free import guide
 from backend.models.diffusion import denoise
-from backend.models.first_guess import inflate
+from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
-from backend.pipelines.orbit_pictures import as_pictures, as_tensor, preview_of
+from backend.pipelines.orbit_pictures import as_pictures, as_tensor, preview_of, scaled
 from backend.pipelines.subject_image import framed
 from backend.progress import Run, UserError
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.requests import BOUNDS
 
 PREVIEW_PIXELS = 48
+FINER = 2  # subpixels to a pixel's side, so that outlines are smooth
+DISTANCE = 2.0  # of the first camera
 LEAST_COVERAGE = 0.004  # of the picture
 
 
@@ -37,10 +37,10 @@ def generate_static(
     run: Run | None = None,
     model: KinesplatSmall | None = None,
 ) -> np.ndarray:
-    """The static orbit of a text, of an image of the first view, or of both: a volume, seen from all sides.
+    """The static orbit of a text, of an image of the first view, or of both.
 
-    The volume is denoised by the model's static network. Where the weights have none it is a first guess: the image
-    inflated, or the known subject that the text names.
+    The model's static network denoises a volume, which is seen from all sides. Where the weights have none, what is
+    seen is a first guess: the image inflated, or the known subject that the text names.
 
     image: [H, W, 4] uint8, straight alpha or on a plain background: the subject as the first camera sees it.
     `guidance` is the w1 of Eq. 3. Returns [T, H, W, 4] uint8, straight alpha, H and W as `cameras` say.
@@ -49,26 +49,13 @@ def generate_static(
         UserError: the image cannot be used, the text names nothing that is known, or nothing visible came out.
     """
     model = model or load()
-    first = None
-    if image is not None:
-        cut = as_tensor(framed(image)[None], model.device)[0]
-        first = functional.interpolate(cut, (model.resolution,) * 2, mode="area")
-    poses = torch.from_numpy(cameras.camera_to_world)
-    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width)
-
-    def look(volume: Tensor, size: int, views: slice = slice(None)) -> Tensor:
-        return render_volume(volume, poses[views], focal[views], size)[None]
-
-    def preview(volume: Tensor) -> np.ndarray:
-        return preview_of(look(volume, PREVIEW_PIXELS, slice(None, None, max(len(poses) // 8, 1))))
-
-    if model.static is None:
-        volume = first_guess(model, prompt, first, seed)
-        if run is not None:
-            run.report(1, 1, preview=lambda: preview(volume))
+    given = None if image is None else as_tensor(framed(image)[None])[0]  # [1, 4, H, W]
+    if model.static is not None:
+        frames = denoised(model, cameras, prompt, given, seed, steps, guidance, sampler, run)
     else:
-        volume = denoised_volume(model, prompt, first, seed, steps, guidance, sampler, run, preview)
-    frames = look(volume, cameras.width)
+        frames = known(model, cameras, prompt, seed) if given is None else inflated(given, cameras)
+        if run is not None:
+            run.report(1, 1, preview=lambda: preview_of(frames))
     if float(frames[:, :, 3].mean()) < LEAST_COVERAGE:
         hint = (
             "Try another seed, or words for the things it knows: animals, people, fish."
@@ -79,43 +66,63 @@ def generate_static(
     return as_pictures(frames)
 
 
-def first_guess(model: KinesplatSmall, prompt: str, first: Tensor | None, seed: int) -> Tensor:  # [N, N, N, 4]
-    """A still subject without a network: the first view [1, 4, H, W] inflated, or the known subject of the text."""
-    if first is not None:
-        return inflate(first[0].cpu()).to(model.device)
+def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Tensor:  # [1, T, 4, H, W]
+    """The known subject that a text names. Raises UserError where it names none."""
     subject = model.memory.nearest(prompt, seed)
     if subject is None:
-        known = ", ".join(sorted(set(model.memory.subjects))[::8])
-        hint = f"It knows, for example: {known}. Or start from an image or an object."
+        examples = ", ".join(sorted(set(model.memory.subjects))[::8])
+        hint = f"It knows, for example: {examples}. Or start from an image or an object."
         raise UserError("unknown_subject", "The prompt names no subject that the model knows.", hint)
-    return model.memory.volume(subject).to(model.device)
+    return _averaged(model.memory.mesh(subject).pictures(scaled(cameras, FINER)))
 
 
-def denoised_volume(
+def inflated(given: Tensor, cameras: Cameras) -> Tensor:  # [1, T, 4, H, W]
+    """A picture [1, 4, H, W] made round, with the outline that it has, however faint it is, and its own light."""
+    size = FINER * cameras.width
+    picture = functional.interpolate(given, (size, size), mode="bilinear", antialias=True)
+    picture = picture / picture[:, 3].max().clamp_min(1e-3)  # a ghost, or a line that fills no whole pixel
+    fov = 2 * np.degrees(np.arctan(cameras.width / 2 / cameras.Ks[0, 0, 0]))
+    views = inflated_views(picture.movedim(1, -1).numpy(), cameras.camera_to_world, DISTANCE, fov)
+    return _averaged(views[0])
+
+
+def _averaged(pictures: np.ndarray) -> Tensor:  # [T, n H, n W, 4] -> [1, T, 4, H, W]
+    return functional.avg_pool2d(torch.from_numpy(pictures).movedim(-1, 1), FINER)[None]
+
+
+def denoised(
     model: KinesplatSmall,
+    cameras: Cameras,
     prompt: str,
-    first: Tensor | None,
+    given: Tensor | None,
     seed: int,
     steps: int,
     guidance: float,
     sampler: str,
     run: Run | None,
-    preview: Callable[[Tensor], np.ndarray],
-) -> Tensor:  # [N, N, N, 4]
-    """A still subject by the static network, of a text, of the first view [1, 4, H, W], or of both."""
-    shown = float(first is not None)
-    blank = torch.zeros(1, 4, model.resolution, model.resolution, device=model.device)
-    given = ((blank if first is None else first).expand(2, -1, -1, -1), torch.tensor([shown, 0.0], device=model.device))
+) -> Tensor:  # [1, T, 4, H, W]
+    """A volume that the static network denoises, of a text, of a picture [1, 4, H, W] of the first view, or of both."""
+    size = (model.resolution, model.resolution)
+    blank = torch.zeros(1, 4, *size)
+    first = blank if given is None else functional.interpolate(given, size, mode="area")
+    shown = torch.tensor([float(given is not None), 0.0], device=model.device)
+    condition = (first.to(model.device).expand(2, -1, -1, -1), shown)
     tokens = model.vocabulary.batch([prompt, ""]).to(model.device)
+    poses = torch.from_numpy(cameras.camera_to_world)
+    focal = torch.from_numpy(2 * cameras.Ks[:, 0, 0] / cameras.width)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with matrix_precision(model.device):
-            out = model.static(latents.expand(2, -1, -1, -1, -1), *given, timestep.expand(2), tokens).float()
+            out = model.static(latents.expand(2, -1, -1, -1, -1), *condition, timestep.expand(2), tokens).float()
         return guide(out[:1], out[1:], out[:1], guidance, 0.0)
 
-    def colored(latents: Tensor) -> Tensor:
-        return (latents[0] / 2 + 0.5).clamp(0, 1)
+    def look(latents: Tensor, size: int, views: slice = slice(None)) -> Tensor:
+        volume = (latents[0] / 2 + 0.5).clamp(0, 1)
+        return render_volume(volume, poses[views], focal[views], size)[None]
+
+    def preview(latents: Tensor) -> np.ndarray:
+        return preview_of(look(latents, PREVIEW_PIXELS, slice(None, None, max(len(poses) // 8, 1))))
 
     shape = (1, VOXELS, VOXELS, VOXELS, 4)
-    show = lambda clean: preview(colored(clean))  # noqa: E731
-    return colored(denoise(shape, predict, sampler, steps, seed, run, show, model.device))
+    clean = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
+    return look(clean, cameras.width)

@@ -14,12 +14,12 @@ from torch.nn import Module
 
 from backend.data.captions import action, caption, subject
 from backend.data.samples import View, pose_clip
-from backend.data.stills import StillStream, colored_volume
+from backend.data.stills import StillStream
 from backend.data.surface_points import sample_triangles
 from backend.models import fourdm_weights, kinesplat_small, kinesplat_small_4dm, scene_flow
 from backend.models.checkpoints import SINGLE
-from backend.models.first_guess import Memory, remember
 from backend.models.known_motions import HARMONICS, KnownMotions
+from backend.models.known_subjects import KnownSubjects, Mesh, remember
 from backend.models.text import Vocabulary, words
 from backend.models.weights_convert import write_card
 from backend.models.weights_registry import find
@@ -168,17 +168,19 @@ def one_way_words(assets: Path) -> list[str]:
     return sorted(word for word, loops in looping.items() if 2 * sum(loops) < len(loops) > 1)
 
 
-def known_subjects(assets: Path) -> Memory:
+def known_subjects(assets: Path) -> KnownSubjects:
     """The subjects of the training split, each as it stands at the start of its calmest clip."""
     stream = StillStream(assets, "train")
-    names, volumes = [], []
+    names, meshes = [], []
     for identity, asset in stream.assets.items():
         calm = [clip for clip, info in enumerate(asset.clips) if re.search("idle|stand|walk|swim", info.action.lower())]
         clip = min(calm or range(len(asset.clips)), key=lambda clip: asset.clips[clip].motion)
-        positions, _ = pose_clip(asset, clip, View(span=0.0), frames=1)
+        positions, normals = pose_clip(asset, clip, View(span=0.0), frames=1)
+        normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+        look = (asset.uv, asset.faces, asset.colors, asset.texture, asset.textures, asset.texture_sizes)
         names.append(subject(stream.entries[identity]))
-        volumes.append(colored_volume(asset, positions[0], (1.0, 1.0, 1.0)))
-    return remember(names, volumes)
+        meshes.append(Mesh(positions[0], normals[0], *look))
+    return remember(names, meshes)
 
 
 def known_motions(assets: Path) -> KnownMotions:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from backend.data.baked import read_baked, read_manifest
 from backend.data.captions import action, caption, subject
 from backend.data.samples import SampleStream, View, render_sample
+from backend.models.motion_latents import fill, warp
 from backend.models.text import Vocabulary, words
 from backend.training.batches import draw, micro_batches
 from blender_addon.contract.arrays import BadFileError
@@ -122,3 +124,22 @@ def test_captions_are_shortened_now_and_then():
 
 def test_prompts_meet_the_captions():
     assert words("a fox that is walking") == words("fox walk")
+
+
+@pytest.mark.parametrize(("number", "gain"), [(1, 4), (2, 6)])
+def test_the_flow_carries_the_static_orbit_to_the_moving_one(number, gain):
+    entry = read_manifest(ASSETS)[number]
+    view = View(elevation=15.0, span=0.7, light=(0, 0, -1, 1, 0))  # the same color from wherever it is seen
+    sample = render_sample(read_baked(ASSETS, entry), 0, view, 48, frames=6)
+    moving, static, flow = (
+        torch.from_numpy(value).permute(0, 3, 1, 2)[None] for value in (sample.moving, sample.static, sample.flow)
+    )
+    padded = [torch.nn.functional.pad(value[0], (8, 8, 8, 8)) for value in (flow, moving[:, :, 3:])]
+    whole = fill(*padded)[None, :, :, 8:-8, 8:-8]
+    viewmats, focal = torch.from_numpy(sample.viewmats)[None], torch.from_numpy(sample.focal)[None]
+    warped = warp(static, whole, viewmats, focal)
+    seen = moving[0, 1:, 3] > 0.99
+    before = (static - moving)[0, 1:].abs().mean(1)[seen].mean()
+    after = (warped - moving)[0, 1:].abs().mean(1)[seen].mean()
+    assert before > 0.01
+    assert after < before / gain

@@ -39,13 +39,23 @@ def test_without_a_static_network_a_text_calls_up_a_known_subject(model) -> None
         generate_static(cameras, "a spaceship", model=known)
 
 
-def test_without_a_static_network_an_image_is_inflated(model) -> None:
-    cameras = orbit_cameras(Orbit(frames=4), 32, 32, moving=True)
-    image = np.zeros((20, 20, 4), np.uint8)
-    image[5:15, 5:15] = (20, 200, 40, 255)
-    frames = generate_static(cameras, "", image, model=replace(model, static=None))
-    assert (frames[:, 16, 16, 3] > 200).all()
-    assert (frames[:, 16, 16, 1] > 100).all()
+def test_without_a_static_network_an_image_is_made_round(model) -> None:
+    cameras = orbit_cameras(Orbit(frames=4, closed=False), 64, 64, moving=True)
+    line = np.arange(60) - 29.5
+    image = np.zeros((60, 60, 4), np.uint8)
+    image[np.hypot(*np.meshgrid(line, line)) < 29] = (20, 200, 40, 255)
+    image[28:32, 10:50, :3] = 0  # finer than a pixel of the network
+    still = replace(model, static=None)
+    frames = generate_static(cameras, "", image, model=still)
+    solid = frames[..., 3].astype(float) / 255
+    assert solid[0].sum() == pytest.approx(np.pi / 4 * (0.7 * 64) ** 2, rel=0.05)  # framed as orbits are
+    assert ((solid[0] > 0.1) & (solid[0] < 0.9)).sum() > 20  # a smooth outline
+    assert 0.5 * solid[0].sum() < solid[1].sum() < solid[0].sum()  # round from the side too, and a little flatter
+    assert (frames[[0, 2], 16, 32, :3] == (20, 200, 40)).all()  # in its own light, and so behind
+    assert frames[0, 32, 32, :3].max() < 100
+    faint = image.copy()
+    faint[..., 3] //= 4
+    np.testing.assert_allclose(generate_static(cameras, "", faint, model=still)[..., 3], frames[..., 3], atol=10)
 
 
 def test_a_static_orbit_of_nothing_is_refused(model) -> None:

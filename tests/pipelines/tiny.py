@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from backend.models import kinesplat_small
-from backend.models.first_guess import remember
 from backend.models.known_motions import HARMONICS, KnownMotions
+from backend.models.known_subjects import remember
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
-from backend.models.volume import VolumeConfig, VolumeNet, voxel_centers
+from backend.models.volume import VolumeConfig, VolumeNet
 from backend.pipelines import diffusion4d, still_subject
 from backend.splatting import surface_motion, visual_hull
 from backend.splatting.config import ConstructConfig
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from blender_addon.contract.requests import GENERATED_FRAMES
+from tests.models.test_known_subjects import box
 
 RESOLUTION = 16
 SURFACE_POINTS = 500
@@ -41,7 +42,7 @@ def write_tiny_model(folder: Path, *, moves: bool = True) -> Path:
     parts = {"motion": motion, "static": static}
     about = {"name": "tiny 1", "licence": "CC0-1.0", "resolution": RESOLUTION, "frames": GENERATED_FRAMES}
     about["one_way"] = ["dive"]
-    kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [ball_volume()]), hop(), about)
+    kinesplat_small.save(folder, parts, Vocabulary(WORDS), remember(["ball"], [box(0.6)]), hop(), about)
     return folder
 
 
@@ -57,7 +58,7 @@ def hop() -> KnownMotions:
 def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model instead of the shipped one, coarse pictures and surfaces, and presets with few steps."""
     monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
-    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", RESOLUTION)
+    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", dict.fromkeys(diffusion4d.STILL_PIXELS, RESOLUTION))
     monkeypatch.setattr(still_subject, "PREVIEW_PIXELS", RESOLUTION)
     monkeypatch.setattr(surface_motion, "POINTS", SURFACE_POINTS)
     monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)
@@ -66,12 +67,6 @@ def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.Mo
     for_preset = ConstructConfig.for_preset
     few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
     monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))
-
-
-def ball_volume() -> np.ndarray:
-    """A red ball [N, N, N, 4]."""
-    inside = voxel_centers(torch.device("cpu")).norm(dim=-1) < 0.4
-    return (inside[..., None] * torch.tensor([0.8, 0.1, 0.1, 1.0])).numpy()
 
 
 def ball_orbit(size: int = RESOLUTION) -> tuple[np.ndarray, Cameras]:

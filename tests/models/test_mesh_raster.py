@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training rasterizer against rays cast in numpy, and its flow against the frames that it explains."""
-
-from pathlib import Path
+"""The rasterizer of meshes against rays cast in numpy."""
 
 import numpy as np
-import pytest
-import torch
 
-from backend.data.baked import read_baked, read_manifest
-from backend.data.mesh_raster import SUPERSAMPLING, rasterize_views, skin
-from backend.data.samples import View, render_sample
-from backend.models.motion_latents import fill, warp
+from backend.models.mesh_raster import SUPERSAMPLING, rasterize_views
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
-ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
 SIZE, VIEWS, TRIANGLES = 24, 3, 40
 LIGHT = np.float32([0.3, -0.5, -0.8, 0.4, 0.6])  # towards the light, ambient, diffuse
 
@@ -94,33 +86,3 @@ def test_pictures_and_flow_agree_with_cast_rays():
         assert np.abs(flow[t] - true_flow)[~wrong].max() < 0.01
         assert (flow[0] == 0).all()
     assert np.abs(flow[1:]).max() > 0.1
-
-
-def test_skinning_blends_the_bones():
-    vertices, normals = np.float32([[1, 0, 0], [0, 1, 0]]), np.float32([[1, 0, 0], [0, 0, 1]])
-    joints, weights = np.int32([[0, 1, 0, 0], [1, 0, 0, 0]]), np.float32([[0.25, 0.75, 0, 0], [1, 0, 0, 0]])
-    identity, turned = np.eye(3, 4), np.float32([[0, -1, 0, 5], [1, 0, 0, 0], [0, 0, 1, 0]])  # a quarter about Z, moved
-    matrices = np.stack([identity, turned])[None].astype(np.float32)
-    positions, directions = np.empty((1, 2, 3), np.float32), np.empty((1, 2, 3), np.float32)
-    skin(vertices, normals, joints, weights, matrices, positions, directions)
-    np.testing.assert_allclose(positions[0], [[0.25 + 0.75 * 5, 0.75, 0], [4, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(directions[0], [[0.25, 0.75, 0], [0, 0, 1]], atol=1e-6)
-
-
-@pytest.mark.parametrize(("number", "gain"), [(1, 4), (2, 6)])
-def test_the_flow_carries_the_static_orbit_to_the_moving_one(number, gain):
-    entry = read_manifest(ASSETS)[number]
-    view = View(elevation=15.0, span=0.7, light=(0, 0, -1, 1, 0))  # the same color from wherever it is seen
-    sample = render_sample(read_baked(ASSETS, entry), 0, view, 48, frames=6)
-    moving, static, flow = (
-        torch.from_numpy(value).permute(0, 3, 1, 2)[None] for value in (sample.moving, sample.static, sample.flow)
-    )
-    padded = [torch.nn.functional.pad(value[0], (8, 8, 8, 8)) for value in (flow, moving[:, :, 3:])]
-    whole = fill(*padded)[None, :, :, 8:-8, 8:-8]
-    viewmats, focal = torch.from_numpy(sample.viewmats)[None], torch.from_numpy(sample.focal)[None]
-    warped = warp(static, whole, viewmats, focal)
-    seen = moving[0, 1:, 3] > 0.99
-    before = (static - moving)[0, 1:].abs().mean(1)[seen].mean()
-    after = (warped - moving)[0, 1:].abs().mean(1)[seen].mean()
-    assert before > 0.01
-    assert after < before / gain

@@ -1,41 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pictures of posed triangle meshes for training: one Numba z-buffer kernel for a whole orbit.
+"""Pictures of posed triangle meshes, for training and of known subjects: one z-buffer kernel for a whole orbit.
 
 Besides colour and coverage it renders *motion*: how far each visible surface point has moved since time 0, which is
 what the small network learns to generate. Cycles renders of the same clips are what it is judged on.
 """
 
-import numba
 import numpy as np
+
+from backend.compiled import kernel
 
 SUPERSAMPLING = 2
 _F = np.float32
+_POSES, _POINTS, _PICTURES = "float32[:,:,::1]", "float32[:,::1]", "float32[:,:,:,::1]"  # types of arguments
+_NUMBERS = "int32[:,::1]"
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def skin(vertices, normals, joints, weights, matrices, positions, directions):
-    """Linear blend skinning of T poses.
-
-    vertices, normals [V, 3], joints [V, 4], weights [V, 4] (sum 1), matrices [T, B, 3, 4]
-    -> positions [T, V, 3], directions [T, V, 3] (normals, not normalised). All float32.
-    """
-    for t in range(matrices.shape[0]):
-        for v in range(vertices.shape[0]):
-            x, y, z = vertices[v, 0], vertices[v, 1], vertices[v, 2]
-            nx, ny, nz = normals[v, 0], normals[v, 1], normals[v, 2]
-            for row in range(3):
-                p, n = _F(0), _F(0)
-                for k in range(4):
-                    w = weights[v, k]
-                    if w > 0:
-                        m = matrices[t, joints[v, k], row]
-                        p += w * (m[0] * x + m[1] * y + m[2] * z + m[3])
-                        n += w * (m[0] * nx + m[1] * ny + m[2] * nz)
-                positions[t, v, row] = p
-                directions[t, v, row] = n
+def stacked(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images [h, w, 3] of any size as `textures` and `texture_sizes` of `rasterize_views`; one texel where none are."""
+    images = images or [np.zeros((1, 1, 3), _F)]
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    textures = np.zeros((len(images), *sizes.max(0), 3), _F)
+    for texture, image in zip(textures, images, strict=True):
+        texture[: image.shape[0], : image.shape[1]] = image
+    return textures, sizes
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel(
+    f"void({_POSES}, {_POSES}, {_POINTS}, {_POSES}, float64, {_NUMBERS}, {_POINTS}, {_POINTS}, int32[::1], "
+    f"{_PICTURES}, {_NUMBERS}, {_POINTS}, int64, {_PICTURES}, {_PICTURES})",
+    fastmath=True,
+)
 def rasterize_views(
     positions,
     normals,
