@@ -13,7 +13,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import nearness, node_groups, splat_object
+from . import nearness, splat_object
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 

@@ -285,16 +285,23 @@ def demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: lis
         return ~(moment.there | drawn)
 
     gone = np.stack([lost(moment) for moment in moments])
-    for name, vertices in zip(names, places, strict=True):
+
+    def left_behind(vertices: np.ndarray) -> np.ndarray:  # [T], the part of the vertices
         probes = vertices[:: max(len(vertices) // PROBES, 1)].tolist()
         near = np.array([[index for _, index, _ in tree.find_n(probe, count)] for probe in probes])
-        left = (gone[:, near].mean(axis=2) > 0.5).mean(axis=1)  # at each frame, the part of the vertices
-        if left.max() > LOST:
-            raise MeshMotionError(
-                f"{100 * left.max():.0f} % of {name} has no Gaussians at their frame {left.argmax()}, as its surface "
-                "comes, goes or is made anew. A mesh has all of its faces all the time and cannot follow that: keep "
-                "the Gaussians, or select parts that are always there, then the Gaussians."
-            )
+        return (gone[:, near].mean(axis=2) > 0.5).mean(axis=1)
+
+    left, name = max(((left_behind(place), name) for place, name in zip(places, names, strict=True)), key=_most)
+    if left.max() > LOST:
+        raise MeshMotionError(
+            f"{100 * left.max():.0f} % of {name} has no Gaussians at stored frame {left.argmax()}, as the surface "
+            "comes, goes or is made anew. A mesh has all of its faces all the time and cannot follow that: keep "
+            "the Gaussians, or select parts that are always there, then the Gaussians."
+        )
+
+
+def _most(left_of: tuple[np.ndarray, str]) -> float:
+    return left_of[0].max()
 
 
 # Meshes

@@ -161,6 +161,16 @@ def _refuse_unbaked_physics(obj: bpy.types.Object) -> None:
             raise SubjectError(f"{kind} physics of {obj.name} is not baked. Bake it in Physics > Cache and try again.")
 
 
+def simulation(objects: list[bpy.types.Object]) -> str:
+    """Name of one of `objects` whose Geometry Nodes simulate, or nothing. Whether it is baked Blender tells nobody."""
+    for obj in objects:
+        for modifier in obj.modifiers:
+            nodes = [bake.node for bake in modifier.bakes] if modifier.type == "NODES" else []
+            if any(node and node.bl_idname == "GeometryNodeSimulationOutput" for node in nodes):
+                return obj.name
+    return ""
+
+
 def _refuse_drivers_on_scene(objects: list[bpy.types.Object], scene: bpy.types.Scene) -> None:
     # A capture does not move the user's scene in time, which would throw away poses that are not keyframed yet. So a
     # driver that reads something there that changes over time would see it stand still.

@@ -20,8 +20,8 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     """Points on a surface at T moments, as evenly as `count` on the fullest one, in world space.
 
     A part of the subject is one piece as long as its faces are the same, hidden for a time or not; where they are not,
-    another one begins. While it is hidden it waits first where it was, then where it comes back. Each triangle has as many points as when it is largest, so that what grows from nothing is as
-    dense in the end.
+    another one begins. While it is hidden it waits first where it was, then where it comes back. Each triangle
+    has as many points as when it is largest, so that what grows from nothing is as dense in the end.
     """
     areas = [geometry.areas() for geometry in moments]
     density = count / max(area.sum() for area in areas)
@@ -30,7 +30,7 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     for number, first, parts in _pieces(moments):
         seen, area = [], []
         for moment, part in enumerate(parts, first):
-            there = _nearest_there(parts, moment - first)
+            there = moment - first if part else _nearest_there(parts, moment - first)
             seen.append((moments[first + there], parts[there].triangles))
             area.append(areas[moment][part.triangles] if part else np.zeros_like(area[-1]))
         area = np.stack(area)
