@@ -136,12 +136,12 @@ def _rendered_objects(view_layer: bpy.types.ViewLayer) -> set[str]:
         if layer_collection.exclude or layer_collection.collection.hide_render:
             continue
         objects = layer_collection.collection.objects
-        names.update(obj.name_full for obj in objects if not obj.hide_render or _comes_and_goes(obj))
+        names.update(obj.name_full for obj in objects if not obj.hide_render or comes_and_goes(obj))
         open_collections.extend(layer_collection.children)
     return names
 
 
-def _comes_and_goes(obj: bpy.types.Object) -> bool:
+def comes_and_goes(obj: bpy.types.Object) -> bool:
     """Whether keys or a driver hide an object in renders at times: each picture then shows what its frame does."""
     drivers = obj.animation_data.drivers if obj.animation_data else ()
     is_driven = any(driver.data_path == "hide_render" for driver in drivers)
