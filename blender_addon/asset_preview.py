@@ -24,6 +24,7 @@ MARGIN = 0.04  # of the picture, left free on each side
 STRAY = 0.5  # per cent of the Gaussians that may lie outside on each side: stray ones are no part of the subject
 REACH = 1.5  # standard deviations round a Gaussian that are to be in the picture
 FAINT = 0.1  # less opaque Gaussians have no part in the framing
+MOST = 0.75  # of the largest surface that is there at any moment: less of it does not show what the subject is
 
 
 def set_preview(splats: bpy.types.Object, clip: Clip) -> None:
@@ -49,9 +50,14 @@ def set_preview(splats: bpy.types.Object, clip: Clip) -> None:
 
 
 def telling_moment(clip: Clip) -> int:
-    """The stored frame that shows the motion best: whose pose is farthest from the mean one."""
-    means = clip.frames().means
-    return int(np.square(means - means.mean(axis=0)).sum(axis=(1, 2)).argmax())
+    """The stored frame that shows the motion best: of those at which most is there, whose pose is farthest from the
+    mean one."""
+    frames = clip.frames()
+    there = frames.there
+    surface = (there * np.prod(np.sort(frames.scales)[..., 1:], axis=-1)).sum(axis=1)
+    means = (there[..., None] * frames.means).sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
+    ways = (there * np.square(frames.means - means).sum(axis=-1)).sum(axis=1)
+    return int(np.where(surface >= MOST * surface.max(), ways, -1).argmax())
 
 
 def camera_to_see(gaussians: Gaussians) -> np.ndarray:  # [4, 4]

@@ -13,7 +13,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import nearness, node_groups, splat_object
+from . import nearness, splat_object
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 
@@ -48,9 +48,9 @@ def floaters(clip: Clip, distance: float = 3.0, clump: float = 0.01, share_of_ti
     spacing = 0.0
     for number, t in enumerate(_judged_frames(clip)):
         moment = clip.frame(t)
-        visible = np.flatnonzero(moment.opacities >= node_groups.MIN_ALPHA)
+        visible = np.flatnonzero(moment.there)
         if len(visible) > _NEIGHBORS:
-            moment = _only(moment, visible)
+            moment = moment.picked(visible)
             if number % _FRAMES_PER_SPACING == 0 or not spacing:
                 spacing = _spacing(moment.means)
             seen[visible] += 1
@@ -64,7 +64,7 @@ def faint(clip: Clip, opacity: float) -> np.ndarray:  # [N]
 
 
 def oversized(clip: Clip, size: float) -> np.ndarray:  # [N]
-    """Gaussians that are longer than `size` times the whole at some time.
+    """Gaussians that are longer than `size` times the whole at some time at which they are there.
 
     A Gaussian is as long as four standard deviations, the whole as the longest side of a box round 98 % of the
     Gaussians, where it is largest.
@@ -72,9 +72,11 @@ def oversized(clip: Clip, size: float) -> np.ndarray:  # [N]
     longest, whole = np.zeros(clip.count), 0.0
     for t in range(clip.frame_count):
         moment = clip.frame(t)
-        low, high = np.percentile(moment.means, (1, 99), axis=0)
+        if not moment.there.any():
+            continue
+        low, high = np.percentile(moment.means[moment.there], (1, 99), axis=0)
         whole = max(whole, float((high - low).max()))
-        longest = np.maximum(longest, moment.scales.max(axis=1))
+        longest = np.maximum(longest, np.where(moment.there, moment.scales.max(axis=1), 0))
     return _VISIBLE_LENGTH * longest > size * whole
 
 
@@ -88,7 +90,7 @@ def outside(
     invert: bool = False,
 ) -> np.ndarray:  # [N]
     """Gaussians that do not lie inside an object, where it stands at the scene's current frame; with `invert`, those
-    that do.
+    that do. Where a Gaussian is while it is not there does not count; one that is never there stays.
 
     Args:
         splats: the object that the clip was read from; gives the place and the current frame.
@@ -103,19 +105,21 @@ def outside(
     """
     to_volume = np.array(_inverse(volume) @ splats.matrix_world)
     times = [splat_object.shown_frame(splats)] if frames == "CURRENT" else range(clip.frame_count)
-    inside = np.full(clip.count, frames == "ALL")
+    inside, seen = np.full(clip.count, frames == "ALL"), np.zeros(clip.count, bool)
     for t in times:
-        undecided = np.flatnonzero(inside == (frames == "ALL"))
-        places = clip.frame(t).means[undecided] @ to_volume[:3, :3].T + to_volume[:3, 3]
+        moment = clip.frame(t)
+        seen |= moment.there
+        undecided = np.flatnonzero(moment.there & (inside == (frames == "ALL")))
+        places = moment.means[undecided] @ to_volume[:3, :3].T + to_volume[:3, 3]
         inside[undecided] = is_inside(places)
-    return inside if invert else ~inside
+    return seen & (inside if invert else ~inside)
 
 
 def too_many(clip: Clip, share: float) -> np.ndarray:  # [N]
     """Gaussians that go where only a share of them is to stay.
 
     Of each few that follow each other on a path through space, the one stays that is most to be seen. So each part
-    keeps its due, and none is left bare.
+    keeps its due, and none is left bare. What comes and goes at the same times has a path of its own.
 
     Args:
         clip: N Gaussians.
@@ -123,6 +127,9 @@ def too_many(clip: Clip, share: float) -> np.ndarray:  # [N]
     """
     count = min(max(round(share * clip.count), 1), clip.count)
     path = nearness.path_through(clip.frame(clip.frame_count // 2).means)
+    there = np.stack([clip.frame(t).there for t in range(clip.frame_count)])
+    comes, goes = there.argmax(axis=0), there[::-1].argmax(axis=0)
+    path = path[np.lexsort((goes[path], comes[path]))]
     few = np.arange(clip.count) * count // clip.count  # number of the few that each step of the path belongs to
     opacities, areas = _prominence(clip)
     order = np.lexsort((-(opacities * np.sqrt(areas))[path], few))
@@ -242,10 +249,6 @@ def _judged_frames(clip: Clip) -> list[int]:
     """All stored frames, or as many as are enough, evenly spread, with the first and the last."""
     count = min(clip.frame_count, _JUDGED_FRAMES)
     return np.linspace(0, clip.frame_count - 1, count).round().astype(int).tolist()
-
-
-def _only(moment: Gaussians, chosen: np.ndarray) -> Gaussians:
-    return Gaussians(moment.means[chosen], moment.quats[chosen], moment.scales[chosen], moment.opacities[chosen])
 
 
 def _is_apart(moment: Gaussians, reach: float, clump: float) -> np.ndarray:  # [N]

@@ -2,17 +2,19 @@
 """What a click on Generate will cost, told before it: pictures to render, and time of one processor core.
 
 The times are those of docs/user_guide.md, of videos those of docs/fourdiffusion.md. What nothing tells beforehand is
-how fast this computer is, and whether the faces of a mesh change over time: that may take twice as long.
+how fast this computer is, and whether the surface really changes where something could change it.
 """
 
 import bpy
 
-from . import settings
+from . import settings, subject
 from .contract.orbit import FURTHER_VIEWS
 from .contract.requests import SMALL, STILL_FRAMES
 
 # Seconds of one core to build a clip whose motion is known: at the least, and for 1,000 Gaussians.
 BUILDING = {"draft": (3.9, 0.36), "preview": (3.4, 0.67), "final": (13.6, 1.24)}
+CHANGING = 2.2  # times as long at most where the surface changes: measured 1.1 to 2.2 of 15 subjects at preview
+REBUILDING = {"BOOLEAN", "BUILD", "EXPLODE", "FLUID", "MESH_SEQUENCE_CACHE", "REMESH"}  # modifiers that may change it
 INVENTION = 16.0  # and to invent one motion
 # Seconds of two cores for 8 frames, by what is optimized after the small video model. More frames are reckoned in
 # proportion, as is the last of these, which nobody has waited for.
@@ -48,7 +50,22 @@ def sentence(context: bpy.types.Context) -> str:
     invents = settings.invents_motion(context)
     count, needed = pictures(options, invents=invents), seconds(options, invents=invents)
     first = f"Renders {count} pictures, then works" if count else "Works"
+    if options.kind == "OBJECT" and not invents and may_change(settings.source_object(context)):
+        return f"{first} for up to {time_text(CHANGING * needed)} without a GPU, as its surface may change"
     return f"{first} for about {time_text(needed)} without a GPU"
+
+
+def may_change(source: bpy.types.Object | None) -> bool:
+    """Whether something is known to change the surface of an object over time, as far as a glance can tell.
+
+    What grows, and what Geometry Nodes make of it, only the frames themselves tell.
+    """
+    return source is not None and any(
+        obj.type == "META"
+        or subject.comes_and_goes(obj)
+        or any(modifier.type in REBUILDING and modifier.show_render for modifier in obj.modifiers)
+        for obj in subject.family(source)
+    )
 
 
 def video_sentence(options: settings.KINESPLAT_PG_scene) -> str:

@@ -82,14 +82,16 @@ def export_ply(
         path: `name.ply`. A sequence is written beside it as `name_0001.ply` and so on: stored frames are counted from
             1, scene frames have their own numbers.
         frames: "STORED", each once; "SCENE", what the scene's range plays; "CURRENT", what is shown now, as `path`.
+            A sequence holds all Gaussians in each file, as frames of one clip do; those that are not there then are
+            transparent. The current frame holds those alone that are there.
         use_transform: positions, rotations and sizes as in the world; of stored frames, where the object stands now.
         up_axis: one of UP_AXES.
         replace_existing: whether a sequence of the same name may be replaced.
         on_frame: is told how many frames are done of how many.
 
     Raises:
-        ValueError: the object holds no Gaussians any more, or is flat, or there is such a sequence already; nothing
-            was written.
+        ValueError: the object holds no Gaussians any more, or is flat, or shows nothing now, or there is such a
+            sequence already; nothing was written.
         OSError: the files cannot be written; what was there before is still there.
     """
     path = Path(path)
@@ -108,14 +110,18 @@ def export_ply(
 
     fps = clip.fps if frames == "STORED" else retime.scene_fps(context.scene) / context.scene.frame_step
     comments = header_comments("Kinesplat", color_space="srgb", up_axis=up_axis, fps=fps)
+    count = clip.count
     if frames == "CURRENT":
         ((_, moment, colors),) = moments()
-        write_ply(path, moment, colors, comments)
-        what = path.name
+        there = moment.there
+        if not there.any():
+            raise ValueError(f"{splats.name} shows nothing at this frame. Go to one at which something is there.")
+        write_ply(path, moment.picked(there), colors[there], comments)
+        count, what = int(there.sum()), path.name
     else:
         files = write_ply_sequence(path, moments(), comments)
         what = f"{files[0].name} to {files[-1].name}" if len(files) > 1 else files[0].name
-    return ". ".join([f"Exported {clip.count:,} Gaussians as {what}", *_notes(clip)])
+    return ". ".join([f"Exported {count:,} Gaussians as {what}", *_notes(clip)])
 
 
 def played(context: bpy.types.Context, splats: bpy.types.Object) -> list[Shown]:

@@ -22,6 +22,12 @@ NEIGHBORS = 32  # Gaussians that a vertex goes along with, at most: so many aver
 NEAR = 2.0  # weights fall to exp(-1/2) at so many times the distance of the nearest quarter of the neighbors
 FAR = 0.06  # mean distance of vertices to Gaussians, relative to the size of all: beyond it they are of other things
 PROBES = 500  # vertices by which that is judged
+MOST = 0.5  # part of those Gaussians that are there when most are: with fewer, it is not the whole that lies there
+FLAT = 1e-3  # of the size of all: what is smaller has no size at that moment
+LOST = 0.05  # part of the vertices that may be left without Gaussians at some frame: the others take these along
+FADED = 1e-3  # weight of a Gaussian while it is not there
+PARTNER = 8  # the neighbor whose distance tells whether the surface round a Gaussian has drawn together
+DRAWN_TOGETHER = 0.25  # part of that distance: below it what is gone has shrunk to nothing, which a mesh can do
 LOOKS = (  # of objects, beside those of their meshes
     "color",
     "pass_index",
@@ -100,7 +106,8 @@ def moving_copies(
             raise MeshMotionError("There is no surface to move. Select a mesh that has faces, then the Gaussians.")
         to_clip = splats.matrix_world.inverted_safe()
         places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
-        rest = _frame_that_fits(clip, shown, np.concatenate(places), [obj for obj, _ in meshes])
+        rest = _frame_that_fits(clip, shown, places, [obj for obj, _ in meshes])
+        demand_lasting(clip, rest, places, [obj.name for obj, _ in meshes])
     except BaseException:
         for _, mesh in meshes:
             bpy.data.meshes.remove(mesh)
@@ -127,6 +134,9 @@ def follow(
 ) -> np.ndarray:
     """Where vertices go that move along with Gaussians, by linear blend skinning.
 
+    Those that are not there at `rest` have no part in it, and while one is not there the others lead in its place.
+    Where a surface grows or shrinks, so does what lies round it.
+
     Args:
         vertices: [V, 3] at `rest`, clip space.
         clip: the Gaussians.
@@ -137,6 +147,8 @@ def follow(
         [T, V, 3] float32, one for each stored frame.
     """
     start = clip.frame(rest)
+    present = np.flatnonzero(start.there)
+    start = start.picked(present)
     # What lies side by side in space lies side by side in memory then, which is several times as fast.
     path = nearness.path_through(vertices)
     vertices = vertices[path]
@@ -144,7 +156,7 @@ def follow(
     moved = np.empty((clip.frame_count, *vertices.shape), np.float32)
     for first in range(0, clip.frame_count, _FRAMES_AT_ONCE):
         frames = range(first, min(first + _FRAMES_AT_ONCE, clip.frame_count))
-        carriers = _carriers(start, [clip.frame(t) for t in frames])
+        carriers = _carriers(start, [clip.frame(t).picked(present) for t in frames])
         moved[frames.start : frames.stop, path] = _carried(vertices, nearest, weights, carriers)
         on_progress(_BINDING + (1 - _BINDING) * frames.stop / clip.frame_count)
     return moved
@@ -176,27 +188,37 @@ def _bind(
     return nearest, weights
 
 
-def _carriers(start: Gaussians, moments: list[Gaussians]) -> np.ndarray:  # [N, F, 3, 4] float32
-    """The rigid movement of each Gaussian from one moment to F others, in clip space."""
+def _carriers(start: Gaussians, moments: list[Gaussians]) -> np.ndarray:  # [N, F, 13] float32
+    """The movement of each Gaussian from one moment to F others in clip space, times its weight there; the weight."""
     backwards = start.quats * np.array([1, -1, -1, -1], np.float32)
-    carriers = np.empty((len(start.means), len(moments), 3, 4), np.float32)
+    carriers = np.empty((len(start.means), len(moments), 13), np.float32)
     for row, now in enumerate(moments):
         turns = rotations.to_matrix(rotations.normalize(rotations.multiply(now.quats, backwards)))
-        carriers[:, row, :, :3] = turns
-        carriers[:, row, :, 3] = now.means - np.einsum("nij,nj->ni", turns, start.means)
+        turns = turns * _growth(start, now)[:, None, None]
+        ways = now.means - np.einsum("nij,nj->ni", turns, start.means)
+        carriers[:, row, :12] = np.concatenate([turns, ways[..., None]], axis=-1).reshape(-1, 12)
+        carriers[:, row, 12] = 1
+        carriers[~now.there, row] *= FADED
     return carriers
+
+
+def _growth(start: Gaussians, now: Gaussians) -> np.ndarray:  # [N]
+    """How many times as large each Gaussian is; 1 where not all of it has grown alike, as then it tells of itself."""
+    ratios = now.scales / start.scales
+    return np.where(ratios.max(axis=1) < 1.01 * ratios.min(axis=1), ratios[:, 0], 1.0)
 
 
 def _carried(
     vertices: np.ndarray, nearest: np.ndarray, weights: np.ndarray, carriers: np.ndarray
 ) -> np.ndarray:  # [F, V, 3]
-    """Each Gaussian carries vertices by matrices of its own [N, F, 3, 4]; a vertex goes by the mean of them."""
+    """Each Gaussian carries vertices by `carriers` of its own [N, F, 13]; a vertex goes by the mean of them."""
     count, frames = carriers.shape[:2]
     rows = carriers.reshape(count, -1)
     out = np.empty((frames, *vertices.shape), np.float32)
     for first in range(0, len(vertices), _CARRIED_AT_ONCE):
         part = slice(first, first + _CARRIED_AT_ONCE)
-        means = (weights[part, None] @ rows[nearest[part]]).reshape(-1, frames, 3, 4)
+        sums = (weights[part, None] @ rows[nearest[part]]).reshape(-1, frames, 13)
+        means = (sums[..., :12] / sums[..., 12:]).reshape(-1, frames, 3, 4)
         out[:, part] = np.einsum("vfij,vj->fvi", means[..., :3], vertices[part]) + means[..., 3].swapaxes(0, 1)
     return out
 
@@ -204,16 +226,28 @@ def _carried(
 # What is bound to what
 
 
-def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: list[bpy.types.Object]) -> float:
+def _frame_that_fits(clip: Clip, shown: float, places: list[np.ndarray], objects: list[bpy.types.Object]) -> float:
     """The stored frame at which the Gaussians lie where the vertices are: the one shown now, or the first."""
+    vertices = np.concatenate(places)
     probes = vertices[:: max(len(vertices) // PROBES, 1)].tolist()
     size = max(float(np.ptp(vertices, axis=0).max()), float(np.ptp(clip.means, axis=0).max()), 1e-9)
+    for obj, place in zip(objects, places, strict=True):
+        if np.ptp(place, axis=0).max() < FLAT * size:
+            raise MeshMotionError(f"{obj.name} has no size at this frame. Go to a frame at which it is whole.")
 
     def distance(frame: float) -> float:
-        tree = nearness.tree_of(clip.frame(frame).means)
+        moment = clip.frame(frame)
+        tree = nearness.tree_of(moment.means[moment.there])
         return sum(tree.find(probe)[2] for probe in probes) / len(probes) / size
 
-    distances = {frame: distance(frame) for frame in dict.fromkeys((0.0, shown))}
+    counts = {frame: clip.frame(frame).there.sum() for frame in (0.0, shown)}
+    most = max(moment.there.sum() for moment in clip.moments())
+    distances = {frame: distance(frame) for frame, count in counts.items() if count and count >= MOST * most}
+    if not distances:
+        raise MeshMotionError(
+            f"{100 * counts[shown] / max(most, 1):.0f} % of the Gaussians are there at this frame. "
+            "Go to one at which most of them are, and lie on the mesh."
+        )
     best = min(distances, key=distances.get)
     if distances[best] > FAR:
         names = objects[0].name if len(objects) == 1 else f"{objects[0].name} and the others"
@@ -222,6 +256,52 @@ def _frame_that_fits(clip: Clip, shown: float, vertices: np.ndarray, objects: li
             "Put them where they belong together, or go to the frame at which they do."
         )
     return best
+
+
+def demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: list[str]) -> None:
+    """Refuse a mesh of which a part has no Gaussians at some frame, as a mesh has all of its faces all the time.
+
+    Args:
+        clip: the Gaussians.
+        rest: stored frame, may be fractional, at which they lie on the meshes.
+        places: [V, 3] vertices of each mesh at `rest`, clip space.
+        names: of these, for people.
+
+    Raises:
+        MeshMotionError: more than `LOST` of the vertices of a mesh would be left behind.
+    """
+    start = clip.frame(rest)
+    present = np.flatnonzero(start.there)
+    start = start.picked(present)
+    moments = [clip.frame(t).picked(present) for t in range(clip.frame_count)]
+    if all(moment.there.all() for moment in moments):
+        return
+    tree, count = nearness.tree_of(start.means), min(NEIGHBORS, len(present))
+    partner = np.array([tree.find_n(place, min(PARTNER, count))[-1][1] for place in start.means.tolist()])
+    reach = np.linalg.norm(start.means[partner] - start.means, axis=1)
+
+    def lost(moment: Gaussians) -> np.ndarray:  # [N] bool
+        drawn = np.linalg.norm(moment.means[partner] - moment.means, axis=1) < DRAWN_TOGETHER * reach
+        return ~(moment.there | drawn)
+
+    gone = np.stack([lost(moment) for moment in moments])
+
+    def left_behind(vertices: np.ndarray) -> np.ndarray:  # [T], the part of the vertices
+        probes = vertices[:: max(len(vertices) // PROBES, 1)].tolist()
+        near = np.array([[index for _, index, _ in tree.find_n(probe, count)] for probe in probes])
+        return (gone[:, near].mean(axis=2) > 0.5).mean(axis=1)
+
+    left, name = max(((left_behind(place), name) for place, name in zip(places, names, strict=True)), key=_most)
+    if left.max() > LOST:
+        raise MeshMotionError(
+            f"{100 * left.max():.0f} % of {name} has no Gaussians at stored frame {left.argmax()}, as the surface "
+            "comes, goes or is made anew. A mesh has all of its faces all the time and cannot follow that: keep "
+            "the Gaussians, or select parts that are always there, then the Gaussians."
+        )
+
+
+def _most(left_of: tuple[np.ndarray, str]) -> float:
+    return left_of[0].max()
 
 
 # Meshes

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import bpy
 
 from . import versions
+from .contract.clip import MIN_ALPHA as MIN_ALPHA  # of the shader as of all
 from .contract.spherical_harmonics import C0, sh_basis
 from .node_builder import NodeBuilder, Socket
 
@@ -36,7 +37,6 @@ RENDER_WIDTH = "Render Width"
 
 DRAW_MODES = {"POINTS": "Points", "QUADS": "Quads", "NATIVE": "Native"}  # as in menus
 
-MIN_ALPHA = 1 / 255  # a Gaussian ends where it is fainter than this
 MAX_ALPHA = 0.999
 POINT_REACH = 1.4  # radius of a preview point in standard deviations: surfaces look closed, outlines stay
 DILATION = 0.3  # pixels^2 added to each projected covariance, as 3D Gaussian Splatting rasterisers do

@@ -26,7 +26,7 @@ import numpy as np
 from .contract.orbit import Cameras, Orbit, frame_name, further_orbits, joined_cameras, orbit_cameras, write_orbit_json
 from .contract.surface import SurfaceSamples, write_surface_samples
 from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, is_rendering, open_stage
-from .subject import CaptureError, Subject, SubjectError, find_subject
+from .subject import CaptureError, Subject, SubjectError, find_subject, simulation
 from .surface_pieces import even_samples, sample_pieces
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
@@ -104,7 +104,7 @@ def measure_steps(
     """Find the clip space of `obj` with its children, seen at `frames` equally spaced times of the frame range.
 
     Raises:
-        SubjectError: the object cannot be captured.
+        SubjectError: the object cannot be captured, or nothing moves although it simulates.
         CaptureError: it has no size, or vanishes from the scene meanwhile.
     """
     start, end = frame_range
@@ -145,6 +145,12 @@ def measure_steps(
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
     grown = largest[largest > GROWN * least].sum()
     changes = not np.isfinite(farthest) or grown > GROWN_SHARE * max(areas)
+    stands = end > start and not changes and farthest <= MOTION_THRESHOLD * side
+    if stands and (simulated := simulation(subject.objects())):
+        raise SubjectError(
+            f"{simulated} does not move in renders, although its nodes simulate. Bake them in Physics > Simulation "
+            "Nodes and try again, or set Motion to Invented."
+        )
     matrix_world = first.matrix_world
     if np.linalg.cond(matrix_world[:3, :3]) > 1e9:
         if not changes:

@@ -136,12 +136,12 @@ def _rendered_objects(view_layer: bpy.types.ViewLayer) -> set[str]:
         if layer_collection.exclude or layer_collection.collection.hide_render:
             continue
         objects = layer_collection.collection.objects
-        names.update(obj.name_full for obj in objects if not obj.hide_render or _comes_and_goes(obj))
+        names.update(obj.name_full for obj in objects if not obj.hide_render or comes_and_goes(obj))
         open_collections.extend(layer_collection.children)
     return names
 
 
-def _comes_and_goes(obj: bpy.types.Object) -> bool:
+def comes_and_goes(obj: bpy.types.Object) -> bool:
     """Whether keys or a driver hide an object in renders at times: each picture then shows what its frame does."""
     drivers = obj.animation_data.drivers if obj.animation_data else ()
     is_driven = any(driver.data_path == "hide_render" for driver in drivers)
@@ -159,6 +159,16 @@ def _refuse_unbaked_physics(obj: bpy.types.Object) -> None:
         if modifier.type in CACHED_PHYSICS and modifier.show_render and not modifier.point_cache.is_baked:
             kind = CACHED_PHYSICS[modifier.type]
             raise SubjectError(f"{kind} physics of {obj.name} is not baked. Bake it in Physics > Cache and try again.")
+
+
+def simulation(objects: list[bpy.types.Object]) -> str:
+    """Name of one of `objects` whose Geometry Nodes simulate, or nothing. Whether it is baked Blender tells nobody."""
+    for obj in objects:
+        for modifier in obj.modifiers:
+            nodes = [bake.node for bake in modifier.bakes] if modifier.type == "NODES" else []
+            if any(node and node.bl_idname == "GeometryNodeSimulationOutput" for node in nodes):
+                return obj.name
+    return ""
 
 
 def _refuse_drivers_on_scene(objects: list[bpy.types.Object], scene: bpy.types.Scene) -> None:

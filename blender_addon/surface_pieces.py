@@ -20,8 +20,8 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     """Points on a surface at T moments, as evenly as `count` on the fullest one, in world space.
 
     A part of the subject is one piece as long as its faces are the same, hidden for a time or not; where they are not,
-    another one begins. Each triangle has as many points as when it is largest, so that what grows from nothing is as
-    dense in the end.
+    another one begins. While it is hidden it waits first where it was, then where it comes back. Each triangle
+    has as many points as when it is largest, so that what grows from nothing is as dense in the end.
     """
     areas = [geometry.areas() for geometry in moments]
     density = count / max(area.sum() for area in areas)
@@ -30,7 +30,8 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     for number, first, parts in _pieces(moments):
         seen, area = [], []
         for moment, part in enumerate(parts, first):
-            seen.append((moments[moment], part.triangles) if part else seen[-1])
+            there = moment - first if part else _nearest_there(parts, moment - first)
+            seen.append((moments[first + there], parts[there].triangles))
             area.append(areas[moment][part.triangles] if part else np.zeros_like(area[-1]))
         area = np.stack(area)
         largest = area.max(axis=0)
@@ -49,6 +50,11 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
         for kind in zip(*tracks, strict=True)
     )
     return SurfacePieces(np.array(spans, np.int32), points, normals, sizes, np.array(len(moments), np.int32))
+
+
+def _nearest_there(parts: list[Part | None], index: int) -> int:
+    """The moment nearest to `index` at which a part is not hidden; of two the former one."""
+    return min((other for other, part in enumerate(parts) if part), key=lambda other: (abs(other - index), other))
 
 
 def _pieces(moments: list[Geometry]) -> list[tuple[int, int, list[Part | None]]]:

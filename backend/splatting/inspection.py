@@ -157,6 +157,8 @@ def _check_places(moving: Observations, static: Observations | None, surface: Su
         return  # pictures of different moments have no hull in common that could judge them
     hull = _hull(static)
     agreement = _overlap(hull, static)
+    if len(points) and agreement < STATIC_AGREEMENT[1]:
+        return  # many small bits have no hull, and their surface has been held against the pictures
     _judge(
         agreement,
         STATIC_AGREEMENT,

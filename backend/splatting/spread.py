@@ -40,9 +40,11 @@ def spread(
 def one_per_cell(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:  # [M, 3] -> [count] int64
     """Indices of `count` points, one from each cell of a grid as far as that goes: even, and quick for any number."""
     order = rng.permutation(len(points))
+    if count < 2:
+        return order[:count]
     shuffled = points[order] - points.min(axis=0)
     small, large = 1e-6, float(shuffled.max()) + 1e-6  # size of a cell: too many are filled, too few are
-    kept = np.zeros(min(count, 1), np.int64)  # of a single cell
+    kept = np.zeros(1, np.int64)  # of a single cell
     for _ in range(20):
         size = (small * large) ** 0.5
         cells = (shuffled / size).astype(np.int64).clip(0, 2**20)

@@ -103,7 +103,7 @@ def _grow(growing: _Growing, pieces: SurfacePieces, index: int) -> None:
     growing.count += len(born)
     near = np.concatenate([near, born])
     quats = np.concatenate([quats, _upright(normals[0, born])])
-    turns = _turns(points, normals)[:, near]
+    turns = _turns(points, normals, near)
     there = sizes[:, near]
     means = points[:, near] + there[..., None] * _rotated(turns, offsets)  # offsets are those of the full size
     quats = rotations.multiply(turns, quats)
@@ -167,14 +167,15 @@ def _born(
     return born, apart
 
 
-def _turns(points: np.ndarray, normals: np.ndarray) -> np.ndarray:  # [L, n, 3] x 2 -> [L, n, 4]
-    """How the surface round each point has turned since the first moment."""
-    length, count = points.shape[:2]
+def _turns(points: np.ndarray, normals: np.ndarray, chosen: np.ndarray) -> np.ndarray:  # [L, n, 3] x 2 -> [L, m, 4]
+    """How the surface round each of the chosen points [m] has turned since the first moment."""
+    length, count = len(points), len(chosen)
     if length == 1:
         return np.tile([1.0, 0.0, 0.0, 0.0], (1, count, 1))
-    widest = int(points.std(axis=1).sum(axis=1).argmax())
-    partner = cKDTree(points[widest]).query(points[widest], min(PARTNER + 1, count))[1].reshape(count, -1)[:, -1]
-    ahead = _along(points[:, partner] - points, normals)
+    widest = points[points.std(axis=1).sum(axis=1).argmax()]
+    neighbours = cKDTree(widest).query(widest[chosen], min(PARTNER + 1, len(widest)))[1]
+    partner, normals = neighbours.reshape(count, -1)[:, -1], normals[:, chosen]
+    ahead = _along(points[:, partner] - points[:, chosen], normals)
     clear = np.linalg.norm(ahead, axis=-1) > 1e-6
     if not clear.all():  # where all lies in one point, as it was before or will be, or anywhere
         known = np.where(clear, np.arange(length)[:, None], -1)

@@ -22,6 +22,7 @@ MAX_GAUSSIANS = 5_000_000
 MAX_FRAMES = 2_000
 MAX_BASES = 4_096
 BASES_PER_GAUSSIAN = 4
+MIN_ALPHA = 1 / 255  # a Gaussian ends where it is fainter than this
 COLOR_SPACES = ("srgb", "linear")
 
 
@@ -57,6 +58,15 @@ class Gaussians:
     quats: np.ndarray  # [..., N, 4] wxyz, unit
     scales: np.ndarray  # [..., N, 3] linear standard deviations, above 0
     opacities: np.ndarray  # [..., N] 0..1
+
+    @property
+    def there(self) -> np.ndarray:  # [..., N] bool
+        """Which of them are to be seen at all: others have a place, and nothing is there."""
+        return self.opacities >= MIN_ALPHA
+
+    def picked(self, chosen: np.ndarray) -> "Gaussians":
+        """Those of one moment that are `chosen`, a mask or indices."""
+        return Gaussians(self.means[chosen], self.quats[chosen], self.scales[chosen], self.opacities[chosen])
 
 
 @dataclass(frozen=True)

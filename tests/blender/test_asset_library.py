@@ -187,6 +187,14 @@ def test_the_preview_shows_colors_on_nothing(splats, monkeypatch):
     assert columns.min() < 50  # and large
 
 
+def test_the_preview_is_of_a_moment_at_which_something_is_there():
+    """Nothing at first, little at last; the pose that lies farthest off is that of the first frame."""
+    clip = twisting_ring(200, 6, moving_scales=False, moving_opacities=True)
+    clip.motion.frame_means[0] = 5
+    clip.motion.frame_opacities[0] = clip.motion.frame_opacities[5, 20:] = 0
+    assert asset_preview.telling_moment(clip) in range(1, 5)
+
+
 def test_saving_leaves_the_file_as_it_was(splats, library):
     splats.parent = bpy.data.objects.new("Empty", None)
     splats.keyframe_insert("location", frame=3)

@@ -173,6 +173,23 @@ def test_oversized_is_measured_on_the_whole() -> None:
     assert not clean_up.oversized(clip, 0.5).any()
 
 
+def test_what_is_not_there_has_no_size() -> None:
+    clip = balls((0, 0, 0), count=1000, size=0.01)
+    clip.motion.frame_scales[1, 7] = 0.06
+    clip.motion.frame_means[2, :500] = 100  # where half of them wait while they are not there
+    clip.motion.frame_opacities[1, 7] = clip.motion.frame_opacities[2, :500] = 0
+    assert not clean_up.oversized(clip, 0.3).any()
+
+
+def test_thinning_leaves_each_moment_its_due() -> None:
+    """Two balls at the same place, one after the other, and one that is there all the time."""
+    clip = balls((0, 0, 0), (0, 0, 0), (1, 0, 0), frames=4)
+    clip.motion.frame_opacities[2:, :500] = clip.motion.frame_opacities[:2, 500:1000] = 0
+    clip.motion.frame_opacities[:2, :500] = 0.99  # more to be seen than the other
+    stays = ~clean_up.too_many(clip, 0.5)
+    assert [int(stays[first : first + 500].sum()) for first in (0, 500, 1000)] == [250, 250, 250]
+
+
 class TestCrop:
     @pytest.fixture
     def splats(self, scene):
@@ -199,6 +216,19 @@ class TestCrop:
         assert self.stays(splats, box, "CURRENT", invert=True) == [2]
         assert self.stays(splats, box, "ANY", invert=True) == [2]
         assert self.stays(splats, box, "ALL", invert=True) == [1, 2]
+
+    def test_what_is_not_there_lies_nowhere(self, scene) -> None:
+        """Gaussians that are there at the first frame alone: inside, outside; and one that is never there."""
+        means = np.full((3, 3, 3), 0.0)
+        means[1:, 0, 0], means[0, 1, 0], means[:, 2, 0] = 5, 5, 5
+        splats = add(with_points(balls((0, 0, 0), count=0), means, opacity=[[0.9, 0.9, 0], [0, 0, 0], [0, 0, 0]]))
+        box = add_empty()
+        for frames in ("ANY", "ALL", "CURRENT"):
+            assert self.stays(splats, box, frames) == [0, 2]
+            assert self.stays(splats, box, frames, invert=True) == [1, 2]
+        show(2)
+        assert self.stays(splats, box, "CURRENT") == [0, 1, 2]
+        assert self.stays(splats, box, "CURRENT", invert=True) == [0, 1, 2]
 
     def test_both_objects_may_stand_anywhere(self, splats) -> None:
         splats.location, splats.rotation_euler = (1, 2, 3), (0, 0, math.pi / 2)

@@ -7,6 +7,7 @@ import pytest
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import read_clip, write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
+from blender_addon.contract.ply_clip import read_ply_clip
 from blender_addon.contract.spherical_harmonics import converted
 from tests.blender.clips import twisting_ring
 from tests.exchange.readers import read_ply
@@ -163,6 +164,27 @@ def test_the_current_frame_as_one_file(splats, part, tmp_path) -> None:
     clip, matrix = part("blender_addon.point_cloud").clip_of_object(splats), np.array(MATRIX)
     assert_holds(path, placed(clip.frame(1.5), matrix), placed_sh(clip.sh, matrix))
     assert len(list(tmp_path.glob("*.ply"))) == 1
+
+
+def test_the_current_frame_holds_what_is_there(extension, part, tmp_path) -> None:
+    """Whereas a sequence holds all Gaussians in each file, and comes back with those that were not there."""
+    clip = twisting_ring(30, 3, moving_opacities=True)
+    clip.motion.frame_opacities[0] = clip.motion.frame_opacities[1, :20] = 0
+    write_clip(tmp_path / "clip.npz", clip)
+    clip = part("blender_addon.contract.clip").read_clip(tmp_path / "clip.npz")
+    splats = part("blender_addon.point_cloud").import_clip(clip, bpy.context.scene, start=1)
+    bpy.context.view_layer.objects.active = splats
+    now, path = tmp_path / "now.ply", tmp_path / "all.ply"
+    bpy.context.scene.frame_set(2)
+    bpy.ops.kinesplat.export_ply_sequence(filepath=str(now), frames="CURRENT")
+    assert len(read_ply(now)[0].means) == 10
+    bpy.context.scene.frame_set(1)
+    now.unlink()
+    assert "shows nothing" in error_of(bpy.ops.kinesplat.export_ply_sequence, filepath=str(now), frames="CURRENT")
+    assert not now.exists()
+    bpy.ops.kinesplat.export_ply_sequence(filepath=str(path))
+    again, _ = read_ply_clip(sorted(tmp_path.glob("all_*.ply")), fps=24)
+    np.testing.assert_array_equal(again.frames().there, clip.frames().there)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A mesh takes over the motion of Gaussians that lie on it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,6 +170,67 @@ def test_deleted_gaussians_have_no_part_in_it(scene):
     [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
     show(scene.frame_current + FRAMES - 1)
     assert np.abs(vertices(copy) - bent(rest, 1)[0]).mean() < 0.003
+
+
+def coming(clip: Clip, sizes, gone) -> Clip:
+    """The clip, so many times as large at each frame [T], without the Gaussians `gone` [T, N]."""
+    old, sizes = clip.motion, np.array(sizes, np.float32)[:, None, None]
+    scales = np.repeat(clip.scales[None], FRAMES, axis=0) * sizes
+    opacities = np.where(gone, 0, clip.opacities).astype(np.float32)
+    motion = FrameMotion(old.frame_means * sizes, old.frame_quats, scales, opacities)
+    return replace(clip, means=motion.frame_means[0], scales=scales[0], opacities=opacities[0], motion=motion)
+
+
+def test_what_grows_from_nothing_takes_the_mesh_along(scene):
+    """Also while nothing is there; not at a frame at which nothing is there yet."""
+    rod = add_rod()
+    rest, sizes = vertices(rod), [0.02, 0.25, 0.5, 0.75, 1]
+    clip = coming(bending_rod(), sizes, np.arange(FRAMES)[:, None] == 0)
+    splats = point_cloud.import_clip(clip, scene, source=rod, start=1)
+    with pytest.raises(mesh_motion.MeshMotionError, match="0 % of the Gaussians are there at this frame"):
+        mesh_motion.moving_copies(splats, [rod], bpy.context)
+    bent_mesh(rod, bent(rest, 1)[0])
+    show(5)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    for t, size in enumerate(sizes):
+        show(t + 1)
+        error = np.abs(vertices(copy) - size * bent(rest, t / (FRAMES - 1))[0])
+        assert error.max() < 0.03 * size, t
+
+
+def bent_mesh(rod, places: np.ndarray) -> None:
+    rod.data.vertices.foreach_set("co", places.astype(np.float32).ravel())
+    rod.data.update()
+
+
+def test_gaussians_that_are_gone_leave_the_lead_to_others(scene):
+    """Each second one waits far off while it is not there, and before it comes."""
+    rod = add_rod()
+    rest, clip = vertices(rod), bending_rod()
+    gone = np.zeros((FRAMES, clip.count), bool)
+    gone[2:, ::4], gone[:2, 1::4] = True, True
+    clip = coming(clip, np.ones(FRAMES), gone)
+    clip.motion.frame_means[gone] = 3
+    splats = point_cloud.import_clip(clip, scene, source=rod, start=1)
+    [copy] = mesh_motion.moving_copies(splats, [rod], bpy.context)
+    show(5)
+    assert np.abs(vertices(copy) - bent(rest, 1)[0]).mean() < 0.005
+
+
+def test_what_is_gone_while_the_mesh_stays_is_refused(scene):
+    rod = add_rod()
+    clip = bending_rod()
+    gone = np.zeros((FRAMES, clip.count), bool)
+    gone[3] = clip.means[:, 0] > 0
+    splats = point_cloud.import_clip(coming(clip, np.ones(FRAMES), gone), scene, source=rod, start=1)
+    blocks = len(bpy.data.objects), len(bpy.data.meshes)
+    with pytest.raises(mesh_motion.MeshMotionError, match=r"\d\d % of Rod has no Gaussians at stored frame 3"):
+        mesh_motion.moving_copies(splats, [rod], bpy.context)
+    rod.scale = (0, 0, 0)
+    bpy.context.view_layer.update()
+    with pytest.raises(mesh_motion.MeshMotionError, match="Rod has no size at this frame"):
+        mesh_motion.moving_copies(splats, [rod], bpy.context)
+    assert (len(bpy.data.objects), len(bpy.data.meshes)) == blocks
 
 
 @pytest.mark.parametrize("repeat", retime.REPEATS)

@@ -5,6 +5,7 @@ import errno
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -615,6 +616,20 @@ def refuse_driver_on_scene():
     return cube
 
 
+def refuse_simulation():
+    cube = add_cube()
+    nodes = bpy.data.node_groups.new("Grow", "GeometryNodeTree")
+    for in_out in ("INPUT", "OUTPUT"):
+        nodes.interface.new_socket("Geometry", in_out=in_out, socket_type="NodeSocketGeometry")
+    kinds = ("NodeGroupInput", "GeometryNodeSimulationInput", "GeometryNodeSimulationOutput", "NodeGroupOutput")
+    chain = [nodes.nodes.new(kind) for kind in kinds]
+    chain[1].pair_with_output(chain[2])
+    for before, after in pairwise(chain):
+        nodes.links.new(before.outputs["Geometry"], after.inputs["Geometry"])
+    cube.modifiers.new("Grow", "NODES").node_group = nodes
+    return cube
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -628,6 +643,7 @@ def refuse_driver_on_scene():
         (refuse_scale_zero, "Cube has a scale of 0"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
+        (refuse_simulation, "Cube does not move in renders, although its nodes simulate"),
         (refuse_driver_on_scene, "A driver of Cube follows the scene's frame_current"),
     ],
 )
@@ -776,6 +792,19 @@ def test_what_is_hidden_for_a_time_is_the_same_when_it_comes_back():
     pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 3), frames=3), 100, times=3).pieces
     assert pieces.spans.tolist() == [[0, 0, 3, 100]]
     assert pieces.piece(0)[2].any(axis=1).tolist() == [True, False, True]
+
+
+def test_what_is_hidden_waits_where_it_comes_back():
+    """So that what comes back elsewhere is not seen on its way there."""
+    cube = add_cube("Cube")
+    keyframe(cube, "hide_render", {1: False, 2: True, 5: False})
+    keyframe(cube, "location", {1: (0, 0, 0), 5: (8, 0, 0)})
+    pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 5), frames=5), 100, times=5).pieces
+    points, _, sizes = pieces.piece(0)
+    assert sizes.any(axis=1).tolist() == [True, False, False, False, True]
+    shift = np.linalg.norm(points - points[0], axis=-1).mean(axis=1)
+    np.testing.assert_allclose(shift, [0, 0, 0, shift[4], shift[4]])
+    assert shift[4] > 0.5
 
 
 def test_what_is_flat_for_a_time_is_there():

@@ -146,6 +146,25 @@ def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
     assert cost.sentence(bpy.context) == f"Works for about {cost.time_text(3 * cost.INVENTION)} without a GPU"
 
 
+def test_what_changes_its_surface_may_cost_more(options, part, mesh) -> None:
+    cost = part("blender_addon.cost")
+    cube = add("Cube", mesh)
+    choose(cube)
+    options.motion_source, options.preset = "CAPTURE", "preview"
+    usual = cost.seconds(options, invents=False)
+    assert f"about {cost.time_text(usual)}" in cost.sentence(bpy.context)
+    remesh = cube.modifiers.new("Remesh", "REMESH")
+    more = f"up to {cost.time_text(cost.CHANGING * usual)} without a GPU, as its surface may change"
+    assert cost.sentence(bpy.context).endswith(more)
+    remesh.show_render = False
+    assert "up to" not in cost.sentence(bpy.context)
+    child = add("Part", None, cube)
+    child.keyframe_insert("hide_render", frame=3)
+    assert cost.sentence(bpy.context).endswith(more)
+    options.motion_source = "INVENT"
+    assert "up to" not in cost.sentence(bpy.context)
+
+
 def test_the_cost_of_a_video(options, part) -> None:
     """As docs/fourdiffusion.md has measured it for 8 frames; more of them take longer."""
     sentence = part("blender_addon.cost").sentence

@@ -11,6 +11,7 @@ import torch
 from backend.progress import Run, UserError
 from backend.splatting.inspection import inspect
 from backend.splatting.observations import Observations
+from backend.splatting.sight import project
 from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_cameras
 from blender_addon.contract.surface import SurfaceSamples
 from tests.splatting.scenes import Scene, swinging_arm
@@ -149,6 +150,27 @@ def test_spears_and_sheets_fit_their_own_pictures(half_sides: tuple[float, float
     around = joined_cameras([replace(cameras, times=np.zeros(6)), further_cameras(Orbit(frames=6), 64, 64)])
     inspect(moving, box_seen_by(around, half_sides), None, run)
     assert not any("fit together" in note or "do not show the same" in note for note in run.notes)
+
+
+def test_many_small_bits_fit_where_their_surface_is_known(run: Run) -> None:
+    """Their hull is nothing: without the surface they are refused."""
+    rng = np.random.default_rng(0)
+    points = (rng.uniform(-0.4, 0.4, (100, 1, 3)) + rng.normal(size=(100, 40, 3)) * 0.012).reshape(-1, 3)
+    moving = dots_seen_by(orbit_cameras(Orbit(frames=6), 128, 128, moving=True), points)
+    static = dots_seen_by(orbit_cameras(Orbit(frames=12), 128, 128, moving=False), points)
+    normals = np.tile(np.float32([0, 0, 1]), (len(points), 1))
+    inspect(moving, static, SurfaceSamples(points.astype(np.float32), normals), run)
+    assert not run.notes
+    refused(run, "orbit_inconsistent", moving, static)
+
+
+def dots_seen_by(cameras: Cameras, points: np.ndarray) -> Observations:
+    """Points [N, 3], each a pixel."""
+    images = torch.zeros(len(cameras.times), cameras.height, cameras.width, 4)
+    for image, viewmat, K in zip(images, cameras.viewmats(), cameras.Ks, strict=True):  # noqa: N806
+        pixels, _, inside = project(points, viewmat, K, cameras.width, cameras.height)
+        image[pixels[inside, 1], pixels[inside, 0]] = 1
+    return Observations(images, cameras)
 
 
 def box_seen_by(cameras: Cameras, half_sides: tuple[float, float, float], finer: int = 6) -> Observations:
