@@ -14,6 +14,7 @@ from blender_addon.contract.placement import UP_AXES, placed, placed_sh
 from blender_addon.contract.spherical_harmonics import converted
 from blender_addon.contract.splat_clip import read_splat_clip
 from tests.contract.clips import random_clip
+from tests.contract.splat_files.files import DATA
 from tests.exchange.readers import read_glb, read_ply
 
 PLACE = np.array([[0, -2.0, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]])
@@ -205,12 +206,23 @@ def test_ply_files_of_other_programs(tmp_path, clip, capsys, monkeypatch) -> Non
     assert names(tmp_path / "gap") == [f"captured_{number:04}.ply" for number in (1, 2, 3, 4)]
 
 
+@pytest.mark.parametrize("name", ["st.compressed.ply", "st_3.spz", "st.sog", "st.glb"])
+def test_splat_files_of_each_format(tmp_path, name) -> None:
+    for file in ("source.ply", name):
+        up = ("--from-up", "y-down") if file.endswith(".spz") else ()  # its program keeps the axes of the PLY file
+        out = str(tmp_path / f"{file}.ply")
+        assert main(["export", str(DATA / file), "--to", "ply", "--frame", "0", "--out", out, *up]) == 0
+    read, wanted = (read_ply(tmp_path / f"{file}.ply")[0].means for file in (name, "source.ply"))
+    nearest = np.linalg.norm(read[:, None] - wanted, axis=-1).min(axis=1)
+    assert nearest.max() < 0.003
+
+
 def test_a_folder_that_is_not_one_clip_is_refused(tmp_path, clip, capsys) -> None:
     folder = tmp_path / "captured"
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
-    assert "holds no PLY files" in capsys.readouterr().err
+    assert "holds no splat files" in capsys.readouterr().err
     for name in ("walk_1.ply", "walk_2.ply", "run_1.ply"):
         ply.write_ply(folder / name, clip.frame(0), clip.sh, comments=[])
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
