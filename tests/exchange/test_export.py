@@ -8,6 +8,7 @@ import pytest
 
 from backend.__main__ import main
 from backend.exchange import usd
+from backend.exchange.webp import decode_webp
 from blender_addon.contract import ply
 from blender_addon.contract.clip import write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
@@ -57,7 +58,7 @@ def test_a_ply_sequence(tmp_path, clip, capsys, arguments, matrix) -> None:
             np.testing.assert_allclose(values, array, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(sh, placed_sh(clip.sh, matrix), atol=1e-6)
         assert "color space srgb" in comments
-    comes_back, _ = read_splat_clip([tmp_path / "out" / "fox_0001.ply"], fps=1)
+    comes_back, _ = read_splat_clip([tmp_path / "out" / "fox_0001.ply"], fps=1, decode_webp=decode_webp)
     assert comes_back.fps == clip.fps
     upright = clip.to_object if "clip" not in arguments else np.eye(4)
     read = placed(comes_back.frame(0), comes_back.to_object)  # turned back by what the header says
