@@ -10,8 +10,9 @@ from mathutils import Matrix, Vector
 
 from . import capture, placing, point_cloud, retime, scene_settings, splat_object
 from .contract.clip import Clip, read_clip
-from .contract.ply_clip import read_ply_clip
+from .contract.splat_clip import read_splat_clip
 from .job_records import JobRecord
+from .webp import decode_webp
 
 
 def import_result(
@@ -47,7 +48,7 @@ def import_result(
     return _add(context, read_clip(path), record, name, fit_scene, hide_source, show_colors, on_progress)
 
 
-def import_ply(
+def import_splat_files(
     context: bpy.types.Context,
     paths: Sequence[str | os.PathLike],
     *,
@@ -56,14 +57,14 @@ def import_ply(
     show_colors: bool = False,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[bpy.types.Object, str, list[str]]:
-    """Import PLY files of 3D Gaussian Splatting as one object, each a frame.
+    """Import splat files of other programs, of whichever format, as one object, each a frame.
 
     Returns it, a sentence about it, and others about what is not in it as in the files.
 
     Args:
         context: of the scene that gets the object; frames have its rate where the files do not say theirs.
-        paths: in the order of time: one of the lists of `ply_clip.sequences`.
-        up_axis: of the files, one of UP_AXES; by default what they say, or down, as most programs write them.
+        paths: in the order of time: one of the lists of `splat_clip.sequences`.
+        up_axis: of the files, one of UP_AXES; by default what they say, or what their format usually has.
         fit_scene: see `import_result`, as for the rest.
         show_colors: see there.
         on_progress: see there.
@@ -72,7 +73,7 @@ def import_ply(
         BadFileError: they are no such files, or not frames of one clip; nothing was added.
         OSError: one cannot be read.
     """
-    clip, notes = read_ply_clip(paths, fps=retime.scene_fps(context.scene), up_axis=up_axis)
+    clip, notes = read_splat_clip(paths, fps=retime.scene_fps(context.scene), decode_webp=decode_webp, up_axis=up_axis)
     return *_add(context, clip, None, None, fit_scene, False, show_colors, on_progress), notes
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Import of clips and of Gaussian PLY files from disk: by the file browser, by drag and drop, or from a script."""
+"""Import of clips and of splat files from disk: by the file browser, by drag and drop, or from a script."""
 
 import math
 import os
@@ -9,7 +9,8 @@ from bpy.props import BoolProperty, CollectionProperty, EnumProperty, StringProp
 
 from ..blender_addon import result_import, retime, stage
 from ..blender_addon.contract.arrays import BadFileError
-from ..blender_addon.contract.ply_clip import sequences
+from ..blender_addon.contract.splat_clip import sequences
+from ..blender_addon.contract.splat_files.opening import SUFFIXES
 from .exchange import UP_AXES
 from .progress import shown_progress
 
@@ -105,19 +106,26 @@ class KINESPLAT_OT_import_clip_file(SplatImport, bpy.types.Operator):
         return *result_import.import_result(context, paths[0], name=name, **options), []
 
 
-class KINESPLAT_OT_import_ply_files(SplatImport, bpy.types.Operator):
-    bl_idname = "kinesplat.import_ply_files"
-    bl_label = "Import Gaussian PLY"
+class KINESPLAT_OT_import_splat_files(SplatImport, bpy.types.Operator):
+    bl_idname = "kinesplat.import_ply_files"  # scripts know it by what it could first
+    bl_label = "Import Gaussian Splats"
     bl_description = (
-        "Add PLY files of 3D Gaussian Splatting to the scene. Files that are numbered alike, chosen together, become "
-        "the frames of one object"
+        "Add splat files of other programs (.ply, .spz, .splat, .sog, .glb) to the scene. Files that are numbered "
+        "alike, chosen together, become the frames of one object"
     )
 
-    filter_glob: StringProperty(default="*.ply", options={"HIDDEN"})
+    filter_glob: StringProperty(default=";".join(f"*{suffix}" for suffix in SUFFIXES), options={"HIDDEN"})
     up_axis: EnumProperty(
         name="Up Axis",
         description="Which axis points up in the files",
-        items=(("AUTO", "Automatic", "As the file says; Y down where it says nothing, as most have it"), *UP_AXES),
+        items=(
+            (
+                "AUTO",
+                "Automatic",
+                "As the file or its format says: Y up in .spz and .glb, Y down in others that say nothing",
+            ),
+            *UP_AXES,
+        ),
         default="AUTO",
     )
 
@@ -126,7 +134,7 @@ class KINESPLAT_OT_import_ply_files(SplatImport, bpy.types.Operator):
 
     def add(self, context, paths, **options):
         up_axis = None if self.up_axis == "AUTO" else self.up_axis
-        return result_import.import_ply(context, paths, up_axis=up_axis, **options)
+        return result_import.import_splat_files(context, paths, up_axis=up_axis, **options)
 
 
 class SplatDrop:
@@ -144,19 +152,20 @@ class KINESPLAT_FH_clip(SplatDrop, bpy.types.FileHandler):
     bl_file_extensions = ".npz"
 
 
-class KINESPLAT_FH_ply(SplatDrop, bpy.types.FileHandler):  # Blender asks which, as it has a handler of its own
-    bl_idname = "KINESPLAT_FH_ply"
-    bl_label = "Gaussian PLY"
+class KINESPLAT_FH_splats(SplatDrop, bpy.types.FileHandler):
+    bl_idname = "KINESPLAT_FH_splats"
+    bl_label = "Gaussian Splats"
     bl_import_operator = "kinesplat.import_ply_files"
-    bl_file_extensions = ".ply"
+    # Of .ply Blender asks which, as it has a handler of its own. A .glb that is dropped is most often a mesh.
+    bl_file_extensions = ";".join(suffix for suffix in SUFFIXES if suffix != ".glb")
 
 
 def _menu_entries(self, context) -> None:
     self.layout.operator(KINESPLAT_OT_import_clip_file.bl_idname, text="Kinesplat Clip (.npz)")
-    self.layout.operator(KINESPLAT_OT_import_ply_files.bl_idname, text="Gaussian PLY (.ply)")
+    self.layout.operator(KINESPLAT_OT_import_splat_files.bl_idname, text=f"Gaussian Splats ({', '.join(SUFFIXES)})")
 
 
-CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_OT_import_ply_files, KINESPLAT_FH_clip, KINESPLAT_FH_ply)
+CLASSES = (KINESPLAT_OT_import_clip_file, KINESPLAT_OT_import_splat_files, KINESPLAT_FH_clip, KINESPLAT_FH_splats)
 
 
 def register() -> None:

@@ -26,6 +26,7 @@ LEAVES = (
 MAY_IMPORT = {
     "blender_addon": ("numpy", "requests", "bpy", "bmesh", "mathutils", "bpy_extras", "gpu"),
     "blender_addon.contract": ("numpy",),
+    "blender_addon.contract.splat_files.spz": ("numpy", "compression", "zstandard", "blender_addon.contract"),
     "blender_addon.client": ("requests", "blender_addon.contract"),
     "operators": ("bpy", "mathutils", "bpy_extras", "numpy", "blender_addon"),
     "panels": ("bpy", "blender_addon"),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "backend.nerf": ("numpy", "torch", "numba", *LEAVES),
     "backend.video": ("numpy", "scipy", "PIL", "psutil", "rembg", *LEAVES),
     "backend.video.decoder": ("numpy", "PIL", "av", "backend.video", *LEAVES),  # a process of its own, alone decodes
-    "backend.exchange": ("numpy", *LEAVES),
+    "backend.exchange": ("numpy", "PIL", *LEAVES),
     "backend.exchange.usd": ("numpy", "pxr", "backend.exchange", *LEAVES),
     "backend.pipelines": (
         *("numpy", "torch", "numba", "scipy", "PIL"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command `export`: a clip, or PLY files of whichever program, as files that other programs read."""
+"""The command `export`: a clip, or splat files of whichever program, as files that other programs read."""
 
 import argparse
 import sys
@@ -14,15 +14,15 @@ UP_AXES = {"z": "Z", "y": "Y", "y-down": "Y_DOWN"}
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
-    """`export CLIP.npz|FILE.ply|FOLDER --to ply|usd|glb --out PATH`: splat files for other programs."""
+    """`export CLIP.npz|SPLATS|FOLDER --to ply|usd|glb --out PATH`: splat files for other programs."""
     parser = commands.add_parser(
         "export",
-        help="write a clip or PLY files as PLY sequence, USD or glTF",
+        help="write a clip or splat files as PLY sequence, USD or glTF",
         description="Write a clip as files that other programs read: a PLY file for each frame, one animated USD file, "
-        "or one moment as glTF. In place of a clip it takes a PLY file of 3D Gaussian Splatting, or a folder of "
-        "numbered ones. docs/exchange.md says what each of them keeps.",
+        "or one moment as glTF. In place of a clip it takes a splat file (.ply, .spz, .splat, .sog, .glb), or a "
+        "folder of numbered ones. docs/exchange.md says what each of them keeps.",
     )
-    parser.add_argument("clip", type=Path, metavar="CLIP.npz|FILE.ply|FOLDER")
+    parser.add_argument("clip", type=Path, metavar="CLIP.npz|SPLATS|FOLDER")
     parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
     parser.add_argument("--out", type=result_place, required=True, metavar="PATH",
                         help="of ply: NAME.ply, beside which NAME_0001.ply and so on are made, or a folder; of usd: "
@@ -40,9 +40,9 @@ def add_export(commands: argparse._SubParsersAction) -> None:
                              "y-down for viewers that turn PLY files over, such as SuperSplat")  # fmt: skip
     parser.add_argument("--color-space", choices=COLOR_SPACES,
                         help="of the file (default: that of the clip; of ply srgb, as its readers expect)")  # fmt: skip
-    given = parser.add_argument_group("PLY files that are taken")
+    given = parser.add_argument_group("splat files that are taken")
     given.add_argument(
-        "--from-up", choices=UP_AXES, help="which axis points up in them (default: as they say, or y-down)"
+        "--from-up", choices=UP_AXES, help="which axis points up in them (default: as they or their format say)"
     )
     given.add_argument(
         "--fps",
@@ -71,7 +71,7 @@ def write_files(options: argparse.Namespace) -> str:
 
     Raises:
         UserError: there is no such frame, files are there already, or a package is missing.
-        BadFileError: the clip is none, or PLY files are none or not one clip.
+        BadFileError: the clip is none, or splat files are none or not one clip.
         OSError: something cannot be read or written.
     """
     import numpy as np
@@ -106,28 +106,31 @@ def read_input(options: argparse.Namespace):
     """The clip that the options name, of whichever kind of file.
 
     Raises:
-        UserError: a folder holds no PLY files, or several sequences of them.
+        UserError: a folder holds no splat files, or several sequences of them.
         BadFileError, OSError: see `write_files`.
     """
+    from backend.exchange.webp import decode_webp
     from backend.progress import UserError
     from blender_addon.contract.clip import read_clip
-    from blender_addon.contract.ply_clip import read_ply_clip, sequences
+    from blender_addon.contract.splat_clip import read_splat_clip, sequences
+    from blender_addon.contract.splat_files.opening import SUFFIXES
 
     path = options.clip
-    if not (path.is_dir() or path.suffix.lower() == ".ply"):
+    if not (path.is_dir() or path.suffix.lower() in SUFFIXES):
         return read_clip(path)
     paths = [path]
     if path.is_dir():
-        found = sequences(file for file in path.iterdir() if file.suffix.lower() == ".ply")
+        found = sequences(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if len(found) != 1:
             names = ", ".join(files[0].name for files in found[:5])
-            what = f"several clips, which begin with {names}" if found else "no PLY files"
+            what = f"several clips, which begin with {names}" if found else "no splat files"
             raise UserError(
                 "not_one_clip", f"{path} holds {what}.", "Name a folder with the numbered files of one clip."
             )
         (paths,) = found
     up_axis = UP_AXES.get(options.from_up)
-    clip, said = read_ply_clip(paths, fps=options.fps or BOUNDS["fps"].default, up_axis=up_axis)
+    fps = options.fps or BOUNDS["fps"].default
+    clip, said = read_splat_clip(paths, fps=fps, decode_webp=decode_webp, up_axis=up_axis)
     for sentence in said:
         print(f"{sentence}.", file=sys.stderr)
     return clip
@@ -169,7 +172,7 @@ def export_problem(options: argparse.Namespace) -> str | None:
         endings = " or ".join(suffix for suffix in suffixes if suffix)
         return f"--out must end in {endings}"
     if options.clip.suffix.lower() == ".npz" and (options.from_up or options.fps):
-        return "--from-up and --fps go with PLY files: a clip says them itself"
+        return "--from-up and --fps go with splat files: a clip says them itself"
     if options.to == "ply" and not options.out.suffix and options.frame is not None:
         return "--out must end in .ply where --frame asks for a single file"
     if options.to == "glb" and options.frames:

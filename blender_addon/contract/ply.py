@@ -28,7 +28,7 @@ def logit(opacities: np.ndarray) -> np.ndarray:
 
 
 def header_comments(program: str, *, color_space: str, up_axis: str, fps: float) -> list[str]:
-    """What headers tell people, and `ply_clip` when it reads them; `up_axis` is one of UP_AXES."""
+    """What headers tell people, and `splat_clip` when it reads them; `up_axis` is one of UP_AXES."""
     return [program, f"color space {color_space}", f"up axis {up_axis}", f"{fps:g} frames per second"]
 
 

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Export from Blender: clips that come back as the same object, and PLY files that hold what the scene shows."""
+"""Export from Blender: clips that come back as the same object, and PLY files that hold what the scene shows.
+
+Import of splat files of other programs.
+"""
+
+import zipfile
 
 import numpy as np
 import pytest
 
+from backend.exchange.webp import decode_webp
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import read_clip, write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
 from blender_addon.contract.ply_clip import read_ply_clip
 from blender_addon.contract.spherical_harmonics import converted
 from tests.blender.clips import twisting_ring
+from tests.contract.splat_files.files import DATA
 from tests.exchange.readers import read_ply
 
 bpy = pytest.importorskip("bpy")
@@ -309,3 +316,43 @@ def test_what_is_no_ply_file_of_gaussians_says_so(extension, tmp_path) -> None:
     assert "There is no file" in error_of(bpy.ops.kinesplat.import_ply_files, filepath=str(tmp_path / "none.ply"))
     assert "No file was chosen" in error_of(bpy.ops.kinesplat.import_ply_files)
     assert len(bpy.data.objects) == count
+
+
+@pytest.mark.parametrize("name", ["st.compressed.ply", "st_3.spz", "st_4.spz", "st.sog", "st.glb"])
+def test_splat_files_of_each_format(extension, part, tmp_path, name) -> None:
+    """What they were made of and they themselves lie at the same place and have the same colors."""
+    path = str(DATA / name)
+    up_axis = "Y_DOWN" if name.endswith(".spz") else "AUTO"  # the program keeps the axes of the PLY file there
+    read = []
+    for file, options in ((str(DATA / "source.ply"), {}), (path, {"up_axis": up_axis})):
+        assert bpy.ops.kinesplat.import_ply_files(filepath=file, **options) == {"FINISHED"}
+        clip = part("blender_addon.point_cloud").clip_of_object(bpy.context.active_object)
+        matrix = np.array(bpy.context.active_object.matrix_world)
+        read.append((placed(clip.frame(0), matrix), placed_sh(clip.sh, matrix)))
+    assert bpy.context.active_object.name == name.split(".")[0]
+    (wanted, wanted_sh), (moment, sh) = read
+    order = np.linalg.norm(moment.means[:, None] - wanted.means, axis=-1).argmin(axis=1)
+    assert sorted(order) == list(range(40))
+    np.testing.assert_allclose(moment.means, wanted.means[order], atol=2e-3)
+    np.testing.assert_allclose(moment.opacities, wanted.opacities[order], atol=5e-3)
+    np.testing.assert_allclose(sh[:, 0], wanted_sh[order, 0], atol=0.015)
+    np.testing.assert_allclose(sh[:, 1:], wanted_sh[order, 1:], atol=0.09)
+    assert not bpy.data.images
+
+
+def test_y_is_up_in_spz(extension) -> None:
+    bpy.ops.kinesplat.import_ply_files(filepath=str(DATA / "st_3.spz"))
+    upright = np.array(bpy.context.active_object.matrix_world)[:3, :3]
+    np.testing.assert_allclose(upright / upright[0, 0], [[1, 0, 0], [0, 0, -1], [0, 1, 0]], atol=1e-6)
+
+
+def test_webp_pictures_are_decoded_as_by_pillow(extension, part) -> None:
+    decode = part("blender_addon.webp").decode_webp
+    with zipfile.ZipFile(DATA / "st.sog") as archive:
+        pictures = [archive.read(name) for name in archive.namelist() if name.endswith(".webp")]
+    assert len(pictures) == 7
+    for data in pictures:
+        np.testing.assert_array_equal(decode(data), decode_webp(data))
+    with pytest.raises(ValueError, match="No WebP picture"):
+        decode(b"RIFF")
+    assert not bpy.data.images

@@ -8,12 +8,14 @@ import pytest
 
 from backend.__main__ import main
 from backend.exchange import usd
+from backend.exchange.webp import decode_webp
 from blender_addon.contract import ply
 from blender_addon.contract.clip import write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
-from blender_addon.contract.ply_clip import read_ply_clip
 from blender_addon.contract.spherical_harmonics import converted
+from blender_addon.contract.splat_clip import read_splat_clip
 from tests.contract.clips import random_clip
+from tests.contract.splat_files.files import DATA
 from tests.exchange.readers import read_glb, read_ply
 
 PLACE = np.array([[0, -2.0, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]])
@@ -56,7 +58,7 @@ def test_a_ply_sequence(tmp_path, clip, capsys, arguments, matrix) -> None:
             np.testing.assert_allclose(values, array, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(sh, placed_sh(clip.sh, matrix), atol=1e-6)
         assert "color space srgb" in comments
-    comes_back, _ = read_ply_clip([tmp_path / "out" / "fox_0001.ply"], fps=1)
+    comes_back, _ = read_splat_clip([tmp_path / "out" / "fox_0001.ply"], fps=1, decode_webp=decode_webp)
     assert comes_back.fps == clip.fps
     upright = clip.to_object if "clip" not in arguments else np.eye(4)
     read = placed(comes_back.frame(0), comes_back.to_object)  # turned back by what the header says
@@ -205,12 +207,23 @@ def test_ply_files_of_other_programs(tmp_path, clip, capsys, monkeypatch) -> Non
     assert names(tmp_path / "gap") == [f"captured_{number:04}.ply" for number in (1, 2, 3, 4)]
 
 
+@pytest.mark.parametrize("name", ["st.compressed.ply", "st_3.spz", "st.sog", "st.glb"])
+def test_splat_files_of_each_format(tmp_path, name) -> None:
+    for file in ("source.ply", name):
+        up = ("--from-up", "y-down") if file.endswith(".spz") else ()  # its program keeps the axes of the PLY file
+        out = str(tmp_path / f"{file}.ply")
+        assert main(["export", str(DATA / file), "--to", "ply", "--frame", "0", "--out", out, *up]) == 0
+    read, wanted = (read_ply(tmp_path / f"{file}.ply")[0].means for file in (name, "source.ply"))
+    nearest = np.linalg.norm(read[:, None] - wanted, axis=-1).min(axis=1)
+    assert nearest.max() < 0.003
+
+
 def test_a_folder_that_is_not_one_clip_is_refused(tmp_path, clip, capsys) -> None:
     folder = tmp_path / "captured"
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
-    assert "holds no PLY files" in capsys.readouterr().err
+    assert "holds no splat files" in capsys.readouterr().err
     for name in ("walk_1.ply", "walk_2.ply", "run_1.ply"):
         ply.write_ply(folder / name, clip.frame(0), clip.sh, comments=[])
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1

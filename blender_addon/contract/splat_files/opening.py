@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which format a splat file is in, by its first bytes. Needs numpy alone."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import BadFileError
+from . import antimatter, glb, ply, sog, spz
+from .splats import Splats
+
+SUFFIXES = (".ply", ".spz", ".splat", ".sog", ".glb")
+_READERS = {b"ply": ply.read, b"\x1f\x8b": spz.read, spz.MAGIC: spz.read, glb.MAGIC: glb.read}
+
+
+def read_splats(path: str | os.PathLike, decode_webp: Callable[[bytes], np.ndarray]) -> Splats:
+    """The Gaussians of a file of whichever format; `decode_webp` as `sog.read` takes it.
+
+    Raises:
+        BadFileError: one sentence about what is wrong with the file, or that it is none of these.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(4)
+    for magic, read in _READERS.items():
+        if start.startswith(magic):
+            return read(path)
+    if start.startswith(sog.MAGIC):
+        return sog.read(path, decode_webp)
+    if path.suffix.lower() == ".splat":  # has no first bytes of its own
+        return antimatter.read(path)
+    raise BadFileError(f"{path.name} is no splat file, or damaged: {', '.join(SUFFIXES)} can be read.")
