@@ -586,7 +586,8 @@ def test_steps_on_a_pretended_card(card, kind: str, loaded, monkeypatch: pytest.
         guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, torch.bfloat16)
     assert guidance._keeps  # there is plenty of memory
     if kind == "nerf":
-        subject = FieldSubject(TINY.grid, replace(TINY.quality, samples=16, chunk=3_000), 0, "cuda")
+        grid = HashGridConfig(levels=2, log2_table=9, base=4, growth=2.0)
+        subject = FieldSubject(grid, replace(TINY.quality, samples=8, chunk=3_000), 0, "cuda")
     else:
         subject = GaussianSubject(frozen_and_faded(truth(8)), "cuda")
     anchor = Anchor(torch.rand(8, 24, 24, 4), anchor_of(truth(8)).cameras)
