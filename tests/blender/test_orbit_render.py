@@ -865,6 +865,38 @@ def test_what_has_no_size_yet_stands_where_it_will_grow():
         orbit_render.sample_surface(space, 10)
 
 
+def test_hair_is_framed_and_followed():
+    """Of both kinds: hair curves that are a child of the head, and a particle system."""
+    ball = add_cube("Ball", size=2)
+    keyframe(ball, "rotation_euler", {1: (0, 0, 0), 5: (0, 0, math.pi / 2)})
+    curves = bpy.data.hair_curves.new("Tuft")
+    curves.add_curves([3, 2])
+    points = [(1, 0, 0), (2, 0, 0), (4, 0, 0), (1, 0.5, 0), (3, 0.5, 0)]
+    curves.attributes["position"].data.foreach_set("vector", np.ravel(points).astype(np.float32))
+    tuft = add_object("Tuft", curves)
+    tuft.parent = ball
+    space = orbit_render.measure(bpy.context, ball, (1, 5), frames=3)
+    samples = orbit_render.sample_surface(space, 2_000, times=3)
+    check_surface_samples(samples)
+    first, last = (space.to_world[:3, 3] + space.scale * (samples.points + samples.movement[t]) for t in (0, 2))
+    on_tuft = first[:, 0] > 1.01
+    assert on_tuft.any()
+    assert first[:, 0].max() > 3
+    assert (space.outline * space.scale + space.to_world[:3, 3]).max() == pytest.approx(4, abs=0.05)
+    np.testing.assert_allclose(last[on_tuft], first[on_tuft] @ [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], atol=1e-4)
+
+    bpy.data.objects.remove(tuft)
+    settings = ball.modifiers.new("Fur", "PARTICLE_SYSTEM").particle_system.settings
+    settings.type, settings.count, settings.hair_length = "HAIR", 50, 3.0
+    ball.animation_data_clear()
+    ball.rotation_euler = (0, 0, 0)
+    space = orbit_render.measure(bpy.context, ball, (1, 1))
+    assert np.ptp(space.outline, axis=0).max() * space.scale == pytest.approx(8, abs=0.5)
+    alone = add_object("Alone", curves)
+    update()
+    assert orbit_render.measure(bpy.context, alone, (1, 1)).scale == pytest.approx(3, abs=0.05)
+
+
 def test_a_curve_is_sampled_once():
     """Blender shows it twice: as what it is, and as the mesh that comes of it."""
     curve = bpy.data.curves.new("Curve", "CURVE")
