@@ -127,8 +127,7 @@ def too_many(clip: Clip, share: float) -> np.ndarray:  # [N]
     """
     count = min(max(round(share * clip.count), 1), clip.count)
     path = nearness.path_through(clip.frame(clip.frame_count // 2).means)
-    there = np.stack([clip.frame(t).there for t in range(clip.frame_count)])
-    comes, goes = there.argmax(axis=0), there[::-1].argmax(axis=0)
+    comes, goes = clip.there.argmax(axis=0), clip.there[::-1].argmax(axis=0)
     path = path[np.lexsort((goes[path], comes[path]))]
     few = np.arange(clip.count) * count // clip.count  # number of the few that each step of the path belongs to
     opacities, areas = _prominence(clip)

@@ -107,7 +107,7 @@ def moving_copies(
         to_clip = splats.matrix_world.inverted_safe()
         places = [_transformed(_vertices(mesh), to_clip @ obj.matrix_world) for obj, mesh in meshes]
         rest = _frame_that_fits(clip, shown, places, [obj for obj, _ in meshes])
-        demand_lasting(clip, rest, places, [obj.name for obj, _ in meshes])
+        _demand_lasting(clip, rest, places, [obj.name for obj, _ in meshes])
     except BaseException:
         for _, mesh in meshes:
             bpy.data.meshes.remove(mesh)
@@ -241,7 +241,7 @@ def _frame_that_fits(clip: Clip, shown: float, places: list[np.ndarray], objects
         return sum(tree.find(probe)[2] for probe in probes) / len(probes) / size
 
     counts = {frame: clip.frame(frame).there.sum() for frame in (0.0, shown)}
-    most = max(moment.there.sum() for moment in clip.moments())
+    most = clip.there.sum(axis=1).max()
     distances = {frame: distance(frame) for frame, count in counts.items() if count and count >= MOST * most}
     if not distances:
         raise MeshMotionError(
@@ -258,7 +258,7 @@ def _frame_that_fits(clip: Clip, shown: float, places: list[np.ndarray], objects
     return best
 
 
-def demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: list[str]) -> None:
+def _demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: list[str]) -> None:
     """Refuse a mesh of which a part has no Gaussians at some frame, as a mesh has all of its faces all the time.
 
     Args:
@@ -272,10 +272,9 @@ def demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: lis
     """
     start = clip.frame(rest)
     present = np.flatnonzero(start.there)
-    start = start.picked(present)
-    moments = [clip.frame(t).picked(present) for t in range(clip.frame_count)]
-    if all(moment.there.all() for moment in moments):
+    if clip.there[:, present].all():
         return
+    start = start.picked(present)
     tree, count = nearness.tree_of(start.means), min(NEIGHBORS, len(present))
     partner = np.array([tree.find_n(place, min(PARTNER, count))[-1][1] for place in start.means.tolist()])
     reach = np.linalg.norm(start.means[partner] - start.means, axis=1)
@@ -284,24 +283,20 @@ def demand_lasting(clip: Clip, rest: float, places: list[np.ndarray], names: lis
         drawn = np.linalg.norm(moment.means[partner] - moment.means, axis=1) < DRAWN_TOGETHER * reach
         return ~(moment.there | drawn)
 
-    gone = np.stack([lost(moment) for moment in moments])
+    gone = np.stack([lost(moment.picked(present)) for moment in clip.moments()])
 
     def left_behind(vertices: np.ndarray) -> np.ndarray:  # [T], the part of the vertices
         probes = vertices[:: max(len(vertices) // PROBES, 1)].tolist()
         near = np.array([[index for _, index, _ in tree.find_n(probe, count)] for probe in probes])
         return (gone[:, near].mean(axis=2) > 0.5).mean(axis=1)
 
-    left, name = max(((left_behind(place), name) for place, name in zip(places, names, strict=True)), key=_most)
+    left, name = max(zip(map(left_behind, places), names, strict=True), key=lambda found: found[0].max())
     if left.max() > LOST:
         raise MeshMotionError(
             f"{100 * left.max():.0f} % of {name} has no Gaussians at stored frame {left.argmax()}, as the surface "
             "comes, goes or is made anew. A mesh has all of its faces all the time and cannot follow that: keep "
             "the Gaussians, or select parts that are always there, then the Gaussians."
         )
-
-
-def _most(left_of: tuple[np.ndarray, str]) -> float:
-    return left_of[0].max()
 
 
 # Meshes

@@ -166,12 +166,6 @@ def measure_steps(
         raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
     grown = largest[largest > GROWN * least].sum()
     changes = not np.isfinite(farthest) or grown > GROWN_SHARE * max(areas)
-    stands = end > start and not changes and farthest <= MOTION_THRESHOLD * side
-    if stands and (simulated := simulation(subject.objects())):
-        raise SubjectError(
-            f"{simulated} does not move in renders, although its nodes simulate. Bake them in Physics > Simulation "
-            "Nodes and try again, or set Motion to Invented."
-        )
     matrix_world = first.matrix_world
     if np.linalg.cond(matrix_world[:3, :3]) > 1e9:
         if not changes:
@@ -180,7 +174,7 @@ def measure_steps(
         matrix_world[:3, 3] = first.matrix_world[:3, 3]
     to_world = np.diag([side, side, side, 1.0])
     to_world[:3, 3] = (low + high) / 2
-    return ClipSpace(
+    space = ClipSpace(
         subject=subject,
         frame_range=(start, end),
         to_world=to_world,
@@ -191,6 +185,12 @@ def measure_steps(
         areas=np.array(areas),
         travel=travel,
     )
+    if end > start and not space.moves and (simulated := simulation(subject.objects())):
+        raise SubjectError(
+            f"{simulated} does not move in renders, although its nodes simulate. Bake them in Physics > Simulation "
+            "Nodes and try again, or set Motion to Invented."
+        )
+    return space
 
 
 def measure(

@@ -32,6 +32,9 @@ from .contract.requests import (
     REPRESENTATIONS,
 )
 
+MOVING_MODIFIERS = {"BUILD", "CLOTH", "FLUID", "MESH_CACHE", "MESH_SEQUENCE_CACHE", "SOFT_BODY", "WAVE"}  # without keys
+MOVING_NODES = {"GeometryNodeInputSceneTime", "GeometryNodeSimulationOutput"}
+
 PRESET_TEXTS = {
     "draft": ("Draft", "A first look: 2,000 Gaussians"),
     "preview": ("Preview", "Good enough to judge and to retime: 5,000 Gaussians"),
@@ -450,12 +453,24 @@ def left_out(context: bpy.types.Context) -> list[bpy.types.Object]:
 
 
 def looks_animated(source: bpy.types.Object) -> bool:
-    """Whether the object or a child of it has keyframes or drivers, of its own, of its data, or of what poses it."""
+    """Whether the object or a child of it has keyframes or drivers, of its own, of its data, or of what poses or cuts
+    it, or a modifier that moves it without any."""
     family = subject.family(source)
-    posed_by = [modifier.object for obj in family for modifier in obj.modifiers if modifier.type == "ARMATURE"]
-    blocks = {block for obj in (*family, *posed_by) if obj for block in (obj, obj.parent, obj.data) if block}
+    modifiers = [modifier for obj in family for modifier in obj.modifiers if modifier.show_render]
+    led_by = [getattr(modifier, "object", None) for modifier in modifiers]
+    blocks = {block for obj in (*family, *led_by) if obj for block in (obj, obj.parent, obj.data) if block}
+    blocks |= {modifier.node_group for modifier in modifiers if modifier.type == "NODES" and modifier.node_group}
     blocks |= {block.shape_keys for block in set(blocks) if getattr(block, "shape_keys", None)}
-    return any(_has_motion(block) for block in blocks)
+    return any(map(_moves_by_itself, modifiers)) or any(map(_has_motion, blocks))
+
+
+def _moves_by_itself(modifier: bpy.types.Modifier) -> bool:
+    """Whether a modifier changes over time without keyframes. Of nodes those tell it that lie in the group itself."""
+    if modifier.type == "NODES" and modifier.node_group:
+        return any(node.bl_idname in MOVING_NODES for node in modifier.node_group.nodes)
+    if modifier.type == "PARTICLE_SYSTEM":
+        return modifier.particle_system.settings.type == "EMITTER"
+    return modifier.type in MOVING_MODIFIERS
 
 
 def _has_motion(block: bpy.types.ID) -> bool:

@@ -70,14 +70,15 @@ def write_files(options: argparse.Namespace) -> str:
     """Write what the options say, and tell it in a sentence.
 
     Raises:
-        UserError: there is no such frame, files are there already, or a package is missing.
+        UserError: there is no such frame, or nothing at it, files are there already, or a package is missing.
         BadFileError: the clip is none, or splat files are none or not one clip.
         OSError: something cannot be read or written.
     """
     import numpy as np
 
-    from backend.exchange.moments import Shot
+    from backend.exchange.moments import Shot, still
     from backend.exchange.usd import require_usd
+    from backend.progress import UserError
     from blender_addon.contract.placement import UP_AXES as TURNS
 
     if options.to == "usd":
@@ -94,6 +95,12 @@ def write_files(options: argparse.Namespace) -> str:
     up_axis = UP_AXES[options.up or "z"]
     if options.to == "ply":
         matrix = TURNS[up_axis] @ matrix
+    if options.to == "glb" or options.frame is not None:
+        (moment,), frames = frames, [0.0]
+        clip = still(clip, moment)
+        if not clip.count:
+            raise UserError("nothing_there", f"{options.clip} shows nothing at frame {moment:g}.",
+                            "Choose another moment with --frame.")  # fmt: skip
     color_space = options.color_space or ("srgb" if options.to == "ply" else clip.color_space)
     shot = Shot(clip, frames, matrix, color_space)
     for note in notes(shot):

@@ -7,8 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blender_addon.contract import rotations
-from blender_addon.contract.clip import Clip, FrameMotion, Gaussians
+from blender_addon.contract.clip import Clip, FrameMotion, Gaussians, clip_of_moments
 from blender_addon.contract.spherical_harmonics import SHARED_DEGREE, converted
+
+
+def still(clip: Clip, frame: float) -> Clip:
+    """One moment of a clip, with those Gaussians alone that are there then; perhaps none."""
+    moment = clip.frame(frame)
+    return clip_of_moments(replace(clip, sh=clip.sh[moment.there]), [moment.picked(moment.there)])
 
 
 @dataclass(frozen=True)

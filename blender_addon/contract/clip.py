@@ -107,6 +107,13 @@ class Clip:
         corners = np.array([(means.min(axis=0), means.max(axis=0)) for means in moments])
         return np.stack([corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)]).astype(np.float64)
 
+    @property
+    def there(self) -> np.ndarray:  # [T, N] bool
+        """Which are to be seen at all at each stored frame."""
+        opacities = self.motion.frame_opacities if isinstance(self.motion, FrameMotion) else None
+        opacities = self.opacities if opacities is None else opacities
+        return np.broadcast_to(opacities >= MIN_ALPHA, (self.frame_count, self.count))
+
     def frame(self, t: float) -> Gaussians:
         """The Gaussians at frame `t`, which may be fractional and is clamped to 0..T-1.
 

@@ -145,6 +145,38 @@ def test_what_looks_animated(options, part, how) -> None:
     assert looks_animated(cube)
 
 
+@pytest.mark.parametrize("how", ["Build", "emitter", "cutter", "nodes", "keyed nodes"])
+def test_what_moves_without_keys_of_its_own(options, part, how) -> None:
+    """Its frames are captured, so the panel shows which: nothing is invented for it."""
+    cube = still_cube()
+    looks_animated = part("blender_addon.settings").looks_animated
+    if how == "Build":
+        moving = cube.modifiers.new("Build", "BUILD")
+    elif how == "emitter":
+        moving = cube.modifiers.new("Particles", "PARTICLE_SYSTEM")
+        moving.particle_system.settings.type = "HAIR"
+        assert not looks_animated(cube)
+        moving.particle_system.settings.type = "EMITTER"
+    elif how == "cutter":
+        moving = cube.modifiers.new("Boolean", "BOOLEAN")
+        moving.object = bpy.data.objects.new("Cutter", cube.data.copy())
+        assert not looks_animated(cube)
+        moving.object.keyframe_insert("location", frame=1)
+    else:
+        moving = cube.modifiers.new("Nodes", "NODES")
+        assert not looks_animated(cube)
+        moving.node_group = bpy.data.node_groups.new("Nodes", "GeometryNodeTree")
+        value = moving.node_group.nodes.new("ShaderNodeValue")
+        assert not looks_animated(cube)
+        if how == "nodes":
+            moving.node_group.nodes.new("GeometryNodeInputSceneTime")
+        else:
+            value.outputs[0].keyframe_insert("default_value", frame=1)
+    assert looks_animated(cube)
+    moving.show_render = False
+    assert not looks_animated(cube)
+
+
 # --- text and images -------------------------------------------------------------------------------------------------
 
 

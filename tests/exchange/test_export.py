@@ -78,6 +78,25 @@ def test_some_frames_and_one_frame(tmp_path, clip, capsys) -> None:
     np.testing.assert_allclose(attributes["POSITION"][:, 1], clip.frame(3).means[:, 2], atol=1e-6)
 
 
+@pytest.mark.parametrize("to", ["ply", "glb"])
+def test_one_moment_holds_what_is_there(tmp_path, capsys, to) -> None:
+    """Whereas sequences hold all Gaussians in each file."""
+    clip = random_clip(n=20, frames=4, sh_degree=1, bases=None, varying=True)
+    opacities = clip.motion.frame_opacities
+    opacities[:] = 0.5
+    opacities[0] = opacities[1, :15] = 0
+    write_clip(tmp_path / "fox.npz", clip)
+    assert export(tmp_path, to, f"one.{to}", "--frame", "1", "--space", "clip") == 0
+    assert f"one.{to}: 5 Gaussians, 1 frame\n" in capsys.readouterr().out
+    if to == "ply":
+        read, sh, _ = read_ply(tmp_path / "one.ply")
+        np.testing.assert_array_equal(read.means, clip.frame(1).means[15:])
+        np.testing.assert_allclose(sh, clip.sh[15:], atol=1e-6)
+    assert export(tmp_path, to, f"none.{to}", "--frame", "0") == 1
+    assert "shows nothing at frame 0. Choose another moment with --frame." in capsys.readouterr().err
+    assert not (tmp_path / f"none.{to}").exists()
+
+
 def test_usd_gets_frames_place_and_colors(tmp_path, clip, capsys, monkeypatch) -> None:
     """Writing itself is tested apart: its library does not live beside Blender's."""
     shots = []
@@ -88,7 +107,9 @@ def test_usd_gets_frames_place_and_colors(tmp_path, clip, capsys, monkeypatch) -
     (path, shot), (_, one) = shots
     assert (path.name, list(shot.frames), shot.color_space) == ("fox.usdc", [0, 1, 2, 3], "srgb")
     np.testing.assert_array_equal(shot.matrix, PLACE)
-    assert (list(one.frames), one.color_space) == ([2.5], "linear")
+    (moment,) = one.moments()
+    np.testing.assert_array_equal(moment.means, clip.frame(2.5).means)
+    assert one.color_space == "linear"
     np.testing.assert_array_equal(one.matrix, np.eye(4))
     assert "fox.usdc: 20 Gaussians, 4 frames" in capsys.readouterr().out
 
