@@ -12,7 +12,8 @@ RED, WHITE = (0.8, 0.1, 0.1), (1.0, 1.0, 1.0)
 
 def box(side: float, color: tuple[float, float, float] = RED, texture: np.ndarray | None = None) -> Mesh:
     """A cube about the origin; with a texture, the corner of its faces' first triangles has the first texel."""
-    corners = np.float32(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij")).reshape(3, 8).T * side / 2
+    corners = np.float32(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij")).reshape(3, 8).T
+    corners = np.ascontiguousarray(corners * side / 2)  # as the kernels take it
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = np.int32([triangle for a, b, c, d in quads for triangle in ((a, b, c), (a, c, d))])
     return Mesh(
