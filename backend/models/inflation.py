@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Outlines made round: how deep a subject may be behind each pixel, and how it then looks from other sides.
 
-The guess from which a picture becomes a volume (`first_guess`) and from which the small 4DM starts (`small_fourdm`).
+A picture is seen so where no network makes more of it (`still_subject`); the small 4DM starts from it (`small_fourdm`).
 """
 
 import math
@@ -15,7 +15,7 @@ ROUNDNESS = 3.0  # of the Poisson equation: 2 makes rods round, 4 makes balls ro
 FLATNESS = 0.85  # depth of what is inflated / its width
 SWEEPS = 400  # at most
 TOLERANCE = 1e-3  # of a sweep's largest change, relative to the largest value
-STEP = 1.5  # pixels, of the rays
+STEP = 1.5  # pixels, of the rays: what the small 4DM was trained with
 _NUMBERS, _PICTURE = "float32[:,::1]", "float32[:,:,::1]"  # types of arguments
 
 
@@ -24,13 +24,16 @@ def thickness(mask: np.ndarray) -> np.ndarray:  # [H, W] bool -> [H, W] float32,
     return np.sqrt(_poisson(np.ascontiguousarray(np.pad(mask, 1)), ROUNDNESS))
 
 
-def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: float, fov: float) -> np.ndarray:
+def inflated_views(
+    pictures: np.ndarray, camera_to_world: np.ndarray, distance: float, fov: float, step: float = STEP
+) -> np.ndarray:
     """Pictures inflated, and seen from other sides.
 
     Args:
         pictures: [F, H, W, 4] float32 0..1, H = W, premultiplied, as a camera at -Y in `distance` sees the subject.
         camera_to_world: [V, 4, 4] of the other cameras, clip space.
         distance, fov: of all of them; the field of view in degrees.
+        step: pixels, of the rays.
 
     Returns:
         [F, V, H, W, 4] float32, premultiplied. The far side has the colors of the near side.
@@ -42,7 +45,7 @@ def inflated_views(pictures: np.ndarray, camera_to_world: np.ndarray, distance: 
     for picture, out in zip(pictures, views, strict=True):
         depth = thickness(picture[..., 3] > 0.5) * np.float32(FLATNESS * 2 * half * distance / size)
         color = np.ascontiguousarray(picture[..., :3] / np.maximum(picture[..., 3:], 1e-3), np.float32)
-        _look(color, np.ascontiguousarray(depth, np.float32), poses, distance, half, out)
+        _look(color, np.ascontiguousarray(depth, np.float32), poses, distance, half, step, out)
     return views
 
 
@@ -66,16 +69,16 @@ def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by success
     return np.maximum(u[1:-1, 1:-1], 0)
 
 
-@kernel(f"void({_PICTURE}, {_NUMBERS}, {_PICTURE}, float64, float64, float32[:,:,:,::1])", fastmath=True)
-def _look(color, depth, poses, distance, half, out):
+@kernel(f"void({_PICTURE}, {_NUMBERS}, {_PICTURE}, float64, float64, float64, float32[:,:,:,::1])", fastmath=True)
+def _look(color, depth, poses, distance, half, pixels, out):
     """March the rays of each view through {points whose distance from the middle plane is at most `depth`}.
 
-    All rays take the same steps, and each only those that lie in a box round these points.
+    All rays take the same steps of so many `pixels`, and each only those that lie in a box round these points.
     """
     size = color.shape[0]
     reach = np.float32(0.87)  # half the diagonal of the cube that a subject fits into
     pixel = np.float32(2 * half / size)
-    step = np.float32(STEP * distance) * pixel
+    step = np.float32(pixels * distance) * pixel
     steps = np.empty(int(2 * reach / step) + 2, np.float32)
     count, t = 0, np.float32(distance) - reach
     while t < distance + reach:

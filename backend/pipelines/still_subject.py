@@ -20,6 +20,7 @@ from blender_addon.contract.requests import BOUNDS
 
 PREVIEW_PIXELS = 48
 FINER = 2  # subpixels to a pixel's side, so that outlines are smooth
+STEP = 1.0  # subpixels, of the rays: longer ones step over lines
 DISTANCE = 2.0  # of the first camera
 LEAST_COVERAGE = 0.004  # of the picture
 
@@ -82,7 +83,7 @@ def inflated(given: Tensor, cameras: Cameras) -> Tensor:  # [1, T, 4, H, W]
     picture = functional.interpolate(given, (size, size), mode="bilinear", antialias=True)
     picture = picture / picture[:, 3].max().clamp_min(1e-3)  # a ghost, or a line that fills no whole pixel
     fov = 2 * np.degrees(np.arctan(cameras.width / 2 / cameras.Ks[0, 0, 0]))
-    views = inflated_views(picture.movedim(1, -1).numpy(), cameras.camera_to_world, DISTANCE, fov)
+    views = inflated_views(picture.movedim(1, -1).numpy(), cameras.camera_to_world, DISTANCE, fov, STEP)
     return _averaged(views[0])
 
 

@@ -58,6 +58,15 @@ def test_without_a_static_network_an_image_is_made_round(model) -> None:
     np.testing.assert_allclose(generate_static(cameras, "", faint, model=still)[..., 3], frames[..., 3], atol=10)
 
 
+def test_a_thin_line_is_whole_from_all_sides(model) -> None:
+    image = np.zeros((400, 400, 4), np.uint8)
+    for row in range(400):
+        image[row, 150 + row // 4 : 155 + row // 4] = (20, 40, 200, 255)
+    cameras = orbit_cameras(Orbit(frames=8, closed=False), 64, 64, moving=True)
+    frames = generate_static(cameras, "", image, model=replace(model, static=None))
+    assert (frames[:, 13:51, :, 3].max(axis=2) > 100).all()  # 70% of the height; a little less behind
+
+
 def test_a_static_orbit_of_nothing_is_refused(model) -> None:
     empty = replace(model, static=lambda latents, *_: torch.full_like(latents, -1.0))
     cameras = orbit_cameras(Orbit(), RESOLUTION, RESOLUTION, moving=True)

@@ -42,6 +42,22 @@ def test_what_looks_like_the_background_inside_the_subject_stays() -> None:
     np.testing.assert_array_equal(subject_image.without_background(opaque)[..., 3], image[..., 3])
 
 
+def test_a_photograph_is_cut_out_at_its_outline() -> None:
+    """Light from a side, noise, and the soft outline of a lens: none of it is part of the subject, nor colors it."""
+    rows, columns = np.mgrid[:120, :160]
+    inside = np.clip(40.5 - np.hypot(rows - 60, columns - 80), -1.5, 1.5)[..., None] / 3 + 0.5  # soft over 3 pixels
+    noise = np.random.default_rng(0).normal(0, 3, (120, 160, 3))
+    light = np.linspace(-10, 10, 160)[None, :, None] + noise
+    photo = np.full((120, 160, 4), 255, np.uint8)
+    photo[..., :3] = np.clip(inside * (200, 40, 30) + (1 - inside) * (200 + light), 0, 255)
+    cut = subject_image.without_background(photo)
+    assert subject_image.framed(photo).shape[0] == pytest.approx(84 / 0.7, abs=2)
+    seen = cut[..., 3] > 127
+    np.testing.assert_array_equal(seen[inside[..., 0] == 1], True)
+    assert not seen[inside[..., 0] == 0].any()
+    np.testing.assert_allclose(cut[seen][:, :3], np.broadcast_to((200, 40, 30), (seen.sum(), 3)), atol=4)
+
+
 def test_a_background_that_cannot_be_told_apart_is_refused() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
     noise[..., 3] = 255
