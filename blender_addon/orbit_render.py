@@ -105,7 +105,7 @@ def measure_steps(
 
     Raises:
         SubjectError: the object cannot be captured, or nothing moves although it simulates.
-        CaptureError: it has no size, or vanishes from the scene meanwhile.
+        CaptureError: it has no faces or no size in that range, or vanishes from the scene meanwhile.
     """
     start, end = frame_range
     if end < start:
@@ -137,12 +137,18 @@ def measure_steps(
 
     yield from _in_steps(subject, (64, 64), None, 1, len(moments), look, "measure")
     points = np.concatenate(outlines)
+    when = f"from frame {start:g} to {end:g}" if end > start else f"at frame {start:g}"
     if not len(points):
-        raise CaptureError(f"{subject.name} has no faces. Only surfaces can be captured.")
+        raise CaptureError(
+            f"{subject.name} has no faces {when}. Only surfaces can be captured: choose a frame at which it has some."
+        )
     low, high = points.min(axis=0), points.max(axis=0)
     side = float((high - low).max())
     if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
-        raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
+        raise CaptureError(
+            f"{subject.name} has no size {when}: all of its surface lies in one point. "
+            "Choose a frame at which it has one."
+        )
     grown = largest[largest > GROWN * least].sum()
     changes = not np.isfinite(farthest) or grown > GROWN_SHARE * max(areas)
     matrix_world = first.matrix_world
@@ -166,7 +172,7 @@ def measure_steps(
     if end > start and not space.moves and (simulated := simulation(subject.objects())):
         raise SubjectError(
             f"{simulated} does not move in renders, although its nodes simulate. Bake them in Physics > Simulation "
-            "Nodes and try again, or set Motion to Invented."
+            "Nodes, or play all frames once, and try again; or set Motion to Invented."
         )
     return space
 

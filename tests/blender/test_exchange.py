@@ -13,8 +13,8 @@ from backend.exchange.webp import decode_webp
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import read_clip, write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
-from blender_addon.contract.ply_clip import read_ply_clip
 from blender_addon.contract.spherical_harmonics import converted
+from blender_addon.contract.splat_clip import read_splat_clip
 from tests.blender.clips import twisting_ring
 from tests.contract.splat_files.files import DATA
 from tests.exchange.readers import read_ply
@@ -190,7 +190,7 @@ def test_the_current_frame_holds_what_is_there(extension, part, tmp_path) -> Non
     assert "shows nothing" in error_of(bpy.ops.kinesplat.export_ply_sequence, filepath=str(now), frames="CURRENT")
     assert not now.exists()
     bpy.ops.kinesplat.export_ply_sequence(filepath=str(path))
-    again, _ = read_ply_clip(sorted(tmp_path.glob("all_*.ply")), fps=24)
+    again, _ = read_splat_clip(sorted(tmp_path.glob("all_*.ply")), fps=24, decode_webp=decode_webp)
     np.testing.assert_array_equal(again.frames().there, clip.frames().there)
 
 

@@ -570,6 +570,12 @@ def refuse_hidden_in_render():
     return cube
 
 
+def refuse_what_comes_later():
+    cube = add_cube()
+    keyframe(cube, "hide_render", {1: True, 20: False})
+    return cube
+
+
 def refuse_excluded():
     cube = add_cube()
     collection = bpy.data.collections.new("Out")
@@ -618,6 +624,11 @@ def refuse_driver_on_scene():
 
 def refuse_simulation():
     cube = add_cube()
+    add_simulation(cube)
+    return cube
+
+
+def add_simulation(cube):
     nodes = bpy.data.node_groups.new("Grow", "GeometryNodeTree")
     for in_out in ("INPUT", "OUTPUT"):
         nodes.interface.new_socket("Geometry", in_out=in_out, socket_type="NodeSocketGeometry")
@@ -627,7 +638,6 @@ def refuse_simulation():
     for before, after in pairwise(chain):
         nodes.links.new(before.outputs["Geometry"], after.inputs["Geometry"])
     cube.modifiers.new("Grow", "NODES").node_group = nodes
-    return cube
 
 
 @pytest.mark.parametrize(
@@ -635,11 +645,12 @@ def refuse_simulation():
     [
         (refuse_none, "No object is selected"),
         (refuse_no_surface, "Empty has no surface"),
-        (refuse_no_faces, "Points has no faces"),
+        (refuse_no_faces, "Points has no faces from frame 1 to 10"),
+        (refuse_what_comes_later, "Cube has no faces from frame 1 to 10. .*: choose a frame at which it has some"),
         (refuse_hidden, "Cube is hidden. Show it"),
         (refuse_hidden_in_render, "Cube is hidden in renders"),
         (refuse_excluded, "Cube is not in this scene's view layer"),
-        (refuse_point, "Point has no size"),
+        (refuse_point, "Point has no size from frame 1 to 10"),
         (refuse_scale_zero, "Cube has a scale of 0"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
