@@ -175,7 +175,9 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
             if moving is None:
                 shared |= {"static": static, "surface": surface, **generation}
                 return generation_request("object", name, to_object, **shared)
-            return orbit_request(name, moving, static, surface, to_object, **shared)
+            space = captured.space
+            travel = (space.travel / space.scale).tolist() if space.travels else None
+            return orbit_request(name, moving, static, surface, to_object, travel, **shared)
 
         yield from _seal_steps(run, store, paths, seeds if captured.moving is None else seeds[:1], request)
 

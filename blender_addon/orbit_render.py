@@ -3,6 +3,7 @@
 
 Clip space stands parallel to Blender's world: the subject's bounding box over the whole frame range is centred on the
 origin, its longest side is 1. So the orbit goes round the object as it stands in the scene, and nothing leaves it.
+Where the subject travels, so that it would be small in that box, clip space goes along with it (`ClipSpace.travel`).
 
 Work on frames comes as generators that yield `CaptureProgress`. Between two steps the file holds nothing of ours, so
 the user may edit, undo, save or open another file meanwhile, and cancelling is closing the generator:
@@ -27,11 +28,12 @@ from .contract.orbit import Cameras, Orbit, frame_name, further_orbits, joined_c
 from .contract.surface import SurfaceSamples, write_surface_samples
 from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, is_rendering, open_stage
 from .subject import CaptureError, Subject, SubjectError, find_subject, simulation
-from .surface_pieces import even_samples, sample_pieces
+from .surface_pieces import even_samples, nearest_there, sample_pieces
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
 STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
 GROWN, GROWN_SHARE = 9.0, 0.05  # times its least area to which a face grows; the part of the surface that does
+FOLLOW_GAIN = 1.25  # clip space goes along with what travels where the subject is as much larger in the pictures then
 MARGIN = 0.03  # of the picture, left free on each side
 MAX_OUTLINE_POINTS = 50_000  # per moment
 DEFAULT_SURFACE_SAMPLES = 20_000
@@ -56,12 +58,13 @@ class ClipSpace:
 
     subject: Subject
     frame_range: tuple[float, float]
-    to_world: np.ndarray  # [4, 4] clip space -> world: uniform scale and translation
+    to_world: np.ndarray  # [4, 4] clip space -> world at the first frame: uniform scale and translation
     to_object: np.ndarray  # [4, 4] clip space -> the source object's local space at the first frame
     outline: np.ndarray  # [M, 3] points of the surface over all times, clip space, enough to frame it by
     motion: float  # largest way of a surface point from its first place; longest sides; inf where `changes`
     changes: bool  # whether faces come, go, grow or are made anew
     areas: np.ndarray  # [T] of the surface at even times of the range, in the world's units
+    travel: np.ndarray  # [T, 3] way of clip space from its first place, at the same times, world; all 0 where it stays
 
     @property
     def scale(self) -> float:
@@ -77,6 +80,16 @@ class ClipSpace:
     def fullest(self) -> float:
         """Time 0..1 at which the surface is largest."""
         return float(self.areas.argmax()) / max(len(self.areas) - 1, 1)
+
+    @property
+    def travels(self) -> bool:
+        """Whether clip space goes along with the subject."""
+        return bool(self.travel.any())
+
+    def way_at(self, moment: float) -> np.ndarray:  # [3]
+        """How far clip space has gone by a time 0..1 of the clip, in the world; between measured times straight on."""
+        times = np.linspace(0, 1, len(self.travel))
+        return np.array([np.interp(moment, times, along) for along in self.travel.T])
 
     def frame_at(self, moment: float) -> float:
         """The scene's frame, perhaps fractional, at a time 0..1 of the clip."""
@@ -114,6 +127,7 @@ def measure_steps(
     moments = np.linspace(start, end, frames if end > start else 1)
     outlines: list[np.ndarray] = []
     areas: list[float] = []
+    centres: list[np.ndarray] = []
     largest = least = np.zeros(0)  # area of each face, as long as they are the same ones
     first: Geometry | None = None
     farthest = 0.0
@@ -123,6 +137,7 @@ def measure_steps(
         geometry = stage.geometry(moments[index], with_triangles=True)
         area = geometry.areas()
         areas.append(float(area.sum()))
+        centres.append(_centre(geometry, area))
         vertices = geometry.vertices.astype(np.float64)
         if first is None:
             first, largest, least = geometry, area, area
@@ -142,6 +157,12 @@ def measure_steps(
         raise CaptureError(
             f"{subject.name} has no faces {when}. Only surfaces can be captured: choose a frame at which it has some."
         )
+    travel = _travel(np.stack(centres))
+    followed = points - np.repeat(travel, [len(outline) for outline in outlines], axis=0)
+    if FOLLOW_GAIN * np.ptp(followed, axis=0).max() <= np.ptp(points, axis=0).max():
+        points = followed
+    else:
+        travel = np.zeros_like(travel)
     low, high = points.min(axis=0), points.max(axis=0)
     side = float((high - low).max())
     if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
@@ -168,6 +189,7 @@ def measure_steps(
         motion=np.inf if changes else farthest / side,
         changes=changes,
         areas=np.array(areas),
+        travel=travel,
     )
     if end > start and not space.moves and (simulated := simulation(subject.objects())):
         raise SubjectError(
@@ -241,7 +263,7 @@ def render_views_steps(
         written.append(path)
         stage.picture(
             frame=space.frame_at(float(cameras.times[index])),
-            camera_to_world=_in_world(space, cameras.camera_to_world[index]),
+            camera_to_world=_in_world(space, cameras.camera_to_world[index], float(cameras.times[index])),
             K=cameras.Ks[index],
             clip=_clip_range(space, cameras.camera_to_world[index]),
             seed=index,
@@ -344,6 +366,8 @@ def sample_surface_steps(
 ) -> Generator[CaptureProgress, None, SurfaceSamples]:
     """Points on the subject's surface at the first frame, evenly by area, with outward normals, in clip space.
 
+    Where clip space goes along with the subject, the movement is that within it.
+
     With more than one of `times`, even ones of the frame range, the points' movement comes along. Where faces come, go,
     grow or are made anew, nobody can tell where a point has gone: then the points are those of the fullest moment, and
     the pieces of the surface come along.
@@ -353,7 +377,7 @@ def sample_surface_steps(
     """
     if times > 1 and space.changes:
         return (yield from _sample_pieces_steps(space, count, times, seed))
-    moments = [space.frame_at(moment) for moment in np.linspace(0, 1, times)]
+    moments = np.linspace(0, 1, times)
     first: Geometry | None = None
     chosen, weights = np.zeros(0, int), np.zeros((0, 3))
     places: list[np.ndarray] = []  # [count, 3] of each moment
@@ -362,13 +386,14 @@ def sample_surface_steps(
         nonlocal first, chosen, weights
         if len(places) < index:
             return  # the mesh was built anew
-        geometry = stage.geometry(moments[index], with_triangles=index == 0)
+        geometry = stage.geometry(space.frame_at(moments[index]), with_triangles=index == 0)
         if index == 0:
             first = geometry
             chosen, weights = _sample_triangles(first, count, seed, space.subject.name)
         if geometry.faces == first.faces:
             corners = geometry.vertices[first.triangles[chosen]].astype(np.float64)
-            places.append((np.einsum("nc,ncd->nd", weights, corners) - space.to_world[:3, 3]) / space.scale)
+            origin = space.to_world[:3, 3] + space.way_at(moments[index])
+            places.append((np.einsum("nc,ncd->nd", weights, corners) - origin) / space.scale)
 
     yield from _in_steps(space.subject, (64, 64), None, 1, times, look, "surface")
     return SurfaceSamples(
@@ -384,7 +409,10 @@ def _sample_pieces_steps(
     seen: list[Geometry] = []
 
     def look(stage: Stage, index: int) -> None:
-        seen.append(stage.geometry(space.frame_at(index / (times - 1)), with_triangles=True))
+        moment = index / (times - 1)
+        geometry = stage.geometry(space.frame_at(moment), with_triangles=True)
+        way = space.way_at(moment).astype(np.float32)
+        seen.append(replace(geometry, vertices=geometry.vertices - way))
 
     yield from _in_steps(space.subject, (64, 64), None, 1, times, look, "surface")
     pieces = sample_pieces(seen, count, seed)
@@ -578,10 +606,24 @@ def _thinned(vertices: np.ndarray) -> np.ndarray:  # [V, 3] -> [M, 3]
     return vertices[kept]
 
 
-def _in_world(space: ClipSpace, camera_to_world: np.ndarray) -> np.ndarray:  # [4, 4] -> [4, 4]
-    """A camera of clip space in Blender's world; cameras turn and move, but do not scale."""
+def _centre(geometry: Geometry, areas: np.ndarray) -> np.ndarray:  # [3] of the surface; nan where there is none
+    corners = geometry.vertices[geometry.triangles].astype(np.float64)
+    return areas @ corners.mean(axis=1) / areas.sum() if areas.any() else np.full(3, np.nan)
+
+
+def _travel(centres: np.ndarray) -> np.ndarray:  # [T, 3] -> [T, 3]
+    """The way of the surface's middle from its first place; it waits while there is no surface, as its pieces do."""
+    there = np.isfinite(centres).all(axis=1)
+    if not there.any():
+        return np.zeros_like(centres)
+    way = centres[nearest_there(there)]
+    return way - way[0]
+
+
+def _in_world(space: ClipSpace, camera_to_world: np.ndarray, moment: float) -> np.ndarray:  # [4, 4] -> [4, 4]
+    """A camera of clip space in Blender's world at a time 0..1; cameras turn and move, but do not scale."""
     camera = camera_to_world.copy()
-    camera[:3, 3] = (space.to_world @ camera_to_world[:, 3])[:3]
+    camera[:3, 3] = (space.to_world @ camera_to_world[:, 3])[:3] + space.way_at(moment)
     return camera
 
 

@@ -20,7 +20,8 @@ import bpy
 import numpy as np
 from mathutils import Euler, Matrix
 
-from .subject import SURFACE_TYPES, CaptureError, Subject
+from .hair import Ribbons, hair_of_curves, hair_of_particles
+from .subject import CAPTURED_TYPES, CaptureError, Subject
 
 NAME = "Kinesplat Stage"
 ENGINES = ("CYCLES", "EEVEE")
@@ -335,17 +336,39 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
     vertices, triangles, outward, parts = [], [], [], []
     vertex_count = triangle_count = 0
     own: dict[str, np.ndarray] = {}  # vertices of objects that are no meshes; Blender shows these as meshes, too
-    shared: dict[int, _Faces] = {}  # of meshes, of which there may be many instances
+    shared: dict[int, _Faces] = {}  # of meshes and hair, of which there may be many instances
+
+    def add(faces: _Faces, positions: np.ndarray, side: float, name: tuple) -> None:
+        nonlocal vertex_count, triangle_count
+        vertices.append(positions)
+        triangles.append(vertex_count + faces.triangles)
+        outward.append(side)
+        parts.append(
+            Part(
+                name,
+                faces.digest,
+                vertices=slice(vertex_count, vertex_count + len(faces.positions)),
+                triangles=slice(triangle_count, triangle_count + len(faces.triangles)),
+            )
+        )
+        vertex_count, triangle_count = parts[-1].vertices.stop, parts[-1].triangles.stop
+
     for instance in depsgraph.object_instances:
         obj = instance.object
-        if obj.type not in SURFACE_TYPES:
+        if obj.type not in CAPTURED_TYPES:
             continue
-        is_ready = obj.type == "MESH" and not obj.data.is_editmode
+        # Of particles, some die as others are born: their numbers tell them apart.
+        name = (obj.name_full, *instance.persistent_id) if instance.is_instance else (obj.name_full,)
+        if not instance.is_instance:
+            for number, ribbons in enumerate(hair_of_particles(obj)):
+                faces = _hair_faces(ribbons, with_triangles)
+                add(faces, faces.positions, 1.0, (*name, "hair", number))
+        is_ready = obj.type == "CURVES" or (obj.type == "MESH" and not obj.data.is_editmode)
         mesh = obj.data if is_ready else obj.to_mesh()
         faces = shared.get(mesh.as_pointer()) if is_ready else None
-        if faces is None and mesh is not None and len(mesh.polygons) > 0:
-            faces = _read_faces(mesh, with_triangles)
-            if is_ready:
+        if faces is None and mesh is not None:
+            faces = _faces_of(mesh, with_triangles)
+            if faces is not None and is_ready:
                 shared[mesh.as_pointer()] = faces
         if not is_ready:
             obj.to_mesh_clear()
@@ -357,20 +380,8 @@ def _read_geometry(depsgraph: bpy.types.Depsgraph, source: bpy.types.Object, wit
             own[obj.name_full] = positions
         elif instance.is_instance and np.array_equal(own.get(obj.name_full), positions):
             continue
-        vertices.append(positions)
-        triangles.append(vertex_count + faces.triangles)
         # A mirrored object keeps its outside, although its corners run the other way round. What is flat has two.
-        outward.append(-1.0 if np.linalg.det(matrix[:3, :3]) < 0 else 1.0)
-        parts.append(
-            Part(
-                # Of particles, some die as others are born: their numbers tell them apart.
-                name=(obj.name_full, *instance.persistent_id) if instance.is_instance else (obj.name_full,),
-                faces=faces.digest,
-                vertices=slice(vertex_count, vertex_count + len(positions)),
-                triangles=slice(triangle_count, triangle_count + len(faces.triangles)),
-            )
-        )
-        vertex_count, triangle_count = parts[-1].vertices.stop, parts[-1].triangles.stop
+        add(faces, positions, -1.0 if np.linalg.det(matrix[:3, :3]) < 0 else 1.0, name)
     exact, corners = _joined(vertices, np.float64), _joined(triangles, np.int32)
     sides = np.repeat(outward, np.array([len(some) for some in triangles], int))
     return Geometry(
@@ -392,6 +403,18 @@ class _Faces(NamedTuple):
     positions: np.ndarray  # [V, 3] float64, of the vertices of faces
     triangles: np.ndarray  # [F, 3] int32, of these; empty where not asked for
     digest: bytes  # which faces it has of which vertices
+
+
+def _faces_of(data: bpy.types.ID, with_triangles: bool) -> _Faces | None:
+    if isinstance(data, bpy.types.Mesh):
+        return _read_faces(data, with_triangles) if len(data.polygons) > 0 else None
+    ribbons = hair_of_curves(data)
+    return _hair_faces(ribbons, with_triangles) if ribbons else None
+
+
+def _hair_faces(ribbons: Ribbons, with_triangles: bool) -> _Faces:
+    digest = hashlib.blake2b(ribbons.triangles, digest_size=16).digest()
+    return _Faces(ribbons.positions, ribbons.triangles[: None if with_triangles else 0], digest)
 
 
 def _read_faces(mesh: bpy.types.Mesh, with_triangles: bool) -> _Faces:

@@ -8,6 +8,7 @@ import bpy
 from . import versions
 
 SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
+CAPTURED_TYPES = SURFACE_TYPES | {"CURVES"}  # hair
 LEFT_OUT_TYPES = {"LIGHT", "LIGHT_PROBE", "CAMERA", "SPEAKER"}  # the capture brings its own light and camera
 CACHED_PHYSICS = {"CLOTH": "Cloth", "SOFT_BODY": "Soft body"}
 
@@ -121,7 +122,7 @@ def surface_problem(obj: bpy.types.Object) -> str:
 def _may_have_surface(obj: bpy.types.Object) -> bool:
     # Any object may get one from a Geometry Nodes modifier or bring instances along.
     return (
-        obj.type in SURFACE_TYPES
+        obj.type in CAPTURED_TYPES
         or obj.instance_type != "NONE"
         or any(modifier.type == "NODES" for modifier in obj.modifiers)
     )

@@ -22,6 +22,11 @@ def pytest_collection():
         gc.enable()
 
 
+def pytest_unconfigure():
+    """All of it goes in the end: Blender's module, kept, would wait for its own threads forever."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     """The window's files come first, then those with slow tests, then those with many: what began last would be waited
     for by all others."""

@@ -53,6 +53,8 @@ RAISED = {
     "mse_loss", "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp", "prod", "softmax",
     "log_softmax", "cumprod", "cumsum", "sum",
 }  # fmt: skip
+CAST = LOWERED | RAISED
+DEVICE_OF = torch.ops.prim.device.default
 
 
 class RefusedError(RuntimeError):
@@ -105,8 +107,14 @@ class OnCard(Tensor):
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], _with_tensors(args[1]), *args[2:])
         args, kwargs = _autocast(name, args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass(), _inside():
-            return function(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            if _card is None:
+                return function(*args, **kwargs)
+            _card.inside += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _card.inside -= 1
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
@@ -139,8 +147,8 @@ class _Numbered(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.device:
             return function(*args, **(kwargs or {}))
-        args = tuple(map(_numbered, args))
-        kwargs = {name: _numbered(value) for name, value in (kwargs or {}).items()}
+        args = tuple([_numbered(value) if isinstance(value, NAMES) else value for value in args])
+        kwargs = {name: _numbered(value) for name, value in kwargs.items()} if kwargs else {}
         if function is Tensor.cuda:
             return args[0].to(CUDA)
         if function in FROM_LISTS:  # these fill memory from C++, which modes do not see
@@ -157,6 +165,7 @@ class _Numbered(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+NAMES = (str, torch.device)
 FROM_LISTS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 
 
@@ -166,18 +175,6 @@ def _numbered(value):
 
 
 _card: _Card | None = None
-
-
-@contextmanager
-def _inside() -> Iterator[None]:
-    if _card is None:
-        yield
-        return
-    _card.inside += 1
-    try:
-        yield
-    finally:
-        _card.inside -= 1
 
 
 def _mapped(change, value):
@@ -208,7 +205,7 @@ def _held(value: Tensor) -> Tensor:
 
 
 def _run(operation, args: tuple, kwargs: dict):
-    if operation is torch.ops.prim.device.default:
+    if operation is DEVICE_OF:
         return META  # what C++ is told, as it has no CUDA here
     tensors = _tensors(args, [])
     if kwargs:
@@ -350,7 +347,7 @@ def _set_data(tensor: Tensor, value: Tensor) -> None:
 
 
 def _autocast(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    if not torch.is_autocast_enabled("cuda") or name not in LOWERED | RAISED:
+    if not torch.is_autocast_enabled("cuda") or name not in CAST:
         return args, kwargs
     wanted = torch.get_autocast_dtype("cuda") if name in LOWERED else torch.float32
 

@@ -16,6 +16,8 @@ from backend.models.text import words, worth
 from backend.models.volume import AMBIENT, DIFFUSE, LIGHT
 from blender_addon.contract.orbit import Cameras
 
+LATER = 0.3  # worth of a word that follows what the subject does
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -83,15 +85,23 @@ class KnownSubjects:
     def nearest(self, prompt: str, seed: int) -> int | None:
         """The subject that a prompt names; `seed` chooses among several that fit equally. None: it names none.
 
-        Rare words count more ("clown" in "clown fish"); words of the subject that the prompt lacks count against it.
+        Rare words count more ("clown" in "clown fish"), those after what the subject does less ("a knight attacks with
+        a sword" is no sword fish); words of the subject that the prompt lacks count against it.
         """
         named = [set(words(subject)) for subject in self.subjects]
-        asked = set(words(prompt))
         value = worth(named)
+        asked: dict[str, float] = {}
+        share = 1.0
+        for word in words(prompt):
+            if word in value:
+                asked.setdefault(word, share)
+            elif asked:
+                share = LATER
         scores = np.array(
             [
-                sum(value[word] for word in subject & asked) - 0.3 * sum(value[word] for word in subject - asked)
-                if subject & asked
+                sum(asked[word] * value[word] for word in subject & asked.keys())
+                - 0.3 * sum(value[word] for word in subject - asked.keys())
+                if subject & asked.keys()
                 else -np.inf
                 for subject in named
             ]

@@ -16,7 +16,7 @@ from backend.splatting.estimate import estimate
 from backend.splatting.observations import Observations, read_observations, read_orbit_folders
 from backend.splatting.orbit_folders import find_orbits
 from blender_addon.contract.arrays import BadFileError
-from blender_addon.contract.clip import Clip
+from blender_addon.contract.clip import Clip, travelling
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.surface import read_surface_samples
 
@@ -44,6 +44,8 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run) -> Path:
     except BadFileError as error:
         raise UserError("bad_input", str(error), "Render the orbit again.") from error
     clip = clips.construct_clip(moving, static, surface, settings, run)
+    if inputs.get("travel"):
+        clip = travelling(clip, np.array(inputs["travel"]))
     return clips.finish_clip(request, described(clip, settings, run), run)
 
 

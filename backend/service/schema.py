@@ -144,7 +144,17 @@ class InputsModel(Strict):
     moving: OrbitModel
     static: OrbitModel | None
     surface: Sha256 | None
+    travel: list[Annotated[list[Number], Field(min_length=3, max_length=3)]] | None = None  # older requests lack it
     to_object: Annotated[Matrix4, AfterValidator(invertible)]
+
+    @model_validator(mode="after")
+    def check_travel(self) -> "InputsModel":
+        """One way per moving picture, none before the first."""
+        if self.travel is not None and len(self.travel) != len(self.moving.frames):
+            raise ValueError(f"there are {len(self.moving.frames)} moving frames and {len(self.travel)} ways of travel")
+        if self.travel is not None and any(self.travel[0]):
+            raise ValueError("inputs.travel must begin with [0, 0, 0]")
+        return self
 
     @field_validator("moving")
     @classmethod

@@ -200,6 +200,16 @@ def clip_of_moments(clip: Clip, moments: Sequence[Gaussians]) -> Clip:
     )
 
 
+def travelling(clip: Clip, way: np.ndarray) -> Clip:
+    """The clip with all Gaussians moved along a way [T, 3] in clip space, which begins with 0."""
+    if isinstance(clip.motion, BasisMotion):
+        moved = {"basis_translations": clip.motion.basis_translations + way[:, None]}
+    else:
+        moved = {"frame_means": clip.motion.frame_means + way[:, None]}
+    moved = {name: array.astype(np.float32) for name, array in moved.items()}
+    return replace(clip, motion=replace(clip.motion, **moved))
+
+
 def write_clip(path: str | os.PathLike, clip: Clip) -> None:
     """Write `clip` to `path` (`.npz`) in one step.
 

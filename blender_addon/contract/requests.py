@@ -11,6 +11,7 @@ The bounds below are the only place where limits stand: the panel's properties a
      "inputs": {"moving":  {"frames": [sha256, ...], "cameras": {...}},   # cameras: orbit.Cameras.to_json()
                 "static":  {"frames": [sha256, ...], "cameras": {...}},   # or null
                 "surface": sha256,                                         # surface samples (.npz), or null
+                "travel": [[x, y, z], ...],                                # see orbit_request; or null
                 "to_object": [[...] * 4]}}                                 # clip space -> object space
 
     {"kind": "object" | "text" | "image", "name": "Fox", "pipeline": "diffusion4d",   # the motion is generated first
@@ -141,19 +142,21 @@ def orbit_request(
     static: dict | None,
     surface: str | None,
     to_object: list[list[float]],
+    travel: list[list[float]] | None = None,
     **construction,
 ) -> dict:
     """A request of kind `orbit`: the moving orbit exists already, so diffusion is skipped.
 
     `moving` and `static` are {"frames": [sha256, ...], "cameras": Cameras.to_json()}; `construction` as
-    `construction_settings` takes it.
+    `construction_settings` takes it. `travel`: where pictures and surface go along with a subject that travels, how
+    far they have gone at each of the moving orbit's times, from [0, 0, 0] on; clip space. The clip has it added.
     """
     return {
         "kind": "orbit",
         "name": name[:MAX_NAME_LENGTH],
         "pipeline": PIPELINES["orbit"],
         "settings": construction_settings(**construction),
-        "inputs": {"moving": moving, "static": static, "surface": surface, "to_object": to_object},
+        "inputs": {"moving": moving, "static": static, "surface": surface, "travel": travel, "to_object": to_object},
     }
 
 

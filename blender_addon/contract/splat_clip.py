@@ -33,10 +33,10 @@ def sequences(paths: Iterable[str | os.PathLike]) -> list[list[Path]]:
 
     What the names end in, such as `.ply`, tells files of different formats apart.
     """
-    found: dict[tuple, list[Path]] = {}
+    found: dict[Path | tuple, list[Path]] = {}
     for path in sorted(map(Path, paths), key=lambda path: (_stem_and_number(path), path.name)):
         stem, number = _stem_and_number(path)
-        found.setdefault((path.parent, stem, number >= 0, path.suffix.lower()), []).append(path)
+        found.setdefault((path.parent, stem, path.suffix.lower()) if number >= 0 else path, []).append(path)
     return list(found.values())
 
 
@@ -70,7 +70,7 @@ def read_splat_clip(
     if not len(sh):
         raise BadFileError(f"{paths[0].name} holds no Gaussians that can be drawn.")
     if left_out:
-        notes.append(f"{left_out:,} Gaussians without a place, a size or a color are left out")
+        notes.append(f"{left_out:,} Gaussians without a place, a rotation, a size or a color are left out")
     low, high = moments.means.min(axis=(0, 1)), moments.means.max(axis=(0, 1))
     size = float((high - low).max()) or 1.0
     to_file = np.diag([size, size, size, 1.0])  # from clip space

@@ -72,7 +72,9 @@ def setting(device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: 
         "matrix": 128,
         "kinds": ("image",),
         "preset": "draft",
-        "construction": ConstructConfig(gaussians=300, shape_steps=2, coarse_steps=2, fine_steps=2),
+        "construction": ConstructConfig(
+            gaussians=300, shape_steps=2, coarse_steps=2, fine_steps=2, hypotheses=("free",), mirrors=()
+        ),
         "construction_pixels": 48,
         "rasterize": ((200, 32),),
         "rasterize_seconds": 0.1,

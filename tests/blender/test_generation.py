@@ -85,6 +85,8 @@ def test_a_moving_object_keeps_its_own_motion(options, backend) -> None:
     request = only_request(backend)
     assert request["kind"] == "orbit"
     assert len(request["inputs"]["moving"]["frames"]) == 8
+    # It stays in the middle of the pictures, and its way comes along: half of its own size.
+    np.testing.assert_allclose(request["inputs"]["travel"][-1], (0, 0, 0.5), atol=1e-5)
 
 
 @pytest.mark.slow

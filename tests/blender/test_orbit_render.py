@@ -213,6 +213,54 @@ def test_pictures_match_the_cameras(tmp_path, moving):
         assert (high - low).max() == pytest.approx(1, abs=1e-5)
 
 
+def test_clip_space_goes_along_with_what_travels(tmp_path):
+    """Somebody who walks through the scene fills the pictures as much as on the spot."""
+    prism = add_mesh()
+    keyframe(prism, "rotation_euler", {1: (0, 0.4, 0), 20: (1.0, 0.4, 2.0)})
+    keyframe(prism, "location", {1: (0.5, 0, 0), 20: (0.5, 0, 0)})
+    on_the_spot = orbit_render.measure(bpy.context, prism, (1, 20), frames=5)
+    assert not on_the_spot.travels
+    keyframe(prism, "location", {20: (30, -20, 4)})
+
+    space = orbit_render.measure(bpy.context, prism, (1, 20), frames=5)
+    assert space.travels
+    assert space.scale < 1.5 * on_the_spot.scale
+    assert not space.travel[0].any()
+    samples = orbit_render.sample_surface(space, 200, times=5)
+    orbit = Orbit(frames=5, elevation=20)
+    cameras = orbit_render.render_orbit(
+        bpy.context, prism, orbit, tmp_path, moving=True, frame_range=(1, 20), resolution=48, samples=8
+    )
+    for view in range(5):
+        frame = 1 + 19 * view / 4
+        bpy.context.scene.frame_set(int(frame), subframe=frame % 1)
+        points = to_clip(space, world_vertices(prism) - space.way_at(view / 4))
+        assert_seen_where_projected(tmp_path, cameras, view, points)
+        moved = samples.points + samples.movement[view]
+        assert (moved >= points.min(axis=0) - 1e-4).all()
+        assert (moved <= points.max(axis=0) + 1e-4).all()
+    turned = orbit_render.render_orbit(  # and All Sides show the first moment
+        bpy.context, prism, orbit, tmp_path, moving=False, frame_range=(1, 20), resolution=48, samples=8
+    )
+    bpy.context.scene.frame_set(1)
+    assert_seen_where_projected(tmp_path, turned, 3, to_clip(space, world_vertices(prism)))
+
+
+def test_pieces_of_what_travels_go_along():
+    """A body whose faces change on its way."""
+    body, cutter = add_cube("Body", size=2), add_cube("Cutter", size=0.7)
+    cutter.hide_render = True
+    cutter.parent = body
+    body.modifiers.new("Cut", "BOOLEAN").object = cutter
+    keyframe(body, "location", {1: (0, 0, 0), 9: (20, 0, 0)})
+    keyframe(cutter, "location", {1: (0, 0, 3), 9: (0, 0, 1)})
+    space = orbit_render.measure(bpy.context, body, (1, 9), frames=5)
+    assert space.changes
+    assert space.travels
+    pieces = orbit_render.sample_surface(space, 300, times=5).pieces
+    assert np.abs(pieces.points).max() < 0.6
+
+
 def test_pixel_centres(tmp_path):
     """Coverage shows the place to a small part of a pixel: half a pixel off would be noticed."""
     cube = add_cube(size=1)
@@ -392,10 +440,11 @@ def test_armature_with_children(tmp_path):
     assert [obj.name for obj in subject.find_subject(bpy.context, rig).objects()] == ["Rig", "Cube"]
     assert orbit_render.measure(bpy.context, rig, (1, 11)).moves
     space = orbit_render.measure(bpy.context, rig, (1, 11), frames=11)
-    np.testing.assert_allclose(np.ptp(space.outline, axis=0) * space.scale, (3, 1, 1), atol=1e-4)
+    np.testing.assert_allclose(np.ptp(space.outline, axis=0) * space.scale, (1, 1, 1), atol=1e-4)
+    np.testing.assert_allclose(space.travel[-1], (2, 0, 0), atol=1e-4)
     assert space.motion * space.scale == pytest.approx(2, abs=1e-4)
     # The mesh alone moves with its armature, which is not part of the subject then.
-    assert orbit_render.measure(bpy.context, cube, (1, 11), frames=11).scale == pytest.approx(3, abs=1e-4)
+    assert orbit_render.measure(bpy.context, cube, (1, 11), frames=11).motion == pytest.approx(2, abs=1e-4)
 
 
 def test_collection_instance(tmp_path):
@@ -806,11 +855,18 @@ def test_what_is_hidden_for_a_time_is_the_same_when_it_comes_back():
 
 
 def test_what_is_hidden_waits_where_it_comes_back():
-    """So that what comes back elsewhere is not seen on its way there."""
-    cube = add_cube("Cube")
+    """So that what comes back elsewhere is not seen on its way there. Where it is alone, clip space waits as well."""
+    cube, stays = add_cube("Cube"), add_cube("Stays")
     keyframe(cube, "hide_render", {1: False, 2: True, 5: False})
     keyframe(cube, "location", {1: (0, 0, 0), 5: (8, 0, 0)})
-    pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 5), frames=5), 100, times=5).pieces
+    alone = orbit_render.measure(bpy.context, cube, (1, 5), frames=5)
+    np.testing.assert_allclose(alone.travel[:, 0], [0, 0, 0, 8, 8])
+    parent = bpy.data.objects.new("Both", None)
+    bpy.context.scene.collection.objects.link(parent)
+    cube.parent = stays.parent = parent
+    update()
+    both = orbit_render.measure(bpy.context, parent, (1, 5), frames=5)
+    pieces = orbit_render.sample_surface(both, 200, times=5).pieces
     points, _, sizes = pieces.piece(0)
     assert sizes.any(axis=1).tolist() == [True, False, False, False, True]
     shift = np.linalg.norm(points - points[0], axis=-1).mean(axis=1)
@@ -854,6 +910,38 @@ def test_what_has_no_size_yet_stands_where_it_will_grow():
     np.testing.assert_allclose(place, [[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-6)
     with pytest.raises(CaptureError, match="no surface at the first frame"):  # a motion is invented for what is there
         orbit_render.sample_surface(space, 10)
+
+
+def test_hair_is_framed_and_followed():
+    """Of both kinds: hair curves that are a child of the head, and a particle system."""
+    ball = add_cube("Ball", size=2)
+    keyframe(ball, "rotation_euler", {1: (0, 0, 0), 5: (0, 0, math.pi / 2)})
+    curves = bpy.data.hair_curves.new("Tuft")
+    curves.add_curves([3, 2])
+    points = [(1, 0, 0), (2, 0, 0), (4, 0, 0), (1, 0.5, 0), (3, 0.5, 0)]
+    curves.attributes["position"].data.foreach_set("vector", np.ravel(points).astype(np.float32))
+    tuft = add_object("Tuft", curves)
+    tuft.parent = ball
+    space = orbit_render.measure(bpy.context, ball, (1, 5), frames=3)
+    samples = orbit_render.sample_surface(space, 2_000, times=3)
+    check_surface_samples(samples)
+    first, last = (space.to_world[:3, 3] + space.scale * (samples.points + samples.movement[t]) for t in (0, 2))
+    on_tuft = first[:, 0] > 1.01
+    assert on_tuft.any()
+    assert first[:, 0].max() > 3
+    assert (space.outline * space.scale + space.to_world[:3, 3]).max() == pytest.approx(4, abs=0.05)
+    np.testing.assert_allclose(last[on_tuft], first[on_tuft] @ [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], atol=1e-4)
+
+    bpy.data.objects.remove(tuft)
+    settings = ball.modifiers.new("Fur", "PARTICLE_SYSTEM").particle_system.settings
+    settings.type, settings.count, settings.hair_length = "HAIR", 50, 3.0
+    ball.animation_data_clear()
+    ball.rotation_euler = (0, 0, 0)
+    space = orbit_render.measure(bpy.context, ball, (1, 1))
+    assert np.ptp(space.outline, axis=0).max() * space.scale == pytest.approx(8, abs=0.5)
+    alone = add_object("Alone", curves)
+    update()
+    assert orbit_render.measure(bpy.context, alone, (1, 1)).scale == pytest.approx(3, abs=0.05)
 
 
 def test_a_curve_is_sampled_once():

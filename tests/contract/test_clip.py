@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from blender_addon.contract import rotations
 from blender_addon.contract.arrays import BadFileError, atomic_file, atomic_files, read_arrays, write_arrays
-from blender_addon.contract.clip import BasisMotion, Clip, FrameMotion, read_clip, write_clip
+from blender_addon.contract.clip import (
+    BasisMotion,
+    Clip,
+    FrameMotion,
+    check_clip,
+    read_clip,
+    travelling,
+    write_clip,
+)
 from tests.contract.clips import random_clip
 
 clips = st.builds(
@@ -122,6 +130,17 @@ def test_frame_motion_is_checked_too(tmp_path) -> None:
         motion = replace(clip.motion, **{name: nan_at_start(getattr(clip.motion, name))})
         with pytest.raises(BadFileError, match=name):
             write_clip(tmp_path / "clip.npz", replace(clip, motion=motion))
+
+
+@pytest.mark.parametrize("bases", [3, None])
+def test_travelling_adds_the_way_to_every_moment(bases: int | None) -> None:
+    clip = random_clip(bases=bases, frames=4)
+    way = np.array([[0, 0, 0], [1, 0, 0], [3, -1, 0], [3, -1, 7]], float)
+    moved = travelling(clip, way)
+    check_clip(moved)
+    for t in (0, 1, 1.5, 3):
+        along = (way[int(t)] + way[int(np.ceil(t))]) / 2
+        np.testing.assert_allclose(moved.frame(t).means, clip.frame(t).means + along, atol=1e-5)
 
 
 def test_pickles_are_refused_and_do_not_run(tmp_path) -> None:

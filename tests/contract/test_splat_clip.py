@@ -114,7 +114,7 @@ def test_gaussians_that_are_none_are_left_out(tmp_path) -> None:
     clip, notes = read_splat_clip([tmp_path / "a.ply"], fps=30)
     check_clip(clip)
     assert clip.count == 2
-    assert notes == ["6 Gaussians without a place, a size or a color are left out"]
+    assert notes == ["6 Gaussians without a place, a rotation, a size or a color are left out"]
     write_raw(tmp_path / "b.ply", {name: values[:4] for name, values in table.items()})
     with pytest.raises(BadFileError, match=r"b\.ply holds no Gaussians that can be drawn"):
         read_splat_clip([tmp_path / "b.ply"], fps=30)
@@ -127,7 +127,7 @@ def test_what_lies_beyond_all_measure_is_left_out(tmp_path) -> None:
     table["scale_1"][2] = 80.0  # e^80
     write_raw(tmp_path / "a.ply", table)
     clip, notes = read_splat_clip([tmp_path / "a.ply"], fps=24.0)
-    assert notes == ["3 Gaussians without a place, a size or a color are left out"]
+    assert notes == ["3 Gaussians without a place, a rotation, a size or a color are left out"]
     assert clip.count == 5
     assert np.isfinite(clip.to_object).all()
     assert np.isfinite(clip.means).all()
@@ -276,6 +276,12 @@ def test_files_become_sequences_by_their_numbers() -> None:
     assert sorted(found) == [
         ["Dog2_0001.PLY", "Dog2_0002.PLY"], ["a.ply"], ["b.ply"], ["fox.ply"], ["fox_1.ply", "fox_2.ply", "fox_10.ply"],
     ]  # fmt: skip
-    names = ["fox_2.spz", "fox_1.spz", "fox_1.ply", "fox_2.compressed.ply", "fox_3.sog"]
+    names = ["fox_2.spz", "fox_1.spz", "fox_1.ply", "fox_2.compressed.ply", "fox_3.sog", "a.ply", "a.compressed.ply"]
     found = [[path.name for path in sequence] for sequence in sequences(names)]
-    assert sorted(found) == [["fox_1.ply", "fox_2.compressed.ply"], ["fox_1.spz", "fox_2.spz"], ["fox_3.sog"]]
+    assert sorted(found) == [
+        ["a.compressed.ply"],
+        ["a.ply"],
+        ["fox_1.ply", "fox_2.compressed.ply"],
+        ["fox_1.spz", "fox_2.spz"],
+        ["fox_3.sog"],
+    ]

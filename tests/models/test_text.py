@@ -24,6 +24,7 @@ def test_words_of_a_prompt():
     assert words("The red fox is walking, slowly.") == ["red", "fox", "walk", "slowly"]
     assert words("Please make it jump!") == ["jump"]
     assert words("HitReact") == ["hit", "react"]
+    assert words("Goldfishes and a jellyfish") == ["gold", "fish", "jellyfish"]
     assert words("") == words("?!") == words("the") == []
 
 

@@ -265,18 +265,13 @@ def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_oracle_pulls_the_field_to_the_truth(tmp_path: Path) -> None:
-    """From a soft ball at 9.9 dB; measured 20.4 dB, 15.0 without distillation."""
+    """From a soft ball at 9.9 dB; measured 20.4 dB, 15.0 without distillation: the anchor shows one side alone."""
     settings = replace(TINY, iterations=100, pixels=(12, 12, 16), quality=replace(TINY.quality, samples=16))
-    anchor, oracle, found = anchor_of(truth(), 16), Oracle(truth()), {}
-    before = unseen_psnr(truth(), looked_at(subject_of("nerf", settings)), 16)
-    for weight in (1.0, 0.0):
-        subject = subject_of("nerf", settings)
-        run = planned(tmp_path / str(weight))
-        curves = fit(subject, oracle if weight else None, anchor, replace(settings, sds_weight=weight), run)
-        found[weight] = unseen_psnr(truth(), looked_at(subject), 16)
-        assert curves.values[-10:, 1].mean() < 0.4 * curves.values[:10, 1].mean()  # both follow the anchor video
-    assert found[1.0] > before + 8  # dB
-    assert found[1.0] > found[0.0] + 4  # the anchor shows one side alone
+    subject, anchor = subject_of("nerf", settings), anchor_of(truth(), 16)
+    before = unseen_psnr(truth(), looked_at(subject), 16)
+    curves = fit(subject, Oracle(truth()), anchor, settings, planned(tmp_path))
+    assert curves.values[-10:, 1].mean() < 0.4 * curves.values[:10, 1].mean()  # it follows the anchor video
+    assert unseen_psnr(truth(), looked_at(subject), 16) > before + 8.5
 
 
 def test_the_anchor_can_have_a_size_of_its_own() -> None:
@@ -586,7 +581,8 @@ def test_steps_on_a_pretended_card(card, kind: str, loaded, monkeypatch: pytest.
         guidance = FourDMGuidance(vae, network, conditions, networks.plan, networks.device, torch.bfloat16)
     assert guidance._keeps  # there is plenty of memory
     if kind == "nerf":
-        subject = FieldSubject(TINY.grid, replace(TINY.quality, samples=16, chunk=3_000), 0, "cuda")
+        grid = HashGridConfig(levels=2, log2_table=9, base=4, growth=2.0)
+        subject = FieldSubject(grid, replace(TINY.quality, samples=8, chunk=3_000), 0, "cuda")
     else:
         subject = GaussianSubject(frozen_and_faded(truth(8)), "cuda")
     anchor = Anchor(torch.rand(8, 24, 24, 4), anchor_of(truth(8)).cameras)

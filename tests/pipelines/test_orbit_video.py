@@ -19,6 +19,7 @@ from blender_addon.contract.clip import read_clip
 from blender_addon.contract.orbit import frame_name, write_orbit_json
 from blender_addon.contract.requests import file_sha256, orbit_request
 from blender_addon.contract.surface import SurfaceSamples, write_surface_samples
+from tests.contract.clips import random_clip
 from tests.splatting.scenes import swinging_arm
 
 
@@ -89,6 +90,17 @@ def test_a_request_becomes_a_clip_with_its_history(submitted, tmp_path: Path) ->
     assert steps[-1].fraction == 1.0
     # The checkpoint stays until the service has stored the clip: a kill in between must not repeat the work.
     assert {entry.name for entry in path.parent.iterdir()} == {"clip.npz", "construct.npz"}
+
+
+def test_what_travels_has_its_way_added(submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, blob = submitted
+    on_the_spot = random_clip(frames=9)
+    monkeypatch.setattr(clips, "construct_clip", lambda *arguments: on_the_spot)
+    way = np.linspace([0, 0, 0], [3, -2, 1], 9)
+    request["inputs"]["travel"] = way.tolist()
+    clip = read_clip(orbit_video.run_request(request, blob, Run(tmp_path / "job")))
+    for t in range(9):
+        np.testing.assert_allclose(clip.frame(t).means, on_the_spot.frame(t).means + way[t], atol=1e-5)
 
 
 def test_a_gpu_that_cannot_be_used_is_a_warning_of_the_clip_or_an_error_if_asked_for(

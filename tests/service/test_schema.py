@@ -104,6 +104,7 @@ BAD = [
     ("inputs.moving.frames", FRAMES + FRAMES[:1]), ("inputs.moving.frames", FRAMES * 13),
     ("inputs.moving.frames.0", "../../etc/passwd"), ("inputs.moving.frames.0", "A" * 64),
     ("inputs.moving.frames.0", "a" * 64 + "\n"),
+    ("inputs.travel", [[0.0, 0.0, 0.0]]), ("inputs.travel", [[0.0, 0.0]] * 8), ("inputs.travel", [[0.0, 0.0, 1.0]] * 8),
     ("inputs.moving.cameras", {}), ("inputs.moving.cameras.width", 63), ("inputs.moving.cameras.width", 513),
     ("inputs.moving.cameras.width", 128), ("inputs.moving.cameras.width", 64.0), ("inputs.moving.cameras.width", True),
     ("inputs.moving.cameras.times.0", -0.1), ("inputs.moving.cameras.times.0", float("nan")),

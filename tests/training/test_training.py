@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from backend.models.text import Vocabulary
 from backend.progress import UserError
-from backend.training import checkpoint, motion_task
+from backend.training import checkpoint, motion_task, motion_validation
 from backend.training.batches import draw_now
 from backend.training.config import read_config
 from backend.training.packed import pack
@@ -169,8 +169,10 @@ def test_a_step_stays_on_its_device(name, assets):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_pretended_card(card, tiny, assets, tmp_path):
+def test_a_run_on_a_pretended_card(card, tiny, assets, tmp_path, monkeypatch):
     """In bf16, with the fused optimiser, a moving average, a validation and a checkpoint that is gone on from."""
+    for name in ("SHEET_STEPS", "CONTROL_STEPS"):  # all of them are alike
+        monkeypatch.setattr(motion_validation, name, 2)
     config = tiny(precision="auto", sheet_minutes=1e-9)
     assert precision(config) == "bf16"
     assert train(config, assets, tmp_path, steps=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_ROOT = Path("~/.cache/kinesplat/blender-root")
-SIZE = (1600, 1000)
+SIZE = (1280, 1000)  # the sidebar needs the height; each pixel is drawn by the processor
 TOOLS = ("Xvfb", "xdotool", "import")
 
 

@@ -4,7 +4,9 @@ of networks; everything else is the product's own.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from backend.models.motion_magnitude import magnitude_of
 from backend.pipelines import diffusion4d, orbit_video
 from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run
+from backend.splatting.config import ConstructConfig
 from backend.video.intake import STAGE_SHARES, take_in
 from backend.video.reading import Span
 from blender_addon.contract.clip import Clip, FrameMotion, write_clip
@@ -51,9 +54,12 @@ def generate(
 
 
 def run_request(request: dict, blob, run: Run) -> Path:
-    """As the product's, with frames that need no network."""
-    diffusion4d.generate = generate
-    return diffusion4d.run_request(request, blob, run)
+    """As the product's, with frames that need no network, and few steps to construct them."""
+    few = {"shape_steps": 60, "coarse_steps": 60, "fine_steps": 30}
+    for_preset = ConstructConfig.for_preset
+    shorter = lambda *given: replace(for_preset(*given), **few)  # noqa: E731
+    with patch.object(diffusion4d, "generate", generate), patch.object(ConstructConfig, "for_preset", shorter):
+        return diffusion4d.run_request(request, blob, run)
 
 
 CORRECTING = "Correcting all sides"
@@ -92,4 +98,4 @@ def run_video(request: dict, blob, run: Run) -> Path:
     return run.folder / "clip.npz"
 
 
-PIPELINES = {"orbit": orbit_video.run_request, "object": run_request, "video": run_video}
+PIPELINES = {"orbit": orbit_video.run_request, "object": run_request, "text": run_request, "video": run_video}

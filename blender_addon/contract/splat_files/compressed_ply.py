@@ -8,7 +8,7 @@ import numpy as np
 from ..arrays import BadFileError
 from ..clip import Gaussians
 from .ply_header import Element
-from .splats import constant_sh, with_largest
+from .splats import constant_sh, smallest_three
 
 CHUNKS = "chunk"  # the element with the bounds
 CHUNK = 256  # Gaussians that share them
@@ -50,14 +50,12 @@ def unpacked(chunks: np.ndarray, vertices: np.ndarray) -> tuple[Gaussians, np.nd
         colors = within(colors, "r", "g", "b")
     thirds = (21, 11), (11, 10), (0, 11)
     rotations = vertices["packed_rotation"]
-    others = (_shares(rotations, (20, 10), (10, 10), (0, 10)) - np.float32(0.5)) * np.float32(math.sqrt(2))
-    with np.errstate(over="ignore", invalid="ignore"):
-        moment = Gaussians(
-            means=within(_shares(vertices["packed_position"], *thirds), "x", "y", "z"),
-            quats=with_largest(others, rotations >> 30),
-            scales=np.exp(within(_shares(vertices["packed_scale"], *thirds), "scale_x", "scale_y", "scale_z")),
-            opacities=_shares(vertices["packed_color"], (0, 8))[:, 0],
-        )
+    moment = Gaussians(
+        means=within(_shares(vertices["packed_position"], *thirds), "x", "y", "z"),
+        quats=smallest_three(_shares(rotations, (20, 10), (10, 10), (0, 10)), rotations >> 30),
+        scales=np.exp(within(_shares(vertices["packed_scale"], *thirds), "scale_x", "scale_y", "scale_z")),
+        opacities=_shares(vertices["packed_color"], (0, 8))[:, 0],
+    )
     return moment, constant_sh(colors)
 
 

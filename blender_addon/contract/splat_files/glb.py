@@ -16,7 +16,7 @@ from ..arrays import BadFileError
 from ..clip import Gaussians
 from ..placement import placed, placed_sh
 from ..spherical_harmonics import MAX_DEGREE, converted
-from .splats import Splats, check_count, ends_early
+from .splats import Splats, check_count, described, ends_early
 
 MAGIC = b"glTF"
 EXTENSION = "KHR_gaussian_splatting"
@@ -34,25 +34,20 @@ def read(path: Path) -> Splats:
         BadFileError: one sentence about what is wrong with the file.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        try:
-            document, body = _read_chunks(file, path.name)
-            found = [
-                (primitive, matrix)
-                for mesh, matrix in _placed_meshes(document)
-                for primitive in document["meshes"][mesh]["primitives"]
-                if EXTENSION in primitive.get("extensions", {})
-            ]
-            if not found:
-                raise BadFileError(
-                    f"{path.name} holds no Gaussians. Where it holds meshes, Blender's own glTF import opens it."
-                )
-            check_count(sum(_count(document, primitive) for primitive, _ in found), path.name)
-            parts = [_read_primitive(file, document, body, *each, path.name) for each in found]
-        except BadFileError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise BadFileError(f"{path.name} is damaged: what it says about its Gaussians cannot be right.") from error
+    with described(path.name), open(path, "rb") as file:
+        document, body = _read_chunks(file, path.name)
+        found = [
+            (primitive, matrix)
+            for mesh, matrix in _placed_meshes(document)
+            for primitive in document["meshes"][mesh]["primitives"]
+            if EXTENSION in primitive.get("extensions", {})
+        ]
+        if not found:
+            raise BadFileError(
+                f"{path.name} holds no Gaussians. Where it holds meshes, Blender's own glTF import opens it."
+            )
+        check_count(sum(_count(document, primitive) for primitive, _ in found), path.name)
+        parts = [_read_primitive(file, document, body, *each, path.name) for each in found]
     color_space = parts[0].color_space
     most = max(part.sh.shape[1] for part in parts)
     moments = [vars(part.moment) for part in parts]
@@ -81,16 +76,17 @@ def _read_chunks(file: BinaryIO, name: str) -> tuple[dict, tuple[int, int]]:
 def _placed_meshes(document: dict) -> Iterator[tuple[int, np.ndarray]]:
     """The meshes of the scene, each with the matrix [4, 4] that places it."""
     nodes = document["nodes"]
-    roots = document["scenes"][document.get("scene", 0)]["nodes"]
-    waiting = [(root, np.eye(4)) for root in roots]
-    for _ in range(len(nodes)):  # each node has one parent: more would be a circle
-        if not waiting:
-            return
-        index, matrix = waiting.pop(0)
-        matrix = matrix @ _matrix(nodes[index])
-        waiting += [(child, matrix) for child in nodes[index].get("children", [])]
-        if "mesh" in nodes[index]:
-            yield nodes[index]["mesh"], matrix
+    families = [(document["scenes"][document.get("scene", 0)]["nodes"], np.eye(4))]  # children, and what places them
+    found = 0
+    for children, placing in families:  # more come while it goes on
+        found += len(children)
+        if found > len(nodes):
+            raise ValueError("A node is in two places, or in a circle.")
+        for node in (nodes[index] for index in children):
+            matrix = placing @ _matrix(node)
+            families.append((node.get("children", []), matrix))
+            if "mesh" in node:
+                yield node["mesh"], matrix
 
 
 def _matrix(node: dict) -> np.ndarray:  # [4, 4]
@@ -136,8 +132,8 @@ def _read_primitive(
         raise ValueError("A degree of the harmonics is missing.")
     quats = np.roll(values(f"{EXTENSION}:ROTATION", "VEC4"), 1, axis=-1)  # x, y, z, w in the file
     scales = values(f"{EXTENSION}:SCALE", "VEC3")
-    with np.errstate(over="ignore"):
-        scales = np.exp(scales) if (scales < 0).any() else scales  # logarithms, as in drafts of the extension
+    if (scales < 0).any():  # logarithms, as in drafts of the extension
+        scales = np.exp(scales)
     moment = Gaussians(
         means=values("POSITION", "VEC3"),
         quats=quats,

@@ -12,7 +12,8 @@ from . import antimatter, glb, ply, sog, spz
 from .splats import Splats
 
 SUFFIXES = (".ply", ".spz", ".splat", ".sog", ".glb")
-_READERS = {b"ply": ply.read, b"\x1f\x8b": spz.read, spz.MAGIC: spz.read, glb.MAGIC: glb.read}
+# Long enough that no Gaussian, with which a .splat file begins, looks like them.
+_READERS = {b"ply": ply.read, spz.PACKED_MAGIC: spz.read, spz.MAGIC: spz.read, glb.MAGIC: glb.read}
 
 
 def read_splats(path: str | os.PathLike, decode_webp: Callable[[bytes], np.ndarray]) -> Splats:
@@ -25,11 +26,12 @@ def read_splats(path: str | os.PathLike, decode_webp: Callable[[bytes], np.ndarr
     path = Path(path)
     with open(path, "rb") as file:
         start = file.read(4)
-    for magic, read in _READERS.items():
-        if start.startswith(magic):
-            return read(path)
-    if start.startswith(sog.MAGIC):
-        return sog.read(path, decode_webp)
-    if path.suffix.lower() == ".splat":  # has no first bytes of its own
-        return antimatter.read(path)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is counted later
+        for magic, read in _READERS.items():
+            if start.startswith(magic):
+                return read(path)
+        if start == sog.MAGIC:
+            return sog.read(path, decode_webp)
+        if path.suffix.lower() == ".splat":  # has no first bytes of its own
+            return antimatter.read(path)
     raise BadFileError(f"{path.name} is no splat file, or damaged: {', '.join(SUFFIXES)} can be read.")

@@ -93,9 +93,8 @@ def _plain(table: np.ndarray) -> tuple[Gaussians, np.ndarray]:
     def columns(*names: str) -> np.ndarray:
         return _columns(table, names).astype(np.float32)
 
-    with np.errstate(over="ignore"):
-        scales = np.exp(columns("scale_0", "scale_1", "scale_2"))
-        opacities = 1 / (1 + np.exp(-columns("opacity")[:, 0]))
+    scales = np.exp(columns("scale_0", "scale_1", "scale_2"))
+    opacities = 1 / (1 + np.exp(-columns("opacity")[:, 0]))
     moment = Gaussians(columns("x", "y", "z"), columns("rot_0", "rot_1", "rot_2", "rot_3"), scales, opacities)
     return moment, columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
 

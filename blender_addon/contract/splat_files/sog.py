@@ -5,7 +5,6 @@ Needs numpy alone, and somebody who decodes WebP: Blender does, and Pillow.
 """
 
 import json
-import math
 import struct
 import zipfile
 import zlib
@@ -16,9 +15,9 @@ import numpy as np
 
 from ..arrays import BadFileError
 from ..clip import Gaussians
-from .splats import DOWN, Splats, antialiased, check_count, with_largest
+from .splats import DOWN, Splats, antialiased, check_count, described, smallest_three
 
-MAGIC = b"PK"
+MAGIC = b"PK\3\4"
 VERSION = 2
 MAX_META_BYTES = 1 << 20
 _ROW = 64  # sets of harmonics in a row of their picture
@@ -37,7 +36,7 @@ def read(path: Path, decode_webp: Callable[[bytes], np.ndarray]) -> Splats:
         OSError: it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with described(path.name), zipfile.ZipFile(path) as archive:
             if "meta.json" not in archive.namelist():
                 raise BadFileError(
                     f"{path.name} is no SOG file. Kinesplat's own clips (.npz) have an import of their own."
@@ -62,12 +61,8 @@ def read(path: Path, decode_webp: Callable[[bytes], np.ndarray]) -> Splats:
             moment, sh = _gaussians(meta, picture)
             if "shN" in meta:
                 sh = np.concatenate([sh, _harmonics(meta, picture)], axis=1)
-    except BadFileError:
-        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BadFileError(f"{path.name} is damaged: it cannot be unpacked.") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
-        raise BadFileError(f"{path.name} is damaged: what it says about its Gaussians cannot be right.") from error
     notes = (antialiased(path.name),) if meta.get("antialias") or meta.get("model") == "antialiased" else ()
     return Splats(moment, sh, DOWN, notes=notes)
 
@@ -78,12 +73,10 @@ def _gaussians(meta: dict, picture: Callable[..., np.ndarray]) -> tuple[Gaussian
     low, high = (picture("means", index)[:count, :3].astype(np.float32) for index in range(2))
     least, most = (np.array(meta["means"][end], np.float32).reshape(3) for end in ("mins", "maxs"))
     logs = least + (most - least) * ((low + 256 * high) / 65535)
-    with np.errstate(over="ignore"):
-        means = np.sign(logs) * np.expm1(np.abs(logs))
-        scales = np.exp(_codebook(meta, "scales"))[picture("scales")[:count, :3]]
+    means = np.sign(logs) * np.expm1(np.abs(logs))
+    scales = np.exp(_codebook(meta, "scales"))[picture("scales")[:count, :3]]
     rotations = picture("quats")[:count]
-    others = (rotations[:, :3] / np.float32(255) - np.float32(0.5)) * np.float32(math.sqrt(2))
-    quats = with_largest(others, rotations[:, 3].astype(np.int32) - _LARGEST)
+    quats = smallest_three(rotations[:, :3] / np.float32(255), rotations[:, 3].astype(np.int32) - _LARGEST)
     colors = picture("sh0")[:count]
     opacities = colors[:, 3] / np.float32(255)
     if not len(means) == len(scales) == len(quats) == len(opacities) == count:

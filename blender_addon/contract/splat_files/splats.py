@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What all splat files come to, and what several of their formats have in common. Needs numpy alone."""
 
+import contextlib
+import math
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +43,21 @@ def ends_early(name: str, count: int) -> BadFileError:
     return BadFileError(f"{name} is damaged: it ends before its {count:,} Gaussians do.")
 
 
+@contextlib.contextmanager
+def described(name: str) -> Iterator[None]:
+    """Where a file's own description is followed, which may say anything.
+
+    Raises:
+        BadFileError: what it says leads nowhere.
+    """
+    try:
+        yield
+    except BadFileError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
+        raise BadFileError(f"{name} is damaged: what it says about its Gaussians cannot be right.") from error
+
+
 def antialiased(name: str) -> str:
     """The sentence about a file whose Gaussians were fitted for drawing with antialiasing."""
     return f"{name} is made for antialiased drawing: what is small in the picture looks a little thicker here"
@@ -58,3 +77,8 @@ def with_largest(others: np.ndarray, largest: np.ndarray) -> np.ndarray:  # [N, 
         before, after = others[:, min(index, 2)], others[:, max(index - 1, 0)]
         quats[:, index] = np.where(largest == index, left, np.where(largest > index, before, after))
     return quats
+
+
+def smallest_three(shares: np.ndarray, largest: np.ndarray) -> np.ndarray:  # [N, 3], 0 to 1, [N] -> [N, 4] float32
+    """The same of components that are coded as shares of what the smaller three can be: -0.7 to 0.7."""
+    return with_largest((shares - np.float32(0.5)) * np.float32(math.sqrt(2)), largest)

@@ -21,6 +21,7 @@ from ..spherical_harmonics import MAX_DEGREE
 from .splats import Splats, antialiased, check_count, ends_early, with_largest
 
 MAGIC = b"NGSP"  # of what is packed; versions up to 3 are packed with gzip as a whole
+PACKED_MAGIC = b"\x1f\x8b\x08"  # of gzip
 UP_AXIS = "Y"  # its axes point right, up and back
 NEWEST = 4
 MAX_EXTENSIONS = 1 << 20  # bytes behind the Gaussians, which are for other programs
@@ -102,7 +103,10 @@ def _read_streams(file: BinaryIO, header: _Header, name: str) -> dict[str, np.nd
     file.seek(0, os.SEEK_END)
     end = file.tell()
     file.seek(table_at)
-    sizes = np.frombuffer(file.read(16 * len(sections)), "<u8")  # packed and unpacked, in turn
+    table = file.read(16 * len(sections))
+    if len(table) < 16 * len(sections):
+        raise ends_early(name, header.count)
+    sizes = np.frombuffer(table, "<u8")  # packed and unpacked, in turn
     if header.streams != len(sections) or sizes[1::2].tolist() != list(sections.values()):
         raise BadFileError(f"{name} is damaged: its parts do not fit its {header.count:,} Gaussians.")
     parts = {}

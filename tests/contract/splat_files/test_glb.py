@@ -147,7 +147,8 @@ WRONG = "what it says about its Gaussians cannot be right"
     [
         (lambda document: primitive_of(document).pop("extensions"), "holds no Gaussians. Where it holds meshes"),
         (lambda document: document["nodes"][0].pop("mesh"), "holds no Gaussians"),
-        (lambda document: document["nodes"][0].update(children=[0]), None),  # a circle, which ends
+        (lambda document: document["nodes"][0].update(children=[0]), WRONG),  # a circle
+        (lambda document: document["nodes"][0].update(children=[0] * 100_000), WRONG),
         (lambda document: document["nodes"][0].update(mesh=7), WRONG),
         (lambda document: document["nodes"][0].update(scale=[1, 0, 1]), WRONG),
         (lambda document: document.pop("scenes"), WRONG),

@@ -52,6 +52,7 @@ WRONG = "what it says about its Gaussians cannot be right"
         ({}, {"count": 6_000_000}, "holds 6,000,000 Gaussians"),
         ({}, {"count": 4_000_000}, WRONG),  # more than the pictures have
         ({}, {"count": "many"}, WRONG),
+        ({}, {"shN": {"bands": 1e308, "count": 1, "codebook": [], "files": []}}, WRONG),
         ({}, {"means": {"mins": [0, 0, 0], "maxs": [1, 1, 1], "files": ["none.webp", "means_u.webp"]}}, WRONG),
         ({}, {"scales": {"codebook": [1, 2, 3], "files": ["scales.webp"]}}, WRONG),
         ({"meta.json": b"{}"}, {}, "of another version"),

@@ -98,6 +98,7 @@ def wait_for_colors(seconds: float = 300) -> Generator[float, None, None]:
     area, sidebar = viewport()
     space = area.spaces.active
     window().scene.eevee.taa_samples = 1  # each further one is another picture, and slow without a graphics card
+    window().scene.render.preview_pixel_size = "2"  # a quarter of the work
     space.overlay.show_overlays = space.show_gizmo = False  # outlines and axes have colors as well
     rim = 80  # headers and tools lie over the region
     x, y = area.x + rim, window().height - (area.y + area.height - rim)
