@@ -28,7 +28,7 @@ from .contract.orbit import Cameras, Orbit, frame_name, further_orbits, joined_c
 from .contract.surface import SurfaceSamples, write_surface_samples
 from .stage import DEFAULT_SAMPLES, ENGINES, Geometry, Stage, automatic_engine, is_rendering, open_stage
 from .subject import CaptureError, Subject, SubjectError, find_subject, simulation
-from .surface_pieces import even_samples, sample_pieces
+from .surface_pieces import even_samples, nearest_there, sample_pieces
 
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
 STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
@@ -118,7 +118,7 @@ def measure_steps(
 
     Raises:
         SubjectError: the object cannot be captured, or nothing moves although it simulates.
-        CaptureError: it has no size, or vanishes from the scene meanwhile.
+        CaptureError: it has no faces or no size in that range, or vanishes from the scene meanwhile.
     """
     start, end = frame_range
     if end < start:
@@ -152,8 +152,11 @@ def measure_steps(
 
     yield from _in_steps(subject, (64, 64), None, 1, len(moments), look, "measure")
     points = np.concatenate(outlines)
+    when = f"from frame {start:g} to {end:g}" if end > start else f"at frame {start:g}"
     if not len(points):
-        raise CaptureError(f"{subject.name} has no faces. Only surfaces can be captured.")
+        raise CaptureError(
+            f"{subject.name} has no faces {when}. Only surfaces can be captured: choose a frame at which it has some."
+        )
     travel = _travel(np.stack(centres))
     followed = points - np.repeat(travel, [len(outline) for outline in outlines], axis=0)
     if FOLLOW_GAIN * np.ptp(followed, axis=0).max() <= np.ptp(points, axis=0).max():
@@ -163,7 +166,10 @@ def measure_steps(
     low, high = points.min(axis=0), points.max(axis=0)
     side = float((high - low).max())
     if side <= 1e-9 * max(1.0, float(np.abs(points).max())):
-        raise CaptureError(f"{subject.name} has no size: all of its surface lies in one point.")
+        raise CaptureError(
+            f"{subject.name} has no size {when}: all of its surface lies in one point. "
+            "Choose a frame at which it has one."
+        )
     grown = largest[largest > GROWN * least].sum()
     changes = not np.isfinite(farthest) or grown > GROWN_SHARE * max(areas)
     matrix_world = first.matrix_world
@@ -188,7 +194,7 @@ def measure_steps(
     if end > start and not space.moves and (simulated := simulation(subject.objects())):
         raise SubjectError(
             f"{simulated} does not move in renders, although its nodes simulate. Bake them in Physics > Simulation "
-            "Nodes and try again, or set Motion to Invented."
+            "Nodes, or play all frames once, and try again; or set Motion to Invented."
         )
     return space
 
@@ -606,12 +612,11 @@ def _centre(geometry: Geometry, areas: np.ndarray) -> np.ndarray:  # [3] of the 
 
 
 def _travel(centres: np.ndarray) -> np.ndarray:  # [T, 3] -> [T, 3]
-    """The way of the surface's middle from its first place; while there is no surface, straight on."""
-    times = np.arange(len(centres))
+    """The way of the surface's middle from its first place; it waits while there is no surface, as its pieces do."""
     there = np.isfinite(centres).all(axis=1)
     if not there.any():
         return np.zeros_like(centres)
-    way = np.stack([np.interp(times, times[there], along) for along in centres[there].T], axis=1)
+    way = centres[nearest_there(there)]
     return way - way[0]
 
 

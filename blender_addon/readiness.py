@@ -25,6 +25,17 @@ def source_problem(context: bpy.types.Context) -> str:
     return _object_problem(context)
 
 
+def remark(context: bpy.types.Context) -> str:
+    """What the capture of an object's own motion may lack, though nothing is in its way; mostly empty."""
+    simulated = subject.simulation(subject.family(settings.source_object(context)))
+    if not simulated:
+        return ""
+    return (
+        f"The nodes of {simulated} simulate: bake them in Physics > Simulation Nodes, or play all frames once, else "
+        "they stand still here"
+    )
+
+
 def _object_problem(context: bpy.types.Context) -> str:
     source = settings.source_object(context)
     if source is None:

@@ -33,7 +33,7 @@ from .contract.requests import (
 )
 
 MOVING_MODIFIERS = {"BUILD", "CLOTH", "FLUID", "MESH_CACHE", "MESH_SEQUENCE_CACHE", "SOFT_BODY", "WAVE"}  # without keys
-MOVING_NODES = {"GeometryNodeInputSceneTime", "GeometryNodeSimulationOutput"}
+SCENE_TIME = "GeometryNodeInputSceneTime"
 
 PRESET_TEXTS = {
     "draft": ("Draft", "A first look: 2,000 Gaussians"),
@@ -455,19 +455,22 @@ def left_out(context: bpy.types.Context) -> list[bpy.types.Object]:
 def looks_animated(source: bpy.types.Object) -> bool:
     """Whether the object or a child of it has keyframes or drivers, of its own, of its data, or of what poses or cuts
     it, or a modifier that moves it without any."""
-    family = subject.family(source)
-    modifiers = [modifier for obj in family for modifier in obj.modifiers if modifier.show_render]
-    led_by = [getattr(modifier, "object", None) for modifier in modifiers]
-    blocks = {block for obj in (*family, *led_by) if obj for block in (obj, obj.parent, obj.data) if block}
-    blocks |= {modifier.node_group for modifier in modifiers if modifier.type == "NODES" and modifier.node_group}
-    blocks |= {block.shape_keys for block in set(blocks) if getattr(block, "shape_keys", None)}
-    return any(map(_moves_by_itself, modifiers)) or any(map(_has_motion, blocks))
+    return any(map(_is_moved, subject.family(source)))
+
+
+def _is_moved(obj: bpy.types.Object) -> bool:
+    modifiers = [modifier for modifier in obj.modifiers if modifier.show_render]
+    leaders = [leader for modifier in modifiers if (leader := getattr(modifier, "object", None))]
+    blocks = [block for one in (obj, *leaders) for block in (one, one.parent, one.data) if block]
+    blocks += [block.shape_keys for block in blocks if getattr(block, "shape_keys", None)]
+    blocks += [modifier.node_group for modifier in modifiers if modifier.type == "NODES" and modifier.node_group]
+    return any(map(_has_motion, blocks)) or any(map(_moves_by_itself, modifiers)) or bool(subject.simulation([obj]))
 
 
 def _moves_by_itself(modifier: bpy.types.Modifier) -> bool:
-    """Whether a modifier changes over time without keyframes. Of nodes those tell it that lie in the group itself."""
+    """Whether a modifier changes over time without keyframes. A Scene Time counts that lies in the group itself."""
     if modifier.type == "NODES" and modifier.node_group:
-        return any(node.bl_idname in MOVING_NODES for node in modifier.node_group.nodes)
+        return any(node.bl_idname == SCENE_TIME for node in modifier.node_group.nodes)
     if modifier.type == "PARTICLE_SYSTEM":
         return modifier.particle_system.settings.type == "EMITTER"
     return modifier.type in MOVING_MODIFIERS

@@ -166,7 +166,7 @@ def simulation(objects: list[bpy.types.Object]) -> str:
     """Name of one of `objects` whose Geometry Nodes simulate, or nothing. Whether it is baked Blender tells nobody."""
     for obj in objects:
         for modifier in obj.modifiers:
-            nodes = [bake.node for bake in modifier.bakes] if modifier.type == "NODES" else []
+            nodes = [bake.node for bake in modifier.bakes] if modifier.type == "NODES" and modifier.show_render else []
             if any(node and node.bl_idname == "GeometryNodeSimulationOutput" for node in nodes):
                 return obj.name
     return ""

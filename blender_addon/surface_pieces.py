@@ -29,7 +29,8 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     spans, tracks = [], []
     for number, first, parts in _pieces(moments):
         seen, area = [], []
-        for moment, (part, there) in enumerate(zip(parts, _nearest_there(parts), strict=True), first):
+        waits = nearest_there([part is not None for part in parts])
+        for moment, (part, there) in enumerate(zip(parts, waits, strict=True), first):
             seen.append((moments[first + there], parts[there].triangles))
             area.append(areas[moment][part.triangles] if part else np.zeros_like(area[-1]))
         area = np.stack(area)
@@ -51,10 +52,10 @@ def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePiec
     return SurfacePieces(np.array(spans, np.int32), points, normals, sizes, np.array(len(moments), np.int32))
 
 
-def _nearest_there(parts: list[Part | None]) -> np.ndarray:  # [L]
-    """The nearest moment to each at which a part is not hidden; of two the former one."""
-    there = np.flatnonzero([part is not None for part in parts])
-    return there[np.abs(there - np.arange(len(parts))[:, None]).argmin(axis=1)]
+def nearest_there(there: list[bool] | np.ndarray) -> np.ndarray:  # [L] -> [L]
+    """The nearest moment to each at which something is there; of two the former one."""
+    filled = np.flatnonzero(there)
+    return filled[np.abs(filled - np.arange(len(there))[:, None]).argmin(axis=1)]
 
 
 def _pieces(moments: list[Geometry]) -> list[tuple[int, int, list[Part | None]]]:

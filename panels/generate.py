@@ -79,6 +79,8 @@ def draw_object(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     layout.prop(options, "motion_source")
     if settings.invents_motion(context):
         return
+    if remark := readiness.remark(context):
+        draw_sentence(layout, context, remark, icon="INFO")
     layout.prop(options, "frames")
     layout.prop(options, "use_scene_range")
     if options.use_scene_range:

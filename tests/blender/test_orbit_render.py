@@ -619,6 +619,12 @@ def refuse_hidden_in_render():
     return cube
 
 
+def refuse_what_comes_later():
+    cube = add_cube()
+    keyframe(cube, "hide_render", {1: True, 20: False})
+    return cube
+
+
 def refuse_excluded():
     cube = add_cube()
     collection = bpy.data.collections.new("Out")
@@ -667,6 +673,11 @@ def refuse_driver_on_scene():
 
 def refuse_simulation():
     cube = add_cube()
+    add_simulation(cube)
+    return cube
+
+
+def add_simulation(cube):
     nodes = bpy.data.node_groups.new("Grow", "GeometryNodeTree")
     for in_out in ("INPUT", "OUTPUT"):
         nodes.interface.new_socket("Geometry", in_out=in_out, socket_type="NodeSocketGeometry")
@@ -676,7 +687,6 @@ def refuse_simulation():
     for before, after in pairwise(chain):
         nodes.links.new(before.outputs["Geometry"], after.inputs["Geometry"])
     cube.modifiers.new("Grow", "NODES").node_group = nodes
-    return cube
 
 
 @pytest.mark.parametrize(
@@ -684,11 +694,12 @@ def refuse_simulation():
     [
         (refuse_none, "No object is selected"),
         (refuse_no_surface, "Empty has no surface"),
-        (refuse_no_faces, "Points has no faces"),
+        (refuse_no_faces, "Points has no faces from frame 1 to 10"),
+        (refuse_what_comes_later, "Cube has no faces from frame 1 to 10. .*: choose a frame at which it has some"),
         (refuse_hidden, "Cube is hidden. Show it"),
         (refuse_hidden_in_render, "Cube is hidden in renders"),
         (refuse_excluded, "Cube is not in this scene's view layer"),
-        (refuse_point, "Point has no size"),
+        (refuse_point, "Point has no size from frame 1 to 10"),
         (refuse_scale_zero, "Cube has a scale of 0"),
         (refuse_rigid_body, "Cube moves by rigid body physics"),
         (refuse_cloth, "Cloth physics of Cube is not baked"),
@@ -844,11 +855,18 @@ def test_what_is_hidden_for_a_time_is_the_same_when_it_comes_back():
 
 
 def test_what_is_hidden_waits_where_it_comes_back():
-    """So that what comes back elsewhere is not seen on its way there."""
-    cube = add_cube("Cube")
+    """So that what comes back elsewhere is not seen on its way there. Where it is alone, clip space waits as well."""
+    cube, stays = add_cube("Cube"), add_cube("Stays")
     keyframe(cube, "hide_render", {1: False, 2: True, 5: False})
     keyframe(cube, "location", {1: (0, 0, 0), 5: (8, 0, 0)})
-    pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 5), frames=5), 100, times=5).pieces
+    alone = orbit_render.measure(bpy.context, cube, (1, 5), frames=5)
+    np.testing.assert_allclose(alone.travel[:, 0], [0, 0, 0, 8, 8])
+    parent = bpy.data.objects.new("Both", None)
+    bpy.context.scene.collection.objects.link(parent)
+    cube.parent = stays.parent = parent
+    update()
+    both = orbit_render.measure(bpy.context, parent, (1, 5), frames=5)
+    pieces = orbit_render.sample_surface(both, 200, times=5).pieces
     points, _, sizes = pieces.piece(0)
     assert sizes.any(axis=1).tolist() == [True, False, False, False, True]
     shift = np.linalg.norm(points - points[0], axis=-1).mean(axis=1)

@@ -8,6 +8,8 @@ import pytest
 from backend.splatting.config import ConstructConfig
 
 bpy = pytest.importorskip("bpy")
+from tests.blender.test_orbit_render import add_simulation  # noqa: E402
+
 pytestmark = pytest.mark.blender
 
 
@@ -163,6 +165,18 @@ def test_what_changes_its_surface_may_cost_more(options, part, mesh) -> None:
     assert cost.sentence(bpy.context).endswith(more)
     options.motion_source = "INVENT"
     assert "up to" not in cost.sentence(bpy.context)
+
+
+def test_nodes_that_simulate_may_stand_still(options, part, mesh) -> None:
+    remark = part("blender_addon.readiness").remark
+    cube = add("Cube", mesh)
+    choose(cube)
+    assert not remark(bpy.context)
+    add_simulation(cube)
+    assert not part("blender_addon.settings").invents_motion(bpy.context)
+    assert remark(bpy.context).startswith("The nodes of Cube simulate: bake them in Physics > Simulation Nodes")
+    cube.modifiers[0].show_render = False
+    assert not remark(bpy.context)
 
 
 def test_the_cost_of_a_video(options, part) -> None:
