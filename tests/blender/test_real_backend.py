@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.blender.test_operators import active_job, error_of, moving_cube
@@ -59,7 +60,10 @@ def test_start_generate_import_stop(tracker, part) -> None:
     splats = bpy.context.active_object
     assert part("blender_addon.splat_object").is_splat_object(splats)
     assert 100 <= len(splats.data.vertices) <= 1000
-    assert abs(splats.matrix_world.translation.x - 0.5) < 0.05  # the middle of the way of the box
+    clip = part("blender_addon.point_cloud").clip_of_object(splats)
+    for frame, x in ((0, 0.0), (clip.frame_count - 1, 1.0)):  # it goes the way of the box
+        middle = np.median(clip.frame(frame).means, axis=0)
+        assert abs((np.array(splats.matrix_world) @ [*middle, 1])[0] - x) < 0.1
     assert bpy.ops.kinesplat.stop_backend() == {"FINISHED"}
     assert status.backend_state == "stopped"
     assert "not running" in error_of(bpy.ops.kinesplat.remove_job)

@@ -98,6 +98,10 @@ class Service:
         """The steps that were done, over all attempts."""
         return [int(line) for line in (self.settings.home / "jobs" / job_id / "trace").read_text().split()]
 
+    def stands(self, job_id: str) -> bool:
+        """Whether it has come to where it listens to nobody any more (`stuck`, `deaf`)."""
+        return (self.settings.home / "jobs" / job_id / "stands").exists()
+
     def log(self, job_id: str) -> str:
         """A job's log."""
         return paths.Home(self.settings.home).log(job_id).read_text()

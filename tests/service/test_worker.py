@@ -208,8 +208,7 @@ def test_cancel_is_cooperative_within_two_seconds(service, client):
 @pytest.mark.parametrize(("wish", "limit"), [("stuck=3", GRACE + 4), ("deaf=3", 2 * GRACE + 5)])
 def test_cancel_ends_what_does_not_listen(service, client, wish, limit):
     job = service.submit(f"steps=10 {wish}", client)
-    begun(client, job)
-    time.sleep(0.3)
+    wait_for(lambda: service.stands(job["id"]))
     started = time.monotonic()
     client.cancel(job["id"])
     assert client.watch(job["id"])["state"] == "cancelled"

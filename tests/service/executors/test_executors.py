@@ -110,7 +110,7 @@ def test_cancel_is_cooperative_and_a_retry_goes_on_from_the_checkpoint(service, 
 def test_cancel_ends_what_does_not_listen(service, client):
     job = service.submit("steps=10 seconds=0.1 deaf=3", client)
     begun(client, job)
-    wait_for(lambda: len(service.trace(job["id"])) == 3)
+    wait_for(lambda: service.stands(job["id"]))
     started = time.monotonic()
     client.cancel(job["id"])
     assert client.watch(job["id"])["state"] == "cancelled"
