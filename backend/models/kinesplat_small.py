@@ -38,7 +38,7 @@ class KinesplatSmall:
     motion: SmallVideoNet  # static orbit -> motion latents
     static: VolumeNet | None  # text or image -> still subject, as a volume; None: first guesses are all there is
     memory: KnownSubjects  # of known subjects
-    motions: KnownMotions | None  # None: weights before 0.5
+    motions: KnownMotions  # that it was trained on
     vocabulary: Vocabulary
     one_way: frozenset[str]  # words in plain form for what ends elsewhere than it began
     resolution: int  # pixels
@@ -75,21 +75,14 @@ def load(folder: Path = FOLDER, device: str | None = None) -> KinesplatSmall:
         return KinesplatSmall(
             **{"static": None, **networks},
             memory=KnownSubjects(tuple(card["subjects"]), **load_file(folder / MEMORY)),
-            motions=_motions(folder, card),
+            motions=KnownMotions(*zip(*card["motions"], strict=True), **load_file(folder / MOTIONS)),
             vocabulary=Vocabulary(tuple(card["vocabulary"])),
-            one_way=frozenset(card.get("one_way", ())),  # weights before 0.4 do not tell
+            one_way=frozenset(card["one_way"]),
             resolution=card["resolution"],
             frames=card["frames"],
             name=card["name"],
             licence=card["licence"],
         )
-
-
-def _motions(folder: Path, card: dict) -> KnownMotions | None:
-    if "motions" not in card:
-        return None
-    subjects, actions = zip(*card["motions"], strict=True)
-    return KnownMotions(subjects, actions, **load_file(folder / MOTIONS))
 
 
 def save(

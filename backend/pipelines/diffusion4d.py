@@ -331,7 +331,7 @@ def _invented(
     shape = (1, len(static), motion_latents.CHANNELS, side, side)
     latents = denoise(shape, predict, sampler, steps, seed, run, preview, model.device)
     told = None
-    if known and model.motions is not None:
+    if known:
         told = recall(model.motions, prompt, subject.surface, cameras.times, cohere.told, loop=loop, seed=seed)
 
     def shifts(size: float) -> Tensor:  # [T, B, 3]

@@ -76,7 +76,7 @@ MANNERS = frozenset(
 )
 
 
-def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
+def named_in(prompt: str, known: KnownMotions) -> Elementary | None:
     """The elementary motion that a prompt names; the last one, if there are several.
 
     None: it names none, or one that is not done ("does not spin"), or a known action too ("walks and waves"), or one
@@ -94,7 +94,7 @@ def named_in(prompt: str, known: KnownMotions | None) -> Elementary | None:
         if text not in told and stem(text) not in MANNERS and _before(spoken, place) not in PLACES
     ]
     others = set(words(" ".join(beside)))
-    for subject, action in zip(known.subjects, known.actions, strict=True) if known else ():
+    for subject, action in zip(known.subjects, known.actions, strict=True):
         alike = verb in words(action) if subject in THINGS else verb in LIVING or plain_form(verb) in words(action)
         if (alike and set(words(subject)) & others) or set(words(action)) & others:
             return None
@@ -166,9 +166,9 @@ def _subjects(spoken: list[str]) -> Iterator[tuple[str, bool]]:
         yield text, _before(spoken, place) in PLACES
 
 
-def _on_a_living_thing(after: list[str], others: set[str], known: KnownMotions | None) -> bool:
+def _on_a_living_thing(after: list[str], others: set[str], known: KnownMotions) -> bool:
     """Whether what is ridden, or who rides where that is not told, is alive; after: words behind "rides"."""
-    subjects = [subject for subject in known.subjects if subject not in THINGS] if known else []
+    subjects = [subject for subject in known.subjects if subject not in THINGS]
     living = RIDDEN | {word for subject in subjects for word in words(subject)}
     ridden = set(words(" ".join(after)))
     return bool(living & (ridden or others))

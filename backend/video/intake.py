@@ -26,10 +26,6 @@ class VideoIntake:
     crop: Crop  # in pixels of the frames as decoded
     done: dict  # for the provenance: the file's facts, range, method, crop, framing, notes
 
-    def on_background(self, color: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:  # [T, S, S, 3] float32
-        """The frames on a plain background; white is what 4Diffusion expects."""
-        return self.frames[..., :3] + (1 - self.frames[..., 3:]) * np.asarray(color, np.float32)
-
 
 def take_in(
     source: Path | Sequence[Path],

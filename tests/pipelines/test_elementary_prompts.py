@@ -131,9 +131,10 @@ def test_a_prompt_names_it(prompt: str, name: str | None) -> None:
     assert (found and found.name) == name
 
 
-def test_without_known_motions_nobody_has_a_way_of_his_own() -> None:
-    assert named_in("a dog falls", None) is MOTIONS["toppling"]
-    assert all(named_in(f"a man rides a {animal}", None) is None for animal in RIDDEN)
+def test_who_is_not_known_has_no_way_of_his_own() -> None:
+    strangers = known(("person", "walk"))
+    assert named_in("a dog falls", strangers) is MOTIONS["toppling"]
+    assert all(named_in(f"a man rides a {animal}", strangers) is None for animal in RIDDEN)
 
 
 def test_every_word_leads_to_a_motion_and_every_motion_has_a_word() -> None:

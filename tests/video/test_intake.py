@@ -85,8 +85,6 @@ def test_from_a_file_to_frames(film, tmp_path):
     )
     middle = intake.frames[3, 32, round(centers[3])]
     assert middle == pytest.approx([*(np.array(SQUARE) / 255), 1.0], abs=0.03)
-    assert intake.on_background()[0, 0, 0] == pytest.approx([1, 1, 1])
-    assert intake.on_background((0, 0, 1))[0, 0, 0] == pytest.approx([0, 0, 1])
 
 
 def test_transparent_films_need_no_guessing(tmp_path):

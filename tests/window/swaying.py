@@ -9,8 +9,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from backend.models.motion_magnitude import magnitude_of
+from backend.pictures import on_white
 from backend.pipelines import diffusion4d, orbit_video
 from backend.pipelines.orbit_pictures import Views
 from backend.progress import Run
@@ -73,7 +75,7 @@ def run_video(request: dict, blob, run: Run) -> Path:
     span = Span(inputs["start"], inputs["end"])
     seen = take_in(blob(inputs["video"]), run, count=settings["frames"], span=span, method=settings["cutout"])
     run.begin(CORRECTING)
-    picture = np.rint(255 * seen.on_background()[0]).astype(np.uint8)
+    picture = np.rint(255 * on_white(torch.from_numpy(seen.frames[0])).numpy()).astype(np.uint8)
     for step in range(25):
         time.sleep(0.2)  # for a window on a busy computer to see some of it
         run.report(step, 25, lambda: picture, detail=f"distillation {0.3 - step / 100:.2f}, anchor {9 - step / 5:.1f}")
