@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,7 @@ class Stage:
             # done, writing animated values back to the objects. An empty scene in the context keeps them untouched.
             # (Up to Python 3.11, no other Python thread may run meanwhile: see `HttpThread.held`.)
             with bpy.context.temp_override(scene=self._clock):
+                time.sleep(0.001)  # what other threads wait to do they do now rather than in the operator's first steps
                 bpy.ops.render.render(scene=self._scene.name, **options)
         except RuntimeError as error:  # Blender's own report, such as a full disk
             reason = str(error).strip().removeprefix("Error: ")

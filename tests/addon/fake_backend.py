@@ -44,6 +44,7 @@ class FakeBackend:
         self.corrupt_result = False
         self.delay = 0.0
         self.connections: set[socket.socket] = set()
+        self._ended = False
         home.mkdir(parents=True, exist_ok=True)
         write_clip(home / "result.npz", random_clip(n=gaussians, frames=frames, name="Result"))
         self.result = (home / "result.npz").read_bytes()
@@ -59,20 +60,28 @@ class FakeBackend:
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
-        # It seldom wakes: Python that runs while Blender renders can crash it (see `http_thread.HttpThread.held`).
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.25,), daemon=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self.announce()
         return self
 
     def __exit__(self, *_) -> None:
         (self.home / "server.json").unlink(missing_ok=True)
-        self._server.shutdown()
+        self._ended = True
+        socket.create_connection(("127.0.0.1", self.port)).close()  # wakes it
+        self._thread.join()
         self._server.server_close()
         for connection in list(self.connections):  # as the system does when a process ends
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+
+    def _serve(self) -> None:
+        """As `serve_forever`, which wakes again and again with nobody there.
+
+        Python that runs while Blender renders can crash it (see `http_thread.HttpThread.held`).
+        """
+        while not self._ended:
+            self._server.handle_request()
 
     def announce(self, **changes) -> None:
         server = {**self.health, "host": "127.0.0.1", "port": self.port, "pid": os.getpid(), **changes}
