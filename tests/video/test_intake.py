@@ -87,7 +87,7 @@ def test_from_a_file_to_frames(film, tmp_path):
     assert middle == pytest.approx([*(np.array(SQUARE) / 255), 1.0], abs=0.03)
 
 
-def test_transparent_films_need_no_guessing(tmp_path):
+def test_transparent_films_need_no_guessing(tmp_path, decoded_here):
     film = write_video(tmp_path / "film.webm", "libvpx-vp9", "yuva420p", alpha=True)
     intake = take_in(film, run_in(tmp_path), framing=Framing(2.0, 39.6, 64))
     assert intake.done["method"] == "alpha"
@@ -103,7 +103,7 @@ def test_cancelled_in_every_stage(stage, film, tmp_path):
     assert seen[-1] == stage
 
 
-def test_a_film_without_a_subject(tmp_path):
+def test_a_film_without_a_subject(tmp_path, decoded_here):
     film = write_video(
         tmp_path / "film.mp4", frame=lambda index, size, alpha: np.full((size[1], size[0], 4), 255, np.uint8)
     )

@@ -2,7 +2,6 @@
 """Decoding in a process of its own: what comes out of good files, what is said of bad ones, and what is left behind."""
 
 import struct
-import threading
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -22,7 +21,13 @@ from tests.video.films import GROUND, SIZE, SQUARE, picture, square_left, write_
 
 
 @pytest.fixture
-def run(tmp_path):
+def apart(tmp_path):
+    """A run whose decoder is a process of its own, as always outside of tests."""
+    return Run(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path, decoded_here):
     return Run(tmp_path)
 
 
@@ -47,11 +52,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_the_same_frames(kind, tmp_path, run):
+def test_every_kind_gives_the_same_frames(kind, tmp_path, apart):
     name, codec, pixels = KINDS[kind]
     rate = 20 if kind == "gif" else 24  # GIF counts in hundredths of a second
     film = write_gif(tmp_path / name) if kind == "gif" else write_video(tmp_path / name, codec, pixels, rate=rate)
-    video = read_video(film, 8, run)
+    video = read_video(film, 8, apart)
     assert video.frames.shape == (8, SIZE[1], SIZE[0], 4)
     assert video.frames.dtype == np.uint8
     assert shown(video) == [0, 3, 7, 10, 13, 16, 20, 23]
@@ -258,10 +263,10 @@ def garbage(seed: int, size: int) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
-def test_a_truncated_mp4(tmp_path, run):
+def test_a_truncated_mp4(tmp_path, apart):
     film = write_video(tmp_path / "film.mp4")
     film.write_bytes(film.read_bytes()[:-600])  # its index stands at the end
-    assert "damaged or incomplete" in str(refused(film, run))
+    assert "damaged or incomplete" in str(refused(film, apart))
 
 
 def test_an_mp4_that_ends_early_behind_its_index(tmp_path, run):
@@ -276,7 +281,7 @@ def test_an_mp4_that_ends_early_behind_its_index(tmp_path, run):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["mp4", "webm", "gif"])
-def test_bytes_changed_anywhere_give_a_video_or_one_sentence(kind, seed, tmp_path, run):
+def test_bytes_changed_anywhere_give_a_video_or_one_sentence(kind, seed, tmp_path, apart):
     name, codec, pixels = KINDS[kind]
     film = write_video(tmp_path / name, codec, pixels, count=12)
     data = bytearray(film.read_bytes())
@@ -286,7 +291,7 @@ def test_bytes_changed_anywhere_give_a_video_or_one_sentence(kind, seed, tmp_pat
     film.write_bytes(data)
     before = children()
     try:
-        video = read_video(film, 8, run)
+        video = read_video(film, 8, apart)
     except UserError as error:
         assert str(error).endswith(".")
     else:
@@ -323,17 +328,17 @@ def test_more_frames_than_allowed_whatever_the_header_says(tmp_path, run):
 
 
 @pytest.mark.parametrize("side", [20_000, 65_535])
-def test_a_gif_that_claims_a_huge_canvas(side, tmp_path, run):
+def test_a_gif_that_claims_a_huge_canvas(side, tmp_path, apart):
     film = write_video(tmp_path / "bomb.gif", "gif", "rgb8", count=4)
     data = bytearray(film.read_bytes())
     data[6:10] = struct.pack("<HH", side, side)
     film.write_bytes(data)
     start = time.monotonic()
-    assert refused(film, run).code == "video_too_large"
+    assert refused(film, apart).code == "video_too_large"
     assert time.monotonic() - start < 5
 
 
-def test_a_png_that_claims_to_be_huge(tmp_path, run):
+def test_a_png_that_claims_to_be_huge(tmp_path, apart):
     folder = write_pictures(tmp_path / "shots", 2)
     data = bytearray((folder / "shot_1.png").read_bytes())
     data[16:24] = struct.pack(">II", 60000, 60000)
@@ -341,7 +346,7 @@ def test_a_png_that_claims_to_be_huge(tmp_path, run):
 
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (folder / "shot_1.png").write_bytes(data)
-    assert refused(folder, run, count=2).code == "video_too_large"
+    assert refused(folder, apart, count=2).code == "video_too_large"
 
 
 def test_pictures_larger_than_the_limit_are_not_decoded(tmp_path, run):
@@ -354,9 +359,9 @@ def test_a_file_that_is_too_large(tmp_path, run):
     assert refused(film, run, limits=replace(LIMITS, file_bytes=film.stat().st_size - 1)).code == "video_too_large"
 
 
-def test_a_memory_limit_is_kept(tmp_path, run):
+def test_a_memory_limit_is_kept(tmp_path, apart):
     film = write_video(tmp_path / "film.mp4", count=4, size=(1920, 1080))
-    assert refused(film, run, memory=300 << 20).code in ("bad_video", "video_too_large")
+    assert refused(film, apart, memory=300 << 20).code in ("bad_video", "video_too_large")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +426,6 @@ def test_cancelling_ends_the_process(tmp_path):
     film = write_video(tmp_path / "film.mp4", count=400, size=(320, 240))
     seen: set[int] = set()
     before = children()
-    ended = threading.Event()
 
     def is_cancelled() -> bool:
         seen.update(children() - before)
@@ -430,7 +434,6 @@ def test_cancelling_ends_the_process(tmp_path):
     run = Run(tmp_path, is_cancelled=is_cancelled)
     with pytest.raises(JobCancelled):
         read_video(film, 64, run)
-    ended.set()
     assert len(seen) >= 1
     assert children() == before
 
@@ -445,20 +448,20 @@ def test_what_is_decoded_lies_in_the_runs_own_folder(tmp_path):
     assert not list(work.iterdir())
 
 
-def test_a_process_that_takes_too_long_is_ended(tmp_path, run):
+def test_a_process_that_takes_too_long_is_ended(tmp_path, apart):
     film = write_video(tmp_path / "film.mp4", count=60, size=(640, 480))
-    assert refused(film, run, seconds=0).code == "video_too_slow"
+    assert refused(film, apart, seconds=0).code == "video_too_slow"
 
 
-def test_nothing_is_left_in_the_temporary_folder(tmp_path, run, monkeypatch):
+def test_nothing_is_left_in_the_temporary_folder(tmp_path, apart, monkeypatch):
     import tempfile
 
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    read_video(write_video(tmp_path / "film.mp4"), 8, run)
+    read_video(write_video(tmp_path / "film.mp4"), 8, apart)
     film = tmp_path / "bad.mp4"
     film.write_bytes(b"\x00\x00\x00\x18ftypmp42")
-    refused(film, run)
+    refused(film, apart)
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
