@@ -212,7 +212,9 @@ class NodeBuilder:
             return columns[node]
 
         filled: dict[int, int] = {}
+        places: list[int] = []
         for node in self.tree.nodes:
             x = column(node)
-            node.location = (-x * column_width, -filled.get(x, 0) * row_height)
+            places += [-x * column_width, -filled.get(x, 0) * row_height]
             filled[x] = filled.get(x, 0) + 1
+        self.tree.nodes.foreach_set("location", places)  # each place by itself would update the whole file

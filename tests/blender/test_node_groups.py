@@ -19,6 +19,11 @@ pytestmark = pytest.mark.blender
 
 
 @pytest.fixture(autouse=True)
+def groups_built_once():
+    """Not here: each test builds what it tests."""
+
+
+@pytest.fixture(autouse=True)
 def empty_file():
     fresh_file()
 
