@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend."""
+"""The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend; films
+without a process."""
 
 import gc
+import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
@@ -44,3 +47,16 @@ def card():
 
     with fake_cuda() as pretended:
         yield pretended
+
+
+@pytest.fixture
+def decoded_here(monkeypatch):
+    """The decoder of films answers in this process, without limits: one of its own takes 0.3 s to begin."""
+    from backend.video import decoder, reading
+
+    def answer(question, folder, run, seconds) -> None:
+        (folder / "question.json").write_text(json.dumps(asdict(question)), encoding="utf-8")
+        decoder.main([str(folder / "question.json")])
+
+    monkeypatch.setattr(decoder, "limit_process", lambda question: None)
+    monkeypatch.setattr(reading, "_run_decoder", answer)

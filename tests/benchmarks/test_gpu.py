@@ -86,6 +86,7 @@ def test_profile(tmp_path: Path) -> None:
     assert any("conv" in row["work"] for row in rows)
 
 
+@pytest.mark.slow
 def test_vae(tmp_path: Path) -> None:
     rows, _ = measured("vae", tmp_path)
     assert [row["layout"] for row in rows] == ["contiguous", "channels last"]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.blender
 
 
 @pytest.fixture
-def sources(extension, part):
+def sources(extension, part, decoded_here):
     """The module, in an empty scene at 12 frames per second."""
     bpy.context.scene.render.fps = 12
     return part("blender_addon.video_source")
