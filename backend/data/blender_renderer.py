@@ -15,7 +15,7 @@ from PIL import Image
 from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
 from backend.progress import UserError
-from blender_addon import orbit_render
+from blender_addon import clip_space, orbit_render, surface_samples
 from blender_addon.contract.orbit import Cameras, frame_name
 from blender_addon.contract.surface import SurfaceSamples
 from blender_addon.stage import open_stage
@@ -55,7 +55,7 @@ class BlenderRenderer:
         """What the add-on sends of the surface. Raises as `pictures`."""
         self._pose(clip)
         with quiet():
-            return orbit_render.sample_surface(self._space, times=FRAMES)
+            return surface_samples.sample_surface(self._space, times=FRAMES)
 
     def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
         """Corners of the evaluated triangles at the stored frames, clip space.
@@ -95,9 +95,9 @@ class BlenderRenderer:
         self._space = replace(self._measure(start), frame_range=(start, end))
         self._playing = clip
 
-    def _measure(self, frame: float) -> orbit_render.ClipSpace:
+    def _measure(self, frame: float) -> clip_space.ClipSpace:
         with quiet():
-            return orbit_render.measure(bpy.context, self._model.root, (frame, frame))
+            return clip_space.measure(bpy.context, self._model.root, (frame, frame))
 
 
 def _about_z(degrees: float) -> np.ndarray:  # [4, 4]

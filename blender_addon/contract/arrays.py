@@ -95,6 +95,17 @@ def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
             time.sleep(REPLACE_SECONDS)
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring a rename in `folder` to the disk, where the system can (Windows cannot, and need not)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, *, private: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.

@@ -88,16 +88,16 @@ class Cameras:
         Raises:
             BadFileError: one sentence about what is wrong.
         """
-        try:
-            cameras = cls(
-                camera_to_world=np.array(data["camera_to_world"], np.float64),
-                Ks=np.array(data["Ks"], np.float64),
-                times=np.array(data["times"], np.float64),
-                width=data["width"],
-                height=data["height"],
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BadFileError(f"{label} has no usable cameras: {error}.") from error
+
+        def numbers(name: str) -> np.ndarray:
+            try:
+                return np.array(data[name], np.float64)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                problem = f"{name} must be there, numbers alone in lists of one length"
+                raise BadFileError(f"{label} has no usable cameras: {problem}.") from error
+
+        arrays = [numbers(name) for name in ("camera_to_world", "Ks", "times")]
+        cameras = cls(*arrays, data.get("width"), data.get("height"))
         cameras.check(label)
         return cameras
 

@@ -61,6 +61,15 @@ class SurfaceSamples:
         return SurfaceSamples(self.points, self.normals)
 
 
+def even_samples(areas: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles [count] and barycentric weights [count, 3] of points, evenly by the triangles' `areas` [F]."""
+    # One sample from each of `count` equal shares of the area: more even than independent draws.
+    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
+    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
+    u, v = np.sqrt(random.random(count)), random.random(count)
+    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+
+
 def write_surface_samples(path: str | os.PathLike, samples: SurfaceSamples) -> None:
     """Write surface samples as `.npz` with `points`, `normals` and, where it is known, `movement` or `piece_*`."""
     check_surface_samples(samples)
