@@ -4,25 +4,23 @@
 Such work comes as generators that yield `CaptureProgress`. Between two steps the file holds nothing of ours, so the
 user may edit, undo, save or open another file meanwhile, and cancelling is closing the generator:
 
-    space = measure(context, obj, (1, 24))
+    space = in_one_go(measure_steps(context, obj, (1, 24)))
     steps = render_orbit_steps(space, Orbit(), folder, moving=True)
     for progress in steps: ...                       # or let a timer call next(steps)
-
-Functions whose names lack `_steps` do the same in one go, for scripts and background mode.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .stage import Stage, is_rendering, open_stage
 from .subject import CaptureError, Subject
 
+T = TypeVar("T")
+
 STEP_SECONDS = 0.1  # a step goes on with the next frame until so much time has passed
-
-
-class CaptureCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """The caller's `is_cancelled` said yes. Nothing is left behind."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,17 @@ def in_steps(
         yield CaptureProgress(name, done, count)
 
 
-def exhaust(steps: Generator, on_progress=None, is_cancelled=None):
-    """Run a generator to its end and return its value."""
-    try:
+def in_one_go(steps: Generator[CaptureProgress, None, T]) -> T:
+    """Do all of such work, for scripts and background mode, and return what comes of it.
+
+    Raises:
+        CaptureError: as the work does, or Blender is rendering something else.
+    """
+    with contextlib.closing(steps):
         while True:
-            progress = next(steps)
+            try:
+                progress = next(steps)
+            except StopIteration as end:
+                return end.value
             if progress.stage == "waiting":
                 raise CaptureError("Blender is rendering. Wait until the render has ended and try again.")
-            if on_progress is not None:
-                on_progress(progress)
-            if is_cancelled is not None and is_cancelled():
-                raise CaptureCancelled
-    except StopIteration as end:
-        return end.value
-    finally:
-        steps.close()

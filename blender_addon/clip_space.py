@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import bpy
 import numpy as np
 
-from .capture_progress import CaptureProgress, exhaust, in_steps
+from .capture_progress import CaptureProgress, in_steps
 from .stage import Geometry, Stage
 from .subject import CaptureError, Subject, SubjectError, find_subject, simulation
 from .surface_pieces import nearest_there
@@ -98,13 +98,6 @@ def measure_steps(
             "Nodes, or play all frames once, and try again; or set Motion to Invented."
         )
     return space
-
-
-def measure(
-    context: bpy.types.Context, obj: bpy.types.Object | None, frame_range: tuple[float, float], *, frames: int = 24
-) -> ClipSpace:
-    """As `measure_steps`, in one go."""
-    return exhaust(measure_steps(context, obj, frame_range, frames=frames))
 
 
 @dataclass

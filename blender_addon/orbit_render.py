@@ -2,15 +2,15 @@
 """Pictures of a subject from all around, with its surface: what a request is made of."""
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bpy
 import numpy as np
 
-from .capture_progress import CaptureProgress, exhaust, in_steps
-from .clip_space import ClipSpace, measure_steps
+from .capture_progress import CaptureProgress, in_steps
+from .clip_space import ClipSpace
 from .contract.orbit import Cameras, Orbit, frame_name, further_orbits, joined_cameras, orbit_cameras, write_orbit_json
 from .contract.surface import write_surface_samples
 from .stage import DEFAULT_SAMPLES, ENGINES, Stage, automatic_engine
@@ -108,21 +108,6 @@ def render_views_steps(
     return cameras
 
 
-def render_views(
-    space: ClipSpace,
-    cameras: Cameras,
-    folder: Path,
-    *,
-    engine: str | None = None,
-    samples: int = DEFAULT_SAMPLES,
-    on_progress: Callable[[CaptureProgress], None] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-) -> Cameras:
-    """As `render_views_steps`, in one go. Raises CaptureCancelled where `is_cancelled` says so."""
-    steps = render_views_steps(space, cameras, folder, engine=engine, samples=samples)
-    return exhaust(steps, on_progress, is_cancelled)
-
-
 def render_orbit_steps(
     space: ClipSpace,
     orbit: Orbit,
@@ -150,63 +135,7 @@ def render_orbit_steps(
     return (yield from render_views_steps(space, cameras, folder, engine=engine, samples=samples, stage=stage))
 
 
-def render_orbit(
-    context: bpy.types.Context,
-    obj: bpy.types.Object | None,
-    orbit: Orbit,
-    folder: Path,
-    *,
-    resolution: int = 128,
-    moving: bool,
-    frame_range: tuple[float, float],
-    samples: int = DEFAULT_SAMPLES,
-    engine: str | None = None,
-    on_progress: Callable[[CaptureProgress], None] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-) -> Cameras:
-    """Measure `obj` and render its orbit in one go, as `measure_steps` and `render_orbit_steps` do.
-
-    Raises CaptureCancelled where `is_cancelled` says so.
-    """
-
-    def steps() -> Generator[CaptureProgress, None, Cameras]:
-        space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
-        return (
-            yield from render_orbit_steps(
-                space, orbit, folder, resolution=resolution, moving=moving, samples=samples, engine=engine
-            )
-        )
-
-    return exhaust(steps(), on_progress, is_cancelled)
-
-
 # --- everything ------------------------------------------------------------------------------------------------------
-
-
-def capture_steps(
-    context: bpy.types.Context,
-    obj: bpy.types.Object | None,
-    orbit: Orbit,
-    folder: Path,
-    *,
-    frame_range: tuple[float, float],
-    resolution: int = 128,
-    static: bool = True,
-    surface: bool = True,
-    samples: int = DEFAULT_SAMPLES,
-    engine: str | None = None,
-) -> Generator[CaptureProgress, None, Capture]:
-    """Capture a moving object: moving orbit, static orbit, and points on its surface with their movement.
-
-    `folder` gets `moving/`, `static/` (orbit folders) and `surface.npz`.
-
-    Raises:
-        SubjectError: the object cannot be captured.
-        CaptureError: it does not move, or something failed on the way.
-    """
-    space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
-    settings = {"resolution": resolution, "samples": samples, "engine": engine}
-    return (yield from capture_motion_steps(space, orbit, folder, static=static, surface=surface, **settings))
 
 
 def capture_motion_steps(
@@ -220,7 +149,13 @@ def capture_motion_steps(
     samples: int = DEFAULT_SAMPLES,
     engine: str | None = None,
 ) -> Generator[CaptureProgress, None, Capture]:
-    """As `capture_steps`, of a subject that is measured already."""
+    """Capture a moving object: moving orbit, static orbit, and points on its surface with their movement.
+
+    `folder` gets `moving/`, `static/` (orbit folders) and `surface.npz`.
+
+    Raises:
+        CaptureError: it does not move, or something failed on the way.
+    """
     start, end = space.frame_range
     if not space.moves:
         raise CaptureError(
@@ -251,22 +186,12 @@ def capture_still_steps(
 ) -> Generator[CaptureProgress, None, Capture]:
     """Capture an object as it stands at the first frame: static orbit and surface samples.
 
-    `fps` is what the motion that somebody invents for it will play at. Errors and files as for `capture_steps`.
+    `fps` is what the motion that somebody invents for it will play at. Errors and files as for `capture_motion_steps`.
     """
     settings = {"resolution": resolution, "samples": samples, "engine": engine}
     cameras = yield from render_orbit_steps(space, orbit, folder / "static", moving=False, **settings)
     surface = yield from _write_surface_steps(space, folder, times=1)
     return Capture(space, None, cameras, surface, fps)
-
-
-def capture(
-    *arguments,
-    on_progress: Callable[[CaptureProgress], None] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-    **settings,
-) -> Capture:
-    """As `capture_steps`, in one go. Raises CaptureCancelled where `is_cancelled` says so."""
-    return exhaust(capture_steps(*arguments, **settings), on_progress, is_cancelled)
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

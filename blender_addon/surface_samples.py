@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .capture_progress import CaptureProgress, exhaust, in_steps
+from .capture_progress import CaptureProgress, in_steps
 from .clip_space import ClipSpace
 from .contract.surface import SurfaceSamples, even_samples
 from .stage import Geometry, Stage
@@ -56,13 +56,6 @@ def sample_surface_steps(
         normals=first.normals[chosen],
         movement=(np.stack(places) - places[0]).astype(np.float32) if 1 < times == len(places) else None,
     )
-
-
-def sample_surface(
-    space: ClipSpace, count: int = DEFAULT_SURFACE_SAMPLES, *, times: int = 1, seed: int = 0
-) -> SurfaceSamples:
-    """As `sample_surface_steps`, in one go."""
-    return exhaust(sample_surface_steps(space, count, times=times, seed=seed))
 
 
 def _sample_pieces_steps(
