@@ -275,8 +275,9 @@ def held(folder: Path):
     with contextlib.ExitStack() as stack:
         if folder.parent == ENVIRONMENTS and os.access(folder, os.W_OK):  # else nobody here could remove it
             stack.callback(path.unlink, missing_ok=True)
-            with contextlib.suppress(OSError):  # a full disk, a file system without locks
+            with contextlib.suppress(OSError):  # somebody else's
                 in_use(folder)  # only to remove what is left
+            with contextlib.suppress(OSError):  # a full disk, a file system without locks
                 locked(stack.enter_context(open(path, "a", encoding="utf-8")))
         yield
 

@@ -286,7 +286,7 @@ def _corner_colors(mesh: bpy.types.Mesh, corner_vertices: np.ndarray) -> np.ndar
     attribute = next((attribute for attribute in mesh.color_attributes if attribute.name in names), None)
     if attribute is None:
         return white
-    values = linear_to_srgb(_read(attribute.data, "color", 4)[:, :3])
+    values = linear_to_srgb(np.minimum(_read(attribute.data, "color", 4)[:, :3], 1))
     return values if attribute.domain == "CORNER" else values[corner_vertices]
 
 
