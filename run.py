@@ -36,6 +36,7 @@ MOST_TESTS_AT_ONCE = 4  # each of them wants 1 GB of memory
 STAMP = "ready"
 OWN_NAME = re.compile(r"[0-9a-f]{12}(\.gone)?")  # of the environments here: `.venv` itself may be one of the user's
 GONE = ".gone"  # ends the name of an environment that is being removed
+LOCK_SECONDS = 60  # after which a lock is no longer one that somebody is about to take
 RETRY = "WARNING: Retrying"  # how pip begins to say that a server does not answer
 
 
@@ -252,12 +253,19 @@ def remove_former(folder: Path) -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process says that it runs from this environment, as `held` and `backend.interpreter` do."""
+    """Whether a process says that it runs from this environment, as `held` and `backend.interpreter` do.
+
+    What killed processes have left is removed.
+    """
+    found = False
     for path in folder.glob("in-use-*.lock"):
-        with contextlib.suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as file:
-            if not locked(file):
-                return True
-    return False
+        with contextlib.suppress(FileNotFoundError):  # its process has ended just now
+            with open(path, "a", encoding="utf-8") as file:
+                taken = not locked(file)
+            if not taken and time.time() - path.stat().st_mtime > LOCK_SECONDS:
+                path.unlink()
+            found = found or taken
+    return found
 
 
 @contextlib.contextmanager
@@ -267,6 +275,8 @@ def held(folder: Path):
     with contextlib.ExitStack() as stack:
         if folder.parent == ENVIRONMENTS and os.access(folder, os.W_OK):  # else nobody here could remove it
             stack.callback(path.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's
+                in_use(folder)  # only to remove what is left
             with contextlib.suppress(OSError):  # a full disk, a file system without locks
                 locked(stack.enter_context(open(path, "a", encoding="utf-8")))
         yield

@@ -5,12 +5,15 @@ The cache lies in the user's cache folder, never beside the sources, which may b
 all files that a kernel's file imports from, because Numba itself does not notice a changed constant in any of them.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import re
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,8 @@ import platformdirs
 # must stay comparable, or a diverged fit could make the kernels write out of bounds.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 FASTMATH_FINITE = FASTMATH | {"nnan", "ninf"}
+
+UNUSED_SECONDS = 60 * 86_400  # after which the kernels of a version are forgotten
 
 _log = logging.getLogger(__name__)
 _kernels: list[tuple[numba.core.dispatcher.Dispatcher, str]] = []
@@ -92,6 +97,8 @@ def _cache_folder(file: Path) -> Path | None:
     root = os.environ.get("NUMBA_CACHE_DIR") or Path(platformdirs.user_cache_dir("kinesplat", appauthor=False))
     folder = Path(root) / "kernels" / hashlib.sha256(sources).hexdigest()[:12]
     try:
+        if not folder.exists():
+            _forget_unused(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"probe-{os.getpid()}-{threading.get_ident()}"
         probe.touch()
@@ -100,6 +107,14 @@ def _cache_folder(file: Path) -> Path | None:
         _log.warning("Compiled kernels cannot be kept in %s (%s): every start will compile them anew.", folder, error)
         return None
     return folder
+
+
+def _forget_unused(kernels: Path) -> None:
+    """Remove what no start has asked for in a long time: kernels of former versions. Each start leaves its time."""
+    for folder in kernels.glob("*"):
+        with contextlib.suppress(OSError):  # of another user, or gone meanwhile
+            if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sources(file: Path, known: set[Path]) -> set[Path]:

@@ -17,6 +17,13 @@ def premultiplied(pictures: np.ndarray) -> Tensor:  # [..., 4] uint8, straight a
     return images
 
 
+def straight(images: np.ndarray) -> np.ndarray:  # [..., 4] premultiplied, 0..1 -> uint8, straight alpha
+    """The reverse of `premultiplied`: pictures as files and frames hold them."""
+    alpha = images[..., 3:]
+    color = images[..., :3] / np.maximum(alpha, 1e-3)  # what is thinner is nothing in 8 bits
+    return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)
+
+
 def on_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]
     """Pictures on white; differentiable everywhere. `channels`: which dimension holds these."""
     color, alpha = images.split([3, 1], channels)

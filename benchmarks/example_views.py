@@ -26,14 +26,14 @@ def render_example(model: str, folder: Path) -> None:
 
 def render_subject(bpy: ModuleType, subject, folder: Path) -> None:
     """The same of an object in the open file, over its scene's frames."""
-    from blender_addon import orbit_render
+    from blender_addon.capture_progress import in_one_go
+    from blender_addon.clip_space import measure_steps
+    from blender_addon.orbit_render import capture_motion_steps, render_views_steps
 
     scene = bpy.context.scene
-    frame_range = (scene.frame_start, scene.frame_end)
-    capture = orbit_render.capture(
-        bpy.context, subject, Orbit(), folder, frame_range=frame_range, resolution=RESOLUTION
-    )
-    orbit_render.render_views(capture.space, unseen_cameras(capture.moving), folder / "truth")
+    space = in_one_go(measure_steps(bpy.context, subject, (scene.frame_start, scene.frame_end)))
+    capture = in_one_go(capture_motion_steps(space, Orbit(), folder, resolution=RESOLUTION))
+    in_one_go(render_views_steps(space, unseen_cameras(capture.moving), folder / "truth"))
 
 
 def unseen_cameras(moving: Cameras) -> Cameras:

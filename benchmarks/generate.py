@@ -2,7 +2,7 @@
 """Generation of 24 moving frames by kinesplat-small: wall and CPU time by sampler, steps, threads and precision.
 
     python -m benchmarks.generate                         # the still fox of the tests, 96 pixels
-    python -m benchmarks.generate --orbit FOLDER --steps 12 24 --threads 1 2 --sampler ddim --out FILE.json
+    python -m benchmarks.generate --orbit FOLDER ... --steps 12 24 --threads 1 2 --sampler ddim --out FILE.json
 
 bf16 is what the program uses where the processor has matrix units for it (AMX); elsewhere only float32 is measured.
 """
@@ -36,7 +36,9 @@ DEFAULT_STEPS = int(BOUNDS["steps"].default)
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if all figures are met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__.splitlines()[0])
-    parser.add_argument("--orbit", type=Path, default=FOX, metavar="FOLDER", help="static orbit (default: the fox)")
+    parser.add_argument(
+        "--orbit", nargs="+", type=Path, default=[FOX], metavar="FOLDER", help="static orbits (default: the fox)"
+    )
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument(
         "--weights", type=Path, default=FOLDER, metavar="DIR", help="other weights than the shipped ones"
@@ -48,13 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     model = load(options.weights)
-    seen = read_orbit_folder(options.orbit).subset(np.arange(GENERATED_FRAMES))  # without further views
-    static = as_pictures(seen.images.permute(0, 3, 1, 2)[None])
-    cameras = replace(seen.cameras, times=np.linspace(0, 1, len(static)))
+    orbits = {folder: read_orbit(folder) for folder in options.orbit}
     precisions = ["float32", "bf16"] if fast_bf16("cpu") else ["float32"]
+    static, cameras = orbits[options.orbit[0]]
     diffusion4d.generate_moving(static, cameras, options.prompt, MAGNITUDE, steps=1, model=model)  # warms up
     rows = [
-        measure(model, static, cameras, options.prompt, sampler, steps, threads, precision)
+        {"orbit": str(folder), **measure(model, *orbit, options.prompt, sampler, steps, threads, precision)}
+        for folder, orbit in orbits.items()
         for precision in precisions
         for threads in options.threads
         for sampler in options.sampler
@@ -62,13 +64,20 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     standard = [row for row in rows if row["steps"] == DEFAULT_STEPS and row["precision"] == precisions[-1]]
     figures = [
-        Figure(f"24 frames with the default settings, {row['threads']} threads", row["wall s"], "s", at_most=60.0)
+        Figure(f"24 frames of {row['orbit']}, {row['threads']} threads", row["wall s"], "s", at_most=60.0)
         for row in standard
         if row["sampler"] == "ddim" and row["threads"] == max(options.threads)
     ]
     title = f"Generation of {len(static)} frames of {cameras.width} pixels by {model.name}, m = {MAGNITUDE:g}"
     write_report(title, rows, figures, options.out)
     return 0 if all(figure.met for figure in figures) else 1
+
+
+def read_orbit(folder: Path) -> tuple[np.ndarray, Cameras]:
+    """The still pictures of an orbit folder without further views, and the cameras of the frames to be made of them."""
+    seen = read_orbit_folder(folder).subset(np.arange(GENERATED_FRAMES))
+    static = as_pictures(seen.images.permute(0, 3, 1, 2)[None])
+    return static, replace(seen.cameras, times=np.linspace(0, 1, len(static)))
 
 
 def measure(

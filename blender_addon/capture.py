@@ -17,7 +17,9 @@ import bpy
 import numpy as np
 
 from . import orbit_render, reference_image, settings, video_source
+from .capture_progress import CaptureProgress
 from .client import file_problem
+from .clip_space import measure_steps
 from .contract.orbit import FURTHER_VIEWS, Cameras, Orbit, frame_name
 from .contract.requests import (
     BOUNDS,
@@ -47,7 +49,7 @@ HASHES_PER_STEP = 8  # files; a few milliseconds
 HASH_BYTES = 8 << 20  # the same of one file
 MADE_UP_SIZE = 2.0  # meters, longest side of what comes out of a text, an image or a video: as Blender's own primitives
 
-Steps = Generator[orbit_render.CaptureProgress, None, None]
+Steps = Generator[CaptureProgress, None, None]
 MakeRequest = Callable[[dict[Path, str], int], dict]  # sha256 by file, seed -> request
 
 
@@ -98,7 +100,7 @@ class CaptureRun:
         for record in self.jobs:
             self._store.remove(record.uid)
 
-    def _show(self, progress: orbit_render.CaptureProgress) -> None:
+    def _show(self, progress: CaptureProgress) -> None:
         self.text = STAGE_TEXTS.get(progress.stage, progress.stage)
         if progress.stage not in self.weights:
             return
@@ -145,7 +147,7 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     generation, quality, seeds = _generation_options(options), _quality(options), _seeds(options)
 
     def steps() -> Steps:
-        space = yield from orbit_render.measure_steps(context, source, (first, last), frames=orbit.frames)
+        space = yield from measure_steps(context, source, (first, last), frames=orbit.frames)
         if may_invent and not space.moves:
             run.weights.pop("moving", None)
             record.kind, record.result_kind = "object", generation["result"]
@@ -248,7 +250,7 @@ def _begin_video(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
         packing = video_source.pack_steps(source, folder)
         try:
             while True:
-                yield orbit_render.CaptureProgress("copy", *next(packing))
+                yield CaptureProgress("copy", *next(packing))
         except StopIteration as stop:
             packed = stop.value
 
@@ -270,7 +272,7 @@ def _seal_steps(
     hashes: dict[Path, str] = {}
     for index, path in enumerate(paths):
         if index % HASHES_PER_STEP == 0:
-            yield orbit_render.CaptureProgress("hash", index, len(paths))
+            yield CaptureProgress("hash", index, len(paths))
         hashes[path] = yield from _hash_steps(path, index, len(paths))
     blobs = {sha256: path.relative_to(folder).as_posix() for path, sha256 in hashes.items()}
     if first.result_kind == "frames":
@@ -295,13 +297,13 @@ def _seal_steps(
         store.seal_outbox(record.uid, request, blobs)
 
 
-def _hash_steps(path: Path, done: int, total: int) -> Generator[orbit_render.CaptureProgress, None, str]:
+def _hash_steps(path: Path, done: int, total: int) -> Generator[CaptureProgress, None, str]:
     """The sha256 of the file that comes after `done` of `total` others; yields where it is large."""
     sha256 = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(HASH_BYTES):
             if file.tell() > HASH_BYTES:
-                yield orbit_render.CaptureProgress("hash", done, total)
+                yield CaptureProgress("hash", done, total)
             sha256.update(chunk)
     return sha256.hexdigest()
 

@@ -16,8 +16,8 @@ import numpy as np
 from . import point_cloud, retime, splat_object, stage
 from .contract.clip import Clip, Gaussians, clip_of_moments, write_clip
 from .contract.placement import UP_AXES, placed, placed_sh
-from .contract.ply import existing_sequence, header_comments, write_ply, write_ply_sequence
 from .contract.spherical_harmonics import SHARED_DEGREE, converted
+from .contract.splat_files.ply_writer import existing_sequence, header_comments, write_ply, write_ply_sequence
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mathutils import Matrix
 from . import node_groups, retime, versions
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, check_clip
-from .contract.ply import logit
+from .contract.splat_files.ply_writer import logit
 from .scene_settings import apply_frame_range as apply_frame_range  # this module is the door to the whole room
 from .scene_settings import ensure_scene_settings as ensure_scene_settings
 from .scene_settings import scene_warnings as scene_warnings

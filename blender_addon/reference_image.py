@@ -6,6 +6,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
+from .contract.color import linear_to_srgb
 from .png import shrunk, write_png
 from .subject import CaptureError
 
@@ -50,6 +51,6 @@ def write_image(name: str, path: Path, largest: int = LARGEST) -> None:
     alpha = small[..., 3:].clip(0, 1)
     color = np.divide(small[..., :3], alpha, out=np.zeros_like(small[..., :3]), where=alpha > 1e-4)
     if image.is_float:  # linear light
-        color = np.where(color <= 0.0031308, 12.92 * color, 1.055 * np.maximum(color, 1e-6) ** (1 / 2.4) - 0.055)
+        color = linear_to_srgb(color)
     straight = np.concatenate([color.clip(0, 1), alpha], axis=2)
     write_png(path, np.rint(255 * straight).astype(np.uint8))

@@ -11,7 +11,8 @@ import numpy as np
 
 from .contract import rotations
 from .contract.clip import Gaussians
-from .contract.spherical_harmonics import C0, linear_to_srgb, sh_basis
+from .contract.color import linear_to_srgb
+from .contract.spherical_harmonics import C0, sh_basis
 from .node_groups import DILATION, MAX_ALPHA, MIN_ALPHA
 
 _PAIRS = 1 << 20  # of a Gaussian and a pixel that are worked on at once: about 100 MB

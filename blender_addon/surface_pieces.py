@@ -1,19 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Points on surfaces, and which of them are the same ones from one moment to the next."""
+"""Which points of a changing surface are the same ones from one moment to the next."""
 
 import numpy as np
 
-from .contract.surface import SurfacePieces
+from .contract.surface import SurfacePieces, even_samples
 from .stage import Geometry, Part
-
-
-def even_samples(areas: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles [count] and barycentric weights [count, 3] of points, evenly by the triangles' `areas` [F]."""
-    # One sample from each of `count` equal shares of the area: more even than independent draws.
-    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
-    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
-    u, v = np.sqrt(random.random(count)), random.random(count)
-    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
 
 
 def sample_pieces(moments: list[Geometry], count: int, seed: int) -> SurfacePieces:

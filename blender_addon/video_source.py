@@ -13,8 +13,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 
+from .contract.color import linear_to_srgb
 from .contract.requests import BOUNDS, VIDEO_LIMITS
-from .contract.spherical_harmonics import linear_to_srgb
 from .contract.video import CONTAINER_TYPES, HEAD_BYTES, PICTURE_TYPES, evenly_spaced, media_type
 from .reference_image import write_image
 from .subject import CaptureError

@@ -331,22 +331,19 @@ def import_result(bpy, uid: str, *, loops: bool):
 
 def render_source(bpy, subject, folder: Path) -> None:
     """The moving orbit once more, into an orbit folder of our own: what the result is compared with."""
-    orbit_render = extension_module("blender_addon.orbit_render")
+    in_one_go = extension_module("blender_addon.capture_progress").in_one_go
+    measure_steps = extension_module("blender_addon.clip_space").measure_steps
+    render_orbit_steps = extension_module("blender_addon.orbit_render").render_orbit_steps
     contract = extension_module("blender_addon.contract.orbit")
     tracker = extension_module("blender_addon.job_tracker").tracker()
     settings, scene = bpy.context.scene.kinesplat, bpy.context.scene
     with tracker.http.held(2.0):  # see there: Blender's renders and other threads do not go together
         try:
-            orbit_render.render_orbit(
-                bpy.context,
-                subject,
-                contract.Orbit(frames=settings.frames, elevation=settings.elevation),
-                folder,
-                resolution=settings.resolution,
-                moving=True,
-                frame_range=(scene.frame_start, scene.frame_end),
-                samples=settings.samples,
-            )
+            frame_range = scene.frame_start, scene.frame_end
+            space = in_one_go(measure_steps(bpy.context, subject, frame_range, frames=settings.frames))
+            orbit = contract.Orbit(frames=settings.frames, elevation=settings.elevation)
+            how = {"resolution": settings.resolution, "samples": settings.samples}
+            in_one_go(render_orbit_steps(space, orbit, folder, moving=True, **how))
         except extension_module("blender_addon.subject").CaptureError as error:
             raise DemoFailed(str(error)) from error
 

@@ -2,6 +2,7 @@
 """Kernels: none is left out of what is compiled before a job needs it, and constants elsewhere count as theirs."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,23 @@ def test_a_kernel_is_compiled_anew_where_a_file_that_it_imports_from_changes(tmp
     assert before == find(kernels)
     constants.write_text("SIZE = 8\n")
     assert find(kernels) != before
+
+
+def test_kernels_that_nobody_has_asked_for_in_a_long_time_are_forgotten(tmp_path, monkeypatch) -> None:
+    kernels = tmp_path / "kernels.py"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    find = compiled._cache_folder.__wrapped__
+    folders = []
+    for version in ("1", "2", "3"):
+        kernels.write_text(f"SIZE = {version}\n")
+        folders.append(find(kernels))
+        (folders[-1] / "kernels.nbi").touch()
+        os.utime(folders[-1], (0, 0))
+    assert [folder.exists() for folder in folders] == [False, False, True]
+    find(kernels)  # is in use again
+    kernels.write_text("SIZE = 4\n")
+    find(kernels)
+    assert folders[-1].exists()
 
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """run.py: environments by the hash of what they are made from, whole or not at all."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_what_run_itself_starts_counts_as_well(sandbox) -> None:
         assert run.in_use(folder)
     assert not run.in_use(folder)
     assert [path.name for path in folder.iterdir()] == [run.STAMP]
+
+
+def test_what_killed_processes_have_left_goes(sandbox) -> None:
+    run.ready_python()
+    (folder,) = sandbox
+    left, fresh = folder / "in-use-1-of-killed.lock", folder / "in-use-2-about-to-be-taken.lock"
+    for path in (left, fresh):
+        path.touch()
+    os.utime(left, (0, 0))
+    with run.held(folder):
+        os.utime(folder / f"in-use-{os.getpid()}.lock", (0, 0))
+        assert run.in_use(folder)
+        assert not left.exists()
+    assert sorted(path.name for path in folder.iterdir()) == [fresh.name, run.STAMP]
 
 
 def test_an_interrupted_set_up_is_repaired_by_the_next_run(sandbox, monkeypatch) -> None:

@@ -223,7 +223,7 @@ def refuse_existing(out: Path, sequence: bool) -> None:
         UserError: there are such files already.
     """
     from backend.progress import UserError
-    from blender_addon.contract.ply import existing_sequence
+    from blender_addon.contract.splat_files.ply_writer import existing_sequence
 
     former = existing_sequence(out) if sequence else [out]
     if former and former[0].exists():

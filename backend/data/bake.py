@@ -15,7 +15,7 @@ import numpy as np
 from backend.data.blender_model import FPS, open_model, principled
 from backend.progress import UserError
 from blender_addon.contract.arrays import write_arrays
-from blender_addon.contract.spherical_harmonics import linear_to_srgb
+from blender_addon.contract.color import linear_to_srgb
 
 FRAMES = 24
 INFLUENCES = 4  # bones per vertex
@@ -235,7 +235,7 @@ def _faces(parts: list[Part]) -> dict[str, np.ndarray]:
     return {
         "f": np.concatenate(faces).astype(np.uint16 if count < 65536 else np.uint32),
         "m": np.concatenate(materials).astype(np.uint8 if len(looks) < 256 else np.uint16),
-        "col": _bytes(np.stack([_srgb(color) for color, _ in looks])),
+        "col": _bytes(np.stack([linear_to_srgb(color) for color, _ in looks])),
         "ti": np.array([images.index(image) if image is not None else -1 for _, image in looks], np.int16),
         **{f"tex{k}": _bytes(_pixels(image)) for k, image in enumerate(images)},
     }
@@ -286,7 +286,7 @@ def _corner_colors(mesh: bpy.types.Mesh, corner_vertices: np.ndarray) -> np.ndar
     attribute = next((attribute for attribute in mesh.color_attributes if attribute.name in names), None)
     if attribute is None:
         return white
-    values = _srgb(_read(attribute.data, "color", 4)[:, :3])
+    values = linear_to_srgb(np.minimum(_read(attribute.data, "color", 4)[:, :3], 1))
     return values if attribute.domain == "CORNER" else values[corner_vertices]
 
 
@@ -302,10 +302,6 @@ def _pixels(image: bpy.types.Image) -> np.ndarray:  # [h, w, 3] sRGB 0..1, first
     rows, columns = height // step or 1, width // step or 1
     pixels = pixels[: rows * step, : columns * step]
     return pixels.reshape(rows, pixels.shape[0] // rows, columns, pixels.shape[1] // columns, 3).mean((1, 3))
-
-
-def _srgb(linear: np.ndarray) -> np.ndarray:
-    return linear_to_srgb(np.minimum(linear, 1))
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

@@ -15,10 +15,13 @@ from PIL import Image
 from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
 from backend.progress import UserError
-from blender_addon import orbit_render
+from blender_addon.capture_progress import in_one_go
+from blender_addon.clip_space import ClipSpace, measure_steps
 from blender_addon.contract.orbit import Cameras, frame_name
 from blender_addon.contract.surface import SurfaceSamples
+from blender_addon.orbit_render import render_views_steps
 from blender_addon.stage import open_stage
+from blender_addon.surface_samples import sample_surface_steps
 
 
 class BlenderRenderer:
@@ -48,14 +51,14 @@ class BlenderRenderer:
         turned = replace(cameras, camera_to_world=_about_z(-light_turn) @ cameras.camera_to_world)
         with quiet(), tempfile.TemporaryDirectory() as folder:
             samples = samples or self._samples
-            orbit_render.render_views(self._space, turned, Path(folder), engine="CYCLES", samples=samples)
+            in_one_go(render_views_steps(self._space, turned, Path(folder), engine="CYCLES", samples=samples))
             return np.stack([np.asarray(Image.open(Path(folder) / frame_name(k))) for k in range(len(cameras.times))])
 
     def surface(self, clip: int) -> SurfaceSamples:
         """What the add-on sends of the surface. Raises as `pictures`."""
         self._pose(clip)
         with quiet():
-            return orbit_render.sample_surface(self._space, times=FRAMES)
+            return in_one_go(sample_surface_steps(self._space, times=FRAMES))
 
     def triangles(self, clip: int) -> np.ndarray:  # [T, F, 3, 3] float32
         """Corners of the evaluated triangles at the stored frames, clip space.
@@ -95,9 +98,9 @@ class BlenderRenderer:
         self._space = replace(self._measure(start), frame_range=(start, end))
         self._playing = clip
 
-    def _measure(self, frame: float) -> orbit_render.ClipSpace:
+    def _measure(self, frame: float) -> ClipSpace:
         with quiet():
-            return orbit_render.measure(bpy.context, self._model.root, (frame, frame))
+            return in_one_go(measure_steps(bpy.context, self._model.root, (frame, frame)))
 
 
 def _about_z(degrees: float) -> np.ndarray:  # [4, 4]

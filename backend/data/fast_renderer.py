@@ -9,6 +9,7 @@ from backend.data.baked import read_baked
 from backend.data.samples import View, draw_views, pose_clip
 from backend.data.surface_points import sample_triangles
 from backend.data.views import FRAMES, DatasetView
+from backend.pictures import straight
 from blender_addon.contract.orbit import Cameras
 from blender_addon.contract.surface import SurfaceSamples
 
@@ -40,8 +41,7 @@ class FastRenderer:
         stored = np.round(cameras.times * (FRAMES - 1)).astype(int)
         light = light_of_frames(self._light, light_turn, cameras.camera_to_world)
         rgba, _ = draw_views(self._asset, positions[stored], normals[stored], positions[0], cameras, light)
-        rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-6)
-        return (rgba.clip(0, 1) * 255).round().astype(np.uint8)
+        return straight(rgba)
 
     def surface(self, clip: int) -> SurfaceSamples:
         """Samples of the surface and their movement, as many as the add-on sends.

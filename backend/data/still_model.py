@@ -9,7 +9,7 @@ import bpy
 from backend.data.blender_model import open_model
 from backend.data.children import answer_questions
 from backend.progress import UserError
-from blender_addon import orbit_render
+from blender_addon import clip_space, orbit_render
 from blender_addon.contract.orbit import Orbit
 from blender_addon.subject import CaptureError
 
@@ -37,7 +37,7 @@ def capture_steps(job: dict) -> Generator[dict, None, None]:
     model = open_model(Path(job["file"]))
     model.rest()
     now = bpy.context.scene.frame_current
-    space = yield from _told(orbit_render.measure_steps(bpy.context, model.root, (now, now)))
+    space = yield from _told(clip_space.measure_steps(bpy.context, model.root, (now, now)))
     orbit = Orbit(frames=job["frames"])
     settings = {"resolution": job["resolution"], "samples": job["samples"], "fps": 24.0, "engine": "CYCLES"}
     yield from _told(orbit_render.capture_still_steps(space, orbit, Path(job["folder"]), **settings))

@@ -4,6 +4,7 @@
 import numpy as np
 
 from backend.progress import UserError
+from blender_addon.contract.surface import even_samples
 
 
 def sample_triangles(
@@ -17,12 +18,7 @@ def sample_triangles(
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     if not areas.sum() > 0:
         raise UserError("no_surface", "The model has no surface at the first frame.", "Leave the clip out.")
-    random = np.random.default_rng(seed)
-    # One sample from each of `count` equal shares of the area: more even than independent draws.
-    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
-    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
-    u, v = np.sqrt(random.random(count)), random.random(count)
-    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+    return even_samples(areas, count, np.random.default_rng(seed))
 
 
 def follow_surface(corners: np.ndarray, count: int, seed: int = 1) -> np.ndarray:  # [T, F, 3, 3] -> [T, M, 3] float32

@@ -26,10 +26,12 @@ from backend.evaluation.construction_sheets import Result, clip_sheet, overview,
 from backend.evaluation.construction_truth import RESOLUTION, GridTruth, TruthFolder
 from backend.evaluation.constructor import Constructor
 from backend.evaluation.networks import Networks
+from backend.evaluation.tables import write_results
+from backend.evaluation.truth import none_usable
 from backend.progress import Run, UserError
 from backend.splatting.observations import Observations
 from backend.versions import versions
-from blender_addon.contract.arrays import BadFileError, atomic_file, write_json
+from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import Clip, read_clip, write_clip
 from blender_addon.contract.surface import SurfaceSamples
 
@@ -73,8 +75,7 @@ def evaluate_constructions(
     folder = TruthFolder(assets, (truths or out) / f"truth_{renderer}", renderer, several, resolution)
     usable, left_out = folder.render(clips, limit, run, {"grid": RENDERING, "several": RENDERING_SEVERAL})
     if not usable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
+        raise none_usable(left_out)
 
     run.begin(CONSTRUCTING)
     rows: dict[str, list[dict]] = {case: [] for case in cases}
@@ -113,16 +114,10 @@ def evaluate_constructions(
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
         }
-        _write(out, by_case, summary)
+        write_results(out, summary, table(by_case, summary))
     overview(sheets, rows)
     run.finish()
     return summary
-
-
-def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
-    write_json(out / "summary.json", summary)
-    with atomic_file(out / "table.md") as file:
-        file.write(table(by_case, summary).encode())
 
 
 def _given(truth: GridTruth, case: str) -> tuple[Observations, Observations, SurfaceSamples | None]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from backend.data.views import FRAMES
 from backend.evaluation.construction_truth import GridTruth
 from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
 from backend.evaluation.tables import caveats, figures_table
+from backend.pictures import straight
 from backend.splatting.observations import Observations
 from backend.splatting.render import render_clip
 from blender_addon.contract.clip import Clip
@@ -38,8 +38,8 @@ def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
     unseen = truth.unseen
     chosen = _views(unseen)
     cameras = unseen.cameras.picked(chosen)
-    true = _straight(unseen.images[chosen])
-    drawn = {result.case: _straight(render_clip(result.clip, cameras)) for result in results}
+    true = straight(unseen.images[chosen].numpy())
+    drawn = {result.case: straight(render_clip(result.clip, cameras).numpy()) for result in results}
     rows, columns = _window([true, *drawn.values()])
     shown = [SheetRow("truth", on_white(true)[:, rows, columns])]
     for case, pictures in drawn.items():
@@ -98,12 +98,6 @@ def _window(sets: list[np.ndarray]) -> tuple[slice, slice]:
 def _directions(camera_to_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [V, 4, 4] -> [V], [V] degrees
     x, y, z = camera_to_world[:, :3, 2].T
     return np.degrees(np.arctan2(x, -y)) % 360, np.degrees(np.arcsin(z.clip(-1, 1)))
-
-
-def _straight(images: Tensor) -> np.ndarray:  # [V, H, W, 4] premultiplied -> uint8, straight alpha
-    values = images.numpy().copy()
-    values[..., :3] /= np.maximum(values[..., 3:], 1e-6)
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _title(row: dict) -> str:

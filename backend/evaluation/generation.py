@@ -27,10 +27,12 @@ from backend.evaluation.generation_truth import Truth, make_truths
 from backend.evaluation.metrics import alpha_iou, foreground_psnr
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, on_white, sheet, stacked
+from backend.evaluation.tables import write_results
+from backend.evaluation.truth import none_usable
 from backend.models.motion_magnitude import magnitude_of
 from backend.pictures import over_white, premultiplied, ssim
 from backend.pipelines.orbit_pictures import Views
-from backend.progress import Run, UserError
+from backend.progress import Run
 from backend.versions import versions
 from blender_addon.contract.arrays import atomic_file, write_json
 from blender_addon.contract.orbit import Cameras, joined_cameras
@@ -188,8 +190,7 @@ def evaluate_generation(
     run.begin("Rendering the truth")
     truths, left_out = make_truths(assets, clips, out / f"truth_{renderer}", renderer, run, limit)
     if not truths:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
+        raise none_usable(left_out)
     cache = Cache(out / "generated", generator)
     results = {
         setting: _evaluate_setting(setting, truths, cache, out, sampling, seeds, control_subjects, networks, run)
@@ -212,9 +213,7 @@ def evaluate_generation(
     }
     for setting in settings[1:]:
         write_json(out / f"summary_{setting}.json", {**summary, **results[setting], "setting": setting})
-    write_json(out / "summary.json", summary)
-    with atomic_file(out / "table.md") as file:
-        file.write(table(results, summary).encode())
+    write_results(out, summary, table(results, summary))
     run.finish()
     return summary
 

@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Figures as Markdown tables that can be read as they are."""
 
+from pathlib import Path
+
+from blender_addon.contract.arrays import atomic_file, write_json
+
+
+def write_results(out: Path, summary: dict, table: str) -> None:
+    """What an evaluation tells programs and people: `summary.json` and `table.md`."""
+    write_json(out / "summary.json", summary)
+    with atomic_file(out / "table.md") as file:
+        file.write(table.encode())
+
 
 def figures_table(corner: str, heads: dict[str, str], rows: dict[str, dict]) -> list[str]:
     """Lines of a table. `heads`: column head of each figure; `rows`: figures by label, those that a row lacks blank."""

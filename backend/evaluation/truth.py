@@ -9,6 +9,7 @@ second run finds them.
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,19 +78,38 @@ def render_usable(
             "Rendering needs Blender's Python module, which is not installed.",
             "Install it with `pip install bpy==4.5.15` (Python 3.11), or choose --renderer fast.",
         )
+
+    def problems_of(batch: list[ChosenClip], found: int, wanted: int) -> dict[str, str]:
+        _render(assets, batch, folder, renderer, plan, run, found, wanted)
+        told = {clip.name: _read_json(folder / clip.name)["problem"] for clip in batch}
+        return {name: problem for name, problem in told.items() if problem}
+
+    return until_enough(clips, limit, problems_of)
+
+
+def until_enough(
+    clips: list[ChosenClip], limit: int | None, problems_of: Callable[[list[ChosenClip], int, int], dict[str, str]]
+) -> tuple[list[ChosenClip], dict[str, str]]:
+    """Look at clips until `limit` of them can be used. Returns those, and why each of the others cannot.
+
+    problems_of: why each that cannot be used of some clips cannot, where so many are found of so many wanted.
+    """
     wanted = min(limit or len(clips), len(clips))
     usable: list[ChosenClip] = []
     left_out: dict[str, str] = {}
     waiting = list(clips)
     while waiting and len(usable) < wanted:
         batch, waiting = waiting[: wanted - len(usable)], waiting[wanted - len(usable) :]
-        _render(assets, batch, folder, renderer, plan, run, len(usable), wanted)
-        for clip in batch:
-            if problem := _read_json(folder / clip.name)["problem"]:
-                left_out[clip.name] = problem
-            else:
-                usable.append(clip)
+        problems = problems_of(batch, len(usable), wanted)
+        usable += [clip for clip in batch if clip.name not in problems]
+        left_out |= problems
     return usable, left_out
+
+
+def none_usable(left_out: dict[str, str]) -> UserError:
+    """The error for an evaluation that has no clips."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+    return UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
 
 
 def why_unfit(moving: np.ndarray, static: np.ndarray) -> str:  # 2 x [T, H, W, 4] uint8

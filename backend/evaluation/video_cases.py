@@ -25,10 +25,11 @@ from torch import Tensor
 from backend.evaluation.video_truth import cameras
 from backend.models.lpips import find_lpips
 from backend.models.shipped import CARD
+from backend.pictures import straight
 from backend.pipelines import clips, fourdiffusion
 from backend.pipelines.fourdiffusion_guidance import Guidance
 from backend.pipelines.fourdiffusion_settings import Settings
-from backend.pipelines.multi_view_video import MultiViewVideo, straight
+from backend.pipelines.multi_view_video import MultiViewVideo
 from backend.pipelines.small_views import SmallVideoModel
 from backend.pipelines.video_model import VideoModel, load_video_model, within_memory
 from backend.progress import Run, UserError

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.networks import Networks
+from backend.evaluation.tables import write_results
+from backend.evaluation.truth import none_usable
 from backend.evaluation.video_cases import Case, Made, Maker, Views, kept_clip, kept_views
 from backend.evaluation.video_figures import (
     NOVEL,
@@ -31,7 +33,6 @@ from backend.evaluation.video_sheets import clip_sheet, overview, table, title_o
 from backend.evaluation.video_truth import ORTHOGONAL, RESOLUTION, VideoTruth, VideoTruthFolder, resized
 from backend.progress import Run, UserError
 from backend.versions import versions
-from blender_addon.contract.arrays import atomic_file, write_json
 
 RENDERING, MAKING = "Rendering the truth", "Making clips"
 
@@ -95,8 +96,7 @@ def evaluate_videos(
     run.begin(RENDERING)
     usable, left_out = folder.render(clips, limit, run)
     if not usable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError("no_usable_clips", "None of the clips can be used.", f"{reasons}.")
+        raise none_usable(left_out)
     inputs = (_input_of(folder.read(clip), maker.model.framing.size) for clip in usable)
     told = {"renderer": renderer, "frames": frames, "resolution": resolution, "left_out": left_out}
     return _evaluate(inputs, len(usable), out, maker, cases, networks, told, run)
@@ -198,7 +198,7 @@ def _evaluate(
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
         }
-        _write(out, statistics_of, summary)
+        write_results(out, summary, table(statistics_of, summary))
     ranked = sorted((row for row in rows[cases[0].label]), key=lambda row: -row.get("psnr_novel", row["psnr_input"]))
     if ranked:
         overview(out / "sheets", [row["clip"] for row in ranked])
@@ -259,9 +259,3 @@ def statistics(rows: list[dict], sets: VideoSets) -> dict:
         },
         "assets": rows,
     }
-
-
-def _write(out: Path, by_case: dict[str, dict], summary: dict) -> None:
-    write_json(out / "summary.json", summary)
-    with atomic_file(out / "table.md") as file:
-        file.write(table(by_case, summary).encode())

@@ -16,7 +16,16 @@ from torch.nn import functional
 from backend.data.view_samples import DISTANCE, FOV, LARGEST
 from backend.data.views import FRAMES
 from backend.evaluation.choice import ChosenClip
-from backend.evaluation.truth import LEAVES_PICTURE, MOVING, STATIC, Plan, Shots, read_pictures, render_usable
+from backend.evaluation.truth import (
+    LEAVES_PICTURE,
+    MOVING,
+    STATIC,
+    Plan,
+    Shots,
+    read_pictures,
+    render_usable,
+    until_enough,
+)
 from backend.models.motion_magnitude import magnitude_of
 from backend.pictures import premultiplied
 from backend.progress import Run
@@ -82,25 +91,18 @@ class VideoTruthFolder:
         Raises:
             UserError, BadFileError: as `truth.render_usable`.
         """
-        wanted = min(limit or len(clips), len(clips))
-        usable: list[ChosenClip] = []
-        left_out: dict[str, str] = {}
-        waiting = list(clips)
-        while waiting and len(usable) < wanted:
-            batch, waiting = waiting[: wanted - len(usable)], waiting[wanted - len(usable) :]
+
+        def problems_of(cropped: list[ChosenClip], *_: int) -> dict[str, str]:
             problems: dict[str, str] = {}
-            cropped = batch
             for size in SIZES:
-                if not cropped:
-                    break
                 folder = self._folder_of(size)
                 found, new = render_usable(self._assets, cropped, folder, self._renderer, self._plan(size), run)
                 self._sizes |= {clip.name: size for clip in found}
-                problems = {**problems, **new}
+                problems |= new
                 cropped = [clip for clip in cropped if new.get(clip.name) == LEAVES_PICTURE]
-            usable += [clip for clip in batch if clip.name in self._sizes]
-            left_out |= {name: why for name, why in problems.items() if name not in self._sizes}
-        return usable, left_out
+            return {name: why for name, why in problems.items() if name not in self._sizes}
+
+        return until_enough(clips, limit, problems_of)
 
     def read(self, clip: ChosenClip) -> VideoTruth:
         """One clip that `render` returned.

@@ -15,8 +15,9 @@ from backend import __version__
 from backend.exchange.moments import Shot
 from blender_addon.contract.arrays import atomic_files
 from blender_addon.contract.clip import Gaussians
+from blender_addon.contract.color import srgb_to_linear
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
-from blender_addon.contract.spherical_harmonics import C0, srgb_to_linear
+from blender_addon.contract.spherical_harmonics import C0
 
 EXTENSION = "KHR_gaussian_splatting"
 COLOR_SPACES = {"srgb": "srgb_rec709_display", "linear": "lin_rec709_display"}

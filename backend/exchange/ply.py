@@ -6,8 +6,8 @@ from pathlib import Path
 
 from backend import __version__
 from backend.exchange.moments import Shot
-from blender_addon.contract import ply
 from blender_addon.contract.placement import placed, placed_sh
+from blender_addon.contract.splat_files import ply_writer
 
 FIRST_NUMBER = 1  # of the file of frame 0
 
@@ -19,7 +19,7 @@ def write_moment(path: Path, shot: Shot, up_axis: str) -> None:
         OSError: it cannot be written; what was there before is still there.
     """
     (moment,) = shot.moments()
-    ply.write_ply(path, placed(moment, shot.matrix), placed_sh(shot.sh(), shot.matrix), comments(shot, up_axis))
+    ply_writer.write_ply(path, placed(moment, shot.matrix), placed_sh(shot.sh(), shot.matrix), comments(shot, up_axis))
 
 
 def write_sequence(path: Path, shot: Shot, up_axis: str, on_frame: Callable[[int, int], None]) -> list[Path]:
@@ -37,11 +37,11 @@ def write_sequence(path: Path, shot: Shot, up_axis: str, on_frame: Callable[[int
             on_frame(done, len(shot.frames))
             yield FIRST_NUMBER + int(frame), placed(moment, shot.matrix), sh
 
-    return ply.write_ply_sequence(path, frames(), comments(shot, up_axis))
+    return ply_writer.write_ply_sequence(path, frames(), comments(shot, up_axis))
 
 
 def comments(shot: Shot, up_axis: str) -> list[str]:
     """What the header tells."""
-    return ply.header_comments(
+    return ply_writer.header_comments(
         f"Kinesplat {__version__}", color_space=shot.color_space, up_axis=up_axis, fps=shot.clip.fps
     )

@@ -218,10 +218,3 @@ def _still_camera(pose: np.ndarray, times: np.ndarray, pixels: int) -> Cameras:
     count = len(times)
     matrices = np.repeat(intrinsics(FOV, pixels, pixels)[None], count, 0)
     return Cameras(np.repeat(pose[None], count, 0), matrices, np.asarray(times, np.float64), pixels, pixels)
-
-
-def straight(premultiplied: np.ndarray) -> np.ndarray:
-    """[..., 4] float 0..1, color multiplied by alpha -> uint8, straight alpha."""
-    alpha = premultiplied[..., 3:]
-    color = premultiplied[..., :3] / np.maximum(alpha, 1e-6)
-    return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)

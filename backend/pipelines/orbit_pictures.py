@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.pictures import over_white, premultiplied, tiled
+from backend.pictures import over_white, premultiplied, straight, tiled
 from backend.splatting.observations import Observations
 from blender_addon.contract.orbit import Cameras
 
@@ -30,9 +30,7 @@ def as_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tenso
 
 def as_pictures(frames: Tensor) -> np.ndarray:  # [T, H, W, 4] uint8
     """The reverse of `as_tensor`."""
-    values = frames[0].permute(0, 2, 3, 1).cpu()
-    color = values[..., :3] / values[..., 3:].clamp_min(1e-3)
-    return (torch.cat([color, values[..., 3:]], -1).clamp(0, 1) * 255).round().byte().numpy()
+    return straight(frames[0].permute(0, 2, 3, 1).float().cpu().numpy())
 
 
 def resized(pictures: np.ndarray, cameras: Cameras, pixels: int) -> Views:

@@ -23,8 +23,8 @@ from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
 from backend.models.small_fourdm import CHANNELS, SmallConditions, completed, decided, to_latents, to_pictures
-from backend.pictures import over_white, tiled
-from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, straight, view_poses
+from backend.pictures import over_white, straight, tiled
+from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, view_poses
 from backend.pipelines.videomv_orbit import kept_state, on_step
 from backend.progress import Run
 from backend.video.framing import FOURDIFFUSION

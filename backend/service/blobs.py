@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backend.service import paths
 from backend.service.settings import Settings
-from blender_addon.contract.arrays import replace
+from blender_addon.contract.arrays import replace, sync_folder
 from blender_addon.contract.requests import file_sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -226,14 +226,3 @@ class Incoming:
         sync_folder(path.parent)
         self._store._added(self.size)
         return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a rename in `folder` to the disk, where the system can (Windows cannot, and need not)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

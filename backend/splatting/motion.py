@@ -127,11 +127,6 @@ def poses_of(offsets: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 6] ->
     return motion_torch.poses(offsets, control.points)
 
 
-def poses_at(effective: Tensor, basis: TimeBasis, times: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 16]
-    """Poses of the control points at `times` [T]; differentiable in `effective` [B, 6, J]."""
-    return poses_of(offsets_at(effective, basis, times), control)
-
-
 def refined(weights: Tensor, offsets: Tensor) -> Tensor:  # [N, k], [N, k] -> [N, k]
     """Weights with `offsets` to their logarithms, sum 1 again."""
     changed = weights * offsets.exp()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -38,11 +39,13 @@ class AnyBatch:
     tokens: Tensor  # [B, L]
     captions: tuple[str, ...]
 
-    def to(self, device: torch.device) -> "AnyBatch":
+    def to(self, device: torch.device) -> Self:
         """The same on another device."""
-        tensors = {known.name: getattr(self, known.name) for known in fields(self)}
-        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **{name: each.to(device) for name, each in vars(self).items() if isinstance(each, Tensor)})
+
+    def head(self, count: int) -> Self:
+        """Its first samples."""
+        return replace(self, **{name: each[:count] for name, each in vars(self).items() if name != "number"})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from backend.progress import UserError
-from blender_addon.contract.arrays import write_json
+from blender_addon.contract.arrays import sync_folder, write_json
 
 KEEP = 2
 STATE, CONFIG = "trainer.json", "config.json"
@@ -58,7 +58,7 @@ def save_checkpoint(
     save_tensors(part / OPTIMIZER, _optimizer_tensors(network, optimizer))
     write_json(part / STATE, state)
     os.replace(part, folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return folder
@@ -188,14 +188,6 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets folders be opened."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -37,7 +37,7 @@ def validate(network: torch.nn.Module, unseen: Batch, seen: Batch, seed: int) ->
     figures = one_step_errors(network, unseen, seed)
     figures |= {f"seen_{name}": value for name, value in one_step_errors(network, seen, seed).items()}
 
-    few = head(unseen, SHOWN)
+    few = unseen.head(SHOWN)
     asked = torch.tensor(MAGNITUDES, device=few.static.device)
     measured = []
     for value in asked:
@@ -91,12 +91,6 @@ def sample(network: torch.nn.Module, batch: Batch, magnitude: Tensor, steps: int
     )
     flow = (latents * motion_latents.latent_unit(magnitude))[:, :, : motion_latents.FLOW_CHANNELS]
     return motion_latents.warp(batch.static, flow, batch.viewmats, batch.focal)
-
-
-def head(batch: Batch, size: int) -> Batch:
-    """The first samples of a batch."""
-    cut = {name: value[:size] for name, value in vars(batch).items() if name != "number"}
-    return Batch(number=batch.number, **cut)
 
 
 def rank_correlation(asked: Tensor, measured: Tensor) -> float:

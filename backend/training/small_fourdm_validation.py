@@ -29,7 +29,7 @@ def validate(
     """
     figures = one_step_errors(network, unseen, seed)
     figures |= {f"seen_{name}": value for name, value in one_step_errors(network, seen, seed).items()}
-    few = head(unseen, SHOWN)
+    few = unseen.head(SHOWN)
     made = sample(network, few, STEPS, seed)
     figures["psnr_guess"], figures["psnr_views"] = (_psnr(few.views, views) for views in (few.guess, made))
     return figures, sheet(few.views, few.guess, made)
@@ -55,12 +55,6 @@ def sample(network: torch.nn.Module, batch: GuessedViewBatch, steps: int, seed: 
     predict = lambda noisy, timestep: network(noisy, timestep.expand(len(noisy)), given).float()  # noqa: E731
     show = lambda clean: np.empty(0)  # noqa: E731
     return to_pictures(denoise(tuple(batch.views.shape), predict, "ddim", steps, seed, None, show, device))
-
-
-def head(batch: GuessedViewBatch, size: int) -> GuessedViewBatch:
-    """The first samples of a batch."""
-    cut = {name: value[:size] for name, value in vars(batch).items() if name != "number"}
-    return GuessedViewBatch(number=batch.number, **cut)
 
 
 def sheet(*rows: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from blender_addon.contract.spherical_harmonics import linear_to_srgb, srgb_to_linear
+from blender_addon.contract.color import linear_to_srgb, srgb_to_linear
 
 PQ, HLG, LINEAR = 16, 18, 8  # transfer characteristics; all others count as sRGB's, as players and Blender show them
 BT2020, P3_DCI, P3_D65 = 9, 11, 12  # color primaries; all others count as BT.709's, which are sRGB's

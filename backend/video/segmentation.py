@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
 from backend.progress import UserError
+from blender_addon.contract.color import srgb_to_linear
 
 SIDE = 240  # pixels of the longer side on which the subject is looked for
 BORDER_SHARE = 0.03  # of the shorter side
@@ -326,8 +327,7 @@ def _border(shape: tuple[int, int]) -> np.ndarray:  # [h, w] bool
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:  # [..., 3] uint8 sRGB -> float32 CIELAB, D65
-    code = rgb.astype(np.float32) / 255
-    light = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    light = srgb_to_linear(rgb.astype(np.float32) / 255)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], np.float32)
     xyz = light @ (to_xyz / to_xyz.sum(axis=1, keepdims=True)).T
     root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)

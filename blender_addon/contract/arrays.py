@@ -9,9 +9,9 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +22,16 @@ REPLACE_TRIES, REPLACE_SECONDS = 100, 0.02  # two seconds
 
 class BadFileError(ValueError):
     """A file is not what it should be. The message is one sentence for the user."""
+
+
+def demands(wrong: str) -> Callable[[Any, str], None]:
+    """A function that raises BadFileError, "`wrong`: problem.", where its condition is not met."""
+
+    def demand(condition: Any, problem: str) -> None:
+        if not condition:
+            raise BadFileError(f"{wrong}: {problem}.")
+
+    return demand
 
 
 def read_arrays(path: str | os.PathLike, max_bytes: int = MAX_FILE_BYTES) -> dict[str, np.ndarray]:
@@ -93,6 +103,17 @@ def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
             if not left or getattr(error, "winerror", None) is None:
                 raise
             time.sleep(REPLACE_SECONDS)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a rename in `folder` to the disk, where the system can (Windows cannot, and need not)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from . import rotations
-from .arrays import BadFileError, read_arrays, write_arrays
+from .arrays import BadFileError, demands, read_arrays, write_arrays
 
 FORMAT = "kinesplat-clip"
 VERSION = 1
@@ -285,16 +286,14 @@ def check_clip(clip: Clip, label: str = "The clip") -> None:
     Raises:
         BadFileError: the first rule that is broken, as one sentence that begins with `label`.
     """
+    demand = demands(f"{label} is not a valid clip")
 
-    def demand(condition: bool, problem: str) -> None:
-        if not condition:
-            raise BadFileError(f"{label} is not a valid clip: {problem}.")
-
-    def demand_array(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: type) -> None:
+    def demand_array(owner: Any, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> None:
+        array = getattr(owner, name)
         demand(isinstance(array, np.ndarray), f"{name} is missing")
         demand(array.dtype == dtype, f"{name} has type {array.dtype}, not {np.dtype(dtype).name}")
         demand(array.shape == shape, f"{name} has shape {array.shape}, not {shape}")
-        demand(dtype is np.int32 or bool(np.isfinite(array).all()), f"{name} holds numbers that are not finite")
+        demand(dtype is np.int32 or np.isfinite(array).all(), f"{name} holds numbers that are not finite")
 
     demand(isinstance(clip.name, str) and len(clip.name) <= 200, "its name is not a short text")
     fps_is_number = isinstance(clip.fps, int | float) and not isinstance(clip.fps, bool)
@@ -313,48 +312,42 @@ def check_clip(clip: Clip, label: str = "The clip") -> None:
     demand(1 <= n <= MAX_GAUSSIANS, f"it holds {n} Gaussians, and 1 to {MAX_GAUSSIANS} are allowed")
     demand(isinstance(clip.sh, np.ndarray) and clip.sh.ndim == 3, "sh is missing")
     demand(clip.sh.shape[1] in (1, 4, 9, 16, 25), "sh must hold 1, 4, 9, 16 or 25 coefficients")
-    demand_array("means", clip.means, (n, 3), np.float32)
-    demand_array("quats", clip.quats, (n, 4), np.float32)
-    demand_array("scales", clip.scales, (n, 3), np.float32)
-    demand_array("opacities", clip.opacities, (n,), np.float32)
-    demand_array("sh", clip.sh, (n, clip.sh.shape[1], 3), np.float32)
+    demand_array(clip, "means", (n, 3))
+    demand_array(clip, "quats", (n, 4))
+    demand_array(clip, "scales", (n, 3))
+    demand_array(clip, "opacities", (n,))
+    demand_array(clip, "sh", (n, clip.sh.shape[1], 3))
 
     motion = clip.motion
     leading = motion.basis_quats if isinstance(motion, BasisMotion) else motion.frame_means
     demand(isinstance(leading, np.ndarray) and leading.ndim == 3, "its motion is missing")
     frames = len(leading)
     demand(1 <= frames <= MAX_FRAMES, f"it holds {frames} frames, and 1 to {MAX_FRAMES} are allowed")
-    quats, scales, opacities = [clip.quats], [clip.scales], [clip.opacities]
+    scales, opacities = [clip.scales], [clip.opacities]
     if isinstance(motion, BasisMotion):
         bases = motion.basis_quats.shape[1]
         demand(1 <= bases <= MAX_BASES, f"it holds {bases} motion bases, and 1 to {MAX_BASES} are allowed")
-        demand_array("basis_quats", motion.basis_quats, (frames, bases, 4), np.float32)
-        demand_array("basis_translations", motion.basis_translations, (frames, bases, 3), np.float32)
-        demand_array("basis_index", motion.basis_index, (n, BASES_PER_GAUSSIAN), np.int32)
-        demand_array("basis_weights", motion.basis_weights, (n, BASES_PER_GAUSSIAN), np.float32)
-        demand(
-            bool((motion.basis_index >= 0).all() and (motion.basis_index < bases).all()),
-            "basis_index points outside the bases",
-        )
-        demand(
-            bool((motion.basis_weights >= 0).all())
-            and bool(np.allclose(motion.basis_weights.sum(axis=1), 1, atol=1e-3)),
-            "basis_weights must be at least 0 and sum to 1",
-        )
-        quats.append(motion.basis_quats)
+        demand_array(motion, "basis_quats", (frames, bases, 4))
+        demand_array(motion, "basis_translations", (frames, bases, 3))
+        demand_array(motion, "basis_index", (n, BASES_PER_GAUSSIAN), np.int32)
+        demand_array(motion, "basis_weights", (n, BASES_PER_GAUSSIAN))
+        within = (motion.basis_index >= 0) & (motion.basis_index < bases)
+        demand(within.all(), "basis_index points outside the bases")
+        whole = np.allclose(motion.basis_weights.sum(axis=1), 1, atol=1e-3)
+        demand(whole and (motion.basis_weights >= 0).all(), "basis_weights must be at least 0 and sum to 1")
     else:
-        demand_array("frame_means", motion.frame_means, (frames, n, 3), np.float32)
-        demand_array("frame_quats", motion.frame_quats, (frames, n, 4), np.float32)
-        quats.append(motion.frame_quats)
-        if motion.frame_scales is not None:
-            demand_array("frame_scales", motion.frame_scales, (frames, n, 3), np.float32)
-            scales.append(motion.frame_scales)
-        if motion.frame_opacities is not None:
-            demand_array("frame_opacities", motion.frame_opacities, (frames, n), np.float32)
-            opacities.append(motion.frame_opacities)
-    for array in quats:
-        demand(bool(np.allclose(np.sum(array * array, axis=-1), 1, atol=1e-3)), "rotations must have length 1")
+        demand_array(motion, "frame_means", (frames, n, 3))
+        demand_array(motion, "frame_quats", (frames, n, 4))
+        for name, shape, values in (
+            ("frame_scales", (frames, n, 3), scales),
+            ("frame_opacities", (frames, n), opacities),
+        ):
+            if getattr(motion, name) is not None:
+                demand_array(motion, name, shape)
+                values.append(getattr(motion, name))
+    for array in (clip.quats, motion.basis_quats if isinstance(motion, BasisMotion) else motion.frame_quats):
+        demand(np.allclose(np.sum(array * array, axis=-1), 1, atol=1e-3), "rotations must have length 1")
     for array in scales:
-        demand(bool((array > 0).all()), "scales must be above 0")
+        demand((array > 0).all(), "scales must be above 0")
     for array in opacities:
-        demand(bool(((array >= 0) & (array <= 1)).all()), "opacities must lie between 0 and 1")
+        demand(((array >= 0) & (array <= 1)).all(), "opacities must lie between 0 and 1")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .arrays import BadFileError, read_arrays, write_arrays
+from .arrays import BadFileError, demands, read_arrays, write_arrays
 from .orbit import Cameras, joined_cameras
 from .requests import BOUNDS, MAX_PROMPT_LENGTH
 
@@ -115,11 +115,7 @@ def check_frames(frames: GeneratedFrames, label: str = "The generated frames") -
     Raises:
         BadFileError: the first rule that is broken, as one sentence that begins with `label`.
     """
-
-    def demand(condition: bool, problem: str) -> None:
-        if not condition:
-            raise BadFileError(f"{label} cannot be used: {problem}.")
-
+    demand = demands(f"{label} cannot be used")
     for name in ("moving", "static", FURTHER):
         array = getattr(frames, name)
         if array is None and name == FURTHER:

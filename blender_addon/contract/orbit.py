@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import BadFileError, atomic_file
+from .arrays import BadFileError, atomic_file, demands
 
 FORMAT = "kinesplat-orbit"
 VERSION = 1
@@ -88,46 +88,40 @@ class Cameras:
         Raises:
             BadFileError: one sentence about what is wrong.
         """
-        try:
-            cameras = cls(
-                camera_to_world=np.array(data["camera_to_world"], np.float64),
-                Ks=np.array(data["Ks"], np.float64),
-                times=np.array(data["times"], np.float64),
-                width=data["width"],
-                height=data["height"],
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BadFileError(f"{label} has no usable cameras: {error}.") from error
+
+        def numbers(name: str) -> np.ndarray:
+            try:
+                return np.array(data[name], np.float64)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                problem = f"{name} must be there, numbers alone in lists of one length"
+                raise BadFileError(f"{label} has no usable cameras: {problem}.") from error
+
+        arrays = [numbers(name) for name in ("camera_to_world", "Ks", "times")]
+        cameras = cls(*arrays, data.get("width"), data.get("height"))
         cameras.check(label)
         return cameras
 
     def check(self, label: str = "The orbit") -> None:
         """Raises BadFileError where shapes, numbers or sizes are not those of usable cameras."""
-
-        def demand(condition: bool, problem: str) -> None:
-            if not condition:
-                raise BadFileError(f"{label} has no usable cameras: {problem}.")
-
+        demand = demands(f"{label} has no usable cameras")
         views = len(self.camera_to_world) if self.camera_to_world.ndim else 0
         demand(1 <= views <= MAX_VIEWS, f"it has {views} views, and 1 to {MAX_VIEWS} are allowed")
         demand(self.camera_to_world.shape == (views, 4, 4), "camera_to_world is not a list of 4x4 matrices")
         demand(self.Ks.shape == (views, 3, 3), "Ks is not a list of 3x3 matrices, one per view")
         demand(self.times.shape == (views,), "times is not a list of numbers, one per view")
         for name in ("camera_to_world", "Ks", "times"):
-            demand(bool(np.isfinite(getattr(self, name)).all()), f"{name} holds numbers that are not finite")
+            demand(np.isfinite(getattr(self, name)).all(), f"{name} holds numbers that are not finite")
         for size in (self.width, self.height):
             demand(type(size) is int and 1 <= size <= 8192, "width and height must be whole numbers up to 8192")
         rotation = self.camera_to_world[:, :3, :3]
-        demand(
-            bool(np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-3)),
-            "camera_to_world is not made of rotation and translation",
-        )
-        demand(bool((np.linalg.det(rotation) > 0).all()), "camera_to_world mirrors (one axis points the wrong way)")
-        demand(bool(np.allclose(self.camera_to_world[:, 3], [0, 0, 0, 1])), "the last row must be 0 0 0 1")
-        demand(bool((self.Ks[:, [0, 1], [0, 1]] > 0).all()), "focal lengths must be above 0")
+        rigid = np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-3)
+        demand(rigid, "camera_to_world is not made of rotation and translation")
+        demand((np.linalg.det(rotation) > 0).all(), "camera_to_world mirrors (one axis points the wrong way)")
+        demand(np.allclose(self.camera_to_world[:, 3], [0, 0, 0, 1]), "the last row must be 0 0 0 1")
+        demand((self.Ks[:, [0, 1], [0, 1]] > 0).all(), "focal lengths must be above 0")
         others = self.Ks[:, [0, 1, 2, 2, 2], [1, 0, 0, 1, 2]]
         demand(np.array_equal(others, np.tile([0, 0, 0, 0, 1], (views, 1))), "Ks must be fx 0 cx, 0 fy cy, 0 0 1")
-        demand(bool(((self.times >= 0) & (self.times <= 1)).all()), "times must lie between 0 and 1")
+        demand(((self.times >= 0) & (self.times <= 1)).all(), "times must lie between 0 and 1")
 
 
 def orbit_camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:  # [4, 4] float64

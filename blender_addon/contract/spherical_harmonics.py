@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .color import linear_to_srgb, srgb_to_linear
+
 MAX_DEGREE = 4
 SHARED_DEGREE = 3  # the highest that 3DGS itself has, and so the formats that others read
 C0 = 0.28209479177387814  # the constant term: 1 / (2 sqrt(pi))
@@ -82,18 +84,6 @@ def converted(sh: np.ndarray, source: str, target: str) -> np.ndarray:  # [N, K,
     if sh.shape[1] == 1:
         return ((convert(0.5 + C0 * sh.astype(np.float64)) - 0.5) / C0).astype(np.float32)
     return _refitted(sh, convert)
-
-
-def srgb_to_linear(values: np.ndarray) -> np.ndarray:
-    """The light that sRGB-coded numbers stand for (IEC 61966-2-1); numbers below 0 count as 0."""
-    values = np.maximum(values, 0)
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(values: np.ndarray) -> np.ndarray:
-    """sRGB-coded numbers for light; numbers below 0 count as 0."""
-    values = np.maximum(values, 0)
-    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * np.maximum(values, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def _refitted(sh: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

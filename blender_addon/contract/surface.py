@@ -4,10 +4,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from .arrays import BadFileError, read_arrays, write_arrays
+from .arrays import BadFileError, demands, read_arrays, write_arrays
 from .orbit import MAX_VIEWS
 
 MAX_SURFACE_SAMPLES = 1_000_000
@@ -61,6 +62,15 @@ class SurfaceSamples:
         return SurfaceSamples(self.points, self.normals)
 
 
+def even_samples(areas: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles [count] and barycentric weights [count, 3] of points, evenly by the triangles' `areas` [F]."""
+    # One sample from each of `count` equal shares of the area: more even than independent draws.
+    shares = (np.arange(count) + random.random(count)) / count * areas.sum()
+    chosen = np.minimum(np.searchsorted(np.cumsum(areas), shares, side="right"), np.flatnonzero(areas)[-1])
+    u, v = np.sqrt(random.random(count)), random.random(count)
+    return chosen, np.stack([1 - u, u * (1 - v), u * v], axis=1)  # uniform over a triangle
+
+
 def write_surface_samples(path: str | os.PathLike, samples: SurfaceSamples) -> None:
     """Write surface samples as `.npz` with `points`, `normals` and, where it is known, `movement` or `piece_*`."""
     check_surface_samples(samples)
@@ -82,11 +92,7 @@ def read_surface_samples(path: str | os.PathLike) -> SurfaceSamples:
 
 def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -> None:
     """Raises BadFileError where `samples` are not finite points with unit normals, and their movement or pieces."""
-
-    def demand(condition: bool, problem: str) -> None:
-        if not condition:
-            raise BadFileError(f"{label} is not usable: {problem}.")
-
+    demand = demands(f"{label} is not usable")
     shapes = {"movement": "[T, M, 3]", f"{PIECE}sizes": "[K]"}
     for name, array in _surface_arrays(samples).items():
         if name in (f"{PIECE}spans", f"{PIECE}times"):
@@ -94,10 +100,10 @@ def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -
         shape = shapes.get(name, "[M, 3]")
         fits = array.ndim == shape.count(",") + 1 and (array.shape[-1] == 3 or shape == "[K]")
         demand(array.dtype == np.float32 and fits, f"{name} must be float32 {shape}")
-        demand(bool(np.isfinite(array).all()), f"{name} holds numbers that are not finite")
+        demand(np.isfinite(array).all(), f"{name} holds numbers that are not finite")
         if name.endswith("normals"):
             unit = np.allclose(np.linalg.norm(array, axis=-1), 1, atol=1e-2)
-            demand(bool(unit), "normals must have length 1")
+            demand(unit, "normals must have length 1")
     demand(len(samples.points) == len(samples.normals), "there must be one normal for each point")
     demand(1 <= len(samples.points) <= MAX_SURFACE_SAMPLES, f"1 to {MAX_SURFACE_SAMPLES} points are allowed")
     if samples.movement is not None:
@@ -107,18 +113,18 @@ def check_surface_samples(samples: SurfaceSamples, label: str = "The surface") -
         _check_pieces(samples.pieces, demand)
 
 
-def _check_pieces(pieces: SurfacePieces, demand: Callable[[bool, str], None]) -> None:
+def _check_pieces(pieces: SurfacePieces, demand: Callable[[Any, str], None]) -> None:
     spans, times = pieces.spans, pieces.times
     demand(times.dtype == np.int32 and times.shape == () and 2 <= times <= MAX_VIEWS, "pieces need two times or more")
     demand(spans.dtype == np.int32 and spans.ndim == 2 and spans.shape[1] == 4, "piece_spans must be int32 [P, 4]")
     _, first, lengths, counts = spans.astype(np.int64).T
     within = (first >= 0) & (lengths >= 1) & (counts >= 1) & (first + lengths <= times)
-    demand(bool(within.all()), "a piece lies outside the times, or has no points")
+    demand(within.all(), "a piece lies outside the times, or has no points")
     total = int((lengths * counts).sum())
     shapes = {len(pieces.points), len(pieces.normals), len(pieces.sizes), total}
     demand(len(shapes) == 1, "the pieces' points, normals and sizes must be as many as their spans say")
     demand(counts.max(initial=0) <= MAX_SURFACE_SAMPLES, f"a piece may have {MAX_SURFACE_SAMPLES} points")
-    demand(bool(((pieces.sizes >= 0) & (pieces.sizes <= 1)).all()), "piece_sizes must lie between 0 and 1")
+    demand(((pieces.sizes >= 0) & (pieces.sizes <= 1)).all(), "piece_sizes must lie between 0 and 1")
 
 
 def _surface_arrays(samples: SurfaceSamples) -> dict[str, np.ndarray]:

@@ -16,7 +16,9 @@ bpy = pytest.importorskip("bpy")
 
 import addon_utils  # noqa: E402
 
-from blender_addon import orbit_render, stage, subject  # noqa: E402
+from blender_addon import capture_progress, orbit_render, stage, subject  # noqa: E402
+from blender_addon.capture_progress import in_one_go  # noqa: E402
+from blender_addon.clip_space import measure_steps  # noqa: E402
 from blender_addon.contract.orbit import (  # noqa: E402
     FURTHER_VIEWS,
     Cameras,
@@ -29,6 +31,7 @@ from blender_addon.contract.orbit import (  # noqa: E402
 )
 from blender_addon.contract.surface import check_surface_samples, read_surface_samples  # noqa: E402
 from blender_addon.subject import CaptureError, SubjectError  # noqa: E402
+from blender_addon.surface_samples import sample_surface_steps  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 
 pytestmark = pytest.mark.blender
@@ -40,6 +43,35 @@ PRISM_FACES = [(0, 2, 1), (0, 1, 3), (1, 2, 3), (2, 0, 3)]
 @pytest.fixture(autouse=True)
 def empty_file():
     fresh_file()
+
+
+# --- in one go -------------------------------------------------------------------------------------------------------
+
+
+def measure(*arguments, **settings):
+    return in_one_go(measure_steps(*arguments, **settings))
+
+
+def sample_surface(*arguments, **settings):
+    return in_one_go(sample_surface_steps(*arguments, **settings))
+
+
+def render_views(*arguments, **settings):
+    return in_one_go(orbit_render.render_views_steps(*arguments, **settings))
+
+
+def render_orbit(context, obj, orbit, folder, *, frame_range, **settings):
+    space = measure(context, obj, frame_range, frames=orbit.frames)
+    return in_one_go(orbit_render.render_orbit_steps(space, orbit, folder, **settings))
+
+
+def capture_steps(context, obj, orbit, folder, *, frame_range, **settings):
+    space = yield from measure_steps(context, obj, frame_range, frames=orbit.frames)
+    return (yield from orbit_render.capture_motion_steps(space, orbit, folder, **settings))
+
+
+def capture(*arguments, **settings):
+    return in_one_go(capture_steps(*arguments, **settings))
 
 
 # --- making things ---------------------------------------------------------------------------------------------------
@@ -186,7 +218,7 @@ def test_pictures_match_the_cameras(tmp_path, moving):
     keyframe(prism, "location", {1: (0.5, 0, 0), 20: (0, 0.3, 0.4)})
     keyframe(prism, "scale", {1: (1, 1, 1), 20: (1.2, 0.8, 1)})
 
-    cameras = orbit_render.render_orbit(
+    cameras = render_orbit(
         bpy.context,
         prism,
         Orbit(frames=5, elevation=20, azimuth_start=15),
@@ -196,7 +228,7 @@ def test_pictures_match_the_cameras(tmp_path, moving):
         resolution=96,
         samples=16,
     )
-    space = orbit_render.measure(bpy.context, prism, (2, 18.5), frames=5)
+    space = measure(bpy.context, prism, (2, 18.5), frames=5)
     assert read_orbit_json(tmp_path).to_json() == cameras.to_json()
     every = []
     for view in range(5):
@@ -218,17 +250,17 @@ def test_clip_space_goes_along_with_what_travels(tmp_path):
     prism = add_mesh()
     keyframe(prism, "rotation_euler", {1: (0, 0.4, 0), 20: (1.0, 0.4, 2.0)})
     keyframe(prism, "location", {1: (0.5, 0, 0), 20: (0.5, 0, 0)})
-    on_the_spot = orbit_render.measure(bpy.context, prism, (1, 20), frames=5)
+    on_the_spot = measure(bpy.context, prism, (1, 20), frames=5)
     assert not on_the_spot.travels
     keyframe(prism, "location", {20: (30, -20, 4)})
 
-    space = orbit_render.measure(bpy.context, prism, (1, 20), frames=5)
+    space = measure(bpy.context, prism, (1, 20), frames=5)
     assert space.travels
     assert space.scale < 1.5 * on_the_spot.scale
     assert not space.travel[0].any()
-    samples = orbit_render.sample_surface(space, 200, times=5)
+    samples = sample_surface(space, 200, times=5)
     orbit = Orbit(frames=5, elevation=20)
-    cameras = orbit_render.render_orbit(
+    cameras = render_orbit(
         bpy.context, prism, orbit, tmp_path, moving=True, frame_range=(1, 20), resolution=48, samples=8
     )
     for view in range(5):
@@ -239,7 +271,7 @@ def test_clip_space_goes_along_with_what_travels(tmp_path):
         moved = samples.points + samples.movement[view]
         assert (moved >= points.min(axis=0) - 1e-4).all()
         assert (moved <= points.max(axis=0) + 1e-4).all()
-    turned = orbit_render.render_orbit(  # and All Sides show the first moment
+    turned = render_orbit(  # and All Sides show the first moment
         bpy.context, prism, orbit, tmp_path, moving=False, frame_range=(1, 20), resolution=48, samples=8
     )
     bpy.context.scene.frame_set(1)
@@ -254,19 +286,19 @@ def test_pieces_of_what_travels_go_along():
     body.modifiers.new("Cut", "BOOLEAN").object = cutter
     keyframe(body, "location", {1: (0, 0, 0), 9: (20, 0, 0)})
     keyframe(cutter, "location", {1: (0, 0, 3), 9: (0, 0, 1)})
-    space = orbit_render.measure(bpy.context, body, (1, 9), frames=5)
+    space = measure(bpy.context, body, (1, 9), frames=5)
     assert space.changes
     assert space.travels
-    pieces = orbit_render.sample_surface(space, 300, times=5).pieces
+    pieces = sample_surface(space, 300, times=5).pieces
     assert np.abs(pieces.points).max() < 0.6
 
 
 def test_pixel_centres(tmp_path):
     """Coverage shows the place to a small part of a pixel: half a pixel off would be noticed."""
     cube = add_cube(size=1)
-    space = orbit_render.measure(bpy.context, cube, (1, 1))
+    space = measure(bpy.context, cube, (1, 1))
     cameras = orbit_cameras(Orbit(frames=4, closed=False), 50, 50, moving=False)
-    orbit_render.render_views(space, cameras, tmp_path, samples=128)
+    render_views(space, cameras, tmp_path, samples=128)
     near = 2 - 0.5
     expected = 25 + np.array([-1, -1, 1, 1]) * cameras.Ks[0, 0, 0] * 0.5 / near
     for view in range(4):
@@ -277,7 +309,7 @@ def test_any_cameras_and_times(tmp_path):
     """Wide pictures, an axis off the middle, any time: what evaluation on unseen views needs."""
     prism = add_mesh()
     keyframe(prism, "rotation_euler", {1: (0, 0, 0), 25: (0, 1.0, 2.0)})
-    space = orbit_render.measure(bpy.context, prism, (1, 25))
+    space = measure(bpy.context, prism, (1, 25))
     off_axis = intrinsics(45, 96, 64)
     off_axis[:2, 2] += 7.5, -4.25
     cameras = Cameras(
@@ -287,7 +319,7 @@ def test_any_cameras_and_times(tmp_path):
         96,
         64,
     )
-    orbit_render.render_views(space, cameras, tmp_path, samples=16)
+    render_views(space, cameras, tmp_path, samples=16)
     for view, frame in enumerate((7, 25)):
         bpy.context.scene.frame_set(frame)
         assert picture(tmp_path, view).shape == (64, 96, 4)
@@ -299,10 +331,10 @@ def test_tiny_and_huge_objects(tmp_path, scale):
     prism = add_mesh()
     prism.scale = (scale,) * 3
     prism.location = (3 * scale, 0, 0)
-    cameras = orbit_render.render_orbit(
+    cameras = render_orbit(
         bpy.context, prism, Orbit(frames=2, closed=False), tmp_path, moving=False, frame_range=(1, 1), samples=8
     )
-    space = orbit_render.measure(bpy.context, prism, (1, 1))
+    space = measure(bpy.context, prism, (1, 1))
     assert_seen_where_projected(tmp_path, cameras, 1, to_clip(space, world_vertices(prism)))
 
 
@@ -325,7 +357,7 @@ def test_distance_grows_just_as_far_as_needed():
 
 def test_nothing_touches_the_border(tmp_path):
     cube = add_cube()
-    cameras = orbit_render.render_orbit(
+    cameras = render_orbit(
         bpy.context, cube, Orbit(frames=6, elevation=30), tmp_path, moving=False, frame_range=(1, 1), resolution=64
     )
     distances = np.linalg.norm(cameras.camera_to_world[:, :3, 3], axis=1)
@@ -337,10 +369,10 @@ def test_nothing_touches_the_border(tmp_path):
 
 def test_pictures_are_the_same_bytes_again(tmp_path):
     prism = add_mesh()
-    space = orbit_render.measure(bpy.context, prism, (1, 1))
+    space = measure(bpy.context, prism, (1, 1))
     cameras = orbit_cameras(Orbit(frames=2), 64, 64, moving=False)
     for name in "ab":
-        orbit_render.render_views(space, cameras, tmp_path / name, samples=4)
+        render_views(space, cameras, tmp_path / name, samples=4)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -357,9 +389,7 @@ def test_light_is_neutral_and_stays_in_the_world(tmp_path):
     shader.inputs["Roughness"].default_value = 1.0
     ball.data.materials.append(material)
     orbit = Orbit(frames=6, closed=False)
-    orbit_render.render_orbit(
-        bpy.context, ball, orbit, tmp_path, moving=False, frame_range=(1, 1), resolution=64, samples=16
-    )
+    render_orbit(bpy.context, ball, orbit, tmp_path, moving=False, frame_range=(1, 1), resolution=64, samples=16)
     for view in range(6):
         rgba = picture(tmp_path, view)
         solid = rgba[..., 3] == 1
@@ -382,7 +412,7 @@ def test_alpha_is_straight(tmp_path):
     cube.data.materials.append(material)
     orbit = Orbit(frames=1, azimuth_start=20)
     options = {"moving": False, "frame_range": (1, 1), "resolution": 64, "samples": 64}
-    orbit_render.render_orbit(bpy.context, cube, orbit, tmp_path, **options)
+    render_orbit(bpy.context, cube, orbit, tmp_path, **options)
     rgba = picture(tmp_path, 0)
     linear = np.array([0.5, 0.1, 0.02])
     coded = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -396,10 +426,10 @@ def test_alpha_is_straight(tmp_path):
 def test_eevee_sees_the_same(tmp_path):
     """Shape to the pixel, light about the same: a capture in the window must not differ from one in background."""
     prism = add_mesh()
-    space = orbit_render.measure(bpy.context, prism, (1, 1))
+    space = measure(bpy.context, prism, (1, 1))
     cameras = orbit_cameras(Orbit(frames=2, closed=False, elevation=15), 64, 64, moving=False)
     for engine in stage.ENGINES:
-        orbit_render.render_views(space, cameras, tmp_path / engine, engine=engine, samples=16)
+        render_views(space, cameras, tmp_path / engine, engine=engine, samples=16)
     for view in range(2):
         cycles, eevee = (picture(tmp_path / engine, view) for engine in stage.ENGINES)
         np.testing.assert_allclose(silhouette(cycles[..., 3]), silhouette(eevee[..., 3]), atol=1)
@@ -412,7 +442,7 @@ def test_eevee_sees_the_same(tmp_path):
 
 def assert_size(obj, size, frame=1, centre=None):
     """The evaluated subject has this bounding box, to 1 %."""
-    space = orbit_render.measure(bpy.context, obj, (frame, frame))
+    space = measure(bpy.context, obj, (frame, frame))
     np.testing.assert_allclose(np.ptp(space.outline, axis=0) * space.scale, size, rtol=0.01, atol=1e-4)
     if centre is not None:
         np.testing.assert_allclose(space.to_world[:3, 3], centre, atol=1e-3)
@@ -438,13 +468,13 @@ def test_armature_with_children(tmp_path):
     lamp.parent, lamp.location = rig, (50, 0, 0)
     update()
     assert [obj.name for obj in subject.find_subject(bpy.context, rig).objects()] == ["Rig", "Cube"]
-    assert orbit_render.measure(bpy.context, rig, (1, 11)).moves
-    space = orbit_render.measure(bpy.context, rig, (1, 11), frames=11)
+    assert measure(bpy.context, rig, (1, 11)).moves
+    space = measure(bpy.context, rig, (1, 11), frames=11)
     np.testing.assert_allclose(np.ptp(space.outline, axis=0) * space.scale, (1, 1, 1), atol=1e-4)
     np.testing.assert_allclose(space.travel[-1], (2, 0, 0), atol=1e-4)
     assert space.motion * space.scale == pytest.approx(2, abs=1e-4)
     # The mesh alone moves with its armature, which is not part of the subject then.
-    assert orbit_render.measure(bpy.context, cube, (1, 11), frames=11).motion == pytest.approx(2, abs=1e-4)
+    assert measure(bpy.context, cube, (1, 11), frames=11).motion == pytest.approx(2, abs=1e-4)
 
 
 def test_collection_instance(tmp_path):
@@ -459,7 +489,7 @@ def test_collection_instance(tmp_path):
     instance.location = (0, 0, 7)
     update()
     assert_size(instance, (4.5, 2, 2), centre=(1.25, 0, 7))
-    orbit_render.render_orbit(
+    render_orbit(
         bpy.context, instance, Orbit(frames=1), tmp_path, moving=False, frame_range=(1, 1), resolution=64, samples=4
     )
     assert picture(tmp_path, 0)[..., 3].mean() > 0.05
@@ -468,9 +498,9 @@ def test_collection_instance(tmp_path):
 def test_text_curve_and_metaball():
     text = bpy.data.curves.new("Text", "FONT")
     text.body, text.extrude = "Kinesplat", 0.1
-    space = orbit_render.measure(bpy.context, add_object("Text", text), (1, 1))
+    space = measure(bpy.context, add_object("Text", text), (1, 1))
     assert np.ptp(space.outline, axis=0)[2] * space.scale == pytest.approx(0.2, abs=1e-3)
-    assert len(orbit_render.sample_surface(space, 100).points) == 100
+    assert len(sample_surface(space, 100).points) == 100
 
     curve = bpy.data.curves.new("Curve", "CURVE")
     curve.dimensions, curve.bevel_depth = "3D", 0.25
@@ -482,7 +512,7 @@ def test_text_curve_and_metaball():
     ball = add_object("Ball", bpy.data.metaballs.new("Ball"))
     ball.data.elements.new()
     update()
-    assert orbit_render.measure(bpy.context, ball, (1, 1)).scale > 0.5
+    assert measure(bpy.context, ball, (1, 1)).scale > 0.5
 
 
 def test_modifiers_as_rendered():
@@ -521,7 +551,7 @@ def test_what_comes_and_goes_belongs_to_the_subject_wherever_the_timeline_stands
     for frame in (1, 12):
         bpy.context.scene.frame_set(frame)
         assert hat.hide_render == (frame == 12)
-        space = orbit_render.measure(bpy.context, cube, (1, 20), frames=2)
+        space = measure(bpy.context, cube, (1, 20), frames=2)
         assert space.scale == pytest.approx(4)
         bpy.context.scene.frame_set(13 - frame)  # as the user plays the timeline meanwhile
         assert set(space.subject.objects()) == {cube, hat}
@@ -712,19 +742,19 @@ def test_refusals(make, sentence):
     update()
     before = snapshot()
     with pytest.raises(CaptureError, match=sentence):
-        orbit_render.measure(bpy.context, obj, (1, 10))
+        measure(bpy.context, obj, (1, 10))
     assert snapshot() == before
 
 
 def test_no_motion_is_refused_with_a_sentence(tmp_path):
     cube = add_cube()
     keyframe(cube, "location", {50: (0, 0, 0), 60: (1, 0, 0)})
-    assert not orbit_render.measure(bpy.context, cube, (1, 20)).moves
-    assert orbit_render.measure(bpy.context, cube, (50, 60)).moves
+    assert not measure(bpy.context, cube, (1, 20)).moves
+    assert measure(bpy.context, cube, (50, 60)).moves
     with pytest.raises(CaptureError, match="Cube does not move between frame 1 and 20"):
-        orbit_render.capture(bpy.context, cube, Orbit(frames=8), tmp_path, frame_range=(1, 20))
+        capture(bpy.context, cube, Orbit(frames=8), tmp_path, frame_range=(1, 20))
     with pytest.raises(CaptureError, match="ends at 1, before it starts at 20"):
-        orbit_render.measure(bpy.context, cube, (20, 1))
+        measure(bpy.context, cube, (20, 1))
 
 
 def test_geometry_is_read_without_cycles():
@@ -732,8 +762,8 @@ def test_geometry_is_read_without_cycles():
     cube = add_cube(size=2)
     addon_utils.disable("cycles")
     try:
-        space = orbit_render.measure(bpy.context, cube, (1, 1))
-        assert len(orbit_render.sample_surface(space, 100).points) == 100
+        space = measure(bpy.context, cube, (1, 1))
+        assert len(sample_surface(space, 100).points) == 100
     finally:
         addon_utils.enable("cycles")
     assert space.scale == pytest.approx(2)
@@ -743,7 +773,7 @@ def test_a_mesh_that_is_rebuilt_moves():
     cube = add_cube()
     build = cube.modifiers.new("Build", "BUILD")
     build.frame_start, build.frame_duration = 1, 10
-    assert orbit_render.measure(bpy.context, cube, (5, 11)).motion == np.inf
+    assert measure(bpy.context, cube, (5, 11)).motion == np.inf
 
 
 # --- surface ---------------------------------------------------------------------------------------------------------
@@ -753,8 +783,8 @@ def test_surface_samples_lie_evenly_on_the_surface():
     cube = add_cube(size=2)
     keyframe(cube, "scale", {1: (3, 1, 1), 10: (1, 1, 1)})
     cube.rotation_euler = (0, 0, math.radians(90))
-    space = orbit_render.measure(bpy.context, cube, (1, 10))
-    samples = orbit_render.sample_surface(space, 4_000, seed=3)
+    space = measure(bpy.context, cube, (1, 10))
+    samples = sample_surface(space, 4_000, seed=3)
     check_surface_samples(samples)
     half = np.array([1, 3, 1]) / 6
     on_face = np.isclose(np.abs(samples.points), half, atol=1e-5)
@@ -762,9 +792,9 @@ def test_surface_samples_lie_evenly_on_the_surface():
     assert (np.sum(samples.points * samples.normals, axis=1) > 0.1).all()  # outward
     shares = [(np.abs(samples.normals[:, axis]) > 0.9).mean() for axis in range(3)]
     np.testing.assert_allclose(shares, np.array([12, 4, 12]) / 28, atol=0.002)
-    again = orbit_render.sample_surface(space, 4_000, seed=3)
+    again = sample_surface(space, 4_000, seed=3)
     np.testing.assert_array_equal(samples.points, again.points)
-    assert not np.array_equal(samples.points, orbit_render.sample_surface(space, 4_000, seed=4).points)
+    assert not np.array_equal(samples.points, sample_surface(space, 4_000, seed=4).points)
 
 
 def test_points_of_the_surface_are_followed():
@@ -774,8 +804,8 @@ def test_points_of_the_surface_are_followed():
     child = add_cube("Child", size=1)
     child.parent, child.location = cube, (2, 0, 0)
     child.modifiers.new("Round", "SUBSURF")
-    space = orbit_render.measure(bpy.context, cube, (1, 9))
-    samples = orbit_render.sample_surface(space, 500, times=9)
+    space = measure(bpy.context, cube, (1, 9))
+    samples = sample_surface(space, 500, times=9)
     check_surface_samples(samples)
     angles = []
     for frame in range(1, 10):
@@ -790,8 +820,8 @@ def test_points_of_the_surface_are_followed():
     moved = samples.points + samples.movement
     np.testing.assert_allclose(moved[..., :2], turned, atol=1e-5)
     np.testing.assert_allclose(moved[..., 2], samples.points[None, :, 2] + np.zeros((9, 1)), atol=1e-6)
-    np.testing.assert_array_equal(samples.points, orbit_render.sample_surface(space, 500).points)
-    assert orbit_render.sample_surface(space, 500).movement is None
+    np.testing.assert_array_equal(samples.points, sample_surface(space, 500).points)
+    assert sample_surface(space, 500).movement is None
 
 
 @pytest.mark.parametrize("rebuilt", ["build", "boolean", "particles"])
@@ -810,10 +840,10 @@ def test_a_mesh_that_is_rebuilt_comes_in_pieces(rebuilt):
         emitted = body.modifiers.new("Emit", "PARTICLE_SYSTEM").particle_system.settings
         emitted.count, emitted.frame_start, emitted.frame_end, emitted.lifetime = 50, -40, 60, 10
         emitted.render_type, emitted.instance_object = "OBJECT", other
-    space = orbit_render.measure(bpy.context, body, (3, 9), frames=3)
+    space = measure(bpy.context, body, (3, 9), frames=3)
     assert space.changes
     assert space.motion == np.inf
-    samples = orbit_render.sample_surface(space, 400, times=3)
+    samples = sample_surface(space, 400, times=3)
     check_surface_samples(samples)
     assert samples.movement is None
     assert len(samples.pieces.spans) > 1
@@ -822,7 +852,7 @@ def test_a_mesh_that_is_rebuilt_comes_in_pieces(rebuilt):
         assert samples.pieces.spans[:, :3].tolist() == [[0, 0, 1], [0, 1, 1], [0, 2, 1]]
     if rebuilt == "particles":  # the body keeps its faces
         assert samples.pieces.spans[samples.pieces.spans[:, 2] == 3].shape[0] >= 1
-    np.testing.assert_array_equal(samples.pieces.points, orbit_render.sample_surface(space, 400, times=3).pieces.points)
+    np.testing.assert_array_equal(samples.pieces.points, sample_surface(space, 400, times=3).pieces.points)
 
 
 def test_what_grows_is_as_dense_in_the_end_and_followed():
@@ -831,10 +861,10 @@ def test_what_grows_is_as_dense_in_the_end_and_followed():
     ball.parent = plate
     keyframe(ball, "scale", {1: (0, 0, 0), 9: (1, 1, 10)})
     keyframe(ball, "location", {1: (0, 0, 0), 9: (0, 0, 20)})
-    space = orbit_render.measure(bpy.context, plate, (1, 9), frames=5)
+    space = measure(bpy.context, plate, (1, 9), frames=5)
     assert space.changes
     assert space.fullest == 1
-    samples = orbit_render.sample_surface(space, 1_000, times=5)
+    samples = sample_surface(space, 1_000, times=5)
     check_surface_samples(samples)
     grown = samples.pieces.piece(1)[2]
     assert not grown[0].any()
@@ -849,7 +879,7 @@ def test_what_is_hidden_for_a_time_is_the_same_when_it_comes_back():
     cube = add_cube("Cube")
     keyframe(cube, "hide_render", {1: False, 2: True, 3: False})
     keyframe(cube, "location", {1: (0, 0, 0), 3: (1, 0, 0)})
-    pieces = orbit_render.sample_surface(orbit_render.measure(bpy.context, cube, (1, 3), frames=3), 100, times=3).pieces
+    pieces = sample_surface(measure(bpy.context, cube, (1, 3), frames=3), 100, times=3).pieces
     assert pieces.spans.tolist() == [[0, 0, 3, 100]]
     assert pieces.piece(0)[2].any(axis=1).tolist() == [True, False, True]
 
@@ -859,14 +889,14 @@ def test_what_is_hidden_waits_where_it_comes_back():
     cube, stays = add_cube("Cube"), add_cube("Stays")
     keyframe(cube, "hide_render", {1: False, 2: True, 5: False})
     keyframe(cube, "location", {1: (0, 0, 0), 5: (8, 0, 0)})
-    alone = orbit_render.measure(bpy.context, cube, (1, 5), frames=5)
+    alone = measure(bpy.context, cube, (1, 5), frames=5)
     np.testing.assert_allclose(alone.travel[:, 0], [0, 0, 0, 8, 8])
     parent = bpy.data.objects.new("Both", None)
     bpy.context.scene.collection.objects.link(parent)
     cube.parent = stays.parent = parent
     update()
-    both = orbit_render.measure(bpy.context, parent, (1, 5), frames=5)
-    pieces = orbit_render.sample_surface(both, 200, times=5).pieces
+    both = measure(bpy.context, parent, (1, 5), frames=5)
+    pieces = sample_surface(both, 200, times=5).pieces
     points, _, sizes = pieces.piece(0)
     assert sizes.any(axis=1).tolist() == [True, False, False, False, True]
     shift = np.linalg.norm(points - points[0], axis=-1).mean(axis=1)
@@ -877,7 +907,7 @@ def test_what_is_hidden_waits_where_it_comes_back():
 def test_what_is_flat_for_a_time_is_there():
     cube = add_cube("Cube", size=1)
     keyframe(cube, "scale", {1: (1, 1, 0), 3: (1, 1, 1)})
-    space = orbit_render.measure(bpy.context, cube, (1, 3), frames=3)
+    space = measure(bpy.context, cube, (1, 3), frames=3)
     np.testing.assert_allclose(space.areas[0], 2, rtol=1e-5)  # both its sides
 
 
@@ -887,7 +917,7 @@ def test_what_comes_later_is_captured(tmp_path):
     other.parent, other.location = cube, (0, 0, 3)
     for obj, frame in ((cube, 3), (other, 7)):
         keyframe(obj, "hide_render", {1: True, frame: False})
-    captured = orbit_render.capture(
+    captured = capture(
         bpy.context, cube, Orbit(frames=5), tmp_path, frame_range=(1, 9), resolution=16, samples=1, engine="CYCLES"
     )
     assert captured.space.fullest == 0.75
@@ -904,12 +934,12 @@ def test_what_has_no_size_yet_stands_where_it_will_grow():
     cube = add_cube(size=2)
     cube.location = (5, 0, 0)
     keyframe(cube, "scale", {1: (0, 0, 0), 9: (1, 1, 1)})
-    space = orbit_render.measure(bpy.context, cube, (1, 9), frames=5)
+    space = measure(bpy.context, cube, (1, 9), frames=5)
     assert space.changes
     place = space.to_world @ np.linalg.inv(space.to_object)  # of the result in the scene
     np.testing.assert_allclose(place, [[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-6)
     with pytest.raises(CaptureError, match="no surface at the first frame"):  # a motion is invented for what is there
-        orbit_render.sample_surface(space, 10)
+        sample_surface(space, 10)
 
 
 def test_hair_is_framed_and_followed():
@@ -922,8 +952,8 @@ def test_hair_is_framed_and_followed():
     curves.attributes["position"].data.foreach_set("vector", np.ravel(points).astype(np.float32))
     tuft = add_object("Tuft", curves)
     tuft.parent = ball
-    space = orbit_render.measure(bpy.context, ball, (1, 5), frames=3)
-    samples = orbit_render.sample_surface(space, 2_000, times=3)
+    space = measure(bpy.context, ball, (1, 5), frames=3)
+    samples = sample_surface(space, 2_000, times=3)
     check_surface_samples(samples)
     first, last = (space.to_world[:3, 3] + space.scale * (samples.points + samples.movement[t]) for t in (0, 2))
     on_tuft = first[:, 0] > 1.01
@@ -937,11 +967,11 @@ def test_hair_is_framed_and_followed():
     settings.type, settings.count, settings.hair_length = "HAIR", 50, 3.0
     ball.animation_data_clear()
     ball.rotation_euler = (0, 0, 0)
-    space = orbit_render.measure(bpy.context, ball, (1, 1))
+    space = measure(bpy.context, ball, (1, 1))
     assert np.ptp(space.outline, axis=0).max() * space.scale == pytest.approx(8, abs=0.5)
     alone = add_object("Alone", curves)
     update()
-    assert orbit_render.measure(bpy.context, alone, (1, 1)).scale == pytest.approx(3, abs=0.05)
+    assert measure(bpy.context, alone, (1, 1)).scale == pytest.approx(3, abs=0.05)
 
 
 def test_a_curve_is_sampled_once():
@@ -956,8 +986,8 @@ def test_a_curve_is_sampled_once():
     for frame, end in ((1, 0.3), (9, 1.0)):
         curve.bevel_factor_end = end
         curve.keyframe_insert("bevel_factor_end", frame=frame)
-    space = orbit_render.measure(bpy.context, obj, (1, 9), frames=3)
-    pieces = orbit_render.sample_surface(space, 300, times=3).pieces
+    space = measure(bpy.context, obj, (1, 9), frames=3)
+    pieces = sample_surface(space, 300, times=3).pieces
     assert pieces.spans[:, :3].tolist() == [[0, 0, 1], [0, 1, 2]]  # one part of it, then two
     assert pieces.spans[1, 3] == pytest.approx(300, rel=0.05)
 
@@ -966,7 +996,7 @@ def test_normals_of_mirrored_objects_and_instances_point_outward():
     bpy.ops.mesh.primitive_uv_sphere_add()
     ball = bpy.context.object
     ball.scale = (-1, 1.5, 1)
-    samples = orbit_render.sample_surface(orbit_render.measure(bpy.context, ball, (1, 1)), 500)
+    samples = sample_surface(measure(bpy.context, ball, (1, 1)), 500)
     assert (np.sum(samples.points * samples.normals, axis=1) > 0).all()
 
 
@@ -1002,7 +1032,7 @@ def working_file():
 
 def test_the_file_is_as_before(working_file, tmp_path):
     before = snapshot()
-    result = orbit_render.capture(
+    result = capture(
         bpy.context, working_file, Orbit(frames=4), tmp_path, frame_range=(1, 20), resolution=64, samples=2
     )
     assert snapshot() == before
@@ -1017,7 +1047,7 @@ def test_the_users_last_render_is_kept(working_file, tmp_path):
     bpy.ops.render.render()
     image = bpy.data.images["Render Result"]
     image.save_render(str(tmp_path / "before.png"))
-    orbit_render.render_orbit(
+    render_orbit(
         bpy.context, working_file, Orbit(frames=2), tmp_path / "o", moving=False, frame_range=(1, 1), samples=1
     )
     bpy.data.images["Render Result"].save_render(str(tmp_path / "after.png"))
@@ -1048,23 +1078,14 @@ def test_blender_survives_what_comes_after_a_capture():
 
 
 def test_the_file_is_as_before_after_cancelling(working_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(orbit_render, "STEP_SECONDS", 0)  # a step per frame, however fast they are
+    monkeypatch.setattr(capture_progress, "STEP_SECONDS", 0)  # a step per frame, however fast they are
     before = snapshot()
-    seen = []
-    with pytest.raises(orbit_render.CaptureCancelled):
-        orbit_render.capture(
-            bpy.context,
-            working_file,
-            Orbit(frames=30),
-            tmp_path,
-            frame_range=(1, 20),
-            resolution=64,
-            samples=2,
-            on_progress=seen.append,
-            is_cancelled=lambda: seen[-1].stage == "moving",
-        )
+    steps = capture_steps(
+        bpy.context, working_file, Orbit(frames=30), tmp_path, frame_range=(1, 20), resolution=64, samples=2
+    )
+    assert next(progress for progress in steps if progress.stage == "moving").done < 30
+    steps.close()
     assert snapshot() == before
-    assert seen[-1].done < 30
     assert not list((tmp_path / "moving").iterdir())
 
 
@@ -1075,7 +1096,7 @@ def test_the_file_is_as_before_after_errors(working_file, tmp_path, monkeypatch)
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
     with pytest.raises(CaptureError, match="cannot be written"):
-        orbit_render.render_orbit(bpy.context, working_file, Orbit(frames=3), blocked, **settings)
+        render_orbit(bpy.context, working_file, Orbit(frames=3), blocked, **settings)
     assert snapshot() == before
 
     def full(*_):
@@ -1084,18 +1105,18 @@ def test_the_file_is_as_before_after_errors(working_file, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(orbit_render, "write_orbit_json", full)
         with pytest.raises(CaptureError, match="No space left on device"):
-            orbit_render.render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path / "full", **settings)
+            render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path / "full", **settings)
     assert not list((tmp_path / "full").iterdir())
     assert snapshot() == before
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_read_geometry", full)
         with pytest.raises(OSError, match="No space left"):
-            orbit_render.render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path / "probe", **settings)
+            render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path / "probe", **settings)
     assert snapshot() == before
 
     with pytest.raises(ValueError, match="engine"):
-        orbit_render.render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path, engine="POVRAY", **settings)
+        render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path, engine="POVRAY", **settings)
     assert snapshot() == before
 
 
@@ -1104,24 +1125,20 @@ def test_a_folder_that_cannot_be_written(working_file, tmp_path):
     before = snapshot()
     (tmp_path / "frame_001.png").mkdir()
     with pytest.raises(CaptureError):
-        orbit_render.render_orbit(
-            bpy.context, working_file, Orbit(frames=3), tmp_path, moving=False, frame_range=(1, 1), samples=1
-        )
+        render_orbit(bpy.context, working_file, Orbit(frames=3), tmp_path, moving=False, frame_range=(1, 1), samples=1)
     assert snapshot() == before
 
 
 def test_a_folder_of_any_name(working_file, tmp_path):
     """Blender takes braces in an output path for a template, and # for the frame's number."""
     folder = tmp_path / "a {b} ##_%d é"
-    orbit_render.render_orbit(
-        bpy.context, working_file, Orbit(frames=2), folder, moving=False, frame_range=(1, 1), samples=1
-    )
+    render_orbit(bpy.context, working_file, Orbit(frames=2), folder, moving=False, frame_range=(1, 1), samples=1)
     assert sorted(path.name for path in folder.glob("*.png")) == [frame_name(k) for k in range(2 + FURTHER_VIEWS)]
 
 
 def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
     before = snapshot()
-    steps = orbit_render.capture_steps(
+    steps = capture_steps(
         bpy.context, working_file, Orbit(frames=60), tmp_path, frame_range=(1, 20), resolution=64, samples=4
     )
     for progress in steps:
@@ -1143,15 +1160,13 @@ def test_between_two_steps_the_user_may_do_anything(working_file, tmp_path):
 
 
 def test_steps_wait_while_blender_renders(working_file, tmp_path, monkeypatch):
-    space = orbit_render.measure(bpy.context, working_file, (1, 20))
-    monkeypatch.setattr(orbit_render, "is_rendering", lambda: True)
+    space = measure(bpy.context, working_file, (1, 20))
+    monkeypatch.setattr(capture_progress, "is_rendering", lambda: True)
     steps = orbit_render.render_orbit_steps(space, Orbit(frames=2), tmp_path, moving=True, resolution=64, samples=1)
     assert [next(steps).stage for _ in range(3)] == ["waiting"] * 3
     with pytest.raises(CaptureError, match="Blender is rendering"):
-        orbit_render.render_orbit(
-            bpy.context, working_file, Orbit(frames=2), tmp_path, moving=True, frame_range=(1, 20)
-        )
-    monkeypatch.setattr(orbit_render, "is_rendering", lambda: False)
+        render_orbit(bpy.context, working_file, Orbit(frames=2), tmp_path, moving=True, frame_range=(1, 20))
+    monkeypatch.setattr(capture_progress, "is_rendering", lambda: False)
     assert next(steps).stage == "moving"
 
 
@@ -1162,7 +1177,7 @@ def test_the_bundled_fox(tmp_path, pytestconfig):
     rig.animation_data.action, rig.animation_data.action_slot = action, action.slots[0]
     for track in rig.animation_data.nla_tracks:
         track.mute = True
-    result = orbit_render.capture(
+    result = capture(
         bpy.context, rig, Orbit(frames=6), tmp_path, frame_range=tuple(action.frame_range), resolution=64, samples=4
     )
     assert 0.1 < result.space.motion < 0.5

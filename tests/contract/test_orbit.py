@@ -102,6 +102,12 @@ def test_bad_cameras_are_refused_in_one_sentence(data) -> None:
         Cameras.from_json(data)
 
 
+@pytest.mark.parametrize("wrong", ["times", ["a", "b", "c"], [[1.0], [1.0, 2.0]], [10**400]])
+def test_what_is_no_list_of_numbers_is_told_in_our_words(wrong) -> None:
+    with pytest.raises(BadFileError, match=r"^a/orbit.json has no usable cameras: times must be there, numbers alone "):
+        Cameras.from_json({**GOOD, "times": wrong}, "a/orbit.json")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "kinesplat-orbit", "version": 9}', "[" * 100_000])
 def test_bad_orbit_files_are_refused(text, tmp_path) -> None:
     (tmp_path / ORBIT_JSON).write_text(text)

@@ -6,8 +6,9 @@ import pytest
 
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import Gaussians
+from blender_addon.contract.color import linear_to_srgb
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
-from blender_addon.contract.spherical_harmonics import C0, converted, linear_to_srgb, sh_basis
+from blender_addon.contract.spherical_harmonics import C0, converted, sh_basis
 from tests.contract.clips import random_clip
 
 RANDOM = np.random.default_rng(1)

@@ -11,8 +11,8 @@ from blender_addon.contract import rotations, splat_clip
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.clip import check_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
-from blender_addon.contract.ply import header_comments, write_ply, write_ply_sequence
 from blender_addon.contract.splat_clip import sequences
+from blender_addon.contract.splat_files.ply_writer import header_comments, write_ply, write_ply_sequence
 from tests.contract.clips import random_clip
 from tests.contract.splat_files.files import DATA, opened
 

@@ -9,11 +9,11 @@ import pytest
 from backend.__main__ import main
 from backend.exchange import usd
 from backend.exchange.webp import decode_webp
-from blender_addon.contract import ply
 from blender_addon.contract.clip import write_clip
 from blender_addon.contract.placement import UP_AXES, placed, placed_sh
 from blender_addon.contract.spherical_harmonics import converted
 from blender_addon.contract.splat_clip import read_splat_clip
+from blender_addon.contract.splat_files import ply_writer
 from tests.contract.clips import random_clip
 from tests.contract.splat_files.files import DATA
 from tests.exchange.readers import read_glb, read_ply
@@ -188,7 +188,7 @@ def test_stopped_it_leaves_nothing(tmp_path, clip, capsys, monkeypatch) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ply, "_write", stop_at_the_third)
+    monkeypatch.setattr(ply_writer, "_write", stop_at_the_third)
     for out in ("x.ply", "new/folders/x.ply"):
         written.clear()
         assert export(tmp_path, "ply", out) == 130
@@ -207,7 +207,7 @@ def test_ply_files_of_other_programs(tmp_path, clip, capsys, monkeypatch) -> Non
     """A folder of numbered files is a clip with its frames; where they do not say it, Y points down in them."""
     folder = tmp_path / "captured"
     for t in range(3):
-        ply.write_ply(folder / f"walk_{t}.ply", clip.frame(t), clip.sh, comments=[])
+        ply_writer.write_ply(folder / f"walk_{t}.ply", clip.frame(t), clip.sh, comments=[])
     shots = []
     monkeypatch.setattr(usd, "require_usd", lambda: None)
     monkeypatch.setattr(usd, "write_usd", lambda path, shot, on_frame: shots.append(shot))
@@ -246,6 +246,6 @@ def test_a_folder_that_is_not_one_clip_is_refused(tmp_path, clip, capsys) -> Non
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
     assert "holds no splat files" in capsys.readouterr().err
     for name in ("walk_1.ply", "walk_2.ply", "run_1.ply"):
-        ply.write_ply(folder / name, clip.frame(0), clip.sh, comments=[])
+        ply_writer.write_ply(folder / name, clip.frame(0), clip.sh, comments=[])
     assert main(["export", str(folder), "--to", "glb", "--out", str(tmp_path / "fox.glb")]) == 1
     assert "several clips, which begin with run_1.ply, walk_1.ply" in capsys.readouterr().err

@@ -10,8 +10,9 @@ from backend.exchange.moments import Shot
 from backend.splatting.render import render_clip
 from blender_addon.contract import rotations
 from blender_addon.contract.clip import Clip, FrameMotion
+from blender_addon.contract.color import srgb_to_linear
 from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
-from blender_addon.contract.spherical_harmonics import C0, srgb_to_linear
+from blender_addon.contract.spherical_harmonics import C0
 from tests.contract.clips import random_clip
 from tests.exchange.readers import read_glb
 

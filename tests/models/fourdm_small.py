@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from backend.models.fourdm import FourDM, FourDMConfig
+from backend.models.fourdm_cameras import from_orbit
 from backend.models.fourdm_weights import fourdm_from, key_map
+from blender_addon.contract.orbit import Orbit
 from tests import golden
 
 SMALL = FourDMConfig(model_channels=32, channel_mult=(1, 1, 2, 2), head_channels=16, context_width=16)
@@ -19,6 +21,12 @@ def tensors(name: str) -> dict[str, Tensor]:
 
 
 _tensors = cache(lambda name: golden.tensors(f"fourdm/{name}"))
+
+
+def ring(views: int, elevation: float = 0.0, azimuth_start: float = 90.0) -> Tensor:  # [views, 16]
+    """Our cameras as the network takes them; the azimuth is that of the papers' code, whose front is at 90 degrees."""
+    orbit = Orbit(views, azimuth_start - 90, elevation, closed=False)
+    return from_orbit(torch.tensor(orbit.camera_to_world()))
 
 
 def imagedream_checkpoint() -> dict[str, Tensor]:

@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from backend.models.fourdm_cameras import condition, ring
+from backend.models.fourdm_cameras import condition
 from backend.models.fourdm_inputs import add_pixel_view, drop_pixel_view, join, lay_out, unconditional
-from tests.models.fourdm_small import fourdm, tensors
+from tests.models.fourdm_small import fourdm, ring, tensors
 
 FRAMES, VIEWS = 8, 4
 FEATURES = 1.0 + torch.arange(FRAMES)[:, None, None].expand(-1, 3, 1280)  # frame i says i + 1

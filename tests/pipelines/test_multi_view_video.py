@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from backend.models.fourdm import FourDM
-from backend.models.fourdm_cameras import ring
 from backend.pipelines import multi_view_video, video_model, videomv_orbit
 from backend.pipelines.memory_plan import PLANS, Networks
 from backend.pipelines.multi_view_video import MultiViewVideo, generate_views, runs_of
 from backend.pipelines.published_needs import stage_need
 from backend.pipelines.video_model import PublishedVideoModel
 from backend.progress import JobCancelled, Progress, Run, UserError
-from tests.models.fourdm_small import SMALL
+from tests.models.fourdm_small import SMALL, ring
 from tests.pipelines import published_tiny
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import torch
 
 from backend.splatting.control_points import make_control_points
 from backend.splatting.losses import DEPTH_STEP, depth_smoothness, image_loss, rigidity, spectral_prior
-from backend.splatting.motion import TimeBasis, poses_at
+from backend.splatting.motion import TimeBasis, offsets_at, poses_of
 
 BASIS = TimeBasis(loop=True, harmonics=2)
 
@@ -62,7 +62,7 @@ def test_spectral_prior_leaves_one_cycle_free_and_punishes_faster_ones() -> None
 def test_rigidity_is_zero_for_a_rigid_motion(control) -> None:
     effective = torch.zeros(10, 6, 4)
     effective[:, :3, 0] = 0.3
-    poses = poses_at(effective, BASIS, torch.tensor([0.2, 0.6]), control)
+    poses = poses_of(offsets_at(effective, BASIS, torch.tensor([0.2, 0.6])), control)
     assert rigidity(poses, control, 5.0, 1.0) == pytest.approx(0, abs=1e-9)
     # The same turn of all about one centre: each point turns, and moves as the turn about the centre takes it.
     angle = 0.8

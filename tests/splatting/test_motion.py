@@ -11,11 +11,17 @@ from backend.splatting.motion import (
     blend,
     effective_coefficients,
     no_motion,
-    poses_at,
+    offsets_at,
+    poses_of,
     refined,
     to_basis_motion,
 )
 from blender_addon.contract.clip import Clip
+
+
+def poses_at(effective, basis, times, control):
+    return poses_of(offsets_at(effective, basis, times), control)
+
 
 BASES = (TimeBasis(loop=True, harmonics=3), TimeBasis(loop=False, harmonics=3))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from ..arrays import BadFileError
-from . import antimatter, glb, ply, sog, spz
+from . import antimatter, glb, ply_reader, sog, spz
 from .splats import Splats
 
 SUFFIXES = (".ply", ".spz", ".splat", ".sog", ".glb")
 # Long enough that no Gaussian, with which a .splat file begins, looks like them.
-_READERS = {b"ply": ply.read, spz.PACKED_MAGIC: spz.read, spz.MAGIC: spz.read, glb.MAGIC: glb.read}
+_READERS = {b"ply": ply_reader.read, spz.PACKED_MAGIC: spz.read, spz.MAGIC: spz.read, glb.MAGIC: glb.read}
 
 
 def read_splats(path: str | os.PathLike, decode_webp: Callable[[bytes], np.ndarray]) -> Splats:

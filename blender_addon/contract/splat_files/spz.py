@@ -121,25 +121,19 @@ def _read_streams(file: BinaryIO, header: _Header, name: str) -> dict[str, np.nd
 def _zstandard(packed: bytes, size: int, name: str) -> bytes:
     """`size` unpacked bytes; never more, whatever the packed ones claim."""
     try:
-        from compression.zstd import ZstdError, ZstdFile
+        from compression.zstd import ZstdError
+        from compression.zstd import open as unpacked
     except ImportError:
         try:
-            from zstandard import ZstdDecompressor, ZstdError
+            from zstandard import ZstdError
+            from zstandard import open as unpacked
         except ImportError as error:
             raise BadFileError(
                 f"{name} is an SPZ file of version {NEWEST}, which needs the Python package zstandard. Run: pip "
                 "install zstandard. Or save it as PLY, or as version 3."
             ) from error
-
-        def opened(data: bytes) -> BinaryIO:
-            return ZstdDecompressor().stream_reader(data)
-    else:
-
-        def opened(data: bytes) -> BinaryIO:
-            return ZstdFile(io.BytesIO(data))
-
     try:
-        with opened(packed) as file:
+        with unpacked(io.BytesIO(packed)) as file:
             data = file.read(size)
     except (ZstdError, EOFError) as error:
         raise BadFileError(f"{name} is damaged: it cannot be unpacked.") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PLY files of 3D Gaussian Splatting, plain or as SuperSplat compresses them. Needs numpy alone."""
+"""Reading PLY files of 3D Gaussian Splatting, plain or as SuperSplat compresses them. Needs numpy alone."""
 
 import os
 import re

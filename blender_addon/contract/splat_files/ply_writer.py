@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PLY files of 3D Gaussian Splatting: one moment each, several as a numbered sequence. Needs numpy alone.
+"""Writing PLY files of 3D Gaussian Splatting: a moment each, several as a numbered sequence. Needs numpy alone.
 
 The order is that of gsplat (and of Kerbl et al. 2023, without its normals, which are 0): position, constant color,
 further harmonics (all of red, then green, then blue), logit of the opacity, logarithms of the scales, rotation as wxyz.
@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .arrays import atomic_files
-from .clip import Gaussians
-from .spherical_harmonics import SHARED_DEGREE
+from ..arrays import atomic_files
+from ..clip import Gaussians
+from ..spherical_harmonics import SHARED_DEGREE
 
 _MAX_LOGIT = 16.0  # an opacity of 1 - 1e-7: float32 has nothing finer
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from blender_addon.contract.ply import existing_sequence, write_ply, write_ply_sequence
+from blender_addon.contract.splat_files.ply_writer import existing_sequence, write_ply, write_ply_sequence
 from tests.contract.clips import random_clip
 from tests.exchange.readers import read_ply
 
