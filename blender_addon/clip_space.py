@@ -20,6 +20,7 @@ from .surface_pieces import nearest_there
 MOTION_THRESHOLD = 1e-4  # of the longest side: less is rounding, not motion
 GROWN, GROWN_SHARE = 9.0, 0.05  # times its least area to which a face grows; the part of the surface that does
 FOLLOW_GAIN = 1.25  # clip space goes along with what travels where the subject is as much larger in the pictures then
+MOVED = 0.02  # of the longest side: a box that is so far from where it was measured is that of something else
 MAX_OUTLINE_POINTS = 50_000  # per moment
 
 
@@ -36,6 +37,7 @@ class ClipSpace:
     changes: bool  # whether faces come, go, grow or are made anew
     areas: np.ndarray  # [T] of the surface at even times of the range, in the world's units
     travel: np.ndarray  # [T, 3] way of clip space from its first place, at the same times, world; all 0 where it stays
+    boxes: np.ndarray  # [T, 2, 3] least and largest coordinates at the same times, world; nan where nothing is there
 
     @property
     def scale(self) -> float:
@@ -66,6 +68,23 @@ class ClipSpace:
         """The scene's frame, perhaps fractional, at a time 0..1 of the clip."""
         start, end = self.frame_range
         return start + moment * (end - start)
+
+    def check_place(self, geometry: Geometry, index: int, times: int) -> None:
+        """Whether the subject is still where it was measured, at one of even times of the range.
+
+        Else its pictures show it in several places, and nothing good comes of them.
+
+        Raises:
+            CaptureError: somebody has moved it since.
+        """
+        if index > 0 and times != len(self.boxes):
+            return  # other moments than those that were measured
+        away = np.abs(_box(geometry.vertices) - self.boxes[index])
+        if np.nanmax(away, initial=0) > MOVED * self.scale:
+            raise CaptureError(
+                f"{self.subject.name} was moved or changed while it was being captured. "
+                "Generate again, and leave it alone until the capture has ended."
+            )
 
 
 def measure_steps(
@@ -108,6 +127,7 @@ class _Seen:
     outlines: list[np.ndarray] = field(default_factory=list)  # [M, 3] of each moment, world
     areas: list[float] = field(default_factory=list)
     centres: list[np.ndarray] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
     farthest: float = 0.0  # way of a vertex from its first place; inf where there are other faces
     largest: np.ndarray = field(default_factory=lambda: np.zeros(0))  # area of each face, as long as they are the same
     least: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -117,6 +137,7 @@ class _Seen:
         self.areas.append(float(area.sum()))
         self.centres.append(_centre(geometry, area))
         vertices = geometry.vertices.astype(np.float64)
+        self.boxes.append(_box(vertices))
         self.outlines.append(_thinned(vertices))
         if self.first is None:
             self.first, self.largest, self.least = geometry, area, area
@@ -167,6 +188,7 @@ def _clip_space(subject: Subject, frame_range: tuple[float, float], seen: _Seen)
         changes=changes,
         areas=np.array(seen.areas),
         travel=travel,
+        boxes=np.stack(seen.boxes),
     )
 
 
@@ -195,6 +217,12 @@ def _thinned(vertices: np.ndarray) -> np.ndarray:  # [V, 3] -> [M, 3]
         kept[order[starts]] = True
         kept[order[np.append(starts[1:], len(order)) - 1]] = True
     return vertices[kept]
+
+
+def _box(vertices: np.ndarray) -> np.ndarray:  # [V, 3] -> [2, 3]; nan where there are none
+    if not len(vertices):
+        return np.full((2, 3), np.nan)
+    return np.stack([vertices.min(axis=0), vertices.max(axis=0)]).astype(np.float64)
 
 
 def _centre(geometry: Geometry, areas: np.ndarray) -> np.ndarray:  # [3] of the surface; nan where there is none

@@ -28,7 +28,7 @@ def sample_surface_steps(
     the pieces of the surface come along.
 
     Raises:
-        CaptureError: the subject is gone, or has no surface at the first frame.
+        CaptureError: the subject is gone, is not where it was measured, or has no surface at the first frame.
     """
     if times > 1 and space.changes:
         return (yield from _sample_pieces_steps(space, count, times, seed))
@@ -42,6 +42,7 @@ def sample_surface_steps(
         if len(places) < index:
             return  # the mesh was built anew
         geometry = stage.geometry(space.frame_at(moments[index]), with_triangles=index == 0)
+        space.check_place(geometry, index, times)
         if index == 0:
             first = geometry
             chosen, weights = _sample_triangles(first, count, seed, space.subject.name)
@@ -66,6 +67,7 @@ def _sample_pieces_steps(
     def look(stage: Stage, index: int) -> None:
         moment = index / (times - 1)
         geometry = stage.geometry(space.frame_at(moment), with_triangles=True)
+        space.check_place(geometry, index, times)
         way = space.way_at(moment).astype(np.float32)
         seen.append(replace(geometry, vertices=geometry.vertices - way))
 

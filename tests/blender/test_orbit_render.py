@@ -1000,6 +1000,32 @@ def test_normals_of_mirrored_objects_and_instances_point_outward():
     assert (np.sum(samples.points * samples.normals, axis=1) > 0).all()
 
 
+def test_a_subject_that_is_moved_during_its_capture_is_refused(tmp_path):
+    """Else its pictures would show it in two places, and the backend would tell it in words of its own."""
+    cube = add_cube("Hero")
+    keyframe(cube, "rotation_euler", {1: (0, 0, 0), 9: (0, 0, 1)})
+    settings = {"frame_range": (1, 9), "resolution": 32, "samples": 1, "static": False}
+    steps = capture_steps(bpy.context, cube, Orbit(frames=3), tmp_path, **settings)
+    while next(steps).stage != "moving":
+        pass
+    cube.location.x += 0.1
+    with pytest.raises(CaptureError, match=r"^Hero was moved or changed .* Generate again"):
+        list(steps)
+
+
+def test_a_subject_that_comes_and_goes_is_refused_when_it_was_moved():
+    bpy.ops.mesh.primitive_cube_add()
+    cube = bpy.context.object
+    for frame, shown in ((1, True), (5, False), (9, True)):
+        cube.hide_render = not shown
+        cube.keyframe_insert("hide_render", frame=frame)
+    space = measure(bpy.context, cube, (1, 9), frames=3)
+    assert sample_surface(space, 50, times=3).pieces is not None
+    cube.location.z -= 1
+    with pytest.raises(CaptureError, match="was moved or changed"):
+        sample_surface(space, 50, times=3)
+
+
 # --- the user's file -------------------------------------------------------------------------------------------------
 
 
