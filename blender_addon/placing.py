@@ -29,12 +29,16 @@ def _shown_collections(layer_collection: bpy.types.LayerCollection) -> set[bpy.t
     return {layer_collection.collection}.union(*map(_shown_collections, layer_collection.children))
 
 
-def moves_as_a_whole(obj: bpy.types.Object) -> bool:
-    """Whether keys, drivers, a parent or constraints may move an object, beside what moves its vertices."""
+def is_keyed(obj: bpy.types.Object) -> bool:
+    """Whether keys or drivers may move an object, beside what moves its vertices."""
     curves = [curve for fcurves in versions.fcurve_collections(obj) for curve in fcurves]
     curves += obj.animation_data.drivers if obj.animation_data is not None else []
-    placed = any(curve.data_path.startswith(PLACING) for curve in curves)
-    return placed or obj.parent is not None or len(obj.constraints) > 0
+    return any(curve.data_path.startswith(PLACING) for curve in curves)
+
+
+def moves_as_a_whole(obj: bpy.types.Object) -> bool:
+    """Whether keys, drivers, a parent or constraints may move an object, beside what moves its vertices."""
+    return is_keyed(obj) or obj.parent is not None or len(obj.constraints) > 0
 
 
 def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How Gaussians are drawn, and the scene settings without which they render wrongly."""
+"""How Gaussians are drawn, and what they render wrongly without: settings of the scene, a transform of their own."""
 
 import bpy
 from bpy.props import EnumProperty
 
-from ..blender_addon import scene_settings, splat_object
+from ..blender_addon import applied_transform, scene_settings, splat_object
 from .retime import SplatOperator
 
 DRAW_MODES = (
@@ -54,5 +54,29 @@ class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
         return {"FINISHED"}
 
 
-CLASSES = (KINESPLAT_OT_set_draw_mode, KINESPLAT_OT_fix_scene_settings)
+class KINESPLAT_OT_give_back_transform(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.give_back_transform"
+    bl_label = "Give Back to Object"
+    bl_description = (
+        "Give the scale and rotation that were applied to the selected Gaussians back to the object, "
+        "so that their sizes and their motion fit again"
+    )
+    takes = staticmethod(applied_transform.find_applied)
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode")
+            return False
+        if not cls.takes(context.active_object):
+            cls.poll_message_set("No scale or rotation was applied to the active object")
+            return False
+        return True
+
+    def change(self, context, splats):
+        if applied_transform.find_applied(splats):  # of objects that share their points, the first has mended all
+            applied_transform.give_back(splats)
+
+
+CLASSES = (KINESPLAT_OT_set_draw_mode, KINESPLAT_OT_fix_scene_settings, KINESPLAT_OT_give_back_transform)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -6,7 +6,7 @@ Also the timing of meshes that took over their motion.
 
 import bpy
 
-from ..blender_addon import mesh_motion, node_groups, origin, retime, scene_settings, splat_object
+from ..blender_addon import applied_transform, mesh_motion, node_groups, origin, retime, scene_settings, splat_object
 from .layout import SidebarPanel, draw_sentence
 
 MODE_TEXTS = {"POINTS": "Points", "QUADS": "Splats", "NATIVE": "Native"}
@@ -31,6 +31,7 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
             draw_linked(layout, context)
         else:
             draw_modes(layout, splats)
+            draw_applied(layout, context)
         for warning in scene_settings.scene_warnings(context.scene):
             draw_sentence(layout, context, warning, icon="ERROR")
         if bpy.ops.kinesplat.fix_scene_settings.poll():
@@ -64,6 +65,8 @@ class KINESPLAT_PT_moving_mesh(SidebarPanel, bpy.types.Panel):
     def draw(self, context):
         if context.active_object.library is not None:
             draw_linked(self.layout, context)
+        else:
+            draw_applied(self.layout, context)
         draw_timing(self.layout, context)
 
 
@@ -108,6 +111,14 @@ def draw_linked(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     sentence = f"Linked from {library}. To retime it here, or to draw it in another way, override it"
     draw_sentence(layout, context, sentence, icon="LINKED")
     layout.operator("object.make_override_library", icon="LIBRARY_DATA_OVERRIDE")
+
+
+def draw_applied(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """What is wrong where scale or rotation were applied to the active object, and the button that mends it."""
+    if applied_transform.find_applied(context.active_object) is not None:
+        sentence = "Scale or rotation was applied, which the stored frames know nothing of: sizes and motion do not fit"
+        draw_sentence(layout, context, sentence, icon="ERROR")
+        layout.operator("kinesplat.give_back_transform", icon="LOOP_BACK")
 
 
 def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:

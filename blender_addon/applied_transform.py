@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scale and rotation that were applied (Ctrl A), which Blender does to the points alone and not to the stored frames.
+
+The motion then is as large and the Gaussians are as big and turned as before, in points that are neither. So the
+object takes its transform back.
+"""
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+
+from . import placing, splat_object
+
+SAMPLES = 64  # points, of as many as there may be: panels ask, too
+TOLERANCE = 1e-3  # of the object's size, and of a scale of 1; less is rounding
+
+
+def find_applied(obj: bpy.types.Object | None) -> Matrix | None:
+    """The transform that was applied to an object that plays; None where there is none, or it only shifts.
+
+    It is known by where points lie and where their first frame has them, of which Edit Mode may have moved none but by
+    that same transform.
+    """
+    if obj is None or not splat_object.plays(obj) or "pos.0" not in obj.data.attributes:
+        return None
+    vertices, stored = obj.data.vertices, obj.data.attributes["pos.0"].data
+    if len(vertices) < 4 or len(stored) != len(vertices):  # in Edit Mode nothing can be read
+        return None
+    chosen = np.unique(np.linspace(0, len(vertices) - 1, SAMPLES).astype(int)).tolist()
+    first = np.array([stored[index].vector for index in chosen], np.float64)
+    now = np.array([vertices[index].co for index in chosen], np.float64)
+    center, to = first.mean(axis=0), now.mean(axis=0)
+    linear, _, rank, _ = np.linalg.lstsq(first - center, now - to, rcond=1e-6)
+    size = max(np.ptp(first, axis=0).max(), np.ptp(now, axis=0).max())
+    astray = np.abs((first - center) @ linear + to - now).max()
+    if rank < 3 or astray > TOLERANCE * size or np.linalg.cond(linear) > 1e6:
+        return None
+    if np.abs(linear - np.eye(3)).max() < TOLERANCE:
+        return None
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear.T, to - center @ linear
+    return Matrix(matrix.tolist())
+
+
+def give_back(obj: bpy.types.Object) -> None:
+    """Take the transform that was applied to an object's points back, and give it to the object.
+
+    Others that share the points get it as well.
+
+    Raises:
+        ValueError: none was applied; keys move an object; it is linked; or it cannot take the transform.
+    """
+    applied = find_applied(obj)
+    if applied is None:
+        raise ValueError(f"No scale or rotation was applied to {obj.name}.")
+    users = [user for user in bpy.data.objects if user.data == obj.data]
+    for user in users:
+        if user.library is not None or user.data.library is not None:
+            raise ValueError(splat_object.LINKED.format(user.name))
+        if placing.is_keyed(user):
+            raise ValueError(
+                f"{user.name} is moved by keys or drivers, which would overrule this. Undo what was applied, or "
+                "remove them and try again."
+            )
+    wanted = {user: user.matrix_basis @ applied for user in users}
+    for user, matrix in wanted.items():
+        held, asked = (np.array(one)[:3, :3] for one in (Matrix.LocRotScale(*matrix.decompose()), matrix))
+        if np.abs(held - asked).max() > TOLERANCE * np.abs(asked).max():
+            raise ValueError(
+                f"{user.name} was turned and scaled unevenly, which no object can hold. Undo what was applied."
+            )
+    for user, matrix in wanted.items():
+        user.matrix_basis = matrix
+    obj.data.transform(applied.inverted())
