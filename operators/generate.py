@@ -53,7 +53,7 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             row = tracker.step_capture(FIRST_PATIENCE)  # finds out whether this object can be captured at all
             while at_once and row is None:
                 row = tracker.step_capture()
-            if at_once:
+            if row is not None:  # of a text already in a window, too: there is nothing to render
                 tracker.mirror(select=row.uid)
             if self.wait:
                 uids = [other.uid for other in tracker.board.rows.values() if row.group and other.group == row.group]
