@@ -395,12 +395,22 @@ def _subject_uuid(source: bpy.types.Object) -> str:
     return source[SUBJECT_UUID]
 
 
+def give_ids(sources: dict[str, str]) -> None:
+    """Give objects of these names their ids back, where they have none any more."""
+    for name, uid in sources.items():
+        source = bpy.data.objects.get(name)
+        if source is not None and source.is_editable and SUBJECT_UUID not in source:
+            source[SUBJECT_UUID] = uid
+
+
 def find_source(record: JobRecord) -> bpy.types.Object | None:
     """The object that a job came from, if the open file has it: by its own id, else, in the same file, by name.
 
-    In another file, an object of that name is another object: `Cube` and `Armature` are everywhere.
+    In another file, an object of that name is another object: `Cube` and `Armature` are everywhere. So it is in a file
+    that was never saved, which has no name to be known by.
     """
     same_id = [obj for obj in bpy.data.objects if record.subject_uuid and obj.get(SUBJECT_UUID) == record.subject_uuid]
     same_name = [obj for obj in same_id if obj.name == record.subject]  # a duplicate carries the same id
-    by_name = bpy.data.objects.get(record.subject) if record.blend_file == bpy.data.filepath else None
+    is_same_file = record.blend_file == bpy.data.filepath and (bpy.data.filepath or not record.subject_uuid)
+    by_name = bpy.data.objects.get(record.subject) if is_same_file else None
     return next(iter(same_name or same_id), by_name)

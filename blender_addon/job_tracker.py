@@ -57,6 +57,7 @@ class Tracker:
         self.records = JobRecords(preferences.data_folder())
         self.board = Board(self.records)
         self.capture: capture.CaptureRun | None = None
+        self.sources: dict[str, str] = {}  # id by name, of the open file's objects that were captured
         self.notice = NOTHING
         self._thread: HttpThread | None = None
         self._previews = bpy.utils.previews.new()
@@ -135,6 +136,8 @@ class Tracker:
         """Prepare a capture of what the panel says. Raises CaptureError."""
         self.notice = NOTHING
         self.capture = capture.begin(context, self.records)
+        if self.capture.record.subject_uuid:
+            self.sources[self.capture.record.subject] = self.capture.record.subject_uuid
         return self.capture
 
     def step_capture(self, patience: float = HOLD_SECONDS) -> Row | None:
@@ -451,6 +454,7 @@ def _redraw() -> None:
 def _on_load_pre(*_) -> None:
     if _tracker:
         _tracker.cancel_capture("The capture was stopped, because another file was opened.")
+        _tracker.sources.clear()
         for row in _tracker.board.rows.values():
             row.import_into = ""  # the other file did not ask for it
 
@@ -462,12 +466,21 @@ def _on_load_post(*_) -> None:
         _tracker.mirror(force=True)
 
 
+@bpy.app.handlers.persistent
+def _on_undo_post(*_) -> None:
+    """An undo has taken the ids of captured objects away, as Generate is no step of its own."""
+    if _tracker:
+        capture.give_ids(_tracker.sources)
+
+
 def register() -> None:
     """Read what is on disk; with a window, start the timer and look for the backend."""
     global _tracker
     _tracker = Tracker()
     bpy.app.handlers.load_pre.append(_on_load_pre)
     bpy.app.handlers.load_post.append(_on_load_post)
+    bpy.app.handlers.undo_post.append(_on_undo_post)
+    bpy.app.handlers.redo_post.append(_on_undo_post)
     if not bpy.app.background:
         _ = _tracker.http
         bpy.app.timers.register(_tick, first_interval=0.1, persistent=True)
@@ -481,6 +494,8 @@ def unregister() -> None:
     for handlers, handler in (
         (bpy.app.handlers.load_pre, _on_load_pre),
         (bpy.app.handlers.load_post, _on_load_post),
+        (bpy.app.handlers.undo_post, _on_undo_post),
+        (bpy.app.handlers.redo_post, _on_undo_post),
     ):
         if handler in handlers:
             handlers.remove(handler)

@@ -261,6 +261,28 @@ def test_the_source_is_not_looked_for_by_name_in_other_files(job_tracker, backen
     assert find(record) is None
 
 
+def test_the_source_is_found_after_an_undo_in_a_file_never_saved(job_tracker, backend, part, tmp_path) -> None:
+    """Generate is no undo step: an undo of what came after it takes the object's id away, a name is in every file."""
+    moving_cube()
+    bpy.ops.ed.undo_push(message="Made")
+    job_tracker.tracker().begin_capture(bpy.context)
+    tick_until(job_tracker, lambda: len(status().jobs) == 1)
+    bpy.data.objects["Box"].location.y = 5
+    bpy.ops.ed.undo_push(message="Moved")
+    bpy.ops.ed.undo()
+    record = job_tracker.tracker().board.record(status().jobs[0].uid)
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "shot.blend"))
+    find = part("blender_addon.capture").find_source
+    assert find(record) == bpy.data.objects["Box"]
+
+    bpy.ops.wm.read_homefile(use_empty=True)
+    moving_cube()
+    bpy.ops.ed.undo_push(message="Made")
+    bpy.ops.ed.undo_push(message="Again")
+    bpy.ops.ed.undo()
+    assert find(record) is None, "the Box of another file that was never saved is another object"
+
+
 def test_what_arrives_in_edit_mode_waits_for_its_end(job_tracker, backend) -> None:
     """And goes to the scene in which it was asked for, as the user sees it."""
     begin(job_tracker)

@@ -19,13 +19,16 @@ OPERATORS = {
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "import_ply_files", "export_clip_file", "export_ply_sequence",
-    "mark_asset", "save_asset",
+    "mark_asset", "save_asset", "give_back_transform",
 }  # fmt: skip
 
 BOUNDED = (
     *("seed", "frames", "resolution", "gaussians", "motion", "guidance_motion", "guidance_static", "steps"),
     "video_frames",
 )
+
+
+HANDLED = ("load_pre", "load_post", "undo_post", "redo_post")
 
 
 def registered_names() -> set[str]:
@@ -95,7 +98,7 @@ def test_nothing_stays_behind(extension, part) -> None:
         assert registered_names() == set()
         assert not hasattr(bpy.types.Scene, "kinesplat")
         assert not hasattr(bpy.types.WindowManager, "kinesplat")
-        for handlers in (bpy.app.handlers.load_pre, bpy.app.handlers.load_post):
+        for handlers in (getattr(bpy.app.handlers, name) for name in HANDLED):
             assert not any("kinesplat" in handler.__module__ for handler in handlers)
         assert not bpy.app.timers.is_registered(tracker._tick)
         assert not any(thread.name == "Kinesplat HTTP" for thread in threading.enumerate())
