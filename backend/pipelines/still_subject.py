@@ -12,7 +12,9 @@ from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
+from backend.pipelines.known_shapes import known_shape
 from backend.pipelines.orbit_pictures import as_pictures, as_tensor, preview_of, scaled
+from backend.pipelines.solids import RAYS, solid_views
 from backend.pipelines.subject_image import framed
 from backend.progress import Run, UserError
 from blender_addon.contract.orbit import Cameras
@@ -54,7 +56,7 @@ def generate_static(
     if model.static is not None:
         frames = denoised(model, cameras, prompt, given, seed, steps, guidance, sampler, run)
     else:
-        frames = known(model, cameras, prompt, seed) if given is None else inflated(given, cameras)
+        frames = known(model, cameras, prompt, seed) if given is None else shaped(model, given, cameras, prompt, run)
         if run is not None:
             run.report(1, 1, preview=lambda: preview_of(frames))
     if float(frames[:, :, 3].mean()) < LEAST_COVERAGE:
@@ -77,14 +79,29 @@ def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Te
     return _averaged(model.memory.mesh(subject).pictures(scaled(cameras, FINER)))
 
 
-def inflated(given: Tensor, cameras: Cameras) -> Tensor:  # [1, T, 4, H, W]
-    """A picture [1, 4, H, W] made round, with the outline that it has, however faint it is, and its own light."""
-    size = FINER * cameras.width
+def shaped(model: KinesplatSmall, given: Tensor, cameras: Cameras, prompt: str, run: Run | None) -> Tensor:
+    """A picture [1, 4, H, W] with what is behind it, in its own light: the outline that it has, however faint it is.
+
+    What the prompt names gives it its shape, where it is known; else it is inflated. Returns [1, T, 4, H, W].
+    """
+    finer = scaled(cameras, FINER)
+    picture = _scaled_picture(given, finer.width)
+    half = finer.width / 2 / finer.Ks[0, 0, 0]
+    alpha = _scaled_picture(given, RAYS)[..., 3]
+    shape = known_shape(alpha, model.memory, model.motions.actions, prompt, half)
+    if shape is None:
+        views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, 2 * np.degrees(np.arctan(half)), STEP)[0]
+    else:
+        views = solid_views(picture, shape.solid, finer)
+        if run is not None:
+            run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
+    return _averaged(views)
+
+
+def _scaled_picture(given: Tensor, size: int) -> np.ndarray:  # [1, 4, H, W] -> [size, size, 4]
     picture = functional.interpolate(given, (size, size), mode="bilinear", antialias=True)
     picture = picture / picture[:, 3].max().clamp_min(1e-3)  # a ghost, or a line that fills no whole pixel
-    fov = 2 * np.degrees(np.arctan(cameras.width / 2 / cameras.Ks[0, 0, 0]))
-    views = inflated_views(picture.movedim(1, -1).numpy(), cameras.camera_to_world, DISTANCE, fov, STEP)
-    return _averaged(views[0])
+    return picture[0].movedim(0, -1).contiguous().numpy()
 
 
 def _averaged(pictures: np.ndarray) -> Tensor:  # [T, n H, n W, 4] -> [1, T, 4, H, W]

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from backend.models.kinesplat_small import KinesplatSmall, load
+from backend.pipelines.orbit_pictures import as_pictures
 from backend.pipelines.still_subject import generate_static
-from backend.progress import UserError
+from backend.progress import Run, UserError
+from backend.splatting.observations import read_orbit_folder
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 from tests.pipelines.tiny import RESOLUTION, ball_orbit, write_tiny_model
+
+FOX = Path(__file__).parent.parent / "data" / "fox_orbit"
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +78,25 @@ def test_a_static_orbit_of_nothing_is_refused(model) -> None:
     with pytest.raises(UserError) as caught:
         generate_static(cameras, "ball", steps=4, model=empty)
     assert caught.value.code == "nothing_made"
+
+
+def test_a_picture_gets_the_shape_of_what_its_prompt_names() -> None:
+    """The fox of the tests, which is not among the known ones, from sides that its picture does not show."""
+    side = 3  # of 24 cameras, a closed orbit: half from the front
+    views = read_orbit_folder(FOX / "static")
+    truth = views.images[..., 3].numpy() > 0.5
+    picture = as_pictures(views.images[side].permute(2, 0, 1)[None, None])[0]
+    told: list[str] = []
+    run = Run(Path(), lambda progress: None)
+    run.note = told.append
+
+    def overlap(prompt: str) -> float:
+        frames = generate_static(views.cameras, prompt, picture, model=load(), run=run)[..., 3] > 127
+        seen = [(frames[k], truth[k + side]) for k in range(2, 24 - side)]
+        return float(np.mean([(one & two).sum() / (one | two).sum() for one, two in seen]))
+
+    inflated = overlap("")
+    assert told == []
+    assert overlap("a fox") > inflated + 0.05
+    assert len(told) == 1
+    assert "fox" in told[0]
