@@ -164,7 +164,7 @@ def generate(
         seed=settings["seed"],
         provenance={
             "models": [{"name": model.name, "licence": model.licence}],
-            "warnings": told,
+            "warnings": [*run.notes, *told],
             "loop": moving.loop,
             "moves_as": moving.moves_as,
         },
