@@ -53,8 +53,8 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             row = tracker.step_capture(FIRST_PATIENCE)  # finds out whether this object can be captured at all
             while at_once and row is None:
                 row = tracker.step_capture()
-            if at_once:
-                tracker.mirror(select=row.uid)
+            if row:
+                tracker.mirror(select=row.uid)  # without pictures to render it is there at once, in the window too
             if self.wait:
                 uids = [other.uid for other in tracker.board.rows.values() if row.group and other.group == row.group]
                 ended = [job_tracker.wait_for_job(uid) for uid in uids or [row.uid]]
