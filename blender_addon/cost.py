@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a click on Generate will cost, told before it: pictures to render, and time of one processor core.
 
-The times are those of docs/user_guide.md, of videos those of docs/fourdiffusion.md. What nothing tells beforehand is
+The times are those of docs/construction.md, of videos those of docs/fourdiffusion.md. What nothing tells beforehand is
 how fast this computer is, and whether the surface really changes where something could change it.
 """
 

@@ -9,7 +9,7 @@ from .retime import SplatOperator
 
 DRAW_MODES = (
     ("POINTS", "Points", "Colored points: fast, for blocking and scrubbing"),
-    ("QUADS", "Splats", "True Gaussians, turned towards the scene's camera"),
+    ("QUADS", "Splats", "True Gaussians, turned towards the scene's camera: from elsewhere they stand edge-on"),
     ("NATIVE", "Native", "True Gaussians drawn by Blender itself (5.3 and newer)"),
 )
 

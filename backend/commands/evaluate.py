@@ -12,7 +12,9 @@ from blender_addon.contract.requests import BOUNDS, CUTOUTS, MODELS, PRESETS, RE
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     """`evaluate generation|construction|video --assets DIR --split NAME --out DIR`: figures and contact sheets."""
-    kinds = commands.add_parser("evaluate", help="measure quality").add_subparsers(metavar="WHAT", required=True)
+    kinds = commands.add_parser("evaluate", help="measure clips and models against the truth").add_subparsers(
+        metavar="WHAT", required=True
+    )
     add_evaluate_construction(kinds)
     add_evaluate_video(kinds)
     parser = kinds.add_parser(

@@ -9,6 +9,10 @@ from backend.commands.construct import add_construction_options, construct
 from backend.options import ORBIT_HELP, add_video_options, bounded, video_options
 from blender_addon.contract.requests import BOUNDS, LOOPS, MODELS, PIPELINES, PUBLISHED, SMALL
 
+USAGE = (  # what is needed alone: all options would push the error that stands below it out of sight
+    "%(prog)s [--object FILE.glb | --image FILE | --video FILE|FOLDER | --orbit FOLDER] [--text TEXT] [options] "
+    "(--out CLIP.npz | --frames-only OUT)"
+)
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
 
@@ -16,6 +20,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     """`generate`: from an object, an image, a text or an orbit to a clip."""
     parser = commands.add_parser(
         "generate",
+        usage=USAGE,
         help="make a clip of an object, an image, a text, a video or an orbit",
         description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
@@ -130,7 +135,7 @@ def generate_in(work: Path, options: argparse.Namespace) -> None:
         print(warning, file=sys.stderr)
     print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
     if known := frames.provenance.get("moves_as"):
-        print(f"Its motion is known: {known}. (--invent goes without.)")
+        print(f"Moves as: {known}. (A known motion; --invent goes without.)")
     if options.frames_only:
         write_generated(frames, options.frames_only)
         print(f"{options.frames_only}: {len(frames.moving)} frames")

@@ -73,11 +73,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     submit.add_argument("--model", choices=MODELS, default=SMALL, help="of --video (default: %(default)s)")
     add_video_options(submit)
     submit.add_argument("--name", help="name of the job (default: the folder's or the film's)")
-    submit.add_argument("--preset", choices=PRESETS, default="preview")
-    submit.add_argument(
-        "--gaussians", type=bounded("gaussians"), metavar="N", help=f"default: by preset, {GAUSSIANS_BY_PRESET}"
-    )
-    submit.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    submit.add_argument("--preset", choices=PRESETS, default="preview", help="default: preview")
+    numbers = ", ".join(f"{preset} {number:,}" for preset, number in GAUSSIANS_BY_PRESET.items())
+    submit.add_argument("--gaussians", type=bounded("gaussians"), metavar="N", help=f"default: {numbers}")
+    submit.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default), metavar="N")
     submit.add_argument(
         "--fps", type=bounded("fps"), help="default: 24; of a video, as it plays; of a folder, its pictures'"
     )

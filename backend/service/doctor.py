@@ -129,7 +129,7 @@ def check_gpu(settings: Settings) -> tuple:
     engine = expected_engine()
     if engine.is_gpu:
         return (NOTE if engine.notes else OK), " ".join((f"splatting runs on {engine.name}.", *engine.notes))
-    hint = "See 'Splatting on the GPU' in docs/user_guide.md; 'python -m backend warm-up' tries again."
+    hint = "See docs/gpu.md; 'python -m backend warm-up' tries again."
     return NOTE, f"splatting runs on the CPU. {engine.notes[0]}", hint if surroundings().gpu else ""
 
 

@@ -3,6 +3,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,6 +236,16 @@ def test_an_image_whose_file_is_gone(options, backend, tmp_path, part) -> None:
     options.kind, options.image = "IMAGE", image
     assert "cannot be read" in error_of(bpy.ops.kinesplat.generate)
     assert not any((part("blender_addon.job_tracker").tracker().records.folder / "outbox").iterdir())
+
+
+def test_in_the_window_what_needs_no_pictures_is_selected_at_once(options, backend, part, monkeypatch) -> None:
+    options.kind, options.prompt = "TEXT", "a fox runs"
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    window = SimpleNamespace(app=SimpleNamespace(background=False))  # where a click waits for no capture
+    monkeypatch.setattr(part("operators.generate"), "bpy", window)
+    options.prompt = "a dog walks"
+    assert bpy.ops.kinesplat.generate() == {"FINISHED"}
+    assert active_job().name == "a dog walks"
 
 
 # --- candidates ------------------------------------------------------------------------------------------------------

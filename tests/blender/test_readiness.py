@@ -139,7 +139,7 @@ def test_the_cost_is_told_before_the_click(options, part, mesh) -> None:
     assert cost.sentence(bpy.context).startswith("Renders 56 pictures")
     options.capture_static = False
     assert cost.sentence(bpy.context).startswith("Renders 24 pictures")
-    for preset, core in (("draft", 4.6), ("preview", 6.7), ("final", 38.4)):  # the table of docs/user_guide.md
+    for preset, core in (("draft", 4.6), ("preview", 6.7), ("final", 38.4)):  # the table of docs/construction.md
         options.preset = preset
         assert cost.seconds(options, invents=False) == pytest.approx(core, rel=0.02)
     options.gaussians = 200_000

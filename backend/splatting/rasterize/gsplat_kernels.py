@@ -41,7 +41,7 @@ TRIAL = (sys.executable, "-m", "backend.splatting.rasterize.gsplat_trial")
 LIBRARY = "gsplat_cuda"
 POLL = 0.5  # seconds
 
-HINT = "See 'Splatting on the GPU' in docs/user_guide.md, or choose the CPU as the device."
+HINT = "See docs/gpu.md, or choose the CPU as the device."
 RETRY_HINT = f"'python -m backend warm-up' tries again. {HINT}"
 
 _lock = threading.Lock()  # a second thread waits instead of doing the same
