@@ -73,7 +73,7 @@ def ball_request(blobs: Blobs, seen: tuple[np.ndarray, Cameras] | None = None, *
     """Of kind object."""
     pictures, cameras = seen or ball_orbit()
     static = {"frames": [blobs.picture(picture) for picture in pictures], "cameras": cameras.to_json()}
-    settings = {"prompt": "a ball runs", "steps": 4, "gaussians": 500, "result": "frames", **settings}
+    settings = {"prompt": "a ball runs", "steps": 2, "gaussians": 500, "result": "frames", **settings}
     return generation_request("object", "Ball", TO_OBJECT, static=static, **settings)
 
 
@@ -143,7 +143,7 @@ def test_an_object_gets_moving_frames(blobs: Blobs, tmp_path: Path) -> None:
     assert frames.provenance["models"] == [{"name": "tiny 1", "licence": "CC0-1.0"}]
     assert frames.provenance["warnings"] == []
     assert (len(frames.points), np.abs(frames.points).max() < 1) == (SURFACE_POINTS, True)  # of the visual hull
-    assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 5
+    assert [step.stage for step in told if step.stage == diffusion4d.MOVING] == [diffusion4d.MOVING] * 3  # with its end
     assert any(step.preview is not None and step.preview.shape == (32, 64, 3) for step in told)
     assert told[-1].fraction == 1.0
 
