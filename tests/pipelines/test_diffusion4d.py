@@ -391,6 +391,13 @@ def test_the_amplitude_is_solved_for(magnitude: float, warped) -> None:
     assert found == pytest.approx(magnitude, rel=0.1)
 
 
+def test_an_amplitude_that_is_near_is_not_measured_again() -> None:
+    still = as_tensor(ball_orbit()[0])
+    sizes = []
+    found = diffusion4d.size_of_magnitude(3.0, still, lambda size: sizes.append(size) or still * (1 + 0.2 * size))
+    assert sizes == [1, pytest.approx(found, rel=1e-3)]
+
+
 def test_the_amplitude_stays_within_limits(warped) -> None:
     static, sized = warped
     low, high = diffusion4d.AMPLITUDE_LIMITS
