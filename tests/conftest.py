@@ -20,14 +20,14 @@ def pytest_collection():
     try:
         return (yield)
     finally:
-        gc.collect()
         gc.freeze()
         gc.enable()
 
 
-def pytest_unconfigure():
-    """All of it goes in the end: Blender's module, kept, would wait for its own threads forever."""
-    gc.unfreeze()
+def pytest_configure(config):
+    """All of it goes in the end, after pytest has had garbage collected: Blender's module, kept, would wait for its own
+    threads forever."""
+    config.add_cleanup(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items):

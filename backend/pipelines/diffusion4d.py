@@ -54,7 +54,8 @@ from blender_addon.contract.surface import SurfaceSamples, read_surface_samples
 PIPELINE = "diffusion4d"
 READING, STILL, MOVING = "Reading the request", "Making the still subject", "Inventing the motion"
 FRAMES_NAME = "frames.npz"
-AMPLITUDE_STEPS = 4  # of solving for the amplitude that has the wanted magnitude
+AMPLITUDE_STEPS = 4  # at most, of solving for the amplitude that has the wanted magnitude
+AMPLITUDE_NEAR = 0.02  # relative error from which one more correction is right without being measured
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 POWERS = (0.7, 2.0)  # of the size, with which the magnitude may grow
 STILL_PIXELS = {"draft": 128, "preview": 128, "final": 256}  # of static orbits that are made here
@@ -258,11 +259,11 @@ def generate_moving(
     def sized(size: float) -> Tensor:  # [1, T, 4, H, W]
         return subject.pictures(movement.shifts(size))[None]
 
-    size = size_of_magnitude(magnitude, as_tensor(static), sized)
+    shifts = movement.shifts(size_of_magnitude(magnitude, as_tensor(static), sized))
     return MovingOrbit(
-        pictures=as_pictures(sized(size)),
+        pictures=as_pictures(subject.pictures(shifts)[None]),
         points=subject.surface.points.numpy(),
-        movement=subject.movement(movement.shifts(size)).numpy(),
+        movement=subject.movement(shifts).numpy(),
         loop=loop,
         moves_as=movement.moves_as,
         warnings=movement.warnings,
@@ -361,6 +362,8 @@ def size_of_magnitude(magnitude: float, static: Tensor, decode: Callable[[float]
             power = float(np.clip(np.log(found / tried[1]) / np.log(size / tried[0]), *POWERS))
         tried = size, found
         size = float(np.clip(size * (magnitude / found) ** (1 / power), *AMPLITUDE_LIMITS))
+        if abs(found / magnitude - 1) < AMPLITUDE_NEAR:
+            break
     return size
 
 
