@@ -153,7 +153,8 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     image: PointerProperty(
         type=bpy.types.Image,
         name="Image",
-        description="Picture of what is to move, seen from the front, best on a plain or transparent background",
+        description="Picture of what is to move, best from its side and on a plain or transparent background. "
+        "Say in Prompt what it shows",
     )
     video_source: EnumProperty(
         name="Video From",

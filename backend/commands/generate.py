@@ -28,7 +28,9 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pipeline", choices=sorted(set(PIPELINES.values())), help="(default: by the subject)")
     subject = parser.add_mutually_exclusive_group()
     subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
-    subject.add_argument("--image", type=Path, metavar="FILE", help="a picture of the subject, seen from the front")
+    subject.add_argument(
+        "--image", type=Path, metavar="FILE", help="a picture of the subject; --text says what it shows"
+    )
     subject.add_argument("--orbit", type=Path, metavar="FOLDER",
                          help=f"{ORBIT_HELP}; nothing is invented")  # fmt: skip
     subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
