@@ -92,12 +92,12 @@ def construct(
     with one_torch_thread():
         checkpoint = Checkpoint(run.folder / CHECKPOINT_NAME, _key(moving, static, surface, told, config))
         frames = len(np.unique(moving.cameras.times))
-        inspected = inspect(moving, static, surface, run, remedy)
+        known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
+        inspected = inspect(moving, static, surface, run, remedy, is_known=known is not None)
         moving, static = (views and views.in_color_space(config.color_space) for views in inspected)
         tracks = _tracks(surface, static, config)
         if static is not None and static.cameras.times.any() and not tracks:
             moving, static = joined([moving, static]), None  # nobody has seen time 0 from all sides
-        known = told if isinstance(told, SurfaceMotion) and config.motion == "bases" else None
         kinds = {"is_known": known is not None or tracks is not None, "is_guided": told is not None}
         config = config.suited(len(moving.images), frames, **kinds)
         scene = replace(prepare(moving, static, config, frames), known=known, tracks=tracks)

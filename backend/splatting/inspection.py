@@ -37,10 +37,13 @@ def inspect(
     surface: SurfaceSamples | None,
     run: Run,
     remedy: str = MOVE_CAMERAS,
+    *,
+    is_known: bool = False,
 ) -> tuple[Observations, Observations | None]:
     """The observations without empty pictures; doubts go to `run.note`.
 
     remedy: what its user can do about a subject that the pictures cut off.
+    is_known: how the subject moves is told: what a moving picture cuts off is not guessed, where static ones show it.
 
     Raises:
         UserError: what there is cannot be constructed from.
@@ -67,9 +70,10 @@ def inspect(
             "The pictures of the moving orbit show nothing except at one time: the others are transparent all over.",
             "Check that the object stays visible and near the middle during the whole motion.",
         )
-    for views, label in ((moving, "moving orbit"), (static, "static orbit")):
-        if views is not None:
-            _note_cut(views, label, remedy, run)
+    if not (is_known and static is not None):
+        _note_cut(moving, "moving orbit", remedy, run)
+    if static is not None:
+        _note_cut(static, "static orbit", remedy, run)
     _check_places(moving, static, surface, run)
     return moving, static
 

@@ -134,6 +134,9 @@ def test_a_subject_cut_by_the_edge_is_told_of(scene: Scene, run: Run) -> None:
         views.images[:, :, 16:].contiguous(),
         Cameras(views.cameras.camera_to_world, intrinsics, views.cameras.times, 32, 48),
     )
+    inspect(cut, scene.static, None, run, is_known=True)
+    assert not run.notes  # how it goes on is told, and the still pictures show all of it
+    inspect(cut, None, None, run, is_known=True)
     inspect(cut, scene.static, None, run)
     inspect(cut, scene.static, None, run, "less motion keeps it in view")
     note, other = run.notes
