@@ -44,27 +44,20 @@ def picture_of(model: KinesplatSmall, subject: str, azimuth: float, wide: float 
     return alpha[:, at]
 
 
-@pytest.mark.parametrize(("azimuth", "wide"), [(90, 1.0), (270, 0.85), (0, 1.0)])
+@pytest.mark.parametrize(("azimuth", "wide"), [(0, 1.0), (270, 0.85)])
 def test_a_known_subject_is_known_again_and_fills_its_outline(model, azimuth, wide):
     alpha = picture_of(model, "cow", azimuth, wide)
     shape = known_shape(alpha, model.memory, model.motions.actions, "a cow walks", HALF)
     assert shape.subject == "cow"
-    seen = (shape.solid > INSIDE).any(-1)
-    mask = alpha > 0.5
+    solid, mask = shape.solid > INSIDE, alpha > 0.5
+    seen = solid.any(-1)
     assert seen[mask].mean() > 0.98
     assert (seen & ~mask).sum() < 0.3 * mask.sum()  # pixels at its edge
-    depths = np.flatnonzero((shape.solid > INSIDE).any((0, 1)))
-    long, narrow = np.ptp(depths) + 1, 30
-    assert long > 60 if azimuth == 0 else long < narrow * 1.5  # as long as it is, and as narrow
-
-
-def test_legs_are_on_both_sides(model):
-    """Seen from its side; inflated they would be in one plane."""
-    shape = known_shape(picture_of(model, "cow", 90), model.memory, model.motions.actions, "cow", HALF)
-    solid = shape.solid > INSIDE
-    lowest = np.flatnonzero(solid.any((1, 2)))[-6]
-    gaps = np.diff(np.flatnonzero(solid[lowest].any(0)))
-    assert gaps.max() > 3
+    deep = np.ptp(np.flatnonzero(solid.any((0, 1))))
+    assert deep > 60 if azimuth == 0 else deep < 45  # as long as it is, and as narrow
+    if azimuth == 270:  # legs on both sides; inflated they would be in one plane
+        lowest = np.flatnonzero(solid.any((1, 2)))[-6]
+        assert np.diff(np.flatnonzero(solid[lowest].any(0))).max() > 3
 
 
 def test_what_is_another_thing_keeps_its_outline(model):
