@@ -40,6 +40,7 @@ OUTLINE_PIXELS, COMPARED = 64, 48
 ASPECT, ASPECT_FREE = 0.5, 0.1  # cost of another proportion, of its logarithm; so much costs nothing
 LEAST_SCORE, LEAST_FIT = 0.45, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
 DEEPEST = 0.95 * HALF_DEPTH  # a subject that would be deeper is made flatter
+STRETCHED, TORN = 3.0, 0.002  # times its area, to which so much of an outline grows in the bending: it is another pose
 ROUNDS = ((60, 3.0), (60, 2.0), (80, 1.2))  # of bending: how many, and how stiff
 FARTHEST = 14.0  # pixels from an outline, that count
 
@@ -71,7 +72,7 @@ def known_shape(
         return None
     mesh = memory.mesh(candidates[best])
     points = _bent(mesh, turn * 360 / TURNS, mask, half)
-    if _overlap(_outline(points, mesh, half), mask) < LEAST_FIT:
+    if points is None or _overlap(_outline(points, mesh, half), mask) < LEAST_FIT:
         return None
     solid = filled(occupancy(points, mesh.faces, half), mask, half)
     return Shape(solid, memory.subjects[candidates[best]])
@@ -124,8 +125,11 @@ def _scores(outlines: np.ndarray, wanted: _Box) -> np.ndarray:  # [TURNS, P, P] 
     return scores
 
 
-def _bent(mesh: Mesh, azimuth: float, mask: np.ndarray, half: float) -> np.ndarray:  # [V, 3] float32
-    """Vertices of a mesh seen from an azimuth, moved so that its outline becomes that of a mask [RAYS, RAYS]."""
+def _bent(mesh: Mesh, azimuth: float, mask: np.ndarray, half: float) -> np.ndarray | None:  # [V, 3] float32
+    """Vertices of a mesh seen from an azimuth, moved so that its outline becomes that of a mask [RAYS, RAYS].
+
+    None: that tears it apart.
+    """
     turn = np.radians(azimuth)
     matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     points = mesh.positions @ matrix  # the camera at that azimuth becomes the one at -Y
@@ -134,7 +138,12 @@ def _bent(mesh: Mesh, azimuth: float, mask: np.ndarray, half: float) -> np.ndarr
     scale = (last - first) / (high - low)
     rays = (_rays(points, half) - low) * scale + first
     depth = points[:, 1] * min(np.sqrt(scale.prod()), DEEPEST / np.abs(points[:, 1]).max())
-    shift = _registered(_outline(_placed(rays, depth, half), mesh, half), mask)
+    known = _outline(_placed(rays, depth, half), mesh, half)
+    shift = _registered(known, mask)
+    (down_y, down_x), (right_y, right_x) = (np.gradient(along) for along in shift)
+    grown = (1 + down_y) * (1 + right_x) - down_x * right_y
+    if (grown[known] > STRETCHED).mean() > TORN:
+        return None
     at = (rays - 0.5).clip(0, RAYS - 1).T
     rays = rays + np.stack([ndimage.map_coordinates(along, at, order=1) for along in shift], -1)
     return _placed(rays, depth, half)
