@@ -43,21 +43,31 @@ def occupancy(points: np.ndarray, faces: np.ndarray, half: float) -> np.ndarray:
 def filled(solid: np.ndarray, mask: np.ndarray, half: float) -> np.ndarray:  # [RAYS, RAYS, DEPTHS] float32
     """A solid [RAYS, RAYS, DEPTHS] bool as far as an outline [RAYS, RAYS] reaches, smoothed.
 
-    Where the outline has nothing behind it, it is inflated, at the depth of what is nearest.
+    What is cut off from the largest part falls away. Where the outline has nothing behind it then, it is inflated, at
+    the depth of what is nearest.
     """
     mask = ndimage.binary_dilation(mask)  # pixels at the edge belong to it in part
-    solid = solid & mask[..., None]
+    solid = _largest(solid & mask[..., None])
     covered = solid.any(-1)
     depths = ((np.arange(DEPTHS) + 0.5) / DEPTHS * 2 - 1) * HALF_DEPTH
     if not covered.any():
         middle = np.zeros(mask.shape)
     else:
         nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
-        middle = ((solid * depths).sum(-1) / np.maximum(solid.sum(-1), 1))[tuple(nearest)]
+        first = solid.argmax(-1)
+        beyond = ~solid & (np.arange(DEPTHS) > first[..., None])
+        last = np.where(beyond.any(-1), beyond.argmax(-1), DEPTHS) - 1
+        middle = ((depths[first] + depths[last]) / 2)[tuple(nearest)]  # of the nearest to the camera of what is there
     reach = np.maximum(FLATNESS * 2 * half * Orbit.distance / RAYS * thickness(mask), 2 * HALF_DEPTH / DEPTHS)
     lens = np.abs(depths - middle[..., None]) <= reach[..., None]
     whole = solid | (lens & (mask & ~covered)[..., None])
     return ndimage.gaussian_filter(whole.astype(np.float32), SMOOTH)
+
+
+def _largest(solid: np.ndarray) -> np.ndarray:
+    """The largest part of a solid whose points touch each other, if only at a corner."""
+    parts, count = ndimage.label(solid, np.ones((3, 3, 3)))
+    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count > 1 else solid
 
 
 def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras) -> np.ndarray:
