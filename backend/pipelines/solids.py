@@ -20,6 +20,7 @@ RAYS = 128
 DEPTHS = 96
 HALF_DEPTH = 0.72  # clip space
 SMOOTH = 0.8  # steps of the grid, so that surfaces are no stairs
+ROUNDS, SPREAD = 60, 1.5  # rays: of what fills an outline, from what is there
 INSIDE = 0.5  # of a smoothed solid
 SHARE = 0.8  # of what is at the likeliest depth: enough behind a pixel of the outline that has less than INSIDE
 
@@ -44,7 +45,7 @@ def filled(solid: np.ndarray, mask: np.ndarray, half: float) -> np.ndarray:  # [
     """A solid [RAYS, RAYS, DEPTHS] bool as far as an outline [RAYS, RAYS] reaches, smoothed.
 
     What is cut off from the largest part falls away. Where the outline has nothing behind it then, it is inflated, at
-    the depth of what is nearest.
+    depths between those of what is around.
     """
     mask = ndimage.binary_dilation(mask)  # pixels at the edge belong to it in part
     solid = _largest(solid & mask[..., None])
@@ -58,6 +59,9 @@ def filled(solid: np.ndarray, mask: np.ndarray, half: float) -> np.ndarray:  # [
         beyond = ~solid & (np.arange(DEPTHS) > first[..., None])
         last = np.where(beyond.any(-1), beyond.argmax(-1), DEPTHS) - 1
         middle = ((depths[first] + depths[last]) / 2)[tuple(nearest)]  # of the nearest to the camera of what is there
+        known = middle
+        for _ in range(ROUNDS):  # between them, depths change gradually: else legs are torn
+            middle = np.where(covered, known, ndimage.gaussian_filter(middle, SPREAD))
     reach = np.maximum(FLATNESS * 2 * half * Orbit.distance / RAYS * thickness(mask), 2 * HALF_DEPTH / DEPTHS)
     lens = np.abs(depths - middle[..., None]) <= reach[..., None]
     whole = solid | (lens & (mask & ~covered)[..., None])
