@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The shape behind a picture, where the prompt names what it shows: that of a known subject, bent to the outline.
+"""The shape behind pictures, where the prompt names what they show: that of a known subject, bent to the outlines.
 
 An outline alone tells little of what is behind it: inflated, all legs of a dog lie in one plane, and its head is a
-lens. Known subjects have legs on both sides, ears, and backs. The one is taken, from the side, whose outline comes
-nearest to that of the picture.
+lens. Known subjects have legs on both sides, ears, and backs. The one is taken, from the side, in the poses of what the
+prompt says that it does, whose outlines come nearest to those of the pictures.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from scipy import ndimage
 
+from backend.compiled import kernel
+from backend.models.kinesplat_small import KinesplatSmall
 from backend.models.known_subjects import KnownSubjects, Mesh
 from backend.models.text import words
+from backend.pipelines.known_poses import Poses, known_poses
 from backend.pipelines.solids import HALF_DEPTH, RAYS, filled, occupancy
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
@@ -34,52 +39,102 @@ BUILDS = tuple(
         "man woman soldier king queen prince princess child dancer athlete knight pirate",
     )
 )
+ENOUGH = 3  # subjects of one kind
 TURNS = 24  # sides from which each is compared
-SIDES = 0.04  # worth of being seen from a side, as most pictures show animals
 OUTLINE_PIXELS, COMPARED = 64, 48
 ASPECT, ASPECT_FREE = 0.5, 0.1  # cost of another proportion, of its logarithm; so much costs nothing
-LEAST_SCORE, LEAST_FIT = 0.45, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
+SIDES, FACING = 0.1, 0.08  # worth of being seen from a side, and of not being seen from behind, as most pictures show
+POSED = 0.03  # cost of another pose than that in which it stands
+STEP = 0.25  # cost of a pose that is so far from that before, as a share of the longest side
+NAMED = 0.5  # how well the words of a motion have to fit the prompt
+LOOKED_AT = 8  # pictures that decide which subject it is and from where; fewer of them, how well it can be bent
+BY_REST, SIDES_TRIED, BY_POSES = 6, 2, 4  # subjects tried in all poses, sides of each, ways tried out by bending
+BENDING = 0.5  # worth of the overlap after bending, beside that before
+LEAST_SCORE, LEAST_FIT = 0.5, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
+FEWEST = 0.7  # of the pictures have to fit so well
+LEAST_PIXELS = 16  # of an outline
 DEEPEST = 0.95 * HALF_DEPTH  # a subject that would be deeper is made flatter
 STRETCHED, TORN = 3.0, 0.002  # times its area, to which so much of an outline grows in the bending: it is another pose
 ROUNDS = ((60, 3.0), (60, 2.0), (80, 1.2))  # of bending: how many, and how stiff
+PULL = 2.0  # pixels, over which what pulls at them is smoothed
 FARTHEST = 14.0  # pixels from an outline, that count
 
 
-class Shape(NamedTuple):
-    """What is behind a picture."""
+@dataclass(frozen=True)
+class Shape:
+    """What is behind pictures of one subject."""
 
-    solid: np.ndarray  # [RAYS, RAYS, DEPTHS] float32, see `solids`
-    subject: str  # whose shape it was
+    subject: str  # whose shape it is
+    faces: np.ndarray  # [F, 3] int32
+    points: list[np.ndarray]  # of each picture: [V, 3] float32, as a camera at -Y in distance 2 sees them
+    masks: np.ndarray  # [N, RAYS, RAYS] bool
+    half: float  # tangent of half the camera's field of view
+
+    def solid(self, picture: int) -> np.ndarray:  # [RAYS, RAYS, DEPTHS] float32, see `solids`
+        """What is behind one of them."""
+        return filled(occupancy(self.points[picture], self.faces, self.half), self.masks[picture], self.half)
 
 
 def known_shape(
-    alpha: np.ndarray, memory: KnownSubjects, actions: Collection[str], prompt: str, half: float
+    alphas: np.ndarray,
+    model: KinesplatSmall,
+    prompt: str,
+    half: float,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Shape | None:
     """The shape of the known subject that a prompt names or resembles; None: it names none, or none fits.
 
-    alpha: [RAYS, RAYS] coverage of the picture, taken by a camera at -Y in distance 2; actions: what subjects do, as
-    texts; half: tangent of half the camera's field of view.
+    alphas: [N, RAYS, RAYS] coverage of pictures in their order in time, taken by a camera at -Y in distance 2; half:
+    tangent of half the camera's field of view; report: told how many pictures of how many are done, may raise.
     """
-    candidates = alike(memory, actions, prompt)
-    mask = alpha > 0.5
-    if not candidates or mask.sum() < 16:
+    masks = alphas > 0.5
+    candidates = alike(model.memory, model.motions.actions, prompt)
+    if not candidates or masks.sum((1, 2)).min() < LEAST_PIXELS:
         return None
-    wanted = _boxed(mask)
-    ring = orbit_cameras(Orbit(frames=TURNS, closed=False), OUTLINE_PIXELS, OUTLINE_PIXELS, moving=False)
-    scores = np.array([_scores(memory.mesh(one).pictures(ring)[..., 3] > 0.5, wanted) for one in candidates])
-    best, turn = np.unravel_index(scores.argmax(), scores.shape)
-    if scores[best, turn] < LEAST_SCORE:
-        return None
-    mesh = memory.mesh(candidates[best])
-    points = _bent(mesh, turn * 360 / TURNS, mask, half)
-    if points is None or _overlap(_outline(points, mesh, half), mask) < LEAST_FIT:
-        return None
-    solid = filled(occupancy(points, mesh.faces, half), mask, half)
-    return Shape(solid, memory.subjects[candidates[best]])
+    report(0, len(masks))
+    looked_at = np.unique(np.linspace(0, len(masks) - 1, LOOKED_AT).round().astype(int))
+    ways = _ways(candidates, [_boxed(masks[picture]) for picture in looked_at], model, prompt)
+    ways = [way for way in ways if way.score >= LEAST_SCORE][:BY_POSES]
+    few = np.unique(looked_at[[0, len(looked_at) // 2]])
+    tried = []
+    for way in ways:
+        bending = _Bending(way, masks, half)
+        fit = np.mean([bending.fitting(picture)[1] for picture in few])
+        tried.append((way.score + _worth(way.turn) + BENDING * fit, bending))
+        report(0, len(masks))
+    for _, bending in sorted(tried, key=lambda pair: -pair[0]):
+        found = []
+        for picture in range(len(masks)):
+            found.append(bending.fitting(picture))
+            report(picture + 1, len(masks))
+        fits = np.array([fit >= LEAST_FIT for _, fit in found])
+        if fits.mean() >= FEWEST:
+            # Where it does not fit, the shape of the nearest picture takes its place, as far as the outline reaches.
+            good = np.flatnonzero(fits)
+            points = [found[good[np.abs(good - picture).argmin()]][0] for picture in range(len(masks))]
+            subject = model.memory.subjects[bending.way.subject]
+            import os
+
+            if os.environ.get("DBG"):
+                print(
+                    [
+                        (
+                            model.memory.subjects[b.way.subject],
+                            b.way.turn * 15,
+                            round(float(w), 2),
+                            round(b.way.score, 2),
+                        )
+                        for w, b in tried
+                    ],
+                    bending._pose.tolist(),
+                    fits.tolist(),
+                )
+            return Shape(subject, bending.way.poses.mesh.faces, points, masks, half)
+    return None
 
 
 def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[int]:
-    """The known subjects that the subject of a prompt is one of, or else those that are built like it.
+    """The known subjects that the subject of a prompt is one of; where these are few, those that are built like it, too.
 
     It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
     """
@@ -91,8 +146,120 @@ def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[
             head = word
         elif head:
             break
-    named = {head} & set(kinds) or set().union(*(build for build in BUILDS if head in build))
+    named = {head} & set(kinds)
+    if kinds.count(head) < ENOUGH:
+        named |= set().union(*(build for build in BUILDS if head in build))
     return [number for number, kind in enumerate(kinds) if kind in named]
+
+
+class _Way(NamedTuple):
+    """A known subject seen from a side."""
+
+    score: float  # how near its outlines come, in the best of its poses
+    subject: int
+    turn: int
+    poses: Poses
+
+
+def _ways(candidates: list[int], wanted: list["_Box"], model: KinesplatSmall, prompt: str) -> list[_Way]:
+    """The best ways of the candidates whose outlines come nearest, best first."""
+    worth = np.array([_worth(turn) for turn in range(TURNS)])
+    sides = np.arange(TURNS)
+
+    def rest(candidate: int) -> float:
+        mesh = model.memory.mesh(candidate)
+        return (_scores(_outlines(mesh, mesh.positions, sides), wanted).mean(1) + worth).max()
+
+    clips = frozenset(np.flatnonzero(model.motions.fit(prompt) > NAMED).tolist())
+    ways = []
+    for candidate in sorted(candidates, key=rest, reverse=True)[:BY_REST]:
+        poses = known_poses(model, candidate, clips)
+        scores = np.stack([_scores(_outlines(poses.mesh, one, sides), wanted) for one in poses.positions])  # [K, S, W]
+        scores[1:] -= POSED
+        by_turn = scores.max(0).mean(1)
+        likeliest = np.argsort(-(by_turn + worth), kind="stable")[:SIDES_TRIED]
+        ways += [_Way(float(by_turn[turn]), candidate, int(turn), poses) for turn in likeliest]
+    return sorted(ways, key=lambda way: way.score + worth[way.turn], reverse=True)
+
+
+def _worth(turn: int) -> float:
+    """How much likelier than others a side is to be shown."""
+    facing = np.cos(2 * np.pi * turn / TURNS)
+    return FACING * (1.0 if facing > 0.1 else 0.5 if facing > -0.1 else 0.0) + SIDES * (abs(facing) < 1e-6)
+
+
+class _Bending:
+    """A known subject in the poses that come nearest to outlines in time, bent to each of these."""
+
+    def __init__(self, way: _Way, masks: np.ndarray, half: float) -> None:
+        self.way, self._masks, self._half = way, masks, half
+        mesh, positions = way.poses.mesh, way.poses.positions
+        self._pose = _course(_near(way, [_boxed(mask) for mask in masks]), positions)
+        turn = np.radians(way.turn * 360 / TURNS)
+        matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+        self._turned = positions @ matrix  # the camera at that side becomes the one at -Y
+        self._limits = {pose: _limits(_outline(self._turned[pose], mesh, half)) for pose in set(self._pose)}
+        wide = [(last - first) / np.subtract(*self._limits[pose][::-1])
+                for pose, (first, last) in zip(self._pose, map(_limits, masks), strict=True)]  # fmt: skip
+        deep = np.abs(self._turned[self._pose, :, 1]).max()
+        self._depth = min(np.median([np.sqrt(scale.prod()) for scale in wide]), DEEPEST / deep)
+        self._kept: dict[int, tuple[np.ndarray | None, float]] = {}
+
+    def fitting(self, picture: int) -> tuple[np.ndarray | None, float]:
+        """Vertices [V, 3] float32, moved so that their outline becomes that of a picture, and how near it comes (0..1).
+
+        None, 0: that tears it apart.
+        """
+        if picture not in self._kept:
+            mesh, mask, half = self.way.poses.mesh, self._masks[picture], self._half
+            bent = self._bent(self._pose[picture], mask)
+            fit = 0.0 if bent is None else _overlap(_outline(bent, mesh, half), mask)
+            self._kept[picture] = bent, fit
+        return self._kept[picture]
+
+    def _bent(self, pose: int, mask: np.ndarray) -> np.ndarray | None:
+        points, mesh, half = self._turned[pose], self.way.poses.mesh, self._half
+        (low, high), (first, last) = self._limits[pose], _limits(mask)
+        rays = (_rays(points, half) - low) * (last - first) / (high - low) + first
+        depth = points[:, 1] * self._depth
+        known = _outline(_placed(rays, depth, half), mesh, half)
+        shift = _registered(known, mask)
+        (down_y, down_x), (right_y, right_x) = (np.gradient(along) for along in shift)
+        grown = (1 + down_y) * (1 + right_x) - down_x * right_y
+        if (grown[known] > STRETCHED).mean() > TORN:
+            return None
+        at = (rays - 0.5).clip(0, RAYS - 1).T
+        rays = rays + np.stack([ndimage.map_coordinates(along, at, order=1) for along in shift], -1)
+        return _placed(rays, depth, half)
+
+
+def _near(way: _Way, wanted: list["_Box"]) -> np.ndarray:  # [K, W]
+    """How near the outline of each pose comes to each wanted one."""
+    side = np.array([way.turn])
+    scores = np.stack([_scores(_outlines(way.poses.mesh, one, side), wanted)[0] for one in way.poses.positions])
+    scores[1:] -= POSED
+    return scores
+
+
+def _course(near: np.ndarray, positions: np.ndarray) -> np.ndarray:  # [K, W], [K, V, 3] -> [W]
+    """The poses that come nearest, one after the other, without leaps (Viterbi)."""
+    some = positions[:, :: max(positions.shape[1] // 256, 1)]
+    apart = np.sqrt(np.square(some[:, None] - some[None]).sum(-1).mean(-1))
+    worth, before = near[:, 0], []
+    for score in near.T[1:]:
+        reached = worth - STEP * apart  # [K to, K from]
+        before.append(reached.argmax(1))
+        worth = reached.max(1) + score
+    course = [int(worth.argmax())]
+    for back in reversed(before):
+        course.append(int(back[course[-1]]))
+    return np.array(course[::-1])
+
+
+def _outlines(mesh: Mesh, positions: np.ndarray, turns: np.ndarray) -> np.ndarray:  # [S, P, P] bool
+    """What a mesh with its vertices at `positions` covers from sides."""
+    ring = orbit_cameras(Orbit(frames=TURNS, closed=False), OUTLINE_PIXELS, OUTLINE_PIXELS, moving=False)
+    return replace(mesh, positions=positions).pictures(ring.picked(turns))[..., 3] > 0.5
 
 
 class _Box(NamedTuple):
@@ -114,39 +281,15 @@ def _limits(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [2], [2]: fir
     return places.min(0).astype(float), places.max(0) + 1.0
 
 
-def _scores(outlines: np.ndarray, wanted: _Box) -> np.ndarray:  # [TURNS, P, P] bool -> [TURNS]
-    """How near each outline comes to the wanted one, each brought to its box."""
-    scores = np.zeros(len(outlines))
-    for turn, outline in enumerate(outlines):
-        box = _boxed(outline)
-        aspect = abs(np.subtract(*(box.sides - wanted.sides)))
-        scores[turn] = _overlap(box.cut, wanted.cut) - ASPECT * max(aspect - ASPECT_FREE, 0)
-    scores[[TURNS // 4, 3 * TURNS // 4]] += SIDES
-    return scores
-
-
-def _bent(mesh: Mesh, azimuth: float, mask: np.ndarray, half: float) -> np.ndarray | None:  # [V, 3] float32
-    """Vertices of a mesh seen from an azimuth, moved so that its outline becomes that of a mask [RAYS, RAYS].
-
-    None: that tears it apart.
-    """
-    turn = np.radians(azimuth)
-    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    points = mesh.positions @ matrix  # the camera at that azimuth becomes the one at -Y
-    low, high = _limits(_outline(points, mesh, half))
-    first, last = _limits(mask)
-    scale = (last - first) / (high - low)
-    rays = (_rays(points, half) - low) * scale + first
-    depth = points[:, 1] * min(np.sqrt(scale.prod()), DEEPEST / np.abs(points[:, 1]).max())
-    known = _outline(_placed(rays, depth, half), mesh, half)
-    shift = _registered(known, mask)
-    (down_y, down_x), (right_y, right_x) = (np.gradient(along) for along in shift)
-    grown = (1 + down_y) * (1 + right_x) - down_x * right_y
-    if (grown[known] > STRETCHED).mean() > TORN:
-        return None
-    at = (rays - 0.5).clip(0, RAYS - 1).T
-    rays = rays + np.stack([ndimage.map_coordinates(along, at, order=1) for along in shift], -1)
-    return _placed(rays, depth, half)
+def _scores(outlines: np.ndarray, wanted: list[_Box]) -> np.ndarray:  # [S, P, P] bool -> [S, W]
+    """How near each outline comes to each wanted one, each brought to its box."""
+    boxes = [_boxed(outline) for outline in outlines]
+    cuts, other = (np.stack([box.cut.ravel() for box in some]).astype(np.float32) for some in (boxes, wanted))
+    both = cuts @ other.T
+    overlap = both / np.maximum(cuts.sum(1)[:, None] + other.sum(1) - both, 1)
+    sides, others = (np.stack([box.sides for box in some]) for some in (boxes, wanted))
+    aspect = np.abs(np.subtract(*sides.T)[:, None] - np.subtract(*others.T))
+    return overlap - ASPECT * np.maximum(aspect - ASPECT_FREE, 0)
 
 
 def _rays(points: np.ndarray, half: float) -> np.ndarray:  # [V, 3] -> [V, 2] row and column in the grid
@@ -165,22 +308,19 @@ def _outline(points: np.ndarray, mesh: Mesh, half: float) -> np.ndarray:  # [RAY
 
 def _registered(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # [2, RAYS, RAYS], rows and columns
     """Where each pixel of an outline has to go for it to become another one: by demons on distances from the edge."""
-    here, there = _distances(known), _distances(wanted)
-    slopes = np.gradient(there)
-    grid = np.mgrid[:RAYS, :RAYS].astype(float)
-    shift = np.zeros_like(grid)
+    here, there = (np.ascontiguousarray(_distances(mask), np.float32) for mask in (known, wanted))
+    slopes = np.stack(np.gradient(there))
+    shift = np.zeros_like(slopes)
     for count, stiff in ROUNDS:
-        for _ in range(count):
-            at = grid + shift
-            found, down, across = (
-                ndimage.map_coordinates(one, at, order=1, mode="nearest") for one in (there, *slopes)
-            )
-            off = here - found
-            near = np.exp(-np.minimum(np.abs(here), np.abs(found)) / 5)
-            pull = near * off / (down**2 + across**2 + off**2 / 8 + 1e-3)
-            shift += 0.7 * np.stack([ndimage.gaussian_filter(pull * slope, 2) for slope in (down, across)])
-            shift = np.stack([ndimage.gaussian_filter(one, stiff) for one in shift])
+        _demons(here, there, slopes, shift, count, _taps(PULL), _taps(stiff))
     return shift
+
+
+def _taps(sigma: float) -> np.ndarray:  # [2 n + 1] float32
+    """Weights of a Gaussian filter."""
+    reach = np.arange(-int(3 * sigma + 0.5), int(3 * sigma + 0.5) + 1)
+    weights = np.exp(-0.5 * np.square(reach / sigma))
+    return (weights / weights.sum()).astype(np.float32)
 
 
 def _distances(mask: np.ndarray) -> np.ndarray:
@@ -191,3 +331,62 @@ def _distances(mask: np.ndarray) -> np.ndarray:
 
 def _overlap(one: np.ndarray, two: np.ndarray) -> float:
     return (one & two).sum() / max((one | two).sum(), 1)
+
+
+@kernel(
+    "void(float32[:,::1], float32[:,::1], float32[:,:,::1], float32[:,:,::1], int64, float32[::1], float32[::1])",
+    fastmath=True,
+)
+def _demons(here, there, slopes, shift, count, pull_taps, stiff_taps):
+    """Go on with `shift` [2, R, R] for so many rounds."""
+    size = here.shape[0]
+    pull, spare = np.empty((size, size), np.float32), np.empty((size, size), np.float32)
+    other = np.empty((size, size), np.float32)
+    last = np.float32(size - 1)
+    for _ in range(count):
+        for y in range(size):
+            for x in range(size):
+                row = min(max(y + shift[0, y, x], np.float32(0)), last)
+                column = min(max(x + shift[1, y, x], np.float32(0)), last)
+                y0, x0 = min(int(row), size - 2), min(int(column), size - 2)
+                v, u = row - y0, column - x0
+                a, b = (1 - v) * (1 - u), (1 - v) * u
+                c, d = v * (1 - u), v * u
+                found = a * there[y0, x0] + b * there[y0, x0 + 1] + c * there[y0 + 1, x0] + d * there[y0 + 1, x0 + 1]
+                s, t = slopes[0], slopes[1]
+                down = a * s[y0, x0] + b * s[y0, x0 + 1] + c * s[y0 + 1, x0] + d * s[y0 + 1, x0 + 1]
+                across = a * t[y0, x0] + b * t[y0, x0 + 1] + c * t[y0 + 1, x0] + d * t[y0 + 1, x0 + 1]
+                off = here[y, x] - found
+                near = np.exp(-min(abs(here[y, x]), abs(found)) / 5)
+                push = near * off / (down * down + across * across + off * off / 8 + np.float32(1e-3))
+                pull[y, x] = push * down
+                other[y, x] = push * across
+        _smooth(pull, pull_taps, spare)
+        _smooth(other, pull_taps, spare)
+        shift[0] += np.float32(0.7) * pull
+        shift[1] += np.float32(0.7) * other
+        _smooth(shift[0], stiff_taps, spare)
+        _smooth(shift[1], stiff_taps, spare)
+
+
+@njit(fastmath=True)
+def _smooth(field, taps, spare):
+    """Filter a field [R, R] along both axes, in place."""
+    size, reach = field.shape[0], len(taps) // 2
+    for y in range(size):
+        for x in range(size):
+            spare[y, x] = 0
+        for k in range(len(taps)):
+            source = min(max(y + k - reach, 0), size - 1)
+            for x in range(size):
+                spare[y, x] += taps[k] * field[source, x]
+    for y in range(size):
+        for x in range(size):
+            total = np.float32(0)
+            if reach <= x < size - reach:
+                for k in range(len(taps)):
+                    total += taps[k] * spare[y, x + k - reach]
+            else:
+                for k in range(len(taps)):
+                    total += taps[k] * spare[y, min(max(x + k - reach, 0), size - 1)]
+            field[y, x] = total

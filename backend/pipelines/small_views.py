@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The small 4DM as `fourdiffusion` uses it: videos of four views, and what score distillation asks.
 
-The network sees 64 pixels; the input's own view stays the input itself, as sharp as it comes.
+The network sees 64 pixels; the input's own view stays the input itself, as sharp as it comes. Where the prompt names
+what is seen, and the shape of a known subject fits, that tells the other sides instead: a network of this size knows
+where a body may be, and not that a dog has four legs.
 """
 
 import contextlib
@@ -19,12 +21,14 @@ from backend.guidance.classifier_free import guide_plain
 from backend.guidance.sampling import Branches, begin, sample
 from backend.guidance.schedules import TRAIN_STEPS
 from backend.models.diffusion import scheduler, share
+from backend.models import kinesplat_small
 from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
 from backend.models.small_fourdm import CHANNELS, SmallConditions, completed, decided, to_latents, to_pictures
 from backend.pictures import over_white, straight, tiled
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, view_poses
+from backend.pipelines.shaped_video import ShapedVideo, shaped_video
 from backend.pipelines.videomv_orbit import kept_state, on_step
 from backend.progress import Run
 from backend.video.framing import FOURDIFFUSION
@@ -47,6 +51,7 @@ class SmallVideoModel:
     ) -> None:
         self._model = model or load(weights or FOLDER, device)
         self.name = self._model.name
+        self._found: tuple[Tensor, str, ShapedVideo | None] | None = None  # video, prompt, and what is behind it
 
     def models(self) -> list[dict]:
         """For provenance."""
@@ -60,10 +65,14 @@ class SmallVideoModel:
     @torch.no_grad()
     def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
+        poses = torch.from_numpy(view_poses(elevation)).float()
+        shaped = self._shaped(video, prompt, run)
+        if shaped is not None:
+            run.note(f"Its shape is that of a known subject, {shaped.subject}, bent to the outlines in the video.")
+            return self._together(video, _looked_at(shaped, poses[1:], len(video), run), elevation)
         for sentence in self.warnings(prompt):
             run.note(sentence)
         guide, device = SmallGuidance(self._model, video, prompt, run), self._model.device
-        poses = torch.from_numpy(view_poses(elevation)).float()
         schedule = guide.schedule
         schedule.set_timesteps(steps)
         timesteps = schedule.timesteps.tolist()
@@ -84,14 +93,25 @@ class SmallVideoModel:
             made.append(to_pictures(latents).unflatten(0, (len(frames), VIEWS))[new].cpu())
         views = functional.interpolate(torch.cat(made).flatten(0, 1), (SIDE, SIDE), mode="bicubic").clamp(0, 1)
         views = views.unflatten(0, (len(video), VIEWS)).movedim(1, 0)  # [V, F, 4, H, W]
-        views = torch.cat([video[None], torch.minimum(views, views[:, :, 3:])[1:]])
-        pictures = straight(views.movedim(2, -1).numpy())
-        return MultiViewVideo.standing(pictures, np.linspace(0, 1, len(video)), elevation)
+        return self._together(video, torch.minimum(views, views[:, :, 3:])[1:], elevation)
 
     @contextlib.contextmanager
     def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator["SmallGuidance"]:
         """See `VideoModel`."""
-        yield SmallGuidance(self._model, video, prompt, run, decides=True)
+        yield SmallGuidance(self._model, video, prompt, run, self._shaped(video, prompt, run), decides=True)
+
+    def _shaped(self, video: Tensor, prompt: str, run: Run) -> ShapedVideo | None:
+        """The video with the shape of what its prompt names, where that is known."""
+        if self._found is None or self._found[0] is not video or self._found[1] != prompt:
+            subjects = kinesplat_small.load(device=self._model.device.type)
+            self._found = video, prompt, shaped_video(video, prompt, subjects, run)
+        return self._found[2]
+
+    @staticmethod
+    def _together(video: Tensor, others: Tensor, elevation: float) -> MultiViewVideo:
+        """The input's view, and the others [VIEWS - 1, F, 4, SIDE, SIDE]."""
+        pictures = straight(torch.cat([video[None], others]).movedim(2, -1).numpy())
+        return MultiViewVideo.standing(pictures, np.linspace(0, 1, len(video)), elevation)
 
 
 class SmallGuidance:
@@ -101,10 +121,20 @@ class SmallGuidance:
     scale, rescale = GUIDANCE, RESCALE
 
     def __init__(
-        self, model: KinesplatSmall4DM, video: Tensor, prompt: str, run: Run, *, decides: bool = False
+        self,
+        model: KinesplatSmall4DM,
+        video: Tensor,
+        prompt: str,
+        run: Run,
+        shaped: ShapedVideo | None = None,
+        *,
+        decides: bool = False,
     ) -> None:
-        """video [F, 4, H, W] 0..1, premultiplied; decides: predictions have hard outlines, which renders can reach."""
-        self._model, self._check, self._decides = model, run.check, decides
+        """video [F, 4, H, W] 0..1, premultiplied; decides: predictions have hard outlines, which renders can reach.
+
+        shaped: the same with what is behind it, which is what is predicted then, whatever the noise.
+        """
+        self._model, self._check, self._shaped, self._decides = model, run.check, shaped, decides
         self.schedule = scheduler(steps=TRAIN_STEPS)
         self._video = _sized(video, model.resolution)
         self._tokens = model.vocabulary.batch([prompt]).to(model.device)
@@ -115,6 +145,8 @@ class SmallGuidance:
 
     def branches(self, poses: Tensor, frames: np.ndarray) -> Branches:
         """See `Guidance`. The unconditional prediction costs as much as the other; at scale 1 it has no part."""
+        if self._shaped is not None:
+            return self._told(poses, frames)
         device, count = self._model.device, 1 + (self.scale != 1)
         shown = self._video[torch.from_numpy(frames)]
         guess = inflated_views(shown.movedim(1, -1).numpy(), poses.cpu().numpy(), DISTANCE, FOV)
@@ -140,6 +172,23 @@ class SmallGuidance:
             return [clean[k % count].flatten(0, 1) for k in range(2)]
 
         return predict
+
+    def _told(self, poses: Tensor, frames: np.ndarray) -> Branches:
+        seen = []
+        for frame in frames.tolist():
+            self._check()
+            seen.append(self._shaped.seen(poses.cpu(), frame, self._model.resolution))
+        clean = to_latents(torch.cat(seen)).to(self._model.device)
+        return lambda latents, timestep: [clean, clean]
+
+
+def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run) -> Tensor:  # [V, F, 4, SIDE, SIDE]
+    """All frames from other sides."""
+    views = []
+    for frame in range(frames):
+        views.append(shaped.seen(poses, frame, SIDE))
+        run.report(frame + 1, frames, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
+    return torch.stack(views, 1)
 
 
 def _sized(pictures: Tensor, side: int) -> Tensor:

@@ -74,12 +74,12 @@ def _largest(solid: np.ndarray) -> np.ndarray:
     return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count > 1 else solid
 
 
-def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras) -> np.ndarray:
+def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras, *, whole: bool = True) -> np.ndarray:
     """A solid in the colors of its picture, seen from other sides.
 
     picture: [H, W, 4] float32 0..1, H = W, premultiplied, as a camera at -Y in distance 2 with the field of view of
-    `cameras` sees the subject; solid: [RAYS, RAYS, DEPTHS] float32, above INSIDE within. One that is deeper than 1 is
-    made smaller as a whole, so that all cameras see all of it.
+    `cameras` sees the subject; solid: [RAYS, RAYS, DEPTHS] float32, above INSIDE within. whole: one that is deeper than
+    1 is made smaller, so that all cameras see all of it.
 
     Returns [V, H, W, 4] float32, premultiplied, H and W as `cameras` say. What the picture does not show has the colors
     of what is before it.
@@ -92,7 +92,8 @@ def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras) -> np.
     least = np.where(picture[..., 3] > 0.5, np.minimum(deepest, INSIDE), np.inf).astype(np.float32)
     low, high = _box(solid, least, half)
     poses = cameras.camera_to_world.astype(np.float32)
-    poses[:, :3, 3] *= max(1, high[1] - low[1])
+    if whole:
+        poses[:, :3, 3] *= max(1, high[1] - low[1])
     color = np.ascontiguousarray((picture[..., :3] / np.maximum(picture[..., 3:], 1e-3)).clip(0, 1))
     views = np.zeros((len(poses), cameras.height, cameras.width, 4), np.float32)
     _look(color, least, solid, poses, low, high, half, views)

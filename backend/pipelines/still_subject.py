@@ -88,11 +88,11 @@ def shaped(model: KinesplatSmall, given: Tensor, cameras: Cameras, prompt: str, 
     picture = _scaled_picture(given, finer.width)
     half = finer.width / 2 / finer.Ks[0, 0, 0]
     alpha = _scaled_picture(given, RAYS)[..., 3]
-    shape = known_shape(alpha, model.memory, model.motions.actions, prompt, half)
+    shape = known_shape(alpha[None], model, prompt, half)
     if shape is None:
         views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, 2 * np.degrees(np.arctan(half)), STEP)[0]
     else:
-        views = solid_views(picture, shape.solid, finer)
+        views = solid_views(picture, shape.solid(0), finer)
         if run is not None:
             run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
     return _averaged(views)

@@ -44,7 +44,7 @@ class FollowedMotion(KnownMotion):
         near = make_control_points(points, config.control_points, CANDIDATES)
         control = near
         for _ in range(ROUNDS):
-            turns, shifts = _poses(control, points, movement)
+            turns, shifts = rigid_poses(control, points, movement)
             control = _skinned(near, turns, shifts, points, movement)
         self.control = control.to(rest_means.device)
         quats = rotations.make_continuous(rotations.from_matrix(turns))
@@ -67,6 +67,37 @@ class FollowedMotion(KnownMotion):
 
     def _at(self, times: Tensor) -> Tensor:  # [T] -> [T, B, 16]
         return self._poses[torch.searchsorted(self._times, times - 0.5 / NEAR)]
+
+
+def rigid_poses(
+    control: ControlPoints, points: np.ndarray, movement: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # [T, B, 3, 3], [T, B, 3] float32
+    """Turns and shifts that lead the followers of control points nearest to where they go.
+
+    points: [N, 3] float32 of the followers; movement: [T, N, 3] from there.
+    """
+    followers = control.weights.numpy().astype(np.float64)
+    rows = np.repeat(np.arange(len(points)), followers.shape[1])
+    shape = len(control.points), len(points)
+    share = csr_matrix((followers.ravel(), (control.index.numpy().ravel(), rows)), shape=shape)
+    share = csr_matrix(share.multiply(1 / np.maximum(share.sum(1), 1e-9)))  # who has no followers need not move
+    points = points.astype(np.float64)
+    before = share @ points
+    size = share @ np.square(points).sum(1) - np.square(before).sum(1)
+    turns = np.tile(np.eye(3, dtype=np.float32), (len(movement), len(before), 1, 1))
+    shifts = np.zeros(turns.shape[:3], np.float32)
+    for moment, way in enumerate(movement):
+        if not way.any():
+            continue
+        there = points + way
+        after = share @ there
+        both = share @ (points[:, :, None] * there[:, None]).reshape(-1, 9)
+        spread = both.reshape(-1, 3, 3) - before[:, :, None] * after[:, None]
+        left, _, right = np.linalg.svd(spread + UPRIGHT * size[:, None, None] * np.eye(3))
+        right[:, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
+        turns[moment] = (left @ right).swapaxes(1, 2)
+        shifts[moment] = after - np.einsum("bij,bj->bi", turns[moment], before)
+    return turns, shifts
 
 
 def _at_times(movement: np.ndarray, known: np.ndarray, times: np.ndarray) -> np.ndarray:  # [U, N, 3] -> [T, N, 3]
@@ -94,32 +125,6 @@ def _skinned(
         weights.append(np.take_along_axis(found, order, 1))
     kept = torch.from_numpy(np.concatenate(weights)).float()
     return replace(near, index=torch.from_numpy(np.concatenate(index)), weights=kept / kept.sum(1, keepdim=True))
-
-
-def _poses(control: ControlPoints, points: np.ndarray, movement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turns [T, B, 3, 3] and shifts [T, B, 3] that lead the followers of control points nearest to where they go."""
-    followers = control.weights.numpy().astype(np.float64)
-    rows = np.repeat(np.arange(len(points)), followers.shape[1])
-    shape = len(control.points), len(points)
-    share = csr_matrix((followers.ravel(), (control.index.numpy().ravel(), rows)), shape=shape)
-    share = csr_matrix(share.multiply(1 / np.maximum(share.sum(1), 1e-9)))  # who has no followers need not move
-    points = points.astype(np.float64)
-    before = share @ points
-    size = share @ np.square(points).sum(1) - np.square(before).sum(1)
-    turns = np.tile(np.eye(3, dtype=np.float32), (len(movement), len(before), 1, 1))
-    shifts = np.zeros(turns.shape[:3], np.float32)
-    for moment, way in enumerate(movement):
-        if not way.any():
-            continue
-        there = points + way
-        after = share @ there
-        both = share @ (points[:, :, None] * there[:, None]).reshape(-1, 9)
-        spread = both.reshape(-1, 3, 3) - before[:, :, None] * after[:, None]
-        left, _, right = np.linalg.svd(spread + UPRIGHT * size[:, None, None] * np.eye(3))
-        right[:, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
-        turns[moment] = (left @ right).swapaxes(1, 2)
-        shifts[moment] = after - np.einsum("bij,bj->bi", turns[moment], before)
-    return turns, shifts
 
 
 def _weights(astray: np.ndarray) -> np.ndarray:  # [N, K, D] -> [N, K]

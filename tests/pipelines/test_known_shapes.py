@@ -47,9 +47,9 @@ def picture_of(model: KinesplatSmall, subject: str, azimuth: float, wide: float 
 @pytest.mark.parametrize(("azimuth", "wide"), [(0, 1.0), (270, 0.85)])
 def test_a_known_subject_is_known_again_and_fills_its_outline(model, azimuth, wide):
     alpha = picture_of(model, "cow", azimuth, wide)
-    shape = known_shape(alpha, model.memory, model.motions.actions, "a cow walks", HALF)
+    shape = known_shape(alpha[None], model, "a cow walks", HALF)
     assert shape.subject == "cow"
-    solid, mask = shape.solid > INSIDE, alpha > 0.5
+    solid, mask = shape.solid(0) > INSIDE, alpha > 0.5
     seen = solid.any(-1)
     assert seen[mask].mean() > 0.98
     assert (seen & ~mask).sum() < 0.3 * mask.sum()  # pixels at its edge
@@ -63,6 +63,6 @@ def test_a_known_subject_is_known_again_and_fills_its_outline(model, azimuth, wi
 def test_what_is_another_thing_keeps_its_outline(model):
     alpha = np.zeros((RAYS, RAYS), np.float32)
     alpha[30:98, 62:66] = alpha[62:66, 30:98] = 1  # a cross
-    assert known_shape(alpha, model.memory, model.motions.actions, "a fish", HALF) is None
-    assert known_shape(picture_of(model, "cow", 90), model.memory, model.motions.actions, "a spaceship", HALF) is None
-    assert known_shape(np.zeros_like(alpha), model.memory, model.motions.actions, "a fish", HALF) is None
+    assert known_shape(alpha[None], model, "a fish", HALF) is None
+    assert known_shape(picture_of(model, "cow", 90)[None], model, "a spaceship", HALF) is None
+    assert known_shape(np.zeros_like(alpha)[None], model, "a fish", HALF) is None
