@@ -43,14 +43,14 @@ ENOUGH = 3  # subjects of one kind
 TURNS = 24  # sides from which each is compared
 OUTLINE_PIXELS, COMPARED = 64, 48
 ASPECT, ASPECT_FREE = 0.5, 0.1  # cost of another proportion, of its logarithm; so much costs nothing
-SIDES, FACING = 0.1, 0.08  # worth of being seen from a side, and of not being seen from behind, as most pictures show
+SIDES, FACING = 0.07, 0.08  # worth of being seen from a side, and of not being seen from behind, as most pictures show
 POSED = 0.03  # cost of another pose than that in which it stands
 STEP = 0.25  # cost of a pose that is so far from that before, as a share of the longest side
 NAMED = 0.5  # how well the words of a motion have to fit the prompt
 LOOKED_AT = 8  # pictures that decide which subject it is and from where; fewer of them, how well it can be bent
 BY_REST, SIDES_TRIED, BY_POSES = 6, 2, 4  # subjects tried in all poses, sides of each, ways tried out by bending
 BENDING = 0.5  # worth of the overlap after bending, beside that before
-LEAST_SCORE, LEAST_FIT = 0.5, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
+LEAST_SCORE, LEAST_FIT = 0.47, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
 FEWEST = 0.7  # of the pictures have to fit so well
 LEAST_PIXELS = 16  # of an outline
 DEEPEST = 0.95 * HALF_DEPTH  # a subject that would be deeper is made flatter
@@ -134,7 +134,7 @@ def known_shape(
 
 
 def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[int]:
-    """The known subjects that the subject of a prompt is one of; where these are few, those that are built like it, too.
+    """The known subjects that the subject of a prompt is one of; where these are few, those built like it, too.
 
     It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
     """
@@ -159,6 +159,7 @@ class _Way(NamedTuple):
     subject: int
     turn: int
     poses: Poses
+    deeper: float  # than it is, that others of its kind are, who look alike from there
 
 
 def _ways(candidates: list[int], wanted: list["_Box"], model: KinesplatSmall, prompt: str) -> list[_Way]:
@@ -178,8 +179,23 @@ def _ways(candidates: list[int], wanted: list["_Box"], model: KinesplatSmall, pr
         scores[1:] -= POSED
         by_turn = scores.max(0).mean(1)
         likeliest = np.argsort(-(by_turn + worth), kind="stable")[:SIDES_TRIED]
-        ways += [_Way(float(by_turn[turn]), candidate, int(turn), poses) for turn in likeliest]
+        for turn in likeliest.tolist():
+            typical = np.median([_depth(model.memory.mesh(other), turn) for other in candidates])
+            deeper = float(typical / _depth(poses.mesh, turn))
+            ways.append(_Way(float(by_turn[turn]), candidate, turn, poses, deeper))
     return sorted(ways, key=lambda way: way.score + worth[way.turn], reverse=True)
+
+
+def _depth(mesh: Mesh, turn: int) -> float:
+    """How deep a mesh is as seen from a side, beside its width and height."""
+    wide, deep, high = np.ptp(mesh.positions @ _turning(turn), axis=0)
+    return float(deep / np.sqrt(max(wide * high, 1e-6)))
+
+
+def _turning(turn: int) -> np.ndarray:  # [3, 3], to be multiplied from the right
+    """The camera at that side becomes the one at -Y."""
+    cos, sin = np.cos(2 * np.pi * turn / TURNS), np.sin(2 * np.pi * turn / TURNS)
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
 def _worth(turn: int) -> float:
@@ -195,14 +211,12 @@ class _Bending:
         self.way, self._masks, self._half = way, masks, half
         mesh, positions = way.poses.mesh, way.poses.positions
         self._pose = _course(_near(way, [_boxed(mask) for mask in masks]), positions)
-        turn = np.radians(way.turn * 360 / TURNS)
-        matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-        self._turned = positions @ matrix  # the camera at that side becomes the one at -Y
+        self._turned = positions @ _turning(way.turn)
         self._limits = {pose: _limits(_outline(self._turned[pose], mesh, half)) for pose in set(self._pose)}
         wide = [(last - first) / np.subtract(*self._limits[pose][::-1])
                 for pose, (first, last) in zip(self._pose, map(_limits, masks), strict=True)]  # fmt: skip
         deep = np.abs(self._turned[self._pose, :, 1]).max()
-        self._depth = min(np.median([np.sqrt(scale.prod()) for scale in wide]), DEEPEST / deep)
+        self._depth = min(way.deeper * np.median([np.sqrt(scale.prod()) for scale in wide]), DEEPEST / deep)
         self._kept: dict[int, tuple[np.ndarray | None, float]] = {}
 
     def fitting(self, picture: int) -> tuple[np.ndarray | None, float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A video whose prompt names what it shows, seen from other sides: the shape of a known subject is behind each frame."""
+"""A video whose prompt names what it shows, seen from other sides: a known subject's shape is behind each frame."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class ShapedVideo:
     """Frames with what is behind them, which all cameras see the same solid body of."""
 
     def __init__(self, video: Tensor, shape: Shape) -> None:
-        """video: [F, 4, H, W] 0..1, premultiplied, as a camera at -Y with 4Diffusion's field of view sees the subject."""
+        """video: [F, 4, H, W] 0..1, premultiplied, as a camera at -Y with 4Diffusion's field of view sees it."""
         self.subject = shape.subject
         self._pictures = np.ascontiguousarray(video.movedim(1, -1).numpy())
         self._shape = shape

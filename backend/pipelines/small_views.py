@@ -20,8 +20,8 @@ from torch.nn import functional
 from backend.guidance.classifier_free import guide_plain
 from backend.guidance.sampling import Branches, begin, sample
 from backend.guidance.schedules import TRAIN_STEPS
-from backend.models.diffusion import scheduler, share
 from backend.models import kinesplat_small
+from backend.models.diffusion import scheduler, share
 from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
