@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kernels: none is left out of what is compiled before a job needs it, and constants elsewhere count as theirs."""
+"""Kernels: none is left out of what is compiled before a job needs it, and constants elsewhere count as theirs.
+
+And what a worker loads before its first job.
+"""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -38,19 +42,34 @@ def test_what_python_calls_is_a_kernel_of_one_signature(path: Path) -> None:
         assert not used & helpers, f"{function.name} calls {used & helpers}: decorate it with @kernel(signature)"
 
 
-@pytest.mark.slow
-def test_loading_the_pipelines_makes_all_kernels_known() -> None:
-    """As warm-up and the worker do it, in a process that has nothing loaded yet."""
-    code = "from backend.service import worker; from backend import compiled; from backend.splatting import rasterize\n"
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """What a process has that has loaded the pipelines, as warm-up and the worker do it, and after that a training."""
+    code = "import json, sys; from backend.service import worker; from backend import compiled\n"
+    code += "from backend.splatting import rasterize\n"
     code += "for kind in worker.PIPELINES: worker.load_pipeline(f'{worker.__name__}:PIPELINES', kind)\n"
     code += "compiled.compile_all = lambda tell: None; rasterize.warm_up()\n"
-    code += "print(*sorted({kernel.__module__ for kernel, _ in compiled._kernels}))"
+    code += "kernels = sorted({kernel.__module__ for kernel, _ in compiled._kernels})\n"
+    code += "import backend.training.trainer, backend.evaluation.motion_metrics\n"
+    code += "print(json.dumps({'kernels': kernels, 'modules': list(sys.modules)}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_loading_the_pipelines_makes_all_kernels_known(loaded) -> None:
     has_kernels = {
         module_name(path) for path in (ROOT / "backend").rglob("*.py") if "@kernel(" in path.read_text("utf-8")
     }
-    assert set(done.stdout.split()) == has_kernels
+    assert set(loaded["kernels"]) == has_kernels
     assert {"backend.nerf.kernels", "backend.models.inflation"} < has_kernels
+
+
+@pytest.mark.slow
+def test_what_few_need_is_not_imported_at_the_start(loaded) -> None:
+    """Each is seconds of every worker and every command: transformers comes with the VAE, scipy.stats with DPM."""
+    assert {"backend.pipelines.fourdiffusion", "backend.pipelines.diffusion4d"} < set(loaded["modules"])
+    assert not {"transformers", "scipy.stats"} & set(loaded["modules"])
 
 
 def test_a_kernel_is_compiled_anew_where_a_file_that_it_imports_from_changes(tmp_path, monkeypatch) -> None:

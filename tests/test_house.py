@@ -151,16 +151,6 @@ def test_the_extension_uses_relative_imports_only() -> None:
                 assert name.split(".")[0] not in ("blender_addon", "operators", "panels"), f"{path}: {name}"
 
 
-@pytest.mark.slow
-def test_what_few_need_is_not_imported_at_the_start() -> None:
-    """Each is seconds of every worker and every command: transformers comes with the VAE, scipy.stats with DPM."""
-    modules = "backend.pipelines.fourdiffusion, backend.pipelines.diffusion4d, backend.pipelines.orbit_video"
-    modules += ", backend.training.trainer, backend.evaluation.motion_metrics"
-    code = f"import sys, {modules}; sys.exit(', '.join(sys.modules.keys() & {{'transformers', 'scipy.stats'}}) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_demo_starts_without_torch() -> None:
     """Its bar shall be there at once; what diffuses and constructs is a process of its own."""
     code = "import sys, examples.demo; sys.exit('torch' in sys.modules)"

@@ -276,7 +276,7 @@ def test_a_section_on_a_pretended_card(card, name: str, monkeypatch: pytest.Monk
     """In bf16. Times say nothing; that no row fails does."""
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     monkeypatch.setattr(construction, "SHORT", dict.fromkeys(construction.SHORT, 2))
-    rows, _ = measured(name, tmp_path, device="cuda", dtype=torch.bfloat16)
+    rows, _ = measured(name, tmp_path, device="cuda", dtype=torch.bfloat16, video_steps=1)
     assert rows
     assert [row["failed"] for row in rows if "failed" in row] == []
 

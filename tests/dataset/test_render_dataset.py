@@ -28,6 +28,15 @@ def assets(tmp_path: Path) -> Path:
     return tmp_path / "assets"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
+    """Assets, the folder of their dataset, and its manifest."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.write_assets(folder / "assets", LICENCES)
+    out = folder / "out"
+    return folder / "assets", out, render_dataset(folder / "assets", out, SETTINGS, Run(out))
+
+
 def test_limit_takes_families_and_assets_in_turn() -> None:
     entries = [
         {"id": name, "family": name[0], "clips": [{}] * clips} for name, clips in (("a1", 5), ("a2", 1), ("b1", 2))
@@ -46,10 +55,9 @@ def test_views_depend_on_seed_and_name_alone() -> None:
 
 
 @pytest.mark.slow
-def test_a_dataset_is_whole(assets: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_whole(whole: tuple[Path, Path, dict]) -> None:
     """Samples, what is left out and why, licences, checksums; and a second run changes nothing."""
-    out = tmp_path / "out"
-    manifest = render_dataset(assets, out, SETTINGS, Run(out))
+    assets, out, manifest = whole
     reasons = {(about["action"], about["reason"]) for about in manifest["rejected"]}
     assert reasons == {("Idle", "static"), ("Travel", "leaves the picture")}
     assert {entry["id"] for entry in manifest["refused"]} == {"boxes/c", "boxes/d"}
@@ -76,9 +84,9 @@ def test_a_dataset_is_whole(assets: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(assets: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on(whole: tuple[Path, Path, dict], tmp_path: Path) -> None:
     """What was finished is kept; a damaged shard is rendered again, to the same bits."""
-    whole = render_dataset(assets, tmp_path / "whole", SETTINGS, Run(tmp_path / "whole"))
+    assets, _, manifest = whole
     out = tmp_path / "out"
     with pytest.raises(JobCancelled):
         render_dataset(assets, out, SETTINGS, Run(out, is_cancelled=lambda: any(out.glob("shards/*.json"))))
@@ -87,7 +95,7 @@ def test_an_interrupted_run_goes_on(assets: Path, tmp_path: Path) -> None:
     assert finished["totals"]["shards_missing"] == 1
     (out / finished["shards"][0]["file"]).write_bytes(b"half")
     again = render_dataset(assets, out, SETTINGS, Run(out))
-    assert again["shards"] == whole["shards"]
+    assert again["shards"] == manifest["shards"]
 
 
 def test_a_folder_holds_one_dataset(assets: Path, tmp_path: Path) -> None:

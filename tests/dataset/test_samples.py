@@ -2,7 +2,6 @@
 """Training samples: the same whenever they are drawn, and what they hold."""
 
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from backend.data.baked import read_baked, read_manifest
 from backend.data.captions import action, caption, subject
 from backend.data.samples import SampleStream, View, render_sample
 from backend.models.motion_latents import fill, warp
-from backend.models.text import Vocabulary, words
-from backend.training.batches import draw, micro_batches
+from backend.models.text import words
 from blender_addon.contract.arrays import BadFileError
 
 ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
@@ -78,22 +76,6 @@ def test_a_view_says_how_large_and_which_way():
     turned = render_sample(asset, 0, View(yaw=90), 32, frames=2).static[0]
     seen_from_there = render_sample(asset, 0, View(azimuth=-90), 32, frames=2).static[0]
     assert np.abs(turned[..., 3] - seen_from_there[..., 3]).mean() < 0.01
-
-
-@pytest.mark.slow
-def test_processes_draw_what_a_thread_draws(stream):
-    vocabulary = Vocabulary(("bouncer",))
-    drawn = []
-    for workers in (0, 2):
-        batches = draw(stream, micro_batches(10, 2), vocabulary, workers)
-        drawn.append(list(islice(batches, 3)))
-        batches.close()
-    for thread, process in zip(*drawn, strict=True):
-        assert thread.number == process.number
-        assert thread.captions == process.captions
-        assert thread.moving.shape == (2, 24, 4, 16, 16)
-        np.testing.assert_array_equal(thread.moving, process.moving)
-        np.testing.assert_array_equal(thread.tokens, process.tokens)
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,15 @@ def few_views(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(construction_truth, "UNSEEN_FRAMES", (8, 15))
 
 
+@pytest.fixture
+def in_processes() -> None:
+    """Truths are rendered as they are outside of tests."""
+
+
 @pytest.fixture(autouse=True)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the fast renderer needs a process of its own."""
-    if "slow" not in request.keywords:
+    if "in_processes" not in request.fixturenames:
         monkeypatch.setattr(
             truth,
             "ask_all",
@@ -112,8 +117,9 @@ def test_unseen_views_are_none_that_any_case_is_given() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_views")
 def test_the_true_motion_is_told_from_none(assets: Path, lever: ChosenClip, tmp_path: Path) -> None:
-    known = Known(assets)
-    summary = evaluate(known, lever, tmp_path / "true", cases=("object", "pictures", "hull", "views8"))
+    known, truths = Known(assets), tmp_path / "truths"
+    cases = ("object", "pictures", "hull", "views8")
+    summary = evaluate(known, lever, tmp_path / "true", cases=cases, truths=truths)
     (row,) = summary["assets"]
     assert row["track_error"] < 0.15
     assert row["psnr_gain"] == pytest.approx(row["psnr_unseen"] - row["psnr_unseen_frozen"])
@@ -260,6 +266,7 @@ def test_pictures_cameras_times_and_tracks_agree(assets: Path, lever: ChosenClip
 
 @pytest.mark.slow
 @pytest.mark.blender
+@pytest.mark.usefixtures("few_views", "in_processes")
 def test_blender_renders_inputs_and_truth_in_one_space(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     pytest.importorskip("bpy")
     walk = {"action": "Walk", "motion": 0.05, "loop": True, "recentre": False, "time_range": [0.0, 0.7083]}
@@ -274,6 +281,7 @@ def test_blender_renders_inputs_and_truth_in_one_space(tmp_path: Path, pytestcon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_processes")
 def test_the_command_measures_the_construction_of_the_product(
     assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from backend.data.views import FRAMES
+from backend.evaluation import generation_truth
 from backend.evaluation.choice import ChosenClip, choose_clips, chosen_clips
 from backend.evaluation.generation import LADDER, Generator, Sampling, evaluate_generation
 from backend.evaluation.generation_truth import RESOLUTION, Truth, make_truths
@@ -212,8 +213,11 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.blender
-def test_truth_is_rendered_by_blender(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_truth_is_rendered_by_blender(
+    tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("bpy")
+    monkeypatch.setattr(generation_truth, "SAMPLES", 4)
     examples = pytestconfig.rootpath / "examples"
     fox = {**entry("fox", "pets", ("Walk", 0.05), ("Fly", 0.05)), "file": "fox.glb"}
     fox["clips"][0]["time_range"] = [0.0, 0.7083]

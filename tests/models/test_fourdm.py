@@ -101,7 +101,8 @@ def test_a_fresh_4dm_is_imagedream(base: FourDM) -> None:
     fresh = fourdm_from(imagedream_checkpoint(), None, SMALL)
     given, _ = small_case()
     with torch.no_grad():
-        assert torch.equal(fresh(**given), base(**given))
+        # Not to the bit: how sums are rounded depends on where their numbers lie in memory.
+        torch.testing.assert_close(fresh(**given), base(**given), atol=1e-5, rtol=0)
 
 
 def test_a_built_4dm_begins_as_its_own_base() -> None:

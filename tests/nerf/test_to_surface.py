@@ -70,7 +70,7 @@ def test_pictures_are_observations_of_the_moving_ball() -> None:
 def test_a_tiny_scene_is_learnt() -> None:
     """The moving ball from pictures: 200 steps, judged by views and times that were not shown."""
     torch.manual_seed(0)
-    ball, quality = Ball(2_000.0).requires_grad_(False), Quality(samples=64)
+    ball, quality = Ball(2_000.0).requires_grad_(False), Quality(samples=32)
     shown = camera_grid(4, 6, (0.0, 35.0), distance=2.0, fov=40, pixels=32)
     unseen = camera_grid(4, 3, (15.0,), distance=2.0, fov=40, pixels=32, azimuth_start=30)
     target, rays = pictures(ball, None, shown).flatten(0, 2), rays_of(shown)

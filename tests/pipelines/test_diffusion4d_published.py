@@ -40,6 +40,12 @@ def networks() -> dict[str, nn.Module]:
     return published_tiny.networks()
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[str, GeneratedFrames]:
+    """What several tests compare with, made by the first of them."""
+    return {}
+
+
 @pytest.fixture
 def make(networks: dict[str, nn.Module], tmp_path: Path) -> Callable[..., GeneratedFrames]:
     """`generate` with the shrunk networks, each time in a folder of its own unless one is named."""
@@ -208,9 +214,9 @@ def test_orbits_of_another_size_are_resized() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [3, 40, 95])
-def test_cancelled_within_a_step_and_resumed_exactly(make, tmp_path: Path, calls: int) -> None:
+def test_cancelled_within_a_step_and_resumed_exactly(make, kept, tmp_path: Path, calls: int) -> None:
     """A shrunk network has 6 blocks, a step of the still subject runs it twice, one of the moving runs it 3 times."""
-    whole = make("text")
+    whole = kept.get("whole") or kept.setdefault("whole", make("text"))
     left = iter(range(calls))
 
     class Impatient(Run):

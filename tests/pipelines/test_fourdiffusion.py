@@ -265,13 +265,13 @@ def test_the_oracle_pulls_gaussians_to_the_truth(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_oracle_pulls_the_field_to_the_truth(tmp_path: Path) -> None:
-    """From a soft ball at 9.9 dB; measured 20.4 dB, 15.0 without distillation: the anchor shows one side alone."""
-    settings = replace(TINY, iterations=100, pixels=(12, 12, 16), quality=replace(TINY.quality, samples=16))
+    """From a soft ball at 9.9 dB; measured 18.8 dB, 14.9 without distillation: the anchor shows one side alone."""
+    settings = replace(TINY, iterations=100, pixels=(12, 12, 12), quality=replace(TINY.quality, samples=12))
     subject, anchor = subject_of("nerf", settings), anchor_of(truth(), 16)
     before = unseen_psnr(truth(), looked_at(subject), 16)
     curves = fit(subject, Oracle(truth()), anchor, settings, planned(tmp_path))
     assert curves.values[-10:, 1].mean() < 0.4 * curves.values[:10, 1].mean()  # it follows the anchor video
-    assert unseen_psnr(truth(), looked_at(subject), 16) > before + 8.5
+    assert unseen_psnr(truth(), looked_at(subject), 16) > before + 7
 
 
 def test_the_anchor_can_have_a_size_of_its_own() -> None:
@@ -330,8 +330,8 @@ def test_lpips_is_used_where_it_is_given(tmp_path: Path) -> None:
 def test_stopped_and_resumed_exactly(kind: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.splatting.checkpoint.INTERVAL", 0.0)
     monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", math.inf)
-    monkeypatch.setattr("backend.splatting.checkpoint.MOST_TIME", 1e9)
-    settings = replace(TINY, representation=kind, iterations=6, pixels=(12, 12, 12))
+    few = replace(TINY.quality, samples=8)
+    settings = replace(TINY, representation=kind, iterations=6, pixels=(8, 8, 8), quality=few)
     oracle, anchor = Oracle(truth(frames)), anchor_of(truth(frames), 12)
     whole = subject_of(kind, settings, frames)
     curves = fit(whole, oracle, anchor, settings, planned(tmp_path / "whole"), key="a")
@@ -545,6 +545,7 @@ def test_from_a_video_to_a_clip(
         quality=replace(TINY.quality, samples=24),
     )  # fmt: skip
     monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
+    monkeypatch.setattr(fourdiffusion, "ELEVATIONS", fourdiffusion.ELEVATIONS[:1])
     told: list[Progress] = []
     model, video = PublishedVideoModel(networks), rgba(brightening(frames))
     clip = generate(video, "a fox", model, settings, run_for(settings, tmp_path, on_progress=told.append))

@@ -51,6 +51,7 @@ def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     monkeypatch.setattr(fourdiffusion_settings, "SMALL_PRESETS", small)
     monkeypatch.setattr(fourdiffusion, "SURFACE_SAMPLES", 300)
+    monkeypatch.setattr(fourdiffusion, "ELEVATIONS", fourdiffusion.ELEVATIONS[:1])
     for_preset = ConstructConfig.for_preset
     few = {"shape_steps": 5, "coarse_steps": 6, "fine_steps": 4, "control_points": 16, "coarse_gaussians": 100}
     monkeypatch.setattr(ConstructConfig, "for_preset", lambda *arguments: replace(for_preset(*arguments), **few))

@@ -20,8 +20,9 @@ from blender_addon.contract.orbit import intrinsics, orbit_camera
 from tests.splatting.scenes import Scene, two_arms
 
 SMALL = ConstructConfig(
-    gaussians=500, control_points=40, shape_steps=40, coarse_steps=100, fine_steps=40, coarse_pixels=32
-)
+    gaussians=500, control_points=40, shape_steps=40, coarse_steps=100, fine_steps=40, coarse_pixels=32,
+    hypotheses=("free",),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("angle", "offset"), [(0.0, 0.0), (0.7, 0.05), (1.571, -0.03), (2.9, 0.1)])

@@ -23,9 +23,9 @@ def stream(tiny, assets):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", ["enough", "none"])
-def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room):
-    monkeypatch.setattr(batches, "PIECE", 2)
+@pytest.mark.parametrize(("room", "piece"), [("enough", 2), ("none", 5)], ids=["enough, in pieces", "none, in one"])
+def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room, piece):
+    monkeypatch.setattr(batches, "PIECE", piece)
     monkeypatch.setattr(batches, "SHARED", tmp_path if room == "none" else tmp_path / "nowhere")
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage)
@@ -41,6 +41,7 @@ def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room)
     assert len(told) == (room == "none")
     for one, other in zip(taken[0], taken[2], strict=True):
         assert (one.number, one.captions) == (other.number, other.captions)
+        assert one.moving.shape == (5, 24, 4, 16, 16)
         for name, value in vars(one).items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, getattr(other, name)), name
