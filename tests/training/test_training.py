@@ -118,22 +118,19 @@ def test_without_the_static_orbit_the_network_is_blind_to_it(tiny, assets, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_with_two_micro_batches(tiny, assets, tmp_path):
-    script = tmp_path / "launch.py"  # as torchrun does it, but forked: to import everything takes seconds each time
+    script = tmp_path / "worker.py"
     script.write_text(
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from torch.distributed.launcher.api import LaunchConfig, elastic_launch\n"
         "from backend.training.config import read_config; from backend.training.trainer import train\n"
-        "where = {'rdzv_backend': 'c10d', 'rdzv_endpoint': 'localhost:0'}\n"
-        "how = LaunchConfig(1, 1, 2, **where, start_method='fork', max_restarts=0)\n"
-        "def run(): train(read_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), steps=2)\n"
-        "elastic_launch(how, run)()\n"
+        "train(read_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), steps=2)\n"
     )
     config = tmp_path / "tiny.toml"
     config.write_text(
         'task = "motion"\nresolution = 16\nbatch = 1\nprecision = "fp32"\nsheet_minutes = 0\n'
         "[network]\nwidths = [8, 8, 8, 8]\nblocks = [0, 1, 0, 1]\nembedding = 16\ntext_width = 8\nheads = 2\n"
     )
-    launch = [sys.executable, script, config, assets, tmp_path / "two"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [script, config, assets, tmp_path / "two"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(launch, cwd=ROOT, env=environment, check=True, timeout=300)
     changed = tiny(batch=1, accumulate=2, warmup=100, learning_rate=8e-4)
