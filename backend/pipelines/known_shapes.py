@@ -99,8 +99,9 @@ def known_shape(
     tried = []
     for way in ways:
         bending = _Bending(way, masks, half)
-        fit = np.mean([bending.fitting(picture)[1] for picture in few])
-        tried.append((way.score + _worth(way.turn) + BENDING * fit, bending))
+        fits = [bending.fitting(picture)[1] for picture in few]
+        if max(fits) >= LEAST_FIT:
+            tried.append((way.score + _worth(way.turn) + BENDING * np.mean(fits), bending))
         report(0, len(masks))
     for _, bending in sorted(tried, key=lambda pair: -pair[0]):
         found = []

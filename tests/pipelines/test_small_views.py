@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The small 4DM in the pipeline, at toy size and untrained: shapes, the input's own view, resumption, gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from backend.guidance.sds import distillation_loss
+from backend.models import kinesplat_small
 from backend.models.kinesplat_small_4dm import KinesplatSmall4DM
+from backend.models.small_fourdm import to_pictures
 from backend.models.text import Vocabulary
-from backend.pipelines.multi_view_video import VIEWS, view_poses
+from backend.pipelines.known_poses import known_poses, motions_of
+from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, view_poses
 from backend.pipelines.small_views import SIDE, SmallVideoModel
 from backend.progress import JobCancelled, Run
+from blender_addon.contract.orbit import Cameras, intrinsics, orbit_camera
 from tests.models.test_small_fourdm import SIDE as RESOLUTION
 from tests.models.test_small_fourdm import network
 
@@ -85,6 +91,52 @@ def test_distillation_has_a_gradient(model: SmallVideoModel, tmp_path: Path, sca
         )
         loss.backward()
     assert pictures.grad.abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def horse() -> torch.Tensor:  # [2, F, 4, SIDE, SIDE]
+    """A known subject that walks, from its side, as 4Diffusion's cameras see it, and from behind or before."""
+    known = kinesplat_small.load(device="cpu")
+    number = known.memory.subjects.index("white horse")
+    walk = next(clip for clip in motions_of(known)[number] if known.motions.actions[clip] == "walk")
+    poses = known_poses(known, number, {walk})
+    seen = []
+    for positions in poses.positions[1:9]:
+        cameras = Cameras(
+            camera_to_world=np.stack([orbit_camera(azimuth, 0.0, DISTANCE) for azimuth in (90.0, 180.0)]),
+            Ks=np.repeat(intrinsics(FOV, SIDE, SIDE)[None], 2, axis=0),
+            times=np.zeros(2),
+            width=SIDE,
+            height=SIDE,
+        )
+        seen.append(replace(poses.mesh, positions=np.float32(0.55) * positions).pictures(cameras))
+    return torch.from_numpy(np.stack(seen, 1)).movedim(-1, 2)
+
+
+def test_a_video_gets_the_shape_of_what_its_prompt_names(model: SmallVideoModel, horse, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    views = model.views(horse[0], "a horse walks", run=run, **ASKED)
+    assert len(run.notes) == 1
+    assert "horse" in run.notes[0]
+    assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * horse[0, :, 3].numpy()).max() <= 1
+    made, true = views.pictures[1, ..., 3] > 127, horse[1, :, 3].numpy() > 0.5
+    assert (made & true).sum() / (made | true).sum() > 0.6
+    colors = views.pictures[1:][views.pictures[1:, ..., 3] > 127][:, :3]
+    assert colors.min() > 20  # its own, and not those of nothing
+
+
+def test_distillation_of_a_known_shape_asks_that(model: SmallVideoModel, horse, tmp_path: Path) -> None:
+    poses = torch.from_numpy(view_poses(0.0)).float()
+    with model.guidance(horse[0], "a horse walks", run_in(tmp_path)) as guidance:
+        branches = guidance.branches(poses, np.arange(2, 4))
+        noise = torch.randn(2 * VIEWS, 4, RESOLUTION, RESOLUTION)
+        first, second = branches(noise, torch.full((2 * VIEWS,), 900))
+        again, _ = branches(-noise, torch.full((2 * VIEWS,), 500))
+    assert torch.equal(first, second)
+    assert torch.equal(first, again)
+    front = to_pictures(first).unflatten(0, (2, VIEWS))[:, 0, 3]
+    shown = functional.interpolate(horse[0, 2:4, 3:], (RESOLUTION, RESOLUTION), mode="area")[:, 0]
+    assert (front - shown).abs().mean() < 0.05
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_a_static_orbit_of_nothing_is_refused(model) -> None:
 
 def test_a_picture_gets_the_shape_of_what_its_prompt_names() -> None:
     """The fox of the tests, which is not among the known ones, from sides that its picture does not show."""
-    side = 3  # of 24 cameras, a closed orbit: half from the front
+    side = 0  # of 24 cameras, a closed orbit: from the front
     views = read_orbit_folder(FOX / "static")
     truth = views.images[..., 3].numpy() > 0.5
     picture = as_pictures(views.images[side].permute(2, 0, 1)[None, None])[0]
@@ -97,6 +97,6 @@ def test_a_picture_gets_the_shape_of_what_its_prompt_names() -> None:
 
     inflated = overlap("")
     assert told == []
-    assert overlap("a fox") > inflated + 0.05
+    assert overlap("a fox") > inflated + 0.2
     assert len(told) == 1
     assert "fox" in told[0]
