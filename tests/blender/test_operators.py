@@ -103,7 +103,7 @@ def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
     gaussians = part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["draft"]
     looks = {"sh_degree": 0, "color_space": "srgb", "motion_model": "bases"}
     assert request["settings"] == {"seed": 7, "preset": "draft", "gaussians": gaussians, "fps": 24.0 * 7 / 8, **looks}
-    assert request["name"] == "Box"
+    assert request["name"] == "Box, Seed 7"
     for kind, last, count in (("moving", 1.0, 8), ("static", 0.0, 16)):  # the last 8 from above and below
         orbit = request["inputs"][kind]
         assert len(orbit["frames"]) == count
