@@ -21,9 +21,34 @@ def find_applied(obj: bpy.types.Object | None) -> Matrix | None:
     It is known by where points lie and where their first frame has them, of which Edit Mode may have moved none but by
     that same transform.
     """
-    if obj is None or not splat_object.plays(obj) or "pos.0" not in obj.data.attributes:
+    return _applied_to(obj.data) if splat_object.plays(obj) else None
+
+
+def refuse(splats: bpy.types.Object) -> None:
+    """Raise ValueError where scale or rotation was applied to Gaussians: what is made of their frames would be wrong.
+
+    Edit Mode is one of the modes that they may be in.
+    """
+    mesh = splats.data
+    if splats.mode == "EDIT":
+        splats.update_from_editmode()
+        mesh = splats.data.copy()  # in Edit Mode, Blender hides a mesh's attributes from Python
+    try:
+        applied = _applied_to(mesh)
+    finally:
+        if mesh is not splats.data:
+            bpy.data.meshes.remove(mesh)
+    if applied is not None:
+        raise ValueError(
+            f"Scale or rotation was applied to {splats.name}, which its stored frames know nothing of. "
+            "Press Give Back to Object in its panel, and try again."
+        )
+
+
+def _applied_to(mesh: bpy.types.Mesh) -> Matrix | None:
+    if "pos.0" not in mesh.attributes:
         return None
-    vertices, stored = obj.data.vertices, obj.data.attributes["pos.0"].data
+    vertices, stored = mesh.vertices, mesh.attributes["pos.0"].data
     if len(vertices) < 4 or len(stored) != len(vertices):  # in Edit Mode nothing can be read
         return None
     chosen = np.unique(np.linspace(0, len(vertices) - 1, SAMPLES).astype(int)).tolist()
