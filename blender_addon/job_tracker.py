@@ -441,9 +441,11 @@ def _shown_scene() -> bpy.types.Scene:
 
 
 def _redraw() -> None:
-    """Redraw the sidebars of all windows, and nothing else."""
+    """Redraw the sidebars of all windows, and the preferences, which show the state of another computer's backend."""
     for window in bpy.data.window_managers[0].windows:
         for area in window.screen.areas:
+            if area.type == "PREFERENCES":
+                area.tag_redraw()
             if area.type == "VIEW_3D":
                 for region in area.regions:
                     if region.type == "UI":

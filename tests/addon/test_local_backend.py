@@ -63,6 +63,10 @@ def test_not_set_up(tmp_path) -> None:
         local_backend.find_installation(str(checkout))
     assert caught.value.code == "not_installed"
     assert "python run.py setup" in caught.value.hint
+    assert local_backend.find_checkout(str(checkout)) == checkout
+    assert not local_backend.is_set_up(checkout)
+    make_environment(checkout, "whole")
+    assert local_backend.is_set_up(checkout)
 
 
 def test_the_newest_environment_is_taken(tmp_path) -> None:

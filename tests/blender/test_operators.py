@@ -458,6 +458,19 @@ def test_a_missing_installation_is_shown_in_the_panel(quick, part, tmp_path) -> 
     assert status.notice == ""
 
 
+def test_the_setup_command_is_offered_where_there_is_something_to_set_up(quick, part, tmp_path) -> None:
+    preferences, checkout = part("blender_addon.preferences"), tmp_path / "kinesplat"
+    preferences.get().folder = str(checkout)
+    assert preferences.setup_folder() is None
+    assert "no backend to set up" in error_of(bpy.ops.kinesplat.copy_setup_command)
+    (checkout / "backend").mkdir(parents=True)
+    (checkout / "backend" / "__main__.py").touch()
+    assert preferences.setup_folder() == checkout
+    (checkout / ".venv" / "one").mkdir(parents=True)
+    (checkout / ".venv" / "one" / "ready").touch()
+    assert preferences.setup_folder() is None
+
+
 def test_gaussians_are_no_source(quick, backend, tmp_path) -> None:
     path = tmp_path / "wave.npz"
     write_clip(path, random_clip(n=30, frames=4))
