@@ -106,6 +106,17 @@ def test_nothing_stays_behind(extension, part) -> None:
         extension.register()
 
 
+def test_no_picture_is_drawn_that_went_with_a_disabled_extension(extension) -> None:
+    status = bpy.context.window_manager.kinesplat
+    status.jobs.add().preview_icon = 5
+    status.video_icons = (6, 7, 8)
+    extension.unregister()
+    extension.register()
+    status = bpy.context.window_manager.kinesplat  # Blender has kept what it held
+    assert [job.preview_icon for job in status.jobs] == [0]
+    assert status.video_icons[:] == (0, 0, 0)
+
+
 def test_disabling_and_enabling_again(extension) -> None:
     before = registered_names()
     for _ in range(3):
