@@ -206,7 +206,7 @@ def _begin_made_up(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     record = _record(name, options.kind.lower(), frame_start=start, frame_end=start + GENERATED_FRAMES - 1)
     record.result_kind = generation["result"]
     folder = store.outbox(record.uid)
-    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
+    to_object = _made_up_place(context.scene)
 
     def steps() -> Steps:
         folder.mkdir(parents=True)
@@ -234,7 +234,7 @@ def _begin_video(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     end = start + round(source.seconds * context.scene.render.fps / context.scene.render.fps_base)
     record = _record(_name(source.name, _prompt(options)), "video", frame_start=start, frame_end=end)
     folder, seed = store.outbox(record.uid), options.seed
-    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
+    to_object = _made_up_place(context.scene)
     asked = {
         "frames": options.video_frames,
         "cutout": options.cutout,
@@ -332,6 +332,13 @@ def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str,
         store.remove(record.uid)
         raise
     return record
+
+
+def _made_up_place(scene: bpy.types.Scene) -> list[list[float]]:
+    """From clip space to the scene: so large in its own unit, such as centimeters."""
+    units = scene.unit_settings
+    size = MADE_UP_SIZE if units.system == "NONE" else MADE_UP_SIZE / units.scale_length
+    return np.diag([size] * 3 + [1.0]).tolist()
 
 
 def _record(name: str, kind: str, **fields) -> JobRecord:

@@ -218,6 +218,15 @@ def test_an_image(options, backend) -> None:
     assert (sent[100:] == (255, 128, 64, 255)).all()
 
 
+@pytest.mark.parametrize(("system", "scale", "size"), [("METRIC", 0.01, 200), ("IMPERIAL", 1, 2), ("NONE", 0.01, 2)])
+def test_what_is_made_up_is_as_large_in_every_unit(options, backend, system, scale, size) -> None:
+    units = bpy.context.scene.unit_settings
+    units.system, units.scale_length = system, scale
+    options.kind, options.prompt = "TEXT", "a fox runs"
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    assert np.diag(only_request(backend)["inputs"]["to_object"]) == pytest.approx([size, size, size, 1])
+
+
 @pytest.mark.slow
 def test_jobs_of_one_subject_are_told_apart(options, backend) -> None:
     image = bpy.data.images.new("dog.png", 8, 8, alpha=True)
