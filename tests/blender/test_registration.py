@@ -19,7 +19,7 @@ OPERATORS = {
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "import_ply_files", "export_clip_file", "export_ply_sequence",
-    "mark_asset", "save_asset", "give_back_transform",
+    "mark_asset", "save_asset", "give_back_transform", "fit_joined",
 }  # fmt: skip
 
 BOUNDED = (
