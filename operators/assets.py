@@ -73,7 +73,7 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         name="Folder",
         description="Folder to save into, in place of a library",
         subtype="DIR_PATH",
-        options={"SKIP_SAVE"},
+        options={"SKIP_SAVE", "PATH_SUPPORTS_BLEND_RELATIVE"},
     )
     filter_folder: BoolProperty(default=True, options={"HIDDEN", "SKIP_SAVE"})
     add_library: BoolProperty(
