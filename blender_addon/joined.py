@@ -30,7 +30,7 @@ class Part:
 
     points: slice
     applied: np.ndarray | None  # [4, 4] from where their first frame has them to where they lie; None: no such matrix
-    frames: int  # that they have brought along; 0 for those of a moving mesh
+    frames: int  # that they have brought along; none where they are no Gaussians
 
 
 def parts(mesh: bpy.types.Mesh) -> list[Part]:
@@ -44,7 +44,7 @@ def parts(mesh: bpy.types.Mesh) -> list[Part]:
     starts = [0]
     if splat_object.NUMBER in mesh.attributes:
         numbers = attributes.read(mesh.attributes[splat_object.NUMBER])
-        later = (np.flatnonzero(np.diff(numbers) <= 0) + 1).tolist()
+        later = (np.flatnonzero(np.diff(numbers) < 0) + 1).tolist()
         starts += later if len(later) < MOST_PARTS else []
     pieces = [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
     return [Part(points, _applied(mesh, points), _frames(mesh, points)) for points in pieces]
@@ -75,14 +75,20 @@ def settle(splats: bpy.types.Object) -> None:
     Each plays for as long as what they were joined to, whatever its number of frames was.
 
     Raises:
-        ValueError: nothing is to be mended, it belongs to another file, or a part was stretched and cannot be followed.
+        ValueError: nothing is to be mended, it belongs to another file, a part is no Gaussians, or one was stretched
+            and cannot be followed.
     """
     if not misfits(splats):
         raise ValueError(f"{splats.name} has nothing to mend.")
     if splats.library is not None or splats.data.library is not None:
         raise ValueError(splat_object.LINKED.format(splats.name))
     mesh, modifier = splats.data, splat_object.playback_modifier(splats)
-    found = [(part, _matrix(splats, part)) for part in parts(mesh)]
+    found = [(part, _matrix(part)) for part in parts(mesh)]
+    if not all(part.frames for part, _ in found):
+        raise ValueError(
+            f"Points were joined into {splats.name} that are no Gaussians, such as those of a mesh. "
+            "Undo that, or delete them in Edit Mode."
+        )
     played = max(_played(modifier), found[0][0].frames)
     single = {
         name for name in ("lsc", "opacity") if _reads(modifier.node_group, name)
@@ -125,7 +131,7 @@ def settle(splats: bpy.types.Object) -> None:
     mesh.update()
 
 
-def _matrix(splats: bpy.types.Object, part: Part) -> np.ndarray:  # [4, 4]
+def _matrix(part: Part) -> np.ndarray:  # [4, 4]
     """Where the frames of a part are to go; those of points that were moved by hand or shifted have their offsets."""
     if part.applied is None or is_same_turn(part.applied, np.eye(4)):
         return np.eye(4)

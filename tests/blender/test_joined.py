@@ -136,3 +136,13 @@ def test_misfits_are_not_exported_and_a_stretch_is_refused(tmp_path):
         exchange.export_clip(bpy.context, a, tmp_path / "both.npz")
     with pytest.raises(ValueError, match="stretched unevenly"):
         joined.settle(a)
+
+
+@pytest.mark.parametrize("subdivisions", [1, 5])
+def test_a_mesh_among_gaussians_is_told(subdivisions):
+    a = add(random_clip(n=30, frames=6))
+    bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=subdivisions)
+    join(a, bpy.context.active_object)
+    assert joined.misfits(a)
+    with pytest.raises(ValueError, match="are no Gaussians"):
+        joined.settle(a)
