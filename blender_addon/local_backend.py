@@ -169,7 +169,11 @@ def start(
         detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with open(log_path, "wb") as log:
+        log = open(log_path, "wb")  # noqa: SIM115 - closed below; only its opening is the data folder's fault
+    except OSError as error:
+        raise file_problem(error, error.filename or home) from error
+    try:
+        with log:
             process = subprocess.Popen(
                 command,
                 cwd=installation.folder,
@@ -181,18 +185,24 @@ def start(
                 **detached,
             )
     except OSError as error:
-        raise file_problem(error, error.filename or installation.python) from error
+        raise BackendError(
+            "not_installed",
+            f"{installation.python} cannot be run as Python: {error.strerror or error}.",
+            "Correct it in the preferences, or leave it empty there.",
+        ) from error
 
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             with contextlib.suppress(BackendError):  # another one was started at the same moment: that is fine
                 return answering(home)
-            raise BackendError(
-                "start_failed",
-                f"The backend did not start: {_last_words(log_path)}",
-                f"The whole log is {log_path}.",
-            )
+            reason, hint = _last_words(log_path), f"The whole log is {log_path}."
+            if "No module named" in reason:
+                hint = (
+                    f"{installation.python} lacks what the backend needs. Leave Python empty in the preferences, "
+                    f"and run '{SETUP_COMMAND}' in {installation.folder}. {hint}"
+                )
+            raise BackendError("start_failed", f"The backend did not start: {reason}", hint)
         if is_stopped():
             process.terminate()
             raise BackendError("stopped", "Starting the backend was stopped.")
