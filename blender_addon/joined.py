@@ -60,13 +60,13 @@ def misfits(splats: bpy.types.Object | None, mesh: bpy.types.Mesh | None = None)
     modifier = splat_object.playback_modifier(splats) if splat_object.is_splat_object(splats) else None
     if modifier is None:
         return False
-    found = parts(mesh or splats.data)
-    played = _played(modifier)
+    mesh = mesh or splats.data
+    found = parts(mesh)
+    played = _played(modifier, mesh)
     matrices = [part.applied for part in found if part.applied is not None]
-    return (
-        any(part.frames != found[0].frames or part.frames < played for part in found)
-        or any(not is_same_turn(matrix, matrices[0]) for matrix in matrices)
-    )  # fmt: skip
+    if any(part.frames != found[0].frames or part.frames < played for part in found):
+        return True
+    return any(not is_same_turn(matrix, matrices[0]) for matrix in matrices)
 
 
 def settle(splats: bpy.types.Object) -> None:
@@ -89,10 +89,8 @@ def settle(splats: bpy.types.Object) -> None:
             f"Points were joined into {splats.name} that are no Gaussians, such as those of a mesh. "
             "Undo that, or delete them in Edit Mode."
         )
-    played = max(_played(modifier), found[0][0].frames)
-    single = {
-        name for name in ("lsc", "opacity") if _reads(modifier.node_group, name)
-    }  # others have one for each frame
+    played = max(_played(modifier, mesh), found[0][0].frames)
+    single = {name for name in ("lsc", "opacity") if _reads(modifier.node_group, name)}  # not one for each frame
     if "lsc" in single and any(not _is_even(matrix) for _, matrix in found):
         raise ValueError(
             f"Gaussians were stretched unevenly before they were joined into {splats.name}, which a scale that is the "
@@ -182,9 +180,10 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 
-def _played(modifier: bpy.types.NodesModifier) -> int:
-    """How many frames are played."""
-    return int(versions.modifier_input(modifier, node_groups.LAST_FRAME)) + 1
+def _played(modifier: bpy.types.NodesModifier, mesh: bpy.types.Mesh) -> int:
+    """How many of the stored frames are played."""
+    last = int(versions.modifier_input(modifier, node_groups.LAST_FRAME))
+    return min(last + 1, splat_object.frame_count(mesh))
 
 
 def _reads(tree: bpy.types.NodeTree, name: str) -> bool:

@@ -6,7 +6,15 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import applied_transform, exchange, joined, point_cloud, splat_object  # noqa: E402
+from blender_addon import (  # noqa: E402
+    applied_transform,
+    exchange,
+    joined,
+    node_groups,
+    point_cloud,
+    splat_object,
+    versions,
+)
 from blender_addon.contract.clip import FrameMotion  # noqa: E402
 from tests.blender.clips import add_camera, quad_corners, show, twisting_ring  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
@@ -52,7 +60,14 @@ def drawn(*objects: bpy.types.Object, share: float) -> np.ndarray:  # [N, 12]
     return np.concatenate([middle[:, 0], spread.reshape(-1, 9)], axis=1)
 
 
-@pytest.mark.parametrize("clip", [twisting_ring(40), random_clip(n=40, frames=6)], ids=["moving", "still"])
+CLIPS = {
+    "sizes move": twisting_ring(40),
+    "opacities move": twisting_ring(40, moving_scales=False, moving_opacities=True),
+    "neither": random_clip(n=40, frames=6, sh_degree=2),
+}
+
+
+@pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
 def test_another_scale_and_rotation(clip):
     a, b = add(clip, scale=(0.5, 0.5, 0.5)), add(clip, **OTHER)
     before = drawn(a, b, share=0.6)
@@ -126,6 +141,10 @@ def test_points_in_edit_mode_are_no_parts():
     assert not joined.misfits(a)
     a.data.vertices[3].co.x += 1
     assert not joined.misfits(a)
+    modifier = splat_object.playback_modifier(a)
+    for last in (3, 30):  # as somebody may type into the modifier
+        versions.set_modifier_input(modifier, node_groups.LAST_FRAME, last)
+        assert not joined.misfits(a)
     assert not joined.misfits(None)
 
 
