@@ -9,9 +9,8 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import placing, splat_object
+from . import joined, placing, splat_object
 
-SAMPLES = 64  # points, of as many as there may be: panels ask, too
 TOLERANCE = 1e-3  # of the object's size, and of a scale of 1; less is rounding
 
 
@@ -21,25 +20,40 @@ def find_applied(obj: bpy.types.Object | None) -> Matrix | None:
     It is known by where points lie and where their first frame has them, of which Edit Mode may have moved none but by
     that same transform.
     """
-    if obj is None or not splat_object.plays(obj) or "pos.0" not in obj.data.attributes:
+    return _applied_to(obj.data) if splat_object.plays(obj) else None
+
+
+def refuse(splats: bpy.types.Object) -> None:
+    """Raise ValueError where Gaussians do not fit their frames, of which something wrong would be made.
+
+    Edit Mode is one of the modes that they may be in.
+    """
+    mesh = splats.data
+    if splats.mode == "EDIT":
+        splats.update_from_editmode()
+        mesh = splats.data.copy()  # in Edit Mode, Blender hides a mesh's attributes from Python
+    try:
+        applied, misfits = _applied_to(mesh), joined.misfits(splats, mesh)
+    finally:
+        if mesh is not splats.data:
+            bpy.data.meshes.remove(mesh)
+    if applied is not None:
+        raise ValueError(
+            f"Scale or rotation was applied to {splats.name}, which its stored frames know nothing of. "
+            "Press Give Back to Object in its panel, and try again."
+        )
+    if misfits:
+        raise ValueError(
+            f"Gaussians were joined into {splats.name} that do not fit its frames. "
+            "Press Fit Joined Frames in its panel, and try again."
+        )
+
+
+def _applied_to(mesh: bpy.types.Mesh) -> Matrix | None:
+    found = [part.applied for part in joined.parts(mesh)]
+    if not found or any(matrix is None or not joined.is_same_turn(matrix, found[0]) for matrix in found):
         return None
-    vertices, stored = obj.data.vertices, obj.data.attributes["pos.0"].data
-    if len(vertices) < 4 or len(stored) != len(vertices):  # in Edit Mode nothing can be read
-        return None
-    chosen = np.unique(np.linspace(0, len(vertices) - 1, SAMPLES).astype(int)).tolist()
-    first = np.array([stored[index].vector for index in chosen], np.float64)
-    now = np.array([vertices[index].co for index in chosen], np.float64)
-    center, to = first.mean(axis=0), now.mean(axis=0)
-    linear, _, rank, _ = np.linalg.lstsq(first - center, now - to, rcond=1e-6)
-    size = max(np.ptp(first, axis=0).max(), np.ptp(now, axis=0).max())
-    astray = np.abs((first - center) @ linear + to - now).max()
-    if rank < 3 or astray > TOLERANCE * size or np.linalg.cond(linear) > 1e6:
-        return None
-    if np.abs(linear - np.eye(3)).max() < TOLERANCE:
-        return None
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = linear.T, to - center @ linear
-    return Matrix(matrix.tolist())
+    return None if joined.is_same_turn(found[0], np.eye(4)) else Matrix(found[0].tolist())
 
 
 def give_back(obj: bpy.types.Object) -> None:

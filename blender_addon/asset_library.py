@@ -8,7 +8,16 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import asset_catalog, asset_file, asset_preview, job_tracker, point_cloud, splat_object, versions
+from . import (
+    applied_transform,
+    asset_catalog,
+    asset_file,
+    asset_preview,
+    job_tracker,
+    point_cloud,
+    splat_object,
+    versions,
+)
 from .asset_description import about_splats
 from .asset_file import AssetError
 from .contract.clip import Clip
@@ -155,6 +164,7 @@ def _playable_clip(splats: bpy.types.Object) -> Clip:
         raise AssetError(
             f"{splats.name} has lost the modifier that plays its Gaussians. Undo that, or import it again."
         )
+    applied_transform.refuse(splats)
     return point_cloud.clip_of_object(splats)
 
 

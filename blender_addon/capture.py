@@ -151,6 +151,7 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
         if may_invent and not space.moves:
             run.weights.pop("moving", None)
             record.kind, record.result_kind = "object", generation["result"]
+            record.name = _name(record.name, generation["prompt"])
             still_orbit = replace(orbit, frames=GENERATED_FRAMES)
             capturing = orbit_render.capture_still_steps(space, still_orbit, folder, **how_still)
         else:
@@ -176,14 +177,13 @@ def _begin_object(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
             shared = {"seed": seed, "fps": fps, **quality}
             if moving is None:
                 shared |= {"static": static, "surface": surface, **generation}
-                return generation_request("object", name, to_object, **shared)
+                return generation_request("object", record.name, to_object, **shared)
             space = captured.space
             travel = (space.travel / space.scale).tolist() if space.travels else None
-            return orbit_request(name, moving, static, surface, to_object, travel, **shared)
+            return orbit_request(record.name, moving, static, surface, to_object, travel, **shared)
 
         yield from _seal_steps(run, store, paths, seeds if captured.moving is None else seeds[:1], request)
 
-    name = record.name
     weights = {"measure": MEASURE_WEIGHT * orbit.frames}
     weights |= {} if invents else {"moving": float(orbit.frames)}
     weights |= {"static": float(orbit.frames + FURTHER_VIEWS)} if may_invent or options.capture_static else {}
@@ -202,12 +202,11 @@ def _begin_made_up(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
         raise CaptureError(f"{problem}.")
     image = options.image.name_full if options.kind == "IMAGE" else ""
     start = context.scene.frame_start
-    name = Path(image).stem if image else generation["prompt"]
+    name = _name(Path(image).stem, generation["prompt"]) if image else generation["prompt"]
     record = _record(name, options.kind.lower(), frame_start=start, frame_end=start + GENERATED_FRAMES - 1)
     record.result_kind = generation["result"]
     folder = store.outbox(record.uid)
-    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
-    name = record.name
+    to_object = _made_up_place(context.scene)
 
     def steps() -> Steps:
         folder.mkdir(parents=True)
@@ -217,7 +216,7 @@ def _begin_made_up(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
 
         def request(hashes: dict[Path, str], seed: int) -> dict:
             shared = {"image": hashes.get(picture), "seed": seed, **quality, **generation}
-            return generation_request(record.kind, name, to_object, **shared)
+            return generation_request(record.kind, record.name, to_object, **shared)
 
         yield from _seal_steps(run, store, [picture] if picture else [], seeds, request)
 
@@ -233,9 +232,9 @@ def _begin_video(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
     fps = video_source.stored_fps(source, options.video_frames)
     start = context.scene.frame_start if source.scene_frame is None else round(source.scene_frame)
     end = start + round(source.seconds * context.scene.render.fps / context.scene.render.fps_base)
-    record = _record(source.name, "video", frame_start=start, frame_end=end)
-    folder, name, seed = store.outbox(record.uid), record.name, options.seed
-    to_object = np.diag([MADE_UP_SIZE] * 3 + [1.0]).tolist()
+    record = _record(_name(source.name, _prompt(options)), "video", frame_start=start, frame_end=end)
+    folder, seed = store.outbox(record.uid), options.seed
+    to_object = _made_up_place(context.scene)
     asked = {
         "frames": options.video_frames,
         "cutout": options.cutout,
@@ -255,7 +254,7 @@ def _begin_video(context: bpy.types.Context, store: JobRecords) -> CaptureRun:
             packed = stop.value
 
         def request(hashes: dict[Path, str], seed: int) -> dict:
-            return video_request(name, to_object, **packed.inputs(hashes), seed=seed, **asked)
+            return video_request(record.name, to_object, **packed.inputs(hashes), seed=seed, **asked)
 
         yield from _seal_steps(run, store, packed.paths, [seed], request)
 
@@ -276,18 +275,15 @@ def _seal_steps(
         hashes[path] = yield from _hash_steps(path, index, len(paths))
     blobs = {sha256: path.relative_to(folder).as_posix() for path, sha256 in hashes.items()}
     if first.result_kind == "frames":
-        name, first.group = first.name, first.uid
-        first.name = _candidate_name(name, seeds[0])
-        later = range(1, len(seeds))
+        first.group = first.uid
         # The list shows the newest on top: the later candidates are made to look older, so that they stand below.
         run.jobs += [
-            replace(
-                first, uid=str(uuid.uuid4()), name=_candidate_name(name, seeds[i]), created=first.created - 1e-3 * i
-            )
-            for i in later
+            replace(first, uid=str(uuid.uuid4()), created=first.created - 1e-3 * i) for i in range(1, len(seeds))
         ]
     requests = [make_request(hashes, seed) for seed in seeds]
-    for record, request in zip(run.jobs, requests, strict=True):
+    for record, request, seed in zip(run.jobs, requests, seeds, strict=True):
+        if record.result_kind == "frames" or seed != BOUNDS["seed"].default:  # of several tries, each is to be known
+            record.name = request["name"] = _seed_name(record.name, seed)
         if record is not first:
             shutil.copytree(folder, store.outbox(record.uid))
         if record.result_kind == "frames":
@@ -322,7 +318,6 @@ def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str,
     """
     request = build_request(candidate.request, file_sha256(frames))
     request["settings"] = {**request["settings"], "preset": preset, "gaussians": gaussians}
-    request["name"] = candidate.name  # with its seed: of several that are built, each is to be known
     record = replace(
         candidate, uid=str(uuid.uuid4()), job_id="", state="queued", created=time.time(),
         imported=0, result_kind="clip", group="", request={}, warnings=[],
@@ -339,11 +334,23 @@ def build(store: JobRecords, candidate: JobRecord, frames: Path, *, preset: str,
     return record
 
 
+def _made_up_place(scene: bpy.types.Scene) -> list[list[float]]:
+    """From clip space to the scene: so large in its own unit, such as centimeters."""
+    units = scene.unit_settings
+    size = MADE_UP_SIZE if units.system == "NONE" else MADE_UP_SIZE / units.scale_length
+    return np.diag([size] * 3 + [1.0]).tolist()
+
+
 def _record(name: str, kind: str, **fields) -> JobRecord:
     return JobRecord(uid=str(uuid.uuid4()), name=name[:MAX_NAME_LENGTH], kind=kind, created=time.time(), **fields)
 
 
-def _candidate_name(name: str, seed: int) -> str:
+def _name(subject: str, prompt: str) -> str:
+    """Of a job: what it is made of, and what that is to do, so that several of one subject can be told apart."""
+    return f"{subject}, {prompt}"[:MAX_NAME_LENGTH] if prompt else subject
+
+
+def _seed_name(name: str, seed: int) -> str:
     ending = f", Seed {seed}"
     return name[: MAX_NAME_LENGTH - len(ending)] + ending
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import point_cloud, retime, splat_object, stage
+from . import applied_transform, point_cloud, retime, splat_object, stage
 from .contract.clip import Clip, Gaussians, clip_of_moments, write_clip
 from .contract.placement import UP_AXES, placed, placed_sh
 from .contract.spherical_harmonics import SHARED_DEGREE, converted
@@ -47,9 +47,11 @@ def export_clip(
         use_transform: an import stands where the object stands now; else where the clip stood that it came from.
 
     Raises:
-        ValueError: the object holds no Gaussians any more, or too many frames; nothing was written.
+        ValueError: the object holds no Gaussians any more, or too many frames, or scale or rotation was applied to it;
+            nothing was written.
         OSError: the file cannot be written; what was there before is still there.
     """
+    applied_transform.refuse(splats)
     clip = point_cloud.clip_of_object(splats)
     if frames == "SCENE":
         scene = context.scene
@@ -90,11 +92,12 @@ def export_ply(
         on_frame: is told how many frames are done of how many.
 
     Raises:
-        ValueError: the object holds no Gaussians any more, or is flat, or shows nothing now, or there is such a
-            sequence already; nothing was written.
+        ValueError: the object holds no Gaussians any more, or is flat, or shows nothing now, or scale or rotation was
+            applied to it, or there is such a sequence already; nothing was written.
         OSError: the files cannot be written; what was there before is still there.
     """
     path = Path(path)
+    applied_transform.refuse(splats)
     clip = point_cloud.clip_of_object(splats)
     if frames != "CURRENT" and not replace_existing and (former := existing_sequence(path)):
         more = f" and {len(former) - 1} more" if len(former) > 1 else ""

@@ -74,6 +74,7 @@ class Tracker:
         self.cancel_capture()
         if self._thread:
             self._thread.stop()
+        _forget_icons()
         bpy.utils.previews.remove(self._previews)
         self._films.close()
         self.video.close()
@@ -441,13 +442,23 @@ def _shown_scene() -> bpy.types.Scene:
 
 
 def _redraw() -> None:
-    """Redraw the sidebars of all windows, and nothing else."""
+    """Redraw the sidebars of all windows, and the preferences, which show the state of another computer's backend."""
     for window in bpy.data.window_managers[0].windows:
         for area in window.screen.areas:
+            if area.type == "PREFERENCES":
+                area.tag_redraw()
             if area.type == "VIEW_3D":
                 for region in area.regions:
                     if region.type == "UI":
                         region.tag_redraw()
+
+
+def _forget_icons() -> None:
+    """Leave no number of a picture that is about to go: the panels of an add-on that is enabled again draw it first."""
+    for wm in bpy.data.window_managers:
+        wm.kinesplat.video_icons = (0, 0, 0)
+        for job in wm.kinesplat.jobs:
+            job.preview_icon = 0
 
 
 @bpy.app.handlers.persistent

@@ -73,12 +73,11 @@ def read_server(home: Path) -> Server:
     return Server(url=f"http://127.0.0.1:{port}", token=token, pid=pid, started=started)
 
 
-def find_installation(folder: str, python: str = "", home: Path | None = None) -> Installation:
-    """The backend's program files.
+def find_checkout(folder: str, home: Path | None = None) -> Path:
+    """The folder with the backend's program files, set up or not.
 
     `folder` is the user's choice. Where it is empty, the folder that this extension lies in is tried, which is right
-    when the extension is used from a checkout, then the one that set-up noted in the backend's `home`. `python`
-    overrides the environment's interpreter.
+    when the extension is used from a checkout, then the one that set-up noted in the backend's `home`.
 
     Raises:
         BackendError: `not_installed`, with what to do as hint.
@@ -86,18 +85,30 @@ def find_installation(folder: str, python: str = "", home: Path | None = None) -
     checkout = Path(folder).expanduser() if folder else Path(__file__).resolve().parent.parent
     if not folder and not _is_checkout(checkout):
         checkout = _noted_checkout(home or home_folder()) or checkout
-    if not _is_checkout(checkout):
-        if folder:
-            raise BackendError(
-                "not_installed",
-                f"There is no Kinesplat backend in {checkout}.",
-                "In the preferences, choose the folder that holds run.py.",
-            )
+    if _is_checkout(checkout):
+        return checkout
+    if folder:
         raise BackendError(
             "not_installed",
-            "The backend is not known yet: it is a program of its own, apart from this extension.",
-            f"Download Kinesplat and run '{SETUP_COMMAND}' in its folder.",
+            f"There is no Kinesplat backend in {checkout}.",
+            "In the preferences, choose the folder that holds run.py.",
         )
+    raise BackendError(
+        "not_installed",
+        "The backend is not known yet: it is a program of its own, apart from this extension.",
+        f"Download Kinesplat and run '{SETUP_COMMAND}' in its folder.",
+    )
+
+
+def find_installation(folder: str, python: str = "", home: Path | None = None) -> Installation:
+    """The backend's program files, and the Python that runs them.
+
+    `folder` and `home` are those of `find_checkout`. `python` overrides the environment's interpreter.
+
+    Raises:
+        BackendError: `not_installed`, with what to do as hint.
+    """
+    checkout = find_checkout(folder, home)
     if python:
         interpreter = Path(python).expanduser()
         if not interpreter.is_file():
@@ -105,7 +116,7 @@ def find_installation(folder: str, python: str = "", home: Path | None = None) -
                 "not_installed", f"There is no Python at {interpreter}.", "Correct it in the preferences."
             )
         return Installation(checkout, interpreter)
-    stamps = sorted((checkout / ".venv").glob("*/ready"), key=lambda stamp: stamp.stat().st_mtime)
+    stamps = _stamps(checkout)
     if not stamps:
         raise BackendError(
             "not_installed",
@@ -114,6 +125,16 @@ def find_installation(folder: str, python: str = "", home: Path | None = None) -
         )
     inside = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     return Installation(checkout, stamps[-1].parent / inside)
+
+
+def is_set_up(checkout: Path) -> bool:
+    """Whether 'python run.py setup' has made an environment there."""
+    return bool(_stamps(checkout))
+
+
+def _stamps(checkout: Path) -> list[Path]:
+    """What set-up leaves in environments that are complete, the newest last."""
+    return sorted((checkout / ".venv").glob("*/ready"), key=lambda stamp: stamp.stat().st_mtime)
 
 
 def _is_checkout(folder: Path) -> bool:
@@ -148,7 +169,11 @@ def start(
         detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with open(log_path, "wb") as log:
+        log = open(log_path, "wb")  # noqa: SIM115 - closed below; only its opening is the data folder's fault
+    except OSError as error:
+        raise file_problem(error, error.filename or home) from error
+    try:
+        with log:
             process = subprocess.Popen(
                 command,
                 cwd=installation.folder,
@@ -160,18 +185,24 @@ def start(
                 **detached,
             )
     except OSError as error:
-        raise file_problem(error, error.filename or installation.python) from error
+        raise BackendError(
+            "not_installed",
+            f"{installation.python} cannot be run as Python: {error.strerror or error}.",
+            "Correct it in the preferences, or leave it empty there.",
+        ) from error
 
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             with contextlib.suppress(BackendError):  # another one was started at the same moment: that is fine
                 return answering(home)
-            raise BackendError(
-                "start_failed",
-                f"The backend did not start: {_last_words(log_path)}",
-                f"The whole log is {log_path}.",
-            )
+            reason, hint = _last_words(log_path), f"The whole log is {log_path}."
+            if "No module named" in reason:
+                hint = (
+                    f"{installation.python} lacks what the backend needs. Leave Python empty in the preferences, "
+                    f"and run '{SETUP_COMMAND}' in {installation.folder}. {hint}"
+                )
+            raise BackendError("start_failed", f"The backend did not start: {reason}", hint)
         if is_stopped():
             process.terminate()
             raise BackendError("stopped", "Starting the backend was stopped.")

@@ -13,7 +13,18 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import exchange, nearness, node_groups, origin, placing, retime, splat_object, subject, versions
+from . import (
+    applied_transform,
+    exchange,
+    nearness,
+    node_groups,
+    origin,
+    placing,
+    retime,
+    splat_object,
+    subject,
+    versions,
+)
 from .contract import rotations
 from .contract.clip import Clip, Gaussians
 from .point_cloud import clip_of_object
@@ -92,6 +103,7 @@ def moving_copies(
             f"The mesh of which {splats.name} was made is not in this scene. "
             "Select the mesh to move first, then the Gaussians with Shift, and try again."
         )
+    applied_transform.refuse(splats)
     clip, shown = clip_of_object(splats), splat_object.shown_frame(splats)
     timing, repeat = _timing(splats, context) if shape_keys else ({}, "HOLD")
     graph = context.evaluated_depsgraph_get()

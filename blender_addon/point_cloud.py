@@ -12,6 +12,7 @@ constant one):
 | `pos.t`                   | FLOAT_VECTOR | position                                                   |
 | `rot.t`                   | QUATERNION   | wxyz, continuous in sign over time                         |
 | `lsc`                     | FLOAT_VECTOR | log of the scales; `lsc.t` where they change over time     |
+| `number`                  | INT          | counts them from 0; anew in each clip that was joined      |
 
 The points themselves lie at `pos.0`. Where somebody moves one, all its frames move along (see `node_groups`).
 """
@@ -25,20 +26,19 @@ import numpy as np
 from mathutils import Matrix
 
 from . import node_groups, retime, versions
+from .attributes import read as read_attribute
+from .attributes import write as write_attribute
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, check_clip
 from .contract.splat_files.ply_writer import logit
 from .scene_settings import apply_frame_range as apply_frame_range  # this module is the door to the whole room
 from .scene_settings import ensure_scene_settings as ensure_scene_settings
 from .scene_settings import scene_warnings as scene_warnings
-from .splat_object import CLIP, UUID, description, frame_count, is_splat_object, set_draw_mode
+from .splat_object import CLIP, NUMBER, UUID, description, frame_count, is_splat_object, set_draw_mode
 from .splat_object import draw_mode as draw_mode
 from .splat_object import playback_modifier as playback_modifier
 
 MODIFIER = "Kinesplat Playback"
-
-_KEYS = {"FLOAT": "value", "FLOAT_VECTOR": "vector", "QUATERNION": "value"}  # of foreach_get and foreach_set
-_WIDTHS = {"FLOAT": 1, "FLOAT_VECTOR": 3, "QUATERNION": 4}
 
 
 def import_clip(
@@ -132,12 +132,12 @@ def _read_clip(splats: bpy.types.Object, mesh: bpy.types.Mesh) -> Clip:
     def read(name: str) -> np.ndarray:
         if name not in attributes:
             raise ValueError(f"{splats.name} has lost its attribute {name}.")
-        return _read(attributes[name])
+        return read_attribute(attributes[name])
 
     def read_frames(name: str) -> np.ndarray:
         return np.stack([read(f"{name}.{t}") for t in range(count)])
 
-    moved = _read_positions(mesh) - read("pos.0")
+    moved = read("position") - read("pos.0")
     means = read_frames("pos") + moved
     quats = rotations.normalize(read_frames("rot"))
     moving_scales = np.exp(read_frames("lsc")) if "lsc.0" in attributes else None
@@ -180,7 +180,7 @@ def _layout(clip: Clip) -> node_groups.Layout:
 def _build_mesh(
     clip: Clip, layout: node_groups.Layout, name: str, on_progress: Callable[[float], None]
 ) -> bpy.types.Mesh:
-    columns = {"opacity": "FLOAT", **{f"f_dc_{channel}": "FLOAT" for channel in range(3)}}
+    columns = {NUMBER: "INT", "opacity": "FLOAT", **{f"f_dc_{channel}": "FLOAT" for channel in range(3)}}
     columns |= {f"sh_{index}": "FLOAT_VECTOR" for index in range(clip.sh.shape[1] - 1)}
     if not layout.moving_scales:
         columns["lsc"] = "FLOAT_VECTOR"
@@ -197,9 +197,9 @@ def _build_mesh(
 
     # Only now: adding an attribute may move the others in memory.
     def write(column: str, values: np.ndarray) -> None:
-        attribute = mesh.attributes[column]
-        attribute.data.foreach_set(_KEYS[attribute.data_type], _flat(values))
+        write_attribute(mesh.attributes[column], values)
 
+    write(NUMBER, np.arange(clip.count))
     for channel in range(3):
         write(f"f_dc_{channel}", clip.sh[:, 0, channel])
     for index in range(1, clip.sh.shape[1]):
@@ -219,22 +219,6 @@ def _build_mesh(
         on_progress((t + 1) / clip.frame_count)
     mesh.update()
     return mesh
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    """As foreach_set copies at once instead of number by number."""
-    return np.ascontiguousarray(values, np.float32).reshape(-1)
-
-
-def _read(attribute: bpy.types.Attribute) -> np.ndarray:
-    width = _WIDTHS[attribute.data_type]
-    values = np.empty(len(attribute.data) * width, np.float32)
-    attribute.data.foreach_get(_KEYS[attribute.data_type], values)
-    return values if width == 1 else values.reshape(-1, width)
-
-
-def _read_positions(mesh: bpy.types.Mesh) -> np.ndarray:
-    return _read(mesh.attributes["position"])
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -85,6 +85,8 @@ def _draw_backend(preferences: "PreferencesBase", layout: bpy.types.UILayout) ->
             row = layout.row()
             row.alert = True
             row.label(text=ONLINE_ACCESS_IS_OFF, icon="ERROR", translate=False)
+        else:
+            _draw_state(layout)
         return
     layout.prop(preferences, "folder")
     header, body = layout.panel("KINESPLAT_preferences_advanced", default_closed=True)
@@ -99,9 +101,21 @@ def _draw_backend(preferences: "PreferencesBase", layout: bpy.types.UILayout) ->
         column = layout.column(align=True)
         column.label(text=str(error), icon="INFO", translate=False)
         column.label(text=error.hint, icon="BLANK1", translate=False)
-        if preferences.folder:
+        if setup_folder() is not None:
             column.separator()
             column.operator("kinesplat.copy_setup_command", icon="COPYDOWN")
+
+
+def _draw_state(layout: bpy.types.UILayout) -> None:
+    """Whether the backend answers, as the sidebar that says it lies behind this window."""
+    status = bpy.context.window_manager.kinesplat
+    column = layout.column(align=True)
+    if status.backend_state == "running":
+        column.label(text="Connected", icon="CHECKMARK")
+    elif status.backend_message:
+        column.label(text=status.backend_message, icon="ERROR", translate=False)
+        if status.backend_hint:
+            column.label(text=status.backend_hint, icon="BLANK1", translate=False)
 
 
 ONLINE_ACCESS_IS_OFF = "Online access is off: enable it under System > Network, or use a backend on this computer"
@@ -145,6 +159,17 @@ def installation() -> local_backend.Installation:
     preferences = get()
     home = home_folder(_absolute(preferences.home))
     return local_backend.find_installation(_absolute(preferences.folder), _absolute(preferences.python), home)
+
+
+def setup_folder() -> Path | None:
+    """Where the backend lies that is yet to be set up; None where there is none, or it is set up."""
+    preferences = get()
+    home = home_folder(_absolute(preferences.home))
+    try:
+        checkout = local_backend.find_checkout(_absolute(preferences.folder), home)
+    except BackendError:
+        return None
+    return None if local_backend.is_set_up(checkout) else checkout
 
 
 def data_folder() -> Path:

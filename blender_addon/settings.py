@@ -146,7 +146,7 @@ class KINESPLAT_PG_scene(bpy.types.PropertyGroup):
     )
     prompt: StringProperty(
         name="Prompt",
-        description="What it is and what it does, in a few words such as: a fox runs",
+        description="What it is and what it does, in a few English words such as: a fox runs",
         maxlen=MAX_PROMPT_LENGTH,
         options={"TEXTEDIT_UPDATE"},
     )

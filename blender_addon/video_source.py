@@ -30,7 +30,7 @@ class VideoSource:
 
     name: str
     count: int  # frames
-    fps: float  # at which they follow each other in the file; of pictures, those of the scene or of their clip
+    fps: float  # at which they follow each other in the file; of pictures, those of the scene
     video: Path | None = None
     first: int = 0  # the frame of the file that comes first, from 0 on
     to_end: bool = False  # the last frame is the file's own, however many it really has
@@ -143,7 +143,7 @@ def active_strip(scene: bpy.types.Scene) -> bpy.types.Strip | None:
 
 
 def from_movie_clip(clip: bpy.types.MovieClip | None, scene: bpy.types.Scene) -> VideoSource:
-    """All of a movie clip, a movie or an image sequence; a sequence without a rate has the scene's.
+    """All of a movie clip, a movie or an image sequence, as fast as the scene shows it: a frame in each of its own.
 
     Raises:
         CaptureError: there is none, its file is gone, or it is of a kind that the backend does not read.
@@ -153,11 +153,13 @@ def from_movie_clip(clip: bpy.types.MovieClip | None, scene: bpy.types.Scene) ->
     path, name = _absolute(clip.filepath, clip), _title(clip.name)
     shown = {"scene_frame": float(clip.frame_start)}
     if clip.source == "MOVIE":
-        return _checked(VideoSource(name, *_read_movie(path), video=path, to_end=True, **shown))
+        count, fps = _read_movie(path)
+        speed = _rate(scene) / fps
+        return _checked(VideoSource(name, count, fps, video=path, to_end=True, speed=speed, **shown))
     first = _sequence(path)
     offset = max(clip.frame_offset, 0)
     pictures = first[offset : offset + clip.frame_duration] if clip.frame_duration > 1 else first[offset:]
-    return _checked(VideoSource(name, len(pictures), _rate(clip.fps, scene), pictures=tuple(pictures), **shown))
+    return _checked(VideoSource(name, len(pictures), _rate(scene), pictures=tuple(pictures), **shown))
 
 
 def from_strip(strip: bpy.types.Strip | None, scene: bpy.types.Scene) -> VideoSource:
@@ -172,7 +174,7 @@ def from_strip(strip: bpy.types.Strip | None, scene: bpy.types.Scene) -> VideoSo
         raise CaptureError(f"The strip {strip.name} is neither a movie nor images. Select one that is.")
     if len(strip.retiming_keys) or strip.use_reverse_frames:
         raise CaptureError(f"The strip {strip.name} plays at another speed or backwards. Take that away first.")
-    rate = _rate(0.0, scene)
+    rate = _rate(scene)
     # The content begins `frame_offset_start` before the strip does; what lies before frame 0 is the first frame again.
     before, after = strip.frame_offset_start, strip.frame_offset_end
     skipped, cut = max(before, 0.0), max(before, 0.0) + max(after, 0.0)
@@ -207,7 +209,7 @@ def from_path(path: str | Path, scene: bpy.types.Scene) -> VideoSource:
     if not path.is_dir() and _kind(path) not in PICTURE_TYPES and path.suffix.lower() not in bpy.path.extensions_image:
         return _checked(VideoSource(_title(path.name), *_read_movie(path), video=path, to_end=True))
     pictures = _folder(path) if path.is_dir() else _sequence(path)
-    return _checked(VideoSource(_title(path.name), len(pictures), _rate(0.0, scene), pictures=tuple(pictures)))
+    return _checked(VideoSource(_title(path.name), len(pictures), _rate(scene), pictures=tuple(pictures)))
 
 
 def stored_fps(source: VideoSource, frames: int) -> float:
@@ -347,11 +349,9 @@ def _absolute(path: str, owner: bpy.types.ID) -> Path:
     return Path(bpy.path.abspath(path, library=owner.library))
 
 
-def _rate(fps: float, scene: bpy.types.Scene) -> float:
-    """Frames per second; the scene's where there is none."""
-    if not fps > 0:
-        fps = scene.render.fps / scene.render.fps_base
-    return min(max(fps, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
+def _rate(scene: bpy.types.Scene) -> float:
+    """The scene's frames per second."""
+    return min(max(scene.render.fps / scene.render.fps_base, BOUNDS["fps"].minimum), BOUNDS["fps"].maximum)
 
 
 def _sequence(path: Path) -> list[Path]:

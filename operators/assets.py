@@ -73,7 +73,7 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         name="Folder",
         description="Folder to save into, in place of a library",
         subtype="DIR_PATH",
-        options={"SKIP_SAVE"},
+        options={"SKIP_SAVE", "PATH_SUPPORTS_BLEND_RELATIVE"},
     )
     filter_folder: BoolProperty(default=True, options={"HIDDEN", "SKIP_SAVE"})
     add_library: BoolProperty(
@@ -87,6 +87,8 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         if self.properties.is_property_set("library") and self.library != OTHER_FOLDER:
             return self.execute(context)
         self.library = OTHER_FOLDER
+        if not self.properties.is_property_set("add_library"):
+            self.add_library = not asset_library.libraries()  # else the asset is not to be found
         context.window_manager.fileselect_add(self)
         return {"RUNNING_MODAL"}
 
@@ -131,6 +133,7 @@ class KINESPLAT_OT_save_asset(AssetOperator, bpy.types.Operator):
         layout.use_property_split = True
         layout.use_property_decorate = False
         layout.prop(self, "author")
+        layout.use_property_split = False  # its name needs the width
         layout.prop(self, "add_library")
 
 

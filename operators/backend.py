@@ -110,7 +110,10 @@ class KINESPLAT_OT_copy_setup_command(bpy.types.Operator):
     bl_options = {"INTERNAL"}
 
     def execute(self, context):
-        folder = bpy.path.abspath(preferences.get().folder)
+        folder = preferences.setup_folder()
+        if folder is None:
+            self.report({"ERROR"}, "There is no backend to set up: choose its folder first, or start it")
+            return {"CANCELLED"}
         context.window_manager.clipboard = f'cd "{folder}" && {local_backend.SETUP_COMMAND}'
         self.report({"INFO"}, "Copied: paste it into a terminal")
         return {"FINISHED"}

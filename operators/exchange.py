@@ -27,6 +27,14 @@ class SplatExport(ExportHelper):
 
     bl_options = {"PRESET"}
 
+    filepath: StringProperty(
+        name="File Path",
+        description="File to write",
+        maxlen=1024,
+        subtype="FILE_PATH",
+        options={"PATH_SUPPORTS_BLEND_RELATIVE"},  # Blender's own lacks this
+    )
+
     @classmethod
     def poll(cls, context):
         if not splat_object.is_splat_object(context.active_object):

@@ -20,9 +20,14 @@ class SplatImport:
 
     bl_options = {"REGISTER", "UNDO"}
 
-    filepath: StringProperty(name="File", description="Clip file to import", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    filepath: StringProperty(
+        name="File",
+        description="Clip file to import",
+        subtype="FILE_PATH",
+        options={"SKIP_SAVE", "PATH_SUPPORTS_BLEND_RELATIVE"},
+    )
     # Set by the file browser and by dropping, which may bring several files of one folder.
-    directory: StringProperty(subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE"})
+    directory: StringProperty(subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE", "PATH_SUPPORTS_BLEND_RELATIVE"})
     files: CollectionProperty(type=bpy.types.OperatorFileListElement, options={"HIDDEN", "SKIP_SAVE"})
     fit_scene: BoolProperty(
         name="Fit Scene",

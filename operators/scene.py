@@ -4,7 +4,7 @@
 import bpy
 from bpy.props import EnumProperty
 
-from ..blender_addon import applied_transform, scene_settings, splat_object
+from ..blender_addon import applied_transform, joined, scene_settings, splat_object
 from .retime import SplatOperator
 
 DRAW_MODES = (
@@ -78,5 +78,34 @@ class KINESPLAT_OT_give_back_transform(SplatOperator, bpy.types.Operator):
             applied_transform.give_back(splats)
 
 
-CLASSES = (KINESPLAT_OT_set_draw_mode, KINESPLAT_OT_fix_scene_settings, KINESPLAT_OT_give_back_transform)
+class KINESPLAT_OT_fit_joined(SplatOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.fit_joined"
+    bl_label = "Fit Joined Frames"
+    bl_description = (
+        "Let the stored frames of Gaussians that were joined go along with their scale and rotation, "
+        "and play for as long as those that they were joined to"
+    )
+    takes = staticmethod(joined.misfits)
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode")
+            return False
+        if not cls.takes(context.active_object):
+            cls.poll_message_set("Nothing was joined into the active Gaussians that does not fit")
+            return False
+        return True
+
+    def change(self, context, splats):
+        if joined.misfits(splats):  # of objects that share their points, the first has mended all
+            joined.settle(splats)
+
+
+CLASSES = (
+    KINESPLAT_OT_set_draw_mode,
+    KINESPLAT_OT_fix_scene_settings,
+    KINESPLAT_OT_give_back_transform,
+    KINESPLAT_OT_fit_joined,
+)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

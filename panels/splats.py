@@ -6,7 +6,16 @@ Also the timing of meshes that took over their motion.
 
 import bpy
 
-from ..blender_addon import applied_transform, mesh_motion, node_groups, origin, retime, scene_settings, splat_object
+from ..blender_addon import (
+    applied_transform,
+    joined,
+    mesh_motion,
+    node_groups,
+    origin,
+    retime,
+    scene_settings,
+    splat_object,
+)
 from .layout import SidebarPanel, draw_sentence
 
 MODE_TEXTS = {"POINTS": "Points", "QUADS": "Splats", "NATIVE": "Native"}
@@ -32,6 +41,7 @@ class KINESPLAT_PT_splats(SplatPanel, bpy.types.Panel):
         else:
             draw_modes(layout, splats)
             draw_applied(layout, context)
+            draw_joined(layout, context)
         for warning in scene_settings.scene_warnings(context.scene):
             draw_sentence(layout, context, warning, icon="ERROR")
         if bpy.ops.kinesplat.fix_scene_settings.poll():
@@ -119,6 +129,14 @@ def draw_applied(layout: bpy.types.UILayout, context: bpy.types.Context) -> None
         sentence = "Scale or rotation was applied, which the stored frames know nothing of: sizes and motion do not fit"
         draw_sentence(layout, context, sentence, icon="ERROR")
         layout.operator("kinesplat.give_back_transform", icon="LOOP_BACK")
+
+
+def draw_joined(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """What is wrong where Gaussians were joined that do not fit the frames of the active ones, and what mends it."""
+    if joined.misfits(context.active_object):
+        sentence = "Some were joined with another scale, rotation or number of frames: their motion does not fit"
+        draw_sentence(layout, context, sentence, icon="ERROR")
+        layout.operator("kinesplat.fit_joined", icon="MOD_ARRAY")
 
 
 def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:

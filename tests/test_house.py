@@ -169,6 +169,13 @@ def test_every_source_names_its_licence() -> None:
         assert not text.strip() or text.startswith("# SPDX-License-Identifier: GPL-3.0-or-later\n"), path
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_scripts_in_documents_run_as_they_are_pasted(path: Path) -> None:
+    for script in re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL):
+        compile(script, path.name, "exec")
+        assert "bpy." not in script or script.startswith("import bpy\n"), "Blender's text editor imports nothing"
+
+
 def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text("utf-8"))

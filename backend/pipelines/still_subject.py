@@ -74,7 +74,7 @@ def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Te
     subject = model.memory.nearest(prompt, seed)
     if subject is None:
         examples = ", ".join(sorted(set(model.memory.subjects))[::8])
-        hint = f"It knows, for example: {examples}. Or start from an image or an object."
+        hint = f"It knows English words, for example: {examples}. Or start from an image or an object."
         raise UserError("unknown_subject", "The prompt names no subject that the model knows.", hint)
     return _averaged(model.memory.mesh(subject).pictures(scaled(cameras, FINER)))
 

@@ -245,7 +245,7 @@ def _unusable(home: paths.Home, error: OSError | sqlite3.Error) -> UserError:
     return UserError(
         "home_not_usable",
         f"{what} cannot be used: {getattr(error, 'strerror', None) or error}.",
-        "See that all of the data directory belongs to you, or choose another one with --home.",
+        "See that all of the data directory belongs to you and its disk is not full, or choose another with --home.",
     )
 
 

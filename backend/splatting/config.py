@@ -52,6 +52,8 @@ class ConstructConfig:
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
     hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
+    least_travel: float = 0.05  # clip space, mean; what travels less is not "carried"
+    least_leap: float = 0.0  # nor what moves less between two frames
     mirrors: tuple[float, ...] = (0.0, 0.5)  # cycles after which the other side may do the same (`symmetry`)
     mirror_share: float = 0.1  # of the spectral weight, where a mirror holds and shows each moment from two sides
     joint_rate: float = 0.3  # of the motion's rate, for turns of joints
@@ -104,10 +106,14 @@ class ConstructConfig:
         return replace(self, coarse_steps=self.coarse_steps // 2, **slack)
 
     def with_many_views(self) -> "ConstructConfig":
-        """The same for several pictures of each time: these tell the motion, and priors would only smooth it."""
+        """The same for several pictures of each time: these tell the motion, and priors would only smooth it.
+
+        Only what leaps so far from frame to frame that no picture leads from one to the next is carried.
+        """
         steps = {"coarse_steps": self.coarse_steps * 8 // 5, "fine_steps": self.fine_steps * 2, "fine_frames": 4}
-        alone = {"hypotheses": self.hypotheses[:1], "mirrors": ()}
-        return replace(self, spectral_weight=0.1, window_share=0.8, **alone, **steps)
+        kinds = tuple(kind for kind in self.hypotheses if kind != "jointed")
+        tried = {"hypotheses": kinds, "mirrors": (), "least_travel": 0.0, "least_leap": 0.1}
+        return replace(self, spectral_weight=0.1, window_share=0.8, **tried, **steps)
 
     def with_mirror(self) -> "ConstructConfig":
         """The same for a motion of which a mirror tells more."""

@@ -17,7 +17,7 @@ PIXEL_BYTES = 16  # RGBA float32
 GAUSSIAN_BYTES = 1_000  # parameters, gradients, Adam's moments, projections and tile lists of one picture
 # Time of one core for one picture of an iteration, forward and backward.
 GAUSSIAN_SECONDS, PIXEL_SECONDS, STEP_SECONDS = 9e-7, 2e-7, 3e-3
-USUAL_KINDS = 2  # of motion that are tried, beside mirrors; few subjects travel enough for a third
+RARE_KIND = "carried"  # of motion: few subjects travel enough for it to be tried
 GPU_STEP_SECONDS = 1.5e-2  # all pictures at once; small fits are bound by launches, not by size
 
 
@@ -47,7 +47,8 @@ def estimate(
     given = sum(views * height * width for views, height, width in filter(None, (moving, static)))
     at_once = max(config.fine_frames, config.shape_frames) if not on_gpu else 1
     memory = PROGRAM_BYTES + PICTURE_COPIES * PIXEL_BYTES * given + GAUSSIAN_BYTES * at_once * config.gaussians
-    tried = min(len(config.hypotheses), USUAL_KINDS) + len(config.mirrors) if config.motion == "bases" else 1
+    usual = [kind for kind in config.hypotheses if kind != RARE_KIND]
+    tried = len(usual) + len(config.mirrors) if config.motion == "bases" else 1
     steps = config.shape_steps + tried * config.coarse_steps + config.fine_steps
     if on_gpu:
         return Estimate(memory, steps * GPU_STEP_SECONDS)

@@ -26,7 +26,6 @@ MARGIN = 0.02  # by which a later hypothesis has to be better, as a share of wha
 # second below 1.12; of two mirrors the one with the smaller share was right.
 MIRROR_EXCESS = 1.35
 MIRROR_COST = 1.2
-TRAVEL = 0.05  # clip space; what travels less is not "carried"
 BEND = 3e-4  # price of fast terms in the path of the whole
 
 
@@ -80,7 +79,7 @@ def kinds_for(scene: Scene, rest: GaussianParameters) -> dict[str, Tensor | None
     kinds: dict[str, Tensor | None] = dict.fromkeys(kind for kind in scene.config.hypotheses if kind != "carried")
     if "carried" in scene.config.hypotheses:
         travel, path = travelled(scene, rest)
-        if travel > TRAVEL:
+        if travel > scene.config.least_travel and _leap(scene, path) > scene.config.least_leap:
             kinds["carried"] = path
     return kinds
 
@@ -103,6 +102,12 @@ def travelled(scene: Scene, rest: GaussianParameters) -> tuple[float, Tensor]:
     depths = pictures.viewmats[:, 2, :3] @ centre + pictures.viewmats[:, 2, 3]
     ways = ways * (depths[:, None] / pictures.Ks[:, [0, 1], [0, 1]])  # clip space
     return float(ways.abs().mean()), _fitted_path(ways, pictures.viewmats[:, :2, :3], basis, scene.times)
+
+
+def _leap(scene: Scene, path: Tensor) -> float:
+    """How far the path [3, J] leads from one time to the next, at most."""
+    places = path @ scene.basis(torch.unique(scene.times))
+    return float(places.diff(dim=1).norm(dim=0).max())
 
 
 def _fitted_path(ways: Tensor, axes: Tensor, basis: TimeBasis, times: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -146,6 +147,11 @@ def read_video(
         try:
             answer = json.loads((Path(folder) / ANSWER_NAME).read_text("utf-8"))
         except (OSError, ValueError) as error:
+            if shutil.disk_usage(folder).free < count * longest**2 * 4:  # most that the frames take
+                raise UserError(
+                    "disk_full", f"There is too little free space on the disk of {run.folder}.",
+                    "Free some space, then try again.",
+                ) from error  # fmt: skip
             raise UserError(
                 "bad_video", "The video could not be decoded: the decoder ended without an answer.",
                 "The file is damaged or needs too much memory. Convert it to MP4 and choose that.",

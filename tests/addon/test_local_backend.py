@@ -63,6 +63,10 @@ def test_not_set_up(tmp_path) -> None:
         local_backend.find_installation(str(checkout))
     assert caught.value.code == "not_installed"
     assert "python run.py setup" in caught.value.hint
+    assert local_backend.find_checkout(str(checkout)) == checkout
+    assert not local_backend.is_set_up(checkout)
+    make_environment(checkout, "whole")
+    assert local_backend.is_set_up(checkout)
 
 
 def test_the_newest_environment_is_taken(tmp_path) -> None:
@@ -96,7 +100,27 @@ def test_a_python_that_is_none(tmp_path) -> None:
     python.write_text("not a program")
     with pytest.raises(BackendError) as caught:
         local_backend.start(local_backend.Installation(checkout, python), tmp_path / "home")
+    assert caught.value.code == "not_installed"
+    assert str(caught.value).startswith(f"{python} cannot be run as Python: ")
+    assert "preferences" in caught.value.hint
+
+
+def test_a_python_that_lacks_what_the_backend_needs(tmp_path) -> None:
+    checkout = make_checkout(tmp_path / "kinesplat", "import no_such_module")
+    with pytest.raises(BackendError) as caught:
+        local_backend.start(local_backend.Installation(checkout, Path(sys.executable)), tmp_path / "home")
+    assert caught.value.code == "start_failed"
+    assert "Leave Python empty" in caught.value.hint
+    assert local_backend.LOG_FILE in caught.value.hint
+
+
+def test_a_data_folder_that_is_a_file(tmp_path) -> None:
+    (tmp_path / "home").touch()
+    checkout = make_checkout(tmp_path / "kinesplat")
+    with pytest.raises(BackendError) as caught:
+        local_backend.start(local_backend.Installation(checkout, Path(sys.executable)), tmp_path / "home")
     assert caught.value.code == "file_problem"
+    assert str(tmp_path / "home") in str(caught.value)
 
 
 def test_blenders_python_does_not_leak_into_the_backend(tmp_path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Euler, Matrix, Vector  # noqa: E402
 
-from blender_addon import applied_transform, point_cloud  # noqa: E402
+from blender_addon import applied_transform, asset_library, exchange, mesh_motion, point_cloud  # noqa: E402
 from tests.blender.clips import add_camera, quad_corners, show, twisting_ring  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 
@@ -118,3 +118,21 @@ def test_the_button(extension):
     assert bpy.ops.kinesplat.give_back_transform() == {"FINISHED"}
     np.testing.assert_allclose(drawn(ring), before, atol=1e-4)
     assert not bpy.ops.kinesplat.give_back_transform.poll()
+
+
+@pytest.mark.parametrize("mode", ["OBJECT", "EDIT"])
+def test_nothing_is_made_of_frames_that_do_not_fit(ring, tmp_path, mode):
+    bpy.ops.object.transform_apply()
+    bpy.ops.object.mode_set(mode=mode)
+    for make in (
+        lambda: exchange.export_clip(bpy.context, ring, tmp_path / "ring.npz"),
+        lambda: exchange.export_ply(bpy.context, ring, tmp_path / "ring.ply"),
+        lambda: asset_library.save(ring, tmp_path),
+        lambda: mesh_motion.moving_copies(ring, [ring.parent], bpy.context),
+    ):
+        with pytest.raises(ValueError, match="Press Give Back to Object in its panel"):
+            make()
+    assert not list(tmp_path.iterdir())
+    bpy.ops.object.mode_set(mode="OBJECT")
+    applied_transform.give_back(ring)
+    exchange.export_clip(bpy.context, ring, tmp_path / "ring.npz")

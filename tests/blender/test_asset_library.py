@@ -3,6 +3,7 @@
 
 import json
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -540,6 +541,18 @@ def test_a_folder_becomes_a_library_on_request(pair, tmp_path):
     assert len(known) == before + 1
     assert (known[-1].name, known[-1].path) == ("mine", str(tmp_path / "mine"))
     assert (tmp_path / "mine" / asset_catalog.FILE_NAME).is_file()
+
+
+def test_the_first_folder_is_offered_as_a_library(pair, part, tmp_path, monkeypatch):
+    opened = []
+    context = SimpleNamespace(window_manager=SimpleNamespace(fileselect_add=opened.append))
+    save = part("operators.assets").KINESPLAT_OT_save_asset
+    for libraries in ([], [("mine", tmp_path)]):
+        monkeypatch.setattr(part("blender_addon.asset_library"), "libraries", lambda libraries=libraries: libraries)
+        operator = SimpleNamespace(properties=SimpleNamespace(is_property_set=lambda name: False))
+        save.invoke(operator, context, None)
+        assert opened.pop() is operator
+        assert operator.add_library == (not libraries)
 
 
 def test_open_asset_browsers_are_refreshed(pair, part, library):

@@ -356,3 +356,16 @@ def test_webp_pictures_are_decoded_as_by_pillow(extension, part) -> None:
     with pytest.raises(ValueError, match="No WebP picture"):
         decode(b"RIFF")
     assert not bpy.data.images
+
+
+def test_paths_beside_the_file(splats, tmp_path, recwarn):
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "scene ü.blend"))
+    assert bpy.ops.kinesplat.export_clip_file(filepath="//ring ß.npz") == {"FINISHED"}
+    assert bpy.ops.kinesplat.export_ply_sequence(filepath="//ply/ring.ply", frames="SCENE") == {"FINISHED"}
+    assert bpy.ops.kinesplat.save_asset(directory="//") == {"FINISHED"}
+    assert bpy.ops.kinesplat.import_clip_file(filepath="//ring ß.npz") == {"FINISHED"}
+    names = [{"name": f"ring_{number:04}.ply"} for number in range(1, 6)]
+    assert bpy.ops.kinesplat.import_ply_files(directory="//ply", files=names) == {"FINISHED"}
+    assert (tmp_path / "ring ß.npz").is_file()
+    assert (tmp_path / "Ring.blend").is_file()
+    assert [str(warning.message) for warning in recwarn] == [], "Blender warns of properties that take no such paths"

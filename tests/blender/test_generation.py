@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from backend.service.schema import RequestModel
 from blender_addon.contract.frames import write_frames
 from blender_addon.contract.orbit import Cameras
-from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, STILL_FRAMES
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, MAX_NAME_LENGTH, STILL_FRAMES
 from tests.blender.test_operators import active_job, error_of, why_not
 from tests.contract.clips import random_frames
 
@@ -47,7 +47,8 @@ def test_a_still_object_is_sent_as_it_stands(options, backend, part) -> None:
     options.prompt, options.motion, options.seed, options.resolution = "  it  jumps ", 4.5, 7, 96
     assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
     request = only_request(backend)
-    assert (request["kind"], request["pipeline"], request["name"]) == ("object", "diffusion4d", "Box")
+    assert active_job().name == "Box, it jumps, Seed 7"
+    assert (request["kind"], request["pipeline"], request["name"]) == ("object", "diffusion4d", "Box, it jumps, Seed 7")
     settings = request["settings"]
     assert (settings["prompt"], settings["motion"], settings["seed"]) == ("it jumps", 4.5, 7)
     for name in ("guidance_motion", "guidance_static", "steps", "fps"):
@@ -210,11 +211,32 @@ def test_an_image(options, backend) -> None:
     options.image, options.prompt = image, "a cat walks"
     assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
     request = only_request(backend)
-    assert (request["kind"], request["name"]) == ("image", "cat")
+    assert (request["kind"], request["name"]) == ("image", "cat, a cat walks")
     sent = np.asarray(Image.open(io.BytesIO(backend.blobs[request["inputs"]["image"]])))
     assert sent.shape == (200, 400, 4)
     assert (sent[:100, :, 3] == 0).all()
     assert (sent[100:] == (255, 128, 64, 255)).all()
+
+
+@pytest.mark.parametrize(("system", "scale", "size"), [("METRIC", 0.01, 200), ("IMPERIAL", 1, 2), ("NONE", 0.01, 2)])
+def test_what_is_made_up_is_as_large_in_every_unit(options, backend, system, scale, size) -> None:
+    units = bpy.context.scene.unit_settings
+    units.system, units.scale_length = system, scale
+    options.kind, options.prompt = "TEXT", "a fox runs"
+    assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    assert np.diag(only_request(backend)["inputs"]["to_object"]) == pytest.approx([size, size, size, 1])
+
+
+@pytest.mark.slow
+def test_jobs_of_one_subject_are_told_apart(options, backend) -> None:
+    image = bpy.data.images.new("dog.png", 8, 8, alpha=True)
+    options.kind, options.image = "IMAGE", image
+    for options.prompt, options.seed in (("", 0), ("a dog walks", 0), ("a dog walks", 3), ("a dog runs " * 30, 3)):
+        assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
+    names = [job.name for job in bpy.context.window_manager.kinesplat.jobs]
+    assert names[3:0:-1] == ["dog", "dog, a dog walks", "dog, a dog walks, Seed 3"]
+    assert len(names[0]) == MAX_NAME_LENGTH
+    assert names[0].endswith(", Seed 3")
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_the_request_is_what_the_panel_says(quick, backend, part) -> None:
     gaussians = part("blender_addon.contract.requests").GAUSSIANS_BY_PRESET["draft"]
     looks = {"sh_degree": 0, "color_space": "srgb", "motion_model": "bases"}
     assert request["settings"] == {"seed": 7, "preset": "draft", "gaussians": gaussians, "fps": 24.0 * 7 / 8, **looks}
-    assert request["name"] == "Box"
+    assert request["name"] == "Box, Seed 7"
     for kind, last, count in (("moving", 1.0, 8), ("static", 0.0, 16)):  # the last 8 from above and below
         orbit = request["inputs"][kind]
         assert len(orbit["frames"]) == count
@@ -456,6 +456,19 @@ def test_a_missing_installation_is_shown_in_the_panel(quick, part, tmp_path) -> 
     with FakeBackend(tmp_path / "home"):
         tracker.wait(lambda: status.backend_state == "running", 10)
     assert status.notice == ""
+
+
+def test_the_setup_command_is_offered_where_there_is_something_to_set_up(quick, part, tmp_path) -> None:
+    preferences, checkout = part("blender_addon.preferences"), tmp_path / "kinesplat"
+    preferences.get().folder = str(checkout)
+    assert preferences.setup_folder() is None
+    assert "no backend to set up" in error_of(bpy.ops.kinesplat.copy_setup_command)
+    (checkout / "backend").mkdir(parents=True)
+    (checkout / "backend" / "__main__.py").touch()
+    assert preferences.setup_folder() == checkout
+    (checkout / ".venv" / "one").mkdir(parents=True)
+    (checkout / ".venv" / "one" / "ready").touch()
+    assert preferences.setup_folder() is None
 
 
 def test_gaussians_are_no_source(quick, backend, tmp_path) -> None:

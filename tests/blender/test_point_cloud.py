@@ -63,7 +63,11 @@ class TestData:
         mesh = splats.data
         assert len(mesh.vertices) == clip.count
         own = {a.name: a.data_type for a in mesh.attributes if a.name != "position" and not a.name.startswith(".")}
-        expected = {f"f_dc_{c}": "FLOAT" for c in range(3)} | {"opacity": "FLOAT", "lsc": "FLOAT_VECTOR"}
+        expected = {f"f_dc_{c}": "FLOAT" for c in range(3)} | {
+            "opacity": "FLOAT",
+            "lsc": "FLOAT_VECTOR",
+            "number": "INT",
+        }
         expected |= {f"sh_{i}": "FLOAT_VECTOR" for i in range(8)}
         expected |= {f"pos.{t}": "FLOAT_VECTOR" for t in range(4)} | {f"rot.{t}": "QUATERNION" for t in range(4)}
         assert own == expected

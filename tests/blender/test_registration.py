@@ -19,7 +19,7 @@ OPERATORS = {
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "import_ply_files", "export_clip_file", "export_ply_sequence",
-    "mark_asset", "save_asset", "give_back_transform",
+    "mark_asset", "save_asset", "give_back_transform", "fit_joined",
 }  # fmt: skip
 
 BOUNDED = (
@@ -104,6 +104,17 @@ def test_nothing_stays_behind(extension, part) -> None:
         assert not any(thread.name == "Kinesplat HTTP" for thread in threading.enumerate())
     finally:
         extension.register()
+
+
+def test_no_picture_is_drawn_that_went_with_a_disabled_extension(extension) -> None:
+    status = bpy.context.window_manager.kinesplat
+    status.jobs.add().preview_icon = 5
+    status.video_icons = (6, 7, 8)
+    extension.unregister()
+    extension.register()
+    status = bpy.context.window_manager.kinesplat  # Blender has kept what it held
+    assert [job.preview_icon for job in status.jobs] == [0]
+    assert status.video_icons[:] == (0, 0, 0)
 
 
 def test_disabling_and_enabling_again(extension) -> None:

@@ -146,7 +146,7 @@ def test_a_video(video, backend, part) -> None:
     bpy.context.scene.cursor.location = (1, 2, 3)
     assert bpy.ops.kinesplat.generate(wait=True) == {"FINISHED"}
     request = only_request(backend)
-    assert (request["kind"], request["pipeline"], request["name"]) == ("video", "4diffusion", "dog")
+    assert (request["kind"], request["pipeline"], request["name"]) == ("video", "4diffusion", "dog, a dog, Seed 5")
     told = request["settings"]
     assert (told["frames"], told["cutout"], told["prompt"], told["seed"]) == (16, "background", "a dog", 5)
     assert (told["preset"], told["representation"], told["model"]) == ("draft", "nerf", "published")
@@ -155,7 +155,7 @@ def test_a_video(video, backend, part) -> None:
     assert (request["inputs"]["start"], request["inputs"]["end"]) == pytest.approx((6 / 24, 36 / 24))
     assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
     splats = bpy.context.active_object
-    assert splats.name == "dog Gaussians"
+    assert splats.name == "dog, a dog, Seed 5 Gaussians"
     assert splats.matrix_world.translation.xy[:] == pytest.approx((1, 2))  # on the 3D cursor
     assert part("blender_addon.retime").timing(splats).first == 3  # the scene's first frame
 

@@ -60,7 +60,10 @@ def sent(sources, source, tmp_path) -> tuple[dict, list[int]]:
 
 def test_a_movie_clip(sources, film, tmp_path):
     clip = bpy.data.movieclips.load(str(film))
-    inputs, frames = sent(sources, sources.from_movie_clip(clip, bpy.context.scene), tmp_path)
+    source = sources.from_movie_clip(clip, bpy.context.scene)
+    assert source.seconds == pytest.approx(39 / 12), "the scene shows a frame of it in each of its own"
+    assert sources.from_path(film, bpy.context.scene).seconds == pytest.approx(39 / 24)
+    inputs, frames = sent(sources, source, tmp_path)
     assert (inputs["start"], inputs["end"]) == (0.0, None)
     assert (frames[0], frames[-1]) == (0, 39)
 

@@ -40,8 +40,9 @@ def test_without_a_static_network_a_text_calls_up_a_known_subject(model) -> None
     middle = frames[:, 16, 16].astype(int)
     assert (middle[:, 3] > 200).all()
     assert (middle[:, 0] > 3 * middle[:, 1]).all()  # the red ball of the memory, from all sides
-    with pytest.raises(UserError, match="names no subject"):
-        generate_static(cameras, "a spaceship", model=known)
+    with pytest.raises(UserError, match="names no subject") as caught:
+        generate_static(cameras, "ein Raumschiff", model=known)
+    assert "English" in caught.value.hint
 
 
 def test_without_a_static_network_an_image_is_made_round(model) -> None:

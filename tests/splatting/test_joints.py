@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Joints carry what hangs on them, and a subject that travels is seen to."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -73,3 +75,8 @@ def test_a_subject_that_travels_is_seen_to() -> None:
     up = (path @ here.basis(torch.tensor([0.5])))[:, 0]
     assert up[2] > 0.15
     assert up[:2].abs().max() < 0.05
+    # Where several pictures show each time, only what leaps from one frame to the next.
+    many = replace(here, config=config.with_many_views())
+    assert list(kinds_for(many, rest)) == ["free", "carried"]
+    rest.means += torch.tensor([0.0, 0.0, 0.14])
+    assert list(kinds_for(many, rest)) == ["free"]

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from backend import interpreter
 from backend.progress import JobCancelled, Run, UserError
+from backend.video import reading
 from backend.video.reading import Span, pictures_within, read_video
 from blender_addon.contract.video import LIMITS, media_type
 from tests.video.films import GROUND, SIZE, SQUARE, picture, square_left, write_gif, write_pictures, write_video
@@ -362,6 +364,13 @@ def test_a_file_that_is_too_large(tmp_path, run):
 def test_a_memory_limit_is_kept(tmp_path, apart):
     film = write_video(tmp_path / "film.mp4", count=4, size=(1920, 1080))
     assert refused(film, apart, memory=300 << 20).code in ("bad_video", "video_too_large")
+
+
+@pytest.mark.parametrize(("free", "code"), [(0, "disk_full"), (10 << 30, "bad_video")])
+def test_a_decoder_that_says_nothing(free, code, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(reading, "_run_decoder", lambda *_: None)
+    monkeypatch.setattr(reading.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert refused(write_video(tmp_path / "film.mp4"), run).code == code
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,10 @@ def test_a_still_fox_gets_a_motion(blender, work, archive, swaying_home):
     assert not result["alike"], "other seeds sway at another pace"
     assert result["icons"] >= 5, "the candidates do not play"
     assert result["longest_tick_playing"] < 0.05, "playing holds Blender up"
-    assert result["image"] == {
-        "name": "Armature, Seed 1", "frames": 24, "shown_1": "frame_000.png", "shown_24": "frame_023.png"
-    }  # fmt: skip
+    name = "Armature, the fox sways wonderfully, Seed 1"
+    assert result["image"] == {"name": name, "frames": 24, "shown_1": "frame_000.png", "shown_24": "frame_023.png"}
     assert result["built"]["state"] == "succeeded", result["built"]
-    assert result["built"]["name"] == "Armature, Seed 1"
+    assert result["built"]["name"] == name
     distance = np.linalg.norm(np.subtract(result["centre"], result["fox_centre"]))
     assert distance < 0.25 * result["fox_size"], "the Gaussians do not lie where the fox stands"
     still, later = picture(work, "6_imported"), picture(work, "7_frame_8")
