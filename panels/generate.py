@@ -128,7 +128,7 @@ def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         layout.operator("kinesplat.read_video", icon="FILE_REFRESH")
     row = layout.row()
     row.use_property_split = False
-    row.prop(options, "prompt", text="", icon="TEXT", placeholder="Prompt, if you like: a fox runs")
+    row.prop(options, "prompt", text="", icon="TEXT", placeholder="What it shows, such as: a fox runs")
     layout.prop(options, "cutout")
 
 
