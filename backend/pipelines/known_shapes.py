@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy import ndimage
 
-from backend.compiled import kernel
 from backend.models.kinesplat_small import KinesplatSmall
 from backend.models.known_subjects import KnownSubjects, Mesh
 from backend.models.text import words
 from backend.pipelines.known_poses import Poses, known_poses
+from backend.pipelines.registration import registered
 from backend.pipelines.solids import HALF_DEPTH, RAYS, filled, occupancy
 from blender_addon.contract.orbit import Orbit, orbit_cameras
 
@@ -55,9 +54,6 @@ FEWEST = 0.7  # of the pictures have to fit so well
 LEAST_PIXELS = 16  # of an outline
 DEEPEST = 0.95 * HALF_DEPTH  # a subject that would be deeper is made flatter
 STRETCHED, TORN = 3.0, 0.002  # times its area, to which so much of an outline grows in the bending: it is another pose
-ROUNDS = ((60, 3.0), (60, 2.0), (80, 1.2))  # of bending: how many, and how stiff
-PULL = 2.0  # pixels, over which what pulls at them is smoothed
-FARTHEST = 14.0  # pixels from an outline, that count
 
 
 @dataclass(frozen=True)
@@ -114,22 +110,6 @@ def known_shape(
             good = np.flatnonzero(fits)
             points = [found[good[np.abs(good - picture).argmin()]][0] for picture in range(len(masks))]
             subject = model.memory.subjects[bending.way.subject]
-            import os
-
-            if os.environ.get("DBG"):
-                print(
-                    [
-                        (
-                            model.memory.subjects[b.way.subject],
-                            b.way.turn * 15,
-                            round(float(w), 2),
-                            round(b.way.score, 2),
-                        )
-                        for w, b in tried
-                    ],
-                    bending._pose.tolist(),
-                    fits.tolist(),
-                )
             return Shape(subject, bending.way.poses.mesh.faces, points, masks, half)
     return None
 
@@ -238,7 +218,7 @@ class _Bending:
         rays = (_rays(points, half) - low) * (last - first) / (high - low) + first
         depth = points[:, 1] * self._depth
         known = _outline(_placed(rays, depth, half), mesh, half)
-        shift = _registered(known, mask)
+        shift = registered(known, mask)
         (down_y, down_x), (right_y, right_x) = (np.gradient(along) for along in shift)
         grown = (1 + down_y) * (1 + right_x) - down_x * right_y
         if (grown[known] > STRETCHED).mean() > TORN:
@@ -321,87 +301,5 @@ def _outline(points: np.ndarray, mesh: Mesh, half: float) -> np.ndarray:  # [RAY
     return occupancy(np.ascontiguousarray(points, np.float32), mesh.faces, half).any(-1)
 
 
-def _registered(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # [2, RAYS, RAYS], rows and columns
-    """Where each pixel of an outline has to go for it to become another one: by demons on distances from the edge."""
-    here, there = (np.ascontiguousarray(_distances(mask), np.float32) for mask in (known, wanted))
-    slopes = np.stack(np.gradient(there))
-    shift = np.zeros_like(slopes)
-    for count, stiff in ROUNDS:
-        _demons(here, there, slopes, shift, count, _taps(PULL), _taps(stiff))
-    return shift
-
-
-def _taps(sigma: float) -> np.ndarray:  # [2 n + 1] float32
-    """Weights of a Gaussian filter."""
-    reach = np.arange(-int(3 * sigma + 0.5), int(3 * sigma + 0.5) + 1)
-    weights = np.exp(-0.5 * np.square(reach / sigma))
-    return (weights / weights.sum()).astype(np.float32)
-
-
-def _distances(mask: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the edge, negative outside."""
-    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    return (inside - outside).clip(-FARTHEST, FARTHEST)
-
-
 def _overlap(one: np.ndarray, two: np.ndarray) -> float:
     return (one & two).sum() / max((one | two).sum(), 1)
-
-
-@kernel(
-    "void(float32[:,::1], float32[:,::1], float32[:,:,::1], float32[:,:,::1], int64, float32[::1], float32[::1])",
-    fastmath=True,
-)
-def _demons(here, there, slopes, shift, count, pull_taps, stiff_taps):
-    """Go on with `shift` [2, R, R] for so many rounds."""
-    size = here.shape[0]
-    pull, spare = np.empty((size, size), np.float32), np.empty((size, size), np.float32)
-    other = np.empty((size, size), np.float32)
-    last = np.float32(size - 1)
-    for _ in range(count):
-        for y in range(size):
-            for x in range(size):
-                row = min(max(y + shift[0, y, x], np.float32(0)), last)
-                column = min(max(x + shift[1, y, x], np.float32(0)), last)
-                y0, x0 = min(int(row), size - 2), min(int(column), size - 2)
-                v, u = row - y0, column - x0
-                a, b = (1 - v) * (1 - u), (1 - v) * u
-                c, d = v * (1 - u), v * u
-                found = a * there[y0, x0] + b * there[y0, x0 + 1] + c * there[y0 + 1, x0] + d * there[y0 + 1, x0 + 1]
-                s, t = slopes[0], slopes[1]
-                down = a * s[y0, x0] + b * s[y0, x0 + 1] + c * s[y0 + 1, x0] + d * s[y0 + 1, x0 + 1]
-                across = a * t[y0, x0] + b * t[y0, x0 + 1] + c * t[y0 + 1, x0] + d * t[y0 + 1, x0 + 1]
-                off = here[y, x] - found
-                near = np.exp(-min(abs(here[y, x]), abs(found)) / 5)
-                push = near * off / (down * down + across * across + off * off / 8 + np.float32(1e-3))
-                pull[y, x] = push * down
-                other[y, x] = push * across
-        _smooth(pull, pull_taps, spare)
-        _smooth(other, pull_taps, spare)
-        shift[0] += np.float32(0.7) * pull
-        shift[1] += np.float32(0.7) * other
-        _smooth(shift[0], stiff_taps, spare)
-        _smooth(shift[1], stiff_taps, spare)
-
-
-@njit(fastmath=True)
-def _smooth(field, taps, spare):
-    """Filter a field [R, R] along both axes, in place."""
-    size, reach = field.shape[0], len(taps) // 2
-    for y in range(size):
-        for x in range(size):
-            spare[y, x] = 0
-        for k in range(len(taps)):
-            source = min(max(y + k - reach, 0), size - 1)
-            for x in range(size):
-                spare[y, x] += taps[k] * field[source, x]
-    for y in range(size):
-        for x in range(size):
-            total = np.float32(0)
-            if reach <= x < size - reach:
-                for k in range(len(taps)):
-                    total += taps[k] * spare[y, x + k - reach]
-            else:
-                for k in range(len(taps)):
-                    total += taps[k] * spare[y, min(max(x + k - reach, 0), size - 1)]
-            field[y, x] = total
