@@ -2,8 +2,10 @@
 """The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend; films
 without a process."""
 
+import ctypes
 import gc
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict
 
@@ -25,9 +27,19 @@ def pytest_collection():
 
 
 def pytest_configure(config):
-    """All of it goes in the end, after pytest has had garbage collected: Blender's module, kept, would wait for its own
-    threads forever."""
+    """All of it goes in the end, after pytest has had garbage collected; so does Blender's module, which then quits."""
+    config.add_cleanup(end_without_waiting)
     config.add_cleanup(gc.unfreeze)
+
+
+def end_without_waiting():
+    """Where anything has kept Blender's module, such as a thread, Blender has not quit when Python has. glibc would then
+    destroy what Blender's threads wait for, and wait for them forever. The process ends before that, with its code.
+    """
+    if "bpy" in sys.modules and sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.fflush(None)  # what Blender has printed
+        libc.on_exit(libc._exit, None)  # called with the code, before all that libraries have registered until now
 
 
 def pytest_collection_modifyitems(items):
