@@ -33,8 +33,10 @@ def pytest_configure(config):
 
 
 def end_without_waiting():
-    """Where anything has kept Blender's module, such as a thread, Blender has not quit when Python has. glibc would then
-    destroy what Blender's threads wait for, and wait for them forever. The process ends before that, with its code.
+    """Where anything has kept Blender's module, such as a thread, Blender has not quit when Python has.
+
+    glibc would then destroy what Blender's threads wait for, and wait for them forever. The process ends before that,
+    with its code.
     """
     if "bpy" in sys.modules and sys.platform == "linux":
         libc = ctypes.CDLL(None)
