@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The order in which files of tests are handed to the processes that run them; a GPU for those that only pretend; films
-without a process."""
+"""The order in which files of tests are handed to the processes that run them, and how these end; a GPU for those that
+only pretend; films without a process."""
 
 import ctypes
 import gc
@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import asdict
 
 import pytest
+
+CRASHED = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,6 +54,19 @@ def pytest_collection_modifyitems(items):
     items.sort(  # stable
         key=lambda item: (item.get_closest_marker("window") is None, item.path not in slow, -count[item.path])
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """One of pytest-xdist's processes has ended, with an error where it crashed."""
+    if error:
+        node.config.stash[CRASHED] = True
+
+
+def pytest_sessionfinish(session):
+    """A run is no success without the tests of a process that crashed, also where it crashed between two tests."""
+    if CRASHED in session.config.stash and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

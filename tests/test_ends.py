@@ -30,15 +30,31 @@ def test_a_process_ends_whose_blender_is_kept(tmp_path: Path) -> None:
     assert "1 failed in" in done.stdout
 
 
-def test_a_test_that_hangs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def arguments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `run.py test` gives to pytest, for one process and tests of half a second."""
     given = []
     monkeypatch.setattr(run, "run_module", lambda python, module, arguments: given.extend(arguments))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(ROOT)
     run.test(Path(sys.executable), ["-n", "1", "-o", "faulthandler_timeout=0.5"])
+    return given
+
+
+def test_a_test_that_hangs_ends_the_run(tmp_path: Path, arguments: list[str]) -> None:
     code = "import time\n\n\ndef test_hangs():\n    time.sleep(60)\n\n\ndef test_after():\n    pass\n"
-    done = run_tests(tmp_path, code, *given)
+    done = run_tests(tmp_path, code, *arguments)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert 'test_it.py", line 5 in test_hangs' in done.stderr, "the stacks"
     assert "crashed while running" in done.stdout
+    assert "restarting disabled" in done.stdout
+
+
+def test_a_crash_outside_of_all_tests_is_a_failure(tmp_path: Path, arguments: list[str]) -> None:
+    """pytest-xdist by itself ends with 0 where another process was still there."""
+    code = (
+        "import os\n\nif os.environ.get('PYTEST_XDIST_WORKER') == 'gw0':\n    os._exit(0)\n\n\ndef test():\n    pass\n"
+    )
+    done = run_tests(tmp_path, code, *arguments, "-n", "2")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "restarting disabled" in done.stdout
