@@ -65,7 +65,8 @@ def pytest_testnodedown(node, error):
 
 def pytest_sessionfinish(session):
     """A run is no success without the tests of a process that crashed, also where it crashed between two tests."""
-    if CRASHED in session.config.stash and session.exitstatus == pytest.ExitCode.OK:
+    harmless = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if CRASHED in session.config.stash and session.exitstatus in harmless:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
