@@ -86,6 +86,9 @@ def test(python: Path, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // at_once, 1)))  # else each of them takes all cores
     # Files in the order of tests/conftest.py, not by how many tests they have.
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
+    # After a crash the others finish what they have: pytest-xdist would run the file that crashed again and again, or
+    # wait forever.
+    order += ["--max-worker-restart", "0"]
     os.chdir(ROOT)  # where the names of tests begin
     return run_module(python, "pytest", ["-n", str(at_once), *order, *arguments])
 

@@ -17,10 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 import av
 import numpy as np
@@ -70,6 +72,7 @@ MODELS = {
 RESULTS = ("preview.mp4", "contact_sheet.png", "demo.blend", "clip.npz", "report.json")
 FOLDERS = ("orbit", "render", "blender", "backend")
 LOG = "blender.log"  # of whatever Blender says; each folder with results of ours has one
+cancelled = threading.Event()  # by the user: while Blender renders, it swallows the exception
 
 
 class DemoFailed(Exception):  # noqa: N818 - it is what the user reads
@@ -94,19 +97,20 @@ def main() -> int:
     if model.action and not (options.prompt is options.motion is None):
         parser.error("an animated model keeps its own motion: --prompt and --motion are for still ones")
     changes = {name: value for name in ("prompt", "motion") if (value := getattr(options, name)) is not None}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: the backend must not stay behind
+    for number in (signal.SIGINT, signal.SIGTERM):  # which ends like Ctrl-C: the backend must not stay behind
+        signal.signal(number, cancel)
     console = Console()
     try:
         out = options.out.resolve()
         report = demo(out, replace(model, **changes), options.preset, options.seed, options.width, console)
-    except (DemoFailed, OSError) as error:
+    except (DemoFailed, OSError, KeyboardInterrupt) as error:
+        if cancelled.is_set():
+            console.print("\nCancelled.")
+            return 130
         console.print(f"\n[bold]The demo stopped:[/bold] {error}", highlight=False)
         if (options.out / LOG).exists():
             console.print(f"Blender's own messages are in {options.out / LOG}.", highlight=False)
         return 1
-    except KeyboardInterrupt:
-        console.print("\nCancelled.")
-        return 130
     if generated := report.get("generated"):
         for warning in generated["warnings"]:
             console.print(warning, highlight=False)
@@ -123,6 +127,13 @@ def main() -> int:
     for name in RESULTS:
         console.print(f"  {options.out / name}", highlight=False)
     return 0
+
+
+def cancel(number: int, frame: FrameType | None) -> None:
+    """Answers Ctrl-C; while Cycles renders, only the next step does: it would print the exception, and break."""
+    cancelled.set()
+    if frame is None or not frame.f_globals["__name__"].startswith("cycles"):
+        raise KeyboardInterrupt
 
 
 def demo(out: Path, model: Model, preset: str, seed: int, width: int, console: Console) -> dict:
@@ -520,9 +531,15 @@ def steps(console: Console, seconds: dict[str, float]) -> Iterator[Callable]:
             task = bars.add_task(name, total=1.0, said="")
             bars.refresh()
             started = time.monotonic()
-            yield lambda fraction, said: bars.update(task, completed=fraction, said=said, refresh=True)
+
+            def show(fraction: float, said: str) -> None:
+                if cancelled.is_set():
+                    raise KeyboardInterrupt
+                bars.update(task, completed=fraction, said=said, refresh=True)
+
+            yield show
             seconds[name] = time.monotonic() - started
-            bars.update(task, completed=1.0, said=f"{seconds[name]:.1f} s", refresh=True)
+            show(1.0, f"{seconds[name]:.1f} s")
             if not console.is_terminal:  # where bars cannot be drawn, say at least what is done
                 console.print(f"{name}: {seconds[name]:.1f} s", highlight=False)
 

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The demo as a whole: what the README promises, of a still model and of an animated one."""
 
+import contextlib
+import io
 import json
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from blender_addon.contract.clip import read_clip
 from examples import demo
@@ -38,6 +43,17 @@ def test_a_folder_of_the_users_is_left_alone(tmp_path: Path, mine: str) -> None:
     (tmp_path / demo.LOG).touch()  # of a demo that was stopped in the middle
     demo.clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [demo.LOG]
+
+
+def test_ctrl_c_is_heard_though_blender_swallows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "cancelled", threading.Event())
+    with (
+        demo.steps(Console(file=io.StringIO()), {}) as step,
+        pytest.raises(KeyboardInterrupt),
+        step("Rendering"),
+        contextlib.suppress(KeyboardInterrupt),  # as Blender does while it renders
+    ):
+        demo.cancel(signal.SIGINT, None)
 
 
 @pytest.mark.slow
