@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A video whose prompt names what it shows, seen from other sides: a known subject's shape is behind each frame."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from backend.models.kinesplat_small import KinesplatSmall
 from backend.pipelines.known_shapes import Shape, known_shape
 from backend.pipelines.multi_view_video import DISTANCE, FOV
 from backend.pipelines.solids import RAYS, solid_views
-from backend.progress import Run
 from blender_addon.contract.orbit import Cameras, Orbit, intrinsics
 
 FINER = 2  # subpixels to a pixel's side, so that outlines are smooth
@@ -35,14 +36,15 @@ class ShapedVideo:
         return functional.avg_pool2d(torch.from_numpy(views).movedim(-1, 1), finer)
 
 
-def shaped_video(video: Tensor, prompt: str, model: KinesplatSmall, run: Run) -> ShapedVideo | None:
+def shaped_video(
+    video: Tensor, prompt: str, model: KinesplatSmall, report: Callable[[float], None]
+) -> ShapedVideo | None:
     """A video [F, 4, H, W] with the shape of what its prompt names; None: it names nothing known, or nothing fits.
 
-    Raises:
-        JobCancelled: by `run`.
+    report: told which share is done, often; may raise.
     """
     alphas = functional.interpolate(video[:, 3:], (RAYS, RAYS), mode="bilinear", antialias=True)[:, 0].numpy()
-    shape = known_shape(alphas, model, prompt, float(np.tan(np.radians(FOV / 2))), lambda done, total: run.check())
+    shape = known_shape(alphas, model, prompt, float(np.tan(np.radians(FOV / 2))), report)
     return shape and ShapedVideo(video, shape)
 
 

@@ -7,7 +7,7 @@ where a body may be, and not that a dog has four legs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ SIDE = 128  # pixels of the views that come out; three of the four are enlarged
 TEMPERATURE = 0.45
 GUIDANCE = 1.0  # scale of classifier-free guidance: none, which takes half the time
 RESCALE = 0.2
+SOUGHT = 0.7  # share of the time of `views` that the shape of a known subject takes
 
 
 class SmallVideoModel:
@@ -66,7 +67,7 @@ class SmallVideoModel:
     def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
         poses = torch.from_numpy(view_poses(elevation)).float()
-        shaped = self._shaped(video, prompt, run)
+        shaped = self._shaped(video, prompt, lambda share: run.report(round(100 * SOUGHT * share), 100))
         if shaped is not None:
             run.note(f"Its shape is that of a known subject, {shaped.subject}, bent to the outlines in the video.")
             return self._together(video, _looked_at(shaped, poses[1:], len(video), run), elevation)
@@ -98,13 +99,14 @@ class SmallVideoModel:
     @contextlib.contextmanager
     def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator["SmallGuidance"]:
         """See `VideoModel`."""
-        yield SmallGuidance(self._model, video, prompt, run, self._shaped(video, prompt, run), decides=True)
+        shaped = self._shaped(video, prompt, lambda share: run.check())
+        yield SmallGuidance(self._model, video, prompt, run, shaped, decides=True)
 
-    def _shaped(self, video: Tensor, prompt: str, run: Run) -> ShapedVideo | None:
+    def _shaped(self, video: Tensor, prompt: str, report: Callable[[float], None]) -> ShapedVideo | None:
         """The video with the shape of what its prompt names, where that is known."""
         if self._found is None or self._found[0] is not video or self._found[1] != prompt:
             subjects = kinesplat_small.load(device=self._model.device.type)
-            self._found = video, prompt, shaped_video(video, prompt, subjects, run)
+            self._found = video, prompt, shaped_video(video, prompt, subjects, report)
         return self._found[2]
 
     @staticmethod
@@ -187,7 +189,8 @@ def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run) -> Ten
     views = []
     for frame in range(frames):
         views.append(shaped.seen(poses, frame, SIDE))
-        run.report(frame + 1, frames, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
+        done = SOUGHT + (1 - SOUGHT) * (frame + 1) / frames
+        run.report(round(100 * done), 100, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
     return torch.stack(views, 1)
 
 
