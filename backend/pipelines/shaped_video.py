@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from backend.models.kinesplat_small import KinesplatSmall
 from backend.pipelines.known_shapes import Shape, known_shape
 from backend.pipelines.multi_view_video import DISTANCE, FOV
-from backend.pipelines.solids import RAYS, solid_views
+from backend.pipelines.solids import DEPTHS, RAYS, solid_views
 from blender_addon.contract.orbit import Cameras, Orbit, intrinsics
 
 FINER = 2  # subpixels to a pixel's side, so that outlines are smooth
@@ -25,15 +26,23 @@ class ShapedVideo:
         self.subject = shape.subject
         self._pictures = np.ascontiguousarray(video.movedim(1, -1).numpy())
         self._shape = shape
-        self._solids: dict[int, np.ndarray] = {}  # float16, a few megabytes each
+        self._solids: dict[int, tuple[tuple[slice, ...], np.ndarray]] = {}  # float16, where there is some of it
 
     def seen(self, poses: Tensor, frame: int, side: int, finer: int = FINER) -> Tensor:  # [V, 4, side, side]
         """One frame from other sides, premultiplied. poses [V, 4, 4]: camera-to-world, in 4Diffusion's distance."""
-        if frame not in self._solids:
-            self._solids[frame] = self._shape.solid(frame).astype(np.float16)
         cameras = _cameras(poses, side * finer)
-        views = solid_views(self._pictures[frame], self._solids[frame].astype(np.float32), cameras, whole=False)
+        views = solid_views(self._pictures[frame], self._solid(frame), cameras, whole=False)
         return functional.avg_pool2d(torch.from_numpy(views).movedim(-1, 1), finer)
+
+    def _solid(self, frame: int) -> np.ndarray:  # [RAYS, RAYS, DEPTHS] float32
+        if frame not in self._solids:
+            solid = self._shape.solid(frame)
+            box = (ndimage.find_objects((solid > 0).astype(np.uint8)) or [(slice(0),) * 3])[0]
+            self._solids[frame] = box, solid[box].astype(np.float16)
+        box, part = self._solids[frame]
+        solid = np.zeros((RAYS, RAYS, DEPTHS), np.float32)
+        solid[box] = part
+        return solid
 
 
 def shaped_video(

@@ -55,8 +55,8 @@ class SmallVideoModel:
         self._found: tuple[Tensor, str, ShapedVideo | None] | None = None  # video, prompt, and what is behind it
 
     def models(self) -> list[dict]:
-        """For provenance."""
-        return [{"name": self._model.name, "licence": self._model.licence}]
+        """For provenance: the network, and whose subjects were looked at for one that fits."""
+        return [{"name": model.name, "licence": model.licence} for model in (self._model, self._subjects())]
 
     def warnings(self, prompt: str) -> list[str]:
         """What the user should know about the prompt."""
@@ -105,9 +105,11 @@ class SmallVideoModel:
     def _shaped(self, video: Tensor, prompt: str, report: Callable[[float], None]) -> ShapedVideo | None:
         """The video with the shape of what its prompt names, where that is known."""
         if self._found is None or self._found[0] is not video or self._found[1] != prompt:
-            subjects = kinesplat_small.load(device=self._model.device.type)
-            self._found = video, prompt, shaped_video(video, prompt, subjects, report)
+            self._found = video, prompt, shaped_video(video, prompt, self._subjects(), report)
         return self._found[2]
+
+    def _subjects(self) -> kinesplat_small.KinesplatSmall:
+        return kinesplat_small.load(device=self._model.device.type)
 
     @staticmethod
     def _together(video: Tensor, others: Tensor, elevation: float) -> MultiViewVideo:

@@ -55,7 +55,8 @@ def test_views_of_a_video(model: SmallVideoModel, tmp_path: Path) -> None:
     assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * video[:, 3].int().numpy()).max() <= 1
     assert (views.cameras[0].width, views.cameras[0].times[-1]) == (SIDE, 1.0)
     assert any("yodel" in note for note in run.notes)
-    assert model.models() == [{"name": "tiny 1", "licence": "CC0-1.0"}]
+    names = [told["name"] for told in model.models()]
+    assert names == ["tiny 1", kinesplat_small.load(device="cpu").name]
 
 
 def test_a_cancelled_run_goes_on_to_the_same(model: SmallVideoModel, tmp_path: Path) -> None:
@@ -130,6 +131,14 @@ def test_a_video_gets_the_shape_of_what_its_prompt_names(model: SmallVideoModel,
     assert others.min() >= own.min()  # its own, and not those of nothing
 
 
+def test_a_frame_without_the_subject_stays_empty(model: SmallVideoModel, horse, tmp_path: Path) -> None:
+    video = horse[0].clone()
+    video[3] = 0
+    pictures = model.views(video, "a horse walks", run=run_in(tmp_path), **ASKED).pictures
+    assert not pictures[:, 3].any()
+    assert all(pictures[:, frame, ..., 3].any() for frame in (2, 4))
+
+
 def test_distillation_of_a_known_shape_asks_that(model: SmallVideoModel, horse, tmp_path: Path) -> None:
     poses = torch.from_numpy(view_poses(0.0)).float()
     with model.guidance(horse[0], "a horse walks", run_in(tmp_path)) as guidance:
@@ -145,7 +154,7 @@ def test_distillation_of_a_known_shape_asks_that(model: SmallVideoModel, horse, 
 
 
 @pytest.mark.slow
-def test_on_a_pretended_card(card, tmp_path: Path) -> None:
+def test_on_a_pretended_card(card, horse, tmp_path: Path) -> None:
     words = Vocabulary(("dog",))
     made = KinesplatSmall4DM(network(motion=True).to("cuda"), words, RESOLUTION, "tiny 1", "CC0-1.0")
     model, run = SmallVideoModel(made), run_in(tmp_path)
@@ -159,3 +168,8 @@ def test_on_a_pretended_card(card, tmp_path: Path) -> None:
             rest = branches, guidance.schedule, guidance.scale, guidance.rescale, guidance.dtype
             distillation_loss(latents, noise, 500, *rest).backward()
             assert pictures.grad.device.type == device
+    with model.guidance(horse[0], "a horse walks", run) as guidance:  # of a known shape, which no network tells
+        branches = guidance.branches(torch.from_numpy(view_poses(0.0)).float(), np.arange(4))
+        latents = guidance.encode(torch.rand(4 * VIEWS, 4, 24, 24, requires_grad=True))
+        rest = branches, guidance.schedule, guidance.scale, guidance.rescale, guidance.dtype
+        assert distillation_loss(latents, torch.randn(latents.shape).to(latents.device), 500, *rest).is_cuda
