@@ -41,6 +41,7 @@ BUILDS = tuple(
 )
 # What parts of a prompt lie between: a knight on a horse is a knight.
 BETWEEN = re.compile(rf"[^\w\s-]+|\b(?:{'|'.join(sorted(STOP_WORDS))})\b", re.IGNORECASE)
+DESCRIBING = {"large", "small", "fly", "leg", "gun"}  # words that follow a name, as in "enemy large gun"
 ENOUGH = 3  # subjects of one kind
 TURNS = 24  # sides from which each is compared
 OUTLINE_PIXELS, COMPARED = 64, 48
@@ -125,7 +126,8 @@ def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[
 
     It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
     """
-    kinds = [words(subject.split(" with ")[0])[-1] for subject in memory.subjects]
+    names = (words(subject.split(" with ")[0]) for subject in memory.subjects)
+    kinds = [[word for word in name if word not in DESCRIBING][-1] for name in names]
     things = set().union(kinds, *BUILDS) - {word for action in actions for word in words(action)}
     head = None
     for part in BETWEEN.split(prompt):

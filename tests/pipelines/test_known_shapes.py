@@ -27,6 +27,8 @@ def model() -> KinesplatSmall:
         ("a clown fish swims", {"fish"}),
         ("the red fox runs", {"fox"}),  # there are enough of them
         ("a horse runs", {"horse"}),
+        ("a small brown horse runs", {"horse"}),
+        ("a large robot", {"enemy", "legs", "gun", "flying", "large", "small"}),
         ("a knight attacks with a sword", {"knight", "person", "man", "woman", "gun"}),
         ("a cat walks", {"fox", "dog", "wolf"}),
         ("A HUSKY!", {"fox", "dog", "wolf"}),
