@@ -38,7 +38,6 @@ SIDE = 128  # pixels of the views that come out; three of the four are enlarged
 TEMPERATURE = 0.45
 GUIDANCE = 1.0  # scale of classifier-free guidance: none, which takes half the time
 RESCALE = 0.2
-SOUGHT = 0.7  # share of the time of `views` that the shape of a known subject takes
 
 
 class SmallVideoModel:
@@ -67,17 +66,18 @@ class SmallVideoModel:
     def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
         poses = torch.from_numpy(view_poses(elevation)).float()
-        shaped = self._shaped(video, prompt, lambda share: run.report(round(100 * SOUGHT * share), 100))
+        windows, made = runs_of(len(video)), []
+        parts = 1 + len(windows)  # of the stage: a shape is sought, and each window is sampled
+        shaped = self._shaped(video, prompt, lambda share: run.report(round(100 * share), 100 * parts))
         if shaped is not None:
             run.note(f"Its shape is that of a known subject, {shaped.subject}, bent to the outlines in the video.")
-            return self._together(video, _looked_at(shaped, poses[1:], len(video), run), elevation)
+            return self._together(video, _looked_at(shaped, poses[1:], len(video), run, 1 / parts), elevation)
         for sentence in self.warnings(prompt):
             run.note(sentence)
         guide, device = SmallGuidance(self._model, video, prompt, run), self._model.device
         schedule = guide.schedule
         schedule.set_timesteps(steps)
         timesteps = schedule.timesteps.tolist()
-        windows, made = runs_of(len(video)), []
         for index, window in enumerate(windows):
             frames = np.arange(len(video))[window]
             side, name = self._model.resolution, f"views_{index}.npz"
@@ -88,7 +88,7 @@ class SmallVideoModel:
                 schedule,
                 guide.branches(poses, frames),
                 partial(guide_plain, scale=guide.scale),
-                on_step=on_step(run, name, steps, _preview, before=index * steps, runs=len(windows)),
+                on_step=on_step(run, name, steps, _preview, before=(index + 1) * steps, runs=parts),
             )
             new = slice(sum(map(len, made)) - window.start, None)  # a window may overlap the one before
             made.append(to_pictures(latents).unflatten(0, (len(frames), VIEWS))[new].cpu())
@@ -186,12 +186,12 @@ class SmallGuidance:
         return lambda latents, timestep: [clean, clean]
 
 
-def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run) -> Tensor:  # [V, F, 4, SIDE, SIDE]
-    """All frames from other sides."""
+def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run, before: float) -> Tensor:
+    """All frames from other sides, [V, F, 4, SIDE, SIDE]. before: share of the stage that is done."""
     views = []
     for frame in range(frames):
         views.append(shaped.seen(poses, frame, SIDE))
-        done = SOUGHT + (1 - SOUGHT) * (frame + 1) / frames
+        done = before + (1 - before) * (frame + 1) / frames
         run.report(round(100 * done), 100, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
     return torch.stack(views, 1)
 

@@ -48,9 +48,13 @@ ASKED = {"seed": 0, "steps": 2, "elevation": 0.0}
 
 
 def test_views_of_a_video(model: SmallVideoModel, tmp_path: Path) -> None:
+    told = []
     video = disc_video(10)
-    run = run_in(tmp_path)
+    run = run_in(tmp_path, on_progress=told.append)
     views = model.views(video, "a dog yodels", run=run, **ASKED)
+    shares = [progress.step / progress.total for progress in told]
+    assert shares == sorted(shares)  # though a dog is sought first, which does not fit
+    assert shares[-1] == 1
     assert views.pictures.shape == (VIEWS, 10, SIDE, SIDE, 4)
     assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * video[:, 3].int().numpy()).max() <= 1
     assert (views.cameras[0].width, views.cameras[0].times[-1]) == (SIDE, 1.0)
@@ -120,7 +124,7 @@ def test_a_video_gets_the_shape_of_what_its_prompt_names(model: SmallVideoModel,
     views = model.views(horse[0], "a horse walks", run=run, **ASKED)
     shares = [progress.step / progress.total for progress in told]
     assert shares == sorted(shares)
-    assert sum(0 < share < 0.3 for share in shares) > 8  # it stands still nowhere
+    assert sum(0 < share < 0.4 for share in shares) > 8  # it stands still nowhere
     assert shares[-1] == 1
     assert len(run.notes) == 1
     assert "horse" in run.notes[0]
