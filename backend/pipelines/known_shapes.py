@@ -126,8 +126,8 @@ def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[
 
     It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
     """
-    names = (words(subject.split(" with ")[0]) for subject in memory.subjects)
-    kinds = [[word for word in name if word not in DESCRIBING][-1] for name in names]
+    names = [words(subject.split(" with ")[0]) for subject in memory.subjects]
+    kinds = [([word for word in name if word not in DESCRIBING] or name)[-1] for name in names]
     things = set().union(kinds, *BUILDS) - {word for action in actions for word in words(action)}
     head = None
     for part in BETWEEN.split(prompt):
