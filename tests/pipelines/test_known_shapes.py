@@ -126,13 +126,11 @@ def test_a_subject_may_leave_the_picture_for_a_while(model):
 def test_its_legs_are_where_they_are_in_the_pictures(model):
     """The pose is found that comes nearest, without leaps: legs that are apart have the hind one behind."""
     shown, _ = walking(model, "white horse", 90, 8)
-    still = known_shape(shown, model, "a horse", HALF)
     walks = known_shape(shown, model, "a horse walks", HALF)
     apart = [np.abs(one - two).mean() for one, two in zip(walks.points, walks.points[1:], strict=False)]
-    assert max(apart) < 0.08
+    assert max(apart) < 0.03
     low = walks.points[0][:, 2] < np.quantile(walks.points[0][:, 2], 0.1)
-    moved = [np.ptp(np.stack(shape.points)[:, low, 0], axis=0).mean() for shape in (walks, still)]
-    assert moved[0] > 0.08
+    assert np.ptp(np.stack(walks.points)[:, low, 0], axis=0).mean() > 0.12  # bent from where it stands: 0.07
 
 
 def test_it_can_be_cancelled(model):
