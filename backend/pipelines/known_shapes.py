@@ -6,6 +6,7 @@ lens. Known subjects have legs on both sides, ears, and backs. The one is taken,
 prompt says that it does, whose outlines come nearest to those of the pictures.
 """
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from backend.models.kinesplat_small import KinesplatSmall
 from backend.models.known_subjects import KnownSubjects, Mesh
-from backend.models.text import words
+from backend.models.text import STOP_WORDS, words
 from backend.pipelines.known_poses import Poses, known_poses
 from backend.pipelines.registration import registered
 from backend.pipelines.solids import HALF_DEPTH, RAYS, filled, occupancy
@@ -26,18 +27,21 @@ BUILDS = tuple(
     frozenset(text.split())
     for text in (
         "dog fox wolf husky shiba pug cat lion tiger leopard panther cheetah puma lynx jaguar jackal coyote hyena bear",
-        "horse donkey zebra unicorn foal camel",
+        "horse donkey zebra unicorn camel",
         "cow bull buffalo bison yak rhino",
         "deer stag antelope gazelle moose goat impala",
         "sheep goat ram",
         "llama alpaca camel",
         "pig boar hippo",
-        "fish goldfish carp trout salmon perch cod bass guppy barracuda",
+        "fish carp trout salmon perch cod bass guppy barracuda",
         "shark dolphin whale orca porpoise",
         "bird eagle hawk falcon sparrow crow raven pigeon dove owl parrot gull swallow",
         "man woman soldier king queen prince princess child dancer athlete knight pirate",
     )
 )
+# What parts of a prompt lie between: a knight on a horse is a knight.
+BETWEEN = re.compile(rf"[^\w\s-]+|\b(?:{'|'.join(sorted(STOP_WORDS))})\b", re.IGNORECASE)
+DESCRIBING = {"large", "small", "fly", "leg", "gun"}  # words that follow a name, as in "enemy large gun"
 ENOUGH = 3  # subjects of one kind
 TURNS = 24  # sides from which each is compared
 OUTLINE_PIXELS, COMPARED = 64, 48
@@ -52,6 +56,7 @@ BENDING = 0.5  # worth of the overlap after bending, beside that before
 LEAST_SCORE, LEAST_FIT = 0.47, 0.85  # as it stands, and overlap of the outlines after bending; else it is another thing
 FEWEST = 0.7  # of the pictures have to fit so well
 LEAST_PIXELS = 16  # of an outline
+RANKED, TRIED = 0.35, 0.15  # shares of the time, that choosing ways and trying them out take
 DEEPEST = 0.95 * HALF_DEPTH  # a subject that would be deeper is made flatter
 STRETCHED, TORN = 3.0, 0.002  # times its area, to which so much of an outline grows in the bending: it is another pose
 
@@ -76,41 +81,43 @@ def known_shape(
     model: KinesplatSmall,
     prompt: str,
     half: float,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[float], None] = lambda share: None,
 ) -> Shape | None:
     """The shape of the known subject that a prompt names or resembles; None: it names none, or none fits.
 
     alphas: [N, RAYS, RAYS] coverage of pictures in their order in time, taken by a camera at -Y in distance 2; half:
-    tangent of half the camera's field of view; report: told how many pictures of how many are done, may raise.
+    tangent of half the camera's field of view; report: told which share is done, often; may raise.
     """
-    masks = alphas > 0.5
+    everywhere = alphas > 0.5
+    shown = np.flatnonzero(everywhere.sum((1, 2)) >= LEAST_PIXELS)  # a subject may leave the picture for a while
     candidates = alike(model.memory, model.motions.actions, prompt)
-    if not candidates or masks.sum((1, 2)).min() < LEAST_PIXELS:
+    if not candidates or not len(shown):
         return None
-    report(0, len(masks))
+    masks = everywhere[shown]
     looked_at = np.unique(np.linspace(0, len(masks) - 1, LOOKED_AT).round().astype(int))
-    ways = _ways(candidates, [_boxed(masks[picture]) for picture in looked_at], model, prompt)
+    wanted = [_boxed(masks[picture]) for picture in looked_at]
+    ways = _ways(candidates, wanted, model, prompt, lambda share: report(RANKED * share))
     ways = [way for way in ways if way.score >= LEAST_SCORE][:BY_POSES]
     few = np.unique(looked_at[[0, len(looked_at) // 2]])
     tried = []
-    for way in ways:
+    for number, way in enumerate(ways):
         bending = _Bending(way, masks, half)
         fits = [bending.fitting(picture)[1] for picture in few]
         if max(fits) >= LEAST_FIT:
             tried.append((way.score + _worth(way.turn) + BENDING * np.mean(fits), bending))
-        report(0, len(masks))
+        report(RANKED + TRIED * (number + 1) / len(ways))
     for _, bending in sorted(tried, key=lambda pair: -pair[0]):
         found = []
         for picture in range(len(masks)):
             found.append(bending.fitting(picture))
-            report(picture + 1, len(masks))
+            report(RANKED + TRIED + (1 - RANKED - TRIED) * (picture + 1) / len(masks))
         fits = np.array([fit >= LEAST_FIT for _, fit in found])
         if fits.mean() >= FEWEST:
             # Where it does not fit, the shape of the nearest picture takes its place, as far as the outline reaches.
             good = np.flatnonzero(fits)
-            points = [found[good[np.abs(good - picture).argmin()]][0] for picture in range(len(masks))]
+            nearest = [good[np.abs(shown[good] - picture).argmin()] for picture in range(len(everywhere))]
             subject = model.memory.subjects[bending.way.subject]
-            return Shape(subject, bending.way.poses.mesh.faces, points, masks, half)
+            return Shape(subject, bending.way.poses.mesh.faces, [found[one][0] for one in nearest], everywhere, half)
     return None
 
 
@@ -119,13 +126,17 @@ def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[
 
     It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
     """
-    kinds = [words(subject.split(" with ")[0])[-1] for subject in memory.subjects]
+    names = [words(subject.split(" with ")[0]) for subject in memory.subjects]
+    kinds = [([word for word in name if word not in DESCRIBING] or name)[-1] for name in names]
     things = set().union(kinds, *BUILDS) - {word for action in actions for word in words(action)}
     head = None
-    for word in words(prompt):
-        if word in things:
-            head = word
-        elif head:
+    for part in BETWEEN.split(prompt):
+        for word in words(part):
+            if word in things:
+                head = word
+            elif head:
+                break
+        if head:
             break
     named = {head} & set(kinds)
     if kinds.count(head) < ENOUGH:
@@ -143,25 +154,39 @@ class _Way(NamedTuple):
     deeper: float  # than it is, that others of its kind are, who look alike from there
 
 
-def _ways(candidates: list[int], wanted: list["_Box"], model: KinesplatSmall, prompt: str) -> list[_Way]:
+def _ways(
+    candidates: list[int],
+    wanted: list["_Box"],
+    model: KinesplatSmall,
+    prompt: str,
+    report: Callable[[float], None],
+) -> list[_Way]:
     """The best ways of the candidates whose outlines come nearest, best first."""
     worth = np.array([_worth(turn) for turn in range(TURNS)])
-    sides = np.arange(TURNS)
+    sides, meshes = np.arange(TURNS), {candidate: model.memory.mesh(candidate) for candidate in candidates}
+
+    def scores_of(mesh: Mesh, positions: np.ndarray) -> np.ndarray:  # [S, W]
+        return _scores(_outlines(mesh, positions, sides), wanted)
 
     def rest(candidate: int) -> float:
-        mesh = model.memory.mesh(candidate)
-        return (_scores(_outlines(mesh, mesh.positions, sides), wanted).mean(1) + worth).max()
+        report(0)
+        return (scores_of(meshes[candidate], meshes[candidate].positions).mean(1) + worth).max()
 
     clips = frozenset(np.flatnonzero(model.motions.fit(prompt) > NAMED).tolist())
+    best = sorted(candidates, key=rest, reverse=True)[:BY_REST]
     ways = []
-    for candidate in sorted(candidates, key=rest, reverse=True)[:BY_REST]:
+    for number, candidate in enumerate(best):
         poses = known_poses(model, candidate, clips)
-        scores = np.stack([_scores(_outlines(poses.mesh, one, sides), wanted) for one in poses.positions])  # [K, S, W]
+        found = []
+        for one in poses.positions:
+            found.append(scores_of(poses.mesh, one))
+            report((number + len(found) / len(poses.positions)) / len(best))
+        scores = np.stack(found)  # [K, S, W]
         scores[1:] -= POSED
         by_turn = scores.max(0).mean(1)
         likeliest = np.argsort(-(by_turn + worth), kind="stable")[:SIDES_TRIED]
         for turn in likeliest.tolist():
-            typical = np.median([_depth(model.memory.mesh(other), turn) for other in candidates])
+            typical = np.median([_depth(mesh, turn) for mesh in meshes.values()])
             deeper = float(typical / _depth(poses.mesh, turn))
             ways.append(_Way(float(by_turn[turn]), candidate, turn, poses, deeper))
     return sorted(ways, key=lambda way: way.score + worth[way.turn], reverse=True)

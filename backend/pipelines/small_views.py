@@ -7,7 +7,7 @@ where a body may be, and not that a dog has four legs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,8 +54,8 @@ class SmallVideoModel:
         self._found: tuple[Tensor, str, ShapedVideo | None] | None = None  # video, prompt, and what is behind it
 
     def models(self) -> list[dict]:
-        """For provenance."""
-        return [{"name": self._model.name, "licence": self._model.licence}]
+        """For provenance: the network, and whose subjects were looked at for one that fits."""
+        return [{"name": model.name, "licence": model.licence} for model in (self._model, self._subjects())]
 
     def warnings(self, prompt: str) -> list[str]:
         """What the user should know about the prompt."""
@@ -66,17 +66,18 @@ class SmallVideoModel:
     def views(self, video: Tensor, prompt: str, *, seed: int, steps: int, elevation: float, run: Run) -> MultiViewVideo:
         """See `VideoModel`; `video` [F, 4, SIDE, SIDE]."""
         poses = torch.from_numpy(view_poses(elevation)).float()
-        shaped = self._shaped(video, prompt, run)
+        windows, made = runs_of(len(video)), []
+        parts = 1 + len(windows)  # of the stage: a shape is sought, and each window is sampled
+        shaped = self._shaped(video, prompt, lambda share: run.report(round(100 * share), 100 * parts))
         if shaped is not None:
             run.note(f"Its shape is that of a known subject, {shaped.subject}, bent to the outlines in the video.")
-            return self._together(video, _looked_at(shaped, poses[1:], len(video), run), elevation)
+            return self._together(video, _looked_at(shaped, poses[1:], len(video), run, 1 / parts), elevation)
         for sentence in self.warnings(prompt):
             run.note(sentence)
         guide, device = SmallGuidance(self._model, video, prompt, run), self._model.device
         schedule = guide.schedule
         schedule.set_timesteps(steps)
         timesteps = schedule.timesteps.tolist()
-        windows, made = runs_of(len(video)), []
         for index, window in enumerate(windows):
             frames = np.arange(len(video))[window]
             side, name = self._model.resolution, f"views_{index}.npz"
@@ -87,7 +88,7 @@ class SmallVideoModel:
                 schedule,
                 guide.branches(poses, frames),
                 partial(guide_plain, scale=guide.scale),
-                on_step=on_step(run, name, steps, _preview, before=index * steps, runs=len(windows)),
+                on_step=on_step(run, name, steps, _preview, before=(index + 1) * steps, runs=parts),
             )
             new = slice(sum(map(len, made)) - window.start, None)  # a window may overlap the one before
             made.append(to_pictures(latents).unflatten(0, (len(frames), VIEWS))[new].cpu())
@@ -98,14 +99,17 @@ class SmallVideoModel:
     @contextlib.contextmanager
     def guidance(self, video: Tensor, prompt: str, run: Run) -> Iterator["SmallGuidance"]:
         """See `VideoModel`."""
-        yield SmallGuidance(self._model, video, prompt, run, self._shaped(video, prompt, run), decides=True)
+        shaped = self._shaped(video, prompt, lambda share: run.check())
+        yield SmallGuidance(self._model, video, prompt, run, shaped, decides=True)
 
-    def _shaped(self, video: Tensor, prompt: str, run: Run) -> ShapedVideo | None:
+    def _shaped(self, video: Tensor, prompt: str, report: Callable[[float], None]) -> ShapedVideo | None:
         """The video with the shape of what its prompt names, where that is known."""
         if self._found is None or self._found[0] is not video or self._found[1] != prompt:
-            subjects = kinesplat_small.load(device=self._model.device.type)
-            self._found = video, prompt, shaped_video(video, prompt, subjects, run)
+            self._found = video, prompt, shaped_video(video, prompt, self._subjects(), report)
         return self._found[2]
+
+    def _subjects(self) -> kinesplat_small.KinesplatSmall:
+        return kinesplat_small.load(device=self._model.device.type)
 
     @staticmethod
     def _together(video: Tensor, others: Tensor, elevation: float) -> MultiViewVideo:
@@ -182,12 +186,13 @@ class SmallGuidance:
         return lambda latents, timestep: [clean, clean]
 
 
-def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run) -> Tensor:  # [V, F, 4, SIDE, SIDE]
-    """All frames from other sides."""
+def _looked_at(shaped: ShapedVideo, poses: Tensor, frames: int, run: Run, before: float) -> Tensor:
+    """All frames from other sides, [V, F, 4, SIDE, SIDE]. before: share of the stage that is done."""
     views = []
     for frame in range(frames):
         views.append(shaped.seen(poses, frame, SIDE))
-        run.report(frame + 1, frames, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
+        done = before + (1 - before) * (frame + 1) / frames
+        run.report(round(100 * done), 100, lambda: tiled(over_white(views[-1].movedim(1, -1)[None])))
     return torch.stack(views, 1)
 
 

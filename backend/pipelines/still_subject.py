@@ -88,7 +88,8 @@ def shaped(model: KinesplatSmall, given: Tensor, cameras: Cameras, prompt: str, 
     picture = _scaled_picture(given, finer.width)
     half = finer.width / 2 / finer.Ks[0, 0, 0]
     alpha = _scaled_picture(given, RAYS)[..., 3]
-    shape = known_shape(alpha[None], model, prompt, half)
+    report = (lambda share: None) if run is None else (lambda share: run.report(round(100 * share), 100))
+    shape = known_shape(alpha[None], model, prompt, half, report)
     if shape is None:
         views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, 2 * np.degrees(np.arctan(half)), STEP)[0]
     else:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend.models.kinesplat_small import KinesplatSmall, load
-from backend.pipelines.known_poses import known_poses, motions_of
+from backend.pipelines.known_poses import PHASES, known_poses, motions_of
 from backend.pipelines.known_shapes import alike, known_shape
 from backend.pipelines.solids import INSIDE, RAYS
 from backend.progress import JobCancelled
@@ -25,11 +25,15 @@ def model() -> KinesplatSmall:
     ("prompt", "kinds"),
     [
         ("a clown fish swims", {"fish"}),
-        ("the red fox runs", {"fox", "dog", "wolf"}),  # there are two foxes only
+        ("the red fox runs", {"fox"}),  # there are enough of them
         ("a horse runs", {"horse"}),
+        ("a small brown horse runs", {"horse"}),
+        ("a large robot", {"enemy", "legs", "gun", "flying", "large", "small"}),
         ("a knight attacks with a sword", {"knight", "person", "man", "woman", "gun"}),
         ("a cat walks", {"fox", "dog", "wolf"}),
-        ("a husky", {"fox", "dog", "wolf"}),
+        ("A HUSKY!", {"fox", "dog", "wolf"}),
+        ("a knight on a horse", {"knight", "person", "man", "woman", "gun"}),
+        ("a picture of a horse, and a fish", {"horse"}),
         ("an eagle flies", {"bird"}),
         ("a spaceship lands", set()),
         ("", set()),
@@ -78,7 +82,9 @@ def walking(model: KinesplatSmall, subject: str, azimuth: float, count: int) -> 
     number = model.memory.subjects.index(subject)
     walk = next(clip for clip in motions_of(model)[number] if model.motions.actions[clip] == "walk")
     poses = known_poses(model, number, {walk})
-    cameras = orbit_cameras(Orbit(frames=4, azimuth_start=azimuth), RAYS, RAYS, moving=False).picked([0, 1])
+    cameras = orbit_cameras(Orbit(frames=4, azimuth_start=azimuth, closed=False), RAYS, RAYS, moving=False).picked(
+        [0, 1]
+    )
     seen = [
         replace(poses.mesh, positions=0.8 * one).pictures(cameras)[..., 3] for one in poses.positions[1 : 1 + count]
     ]
@@ -90,9 +96,11 @@ def test_one_subject_is_behind_all_pictures_of_a_video(model):
     shown[2] = 0
     shown[2, 40:90, 40:90] = 1  # one that fits nothing: a flash, or another subject
     told = []
-    shape = known_shape(shown, model, "a horse walks", HALF, lambda done, total: told.append((done, total)))
+    shape = known_shape(shown, model, "a horse walks", HALF, told.append)
     assert "horse" in shape.subject
-    assert told[-1] == (6, 6)
+    assert told[-1] == 1
+    assert told == sorted(told)
+    assert sum(0 < share < 0.3 for share in told) > PHASES  # while it is sought, too
     for picture in range(6):
         solid = shape.solid(picture) > INSIDE
         seen, mask = solid.any(-1), shown[picture] > 0.5
@@ -104,22 +112,31 @@ def test_one_subject_is_behind_all_pictures_of_a_video(model):
             assert wide == pytest.approx(true, rel=0.4)
 
 
+def test_a_subject_may_leave_the_picture_for_a_while(model):
+    shown, _ = walking(model, "white horse", 90, 6)
+    shown[[0, 3]] = 0
+    shown[3, 60, 0] = 1  # its tail
+    shape = known_shape(shown, model, "a horse walks", HALF)
+    assert "horse" in shape.subject
+    sizes = [(shape.solid(picture) > INSIDE).sum() for picture in range(6)]
+    assert sizes[0] == 0
+    assert sizes[3] < 500 < 10_000 < min(sizes[1], sizes[2], sizes[4], sizes[5])
+
+
 def test_its_legs_are_where_they_are_in_the_pictures(model):
     """The pose is found that comes nearest, without leaps: legs that are apart have the hind one behind."""
     shown, _ = walking(model, "white horse", 90, 8)
-    still = known_shape(shown, model, "a horse", HALF)
     walks = known_shape(shown, model, "a horse walks", HALF)
     apart = [np.abs(one - two).mean() for one, two in zip(walks.points, walks.points[1:], strict=False)]
-    assert max(apart) < 0.08
+    assert max(apart) < 0.03
     low = walks.points[0][:, 2] < np.quantile(walks.points[0][:, 2], 0.1)
-    moved = [np.ptp(np.stack(shape.points)[:, low, 0], axis=0).mean() for shape in (walks, still)]
-    assert moved[0] > 0.08
+    assert np.ptp(np.stack(walks.points)[:, low, 0], axis=0).mean() > 0.12  # bent from where it stands: 0.07
 
 
 def test_it_can_be_cancelled(model):
     shown, _ = walking(model, "white horse", 90, 2)
 
-    def stop(done: int, total: int) -> None:
+    def stop(share: float) -> None:
         raise JobCancelled
 
     with pytest.raises(JobCancelled):

@@ -48,14 +48,19 @@ ASKED = {"seed": 0, "steps": 2, "elevation": 0.0}
 
 
 def test_views_of_a_video(model: SmallVideoModel, tmp_path: Path) -> None:
+    told = []
     video = disc_video(10)
-    run = run_in(tmp_path)
+    run = run_in(tmp_path, on_progress=told.append)
     views = model.views(video, "a dog yodels", run=run, **ASKED)
+    shares = [progress.step / progress.total for progress in told]
+    assert shares == sorted(shares)  # though a dog is sought first, which does not fit
+    assert shares[-1] == 1
     assert views.pictures.shape == (VIEWS, 10, SIDE, SIDE, 4)
     assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * video[:, 3].int().numpy()).max() <= 1
     assert (views.cameras[0].width, views.cameras[0].times[-1]) == (SIDE, 1.0)
     assert any("yodel" in note for note in run.notes)
-    assert model.models() == [{"name": "tiny 1", "licence": "CC0-1.0"}]
+    names = [told["name"] for told in model.models()]
+    assert names == ["tiny 1", kinesplat_small.load(device="cpu").name]
 
 
 def test_a_cancelled_run_goes_on_to_the_same(model: SmallVideoModel, tmp_path: Path) -> None:
@@ -114,15 +119,28 @@ def horse() -> torch.Tensor:  # [2, F, 4, SIDE, SIDE]
 
 
 def test_a_video_gets_the_shape_of_what_its_prompt_names(model: SmallVideoModel, horse, tmp_path: Path) -> None:
-    run = run_in(tmp_path)
+    told = []
+    run = run_in(tmp_path, on_progress=told.append)
     views = model.views(horse[0], "a horse walks", run=run, **ASKED)
+    shares = [progress.step / progress.total for progress in told]
+    assert shares == sorted(shares)
+    assert sum(0 < share < 0.4 for share in shares) > 8  # it stands still nowhere
+    assert shares[-1] == 1
     assert len(run.notes) == 1
     assert "horse" in run.notes[0]
     assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * horse[0, :, 3].numpy()).max() <= 1
     made, true = views.pictures[1, ..., 3] > 127, horse[1, :, 3].numpy() > 0.5
     assert (made & true).sum() / (made | true).sum() > 0.6
-    colors = views.pictures[1:][views.pictures[1:, ..., 3] > 127][:, :3]
-    assert colors.min() > 20  # its own, and not those of nothing
+    own, others = (some[some[..., 3] > 127][:, :3] for some in (views.pictures[0], views.pictures[1:]))
+    assert others.min() >= own.min()  # its own, and not those of nothing
+
+
+def test_a_frame_without_the_subject_stays_empty(model: SmallVideoModel, horse, tmp_path: Path) -> None:
+    video = horse[0].clone()
+    video[3] = 0
+    pictures = model.views(video, "a horse walks", run=run_in(tmp_path), **ASKED).pictures
+    assert not pictures[:, 3].any()
+    assert all(pictures[:, frame, ..., 3].any() for frame in (2, 4))
 
 
 def test_distillation_of_a_known_shape_asks_that(model: SmallVideoModel, horse, tmp_path: Path) -> None:
@@ -140,7 +158,7 @@ def test_distillation_of_a_known_shape_asks_that(model: SmallVideoModel, horse, 
 
 
 @pytest.mark.slow
-def test_on_a_pretended_card(card, tmp_path: Path) -> None:
+def test_on_a_pretended_card(card, horse, tmp_path: Path) -> None:
     words = Vocabulary(("dog",))
     made = KinesplatSmall4DM(network(motion=True).to("cuda"), words, RESOLUTION, "tiny 1", "CC0-1.0")
     model, run = SmallVideoModel(made), run_in(tmp_path)
@@ -154,3 +172,8 @@ def test_on_a_pretended_card(card, tmp_path: Path) -> None:
             rest = branches, guidance.schedule, guidance.scale, guidance.rescale, guidance.dtype
             distillation_loss(latents, noise, 500, *rest).backward()
             assert pictures.grad.device.type == device
+    with model.guidance(horse[0], "a horse walks", run) as guidance:  # of a known shape, which no network tells
+        branches = guidance.branches(torch.from_numpy(view_poses(0.0)).float(), np.arange(4))
+        latents = guidance.encode(torch.rand(4 * VIEWS, 4, 24, 24, requires_grad=True))
+        rest = branches, guidance.schedule, guidance.scale, guidance.rescale, guidance.dtype
+        assert distillation_loss(latents, torch.randn(latents.shape).to(latents.device), 500, *rest).is_cuda
