@@ -356,8 +356,8 @@ def _scene_color(nodes: NodeBuilder, color: Socket, scene_linear: Socket) -> Soc
 
 
 def _remove_frames(nodes: NodeBuilder, geometry: Socket) -> Socket:
-    """Drop the stored frames: renderers copy every attribute that is left."""
-    for pattern in ("pos.*", "rot.*", "lsc*", "opacity*", "f_dc_*", "sh_*"):
+    """Drop the stored frames and what only panels need: renderers copy every attribute that is left."""
+    for pattern in ("pos.*", "rot.*", "lsc*", "opacity*", "f_dc_*", "sh_*", "number"):
         geometry = nodes.remove(geometry, pattern)
     return geometry
 
