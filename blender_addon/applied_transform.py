@@ -10,6 +10,7 @@ import numpy as np
 from mathutils import Matrix
 
 from . import joined, placing, splat_object
+from .attributes import readable
 
 TOLERANCE = 1e-3  # of the object's size, and of a scale of 1; less is rounding
 
@@ -28,15 +29,8 @@ def refuse(splats: bpy.types.Object) -> None:
 
     Edit Mode is one of the modes that they may be in.
     """
-    mesh = splats.data
-    if splats.mode == "EDIT":
-        splats.update_from_editmode()
-        mesh = splats.data.copy()  # in Edit Mode, Blender hides a mesh's attributes from Python
-    try:
+    with readable(splats) as mesh:
         applied, misfits = _applied_to(mesh), joined.misfits(splats, mesh)
-    finally:
-        if mesh is not splats.data:
-            bpy.data.meshes.remove(mesh)
     if applied is not None:
         raise ValueError(
             f"Scale or rotation was applied to {splats.name}, which its stored frames know nothing of. "

@@ -15,7 +15,7 @@ from . import attributes, node_groups, splat_object, versions
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion
 from .contract.placement import placed, placed_sh
-from .contract.splat_files.ply_writer import logit
+from .contract.splat_files.ply_writer import logit, sigmoid
 
 SAMPLES = 64  # points of each part, of as many as there may be: panels ask, too
 FEW = 4  # points that tell whether a part has a frame
@@ -42,8 +42,8 @@ def parts(mesh: bpy.types.Mesh) -> list[Part]:
     if not count or "pos.0" not in mesh.attributes or len(mesh.attributes["pos.0"].data) != count:
         return []
     starts = [0]
-    if splat_object.NUMBER in mesh.attributes:
-        numbers = attributes.read(mesh.attributes[splat_object.NUMBER])
+    if attributes.NUMBER in mesh.attributes:
+        numbers = attributes.read(mesh.attributes[attributes.NUMBER])
         later = (np.flatnonzero(np.diff(numbers) < 0) + 1).tolist()
         starts += later if len(later) < MOST_PARTS else []
     pieces = [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
@@ -124,8 +124,8 @@ def settle(splats: bpy.types.Object) -> None:
             mesh.attributes.remove(mesh.attributes[name])
     for name, values in made.items():
         attributes.write(mesh.attributes[name], values)
-    if splat_object.NUMBER in mesh.attributes:
-        attributes.write(mesh.attributes[splat_object.NUMBER], np.arange(len(mesh.vertices)))
+    if attributes.NUMBER in mesh.attributes:
+        attributes.write(mesh.attributes[attributes.NUMBER], np.arange(len(mesh.vertices)))
     mesh.update()
 
 
@@ -165,19 +165,15 @@ def _clip(columns: dict[str, np.ndarray], part: Part) -> Clip:
         means=means[0],
         quats=quats[0],
         scales=scales,
-        opacities=_sigmoid(own["opacity"]),
+        opacities=sigmoid(own["opacity"]),
         sh=np.stack([constant, *rest], axis=1),
         motion=FrameMotion(
             means,
             quats,
             None if log_scales is None else np.exp(log_scales),
-            None if logits is None else _sigmoid(logits),
+            None if logits is None else sigmoid(logits),
         ),
     )
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 
 def _played(modifier: bpy.types.NodesModifier, mesh: bpy.types.Mesh) -> int:

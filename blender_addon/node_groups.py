@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import bpy
 
 from . import versions
+from .attributes import NUMBER
 from .contract.clip import MIN_ALPHA as MIN_ALPHA  # of the shader as of all
 from .contract.spherical_harmonics import C0, sh_basis
 from .node_builder import NodeBuilder, Socket
@@ -357,7 +358,7 @@ def _scene_color(nodes: NodeBuilder, color: Socket, scene_linear: Socket) -> Soc
 
 def _remove_frames(nodes: NodeBuilder, geometry: Socket) -> Socket:
     """Drop the stored frames and what only panels need: renderers copy every attribute that is left."""
-    for pattern in ("pos.*", "rot.*", "lsc*", "opacity*", "f_dc_*", "sh_*", "number"):
+    for pattern in ("pos.*", "rot.*", "lsc*", "opacity*", "f_dc_*", "sh_*", NUMBER):
         geometry = nodes.remove(geometry, pattern)
     return geometry
 

@@ -26,15 +26,16 @@ import numpy as np
 from mathutils import Matrix
 
 from . import node_groups, retime, versions
+from .attributes import NUMBER, readable
 from .attributes import read as read_attribute
 from .attributes import write as write_attribute
 from .contract import rotations
 from .contract.clip import Clip, FrameMotion, check_clip
-from .contract.splat_files.ply_writer import logit
+from .contract.splat_files.ply_writer import logit, sigmoid
 from .scene_settings import apply_frame_range as apply_frame_range  # this module is the door to the whole room
 from .scene_settings import ensure_scene_settings as ensure_scene_settings
 from .scene_settings import scene_warnings as scene_warnings
-from .splat_object import CLIP, NUMBER, UUID, description, frame_count, is_splat_object, set_draw_mode
+from .splat_object import CLIP, UUID, description, frame_count, is_splat_object, set_draw_mode
 from .splat_object import draw_mode as draw_mode
 from .splat_object import playback_modifier as playback_modifier
 
@@ -113,14 +114,8 @@ def clip_of_object(splats: bpy.types.Object) -> Clip:
     """
     if not is_splat_object(splats):
         raise ValueError(f"{splats.name} holds no Gaussians of Kinesplat.")
-    if splats.mode != "EDIT":
-        return _read_clip(splats, splats.data)
-    splats.update_from_editmode()
-    readable = splats.data.copy()  # in Edit Mode, Blender hides a mesh's attributes from Python
-    try:
-        return _read_clip(splats, readable)
-    finally:
-        bpy.data.meshes.remove(readable)
+    with readable(splats) as mesh:
+        return _read_clip(splats, mesh)
 
 
 def _read_clip(splats: bpy.types.Object, mesh: bpy.types.Mesh) -> Clip:
@@ -141,7 +136,7 @@ def _read_clip(splats: bpy.types.Object, mesh: bpy.types.Mesh) -> Clip:
     means = read_frames("pos") + moved
     quats = rotations.normalize(read_frames("rot"))
     moving_scales = np.exp(read_frames("lsc")) if "lsc.0" in attributes else None
-    moving_opacities = _sigmoid(read_frames("opacity")) if "opacity.0" in attributes else None
+    moving_opacities = sigmoid(read_frames("opacity")) if "opacity.0" in attributes else None
     coefficients = 0
     while f"sh_{coefficients}" in attributes:
         coefficients += 1
@@ -152,7 +147,7 @@ def _read_clip(splats: bpy.types.Object, mesh: bpy.types.Mesh) -> Clip:
         means=means[0],
         quats=quats[0],
         scales=moving_scales[0] if moving_scales is not None else np.exp(read("lsc")),
-        opacities=_sigmoid(read("opacity")),
+        opacities=sigmoid(read("opacity")),
         sh=sh,
         motion=FrameMotion(means, quats, moving_scales, moving_opacities),
         name=splats.name,
@@ -219,10 +214,6 @@ def _build_mesh(
         on_progress((t + 1) / clip.frame_count)
     mesh.update()
     return mesh
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 
 def _drive_render_width(splats: bpy.types.Object, modifier: bpy.types.NodesModifier) -> None:

@@ -9,7 +9,6 @@ from . import node_groups, versions
 
 UUID = "kinesplat_uuid"  # custom properties of the object
 CLIP = "kinesplat_clip"
-NUMBER = "number"  # attribute of the points: which of its clip each is
 LINKED = "{} is linked from another file. Make a library override of it first."
 MADE_OF = "kinesplat_made_of"  # the id of the object that was captured (`capture.SUBJECT_UUID` there)
 

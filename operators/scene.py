@@ -54,7 +54,27 @@ class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class KINESPLAT_OT_give_back_transform(SplatOperator, bpy.types.Operator):
+class MendOperator(SplatOperator):
+    """Those that mend, in Object Mode, what was done to the selected Gaussians."""
+
+    nothing = ""  # why there is nothing to mend
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode")
+            return False
+        if not cls.takes(context.active_object):
+            cls.poll_message_set(cls.nothing)
+            return False
+        return True
+
+    def change(self, context, splats):
+        if self.takes(splats):  # of objects that share their points, the first has mended all
+            self.mend(splats)
+
+
+class KINESPLAT_OT_give_back_transform(MendOperator, bpy.types.Operator):
     bl_idname = "kinesplat.give_back_transform"
     bl_label = "Give Back to Object"
     bl_description = (
@@ -62,23 +82,11 @@ class KINESPLAT_OT_give_back_transform(SplatOperator, bpy.types.Operator):
         "so that their sizes and their motion fit again"
     )
     takes = staticmethod(applied_transform.find_applied)
-
-    @classmethod
-    def poll(cls, context):
-        if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode")
-            return False
-        if not cls.takes(context.active_object):
-            cls.poll_message_set("No scale or rotation was applied to the active object")
-            return False
-        return True
-
-    def change(self, context, splats):
-        if applied_transform.find_applied(splats):  # of objects that share their points, the first has mended all
-            applied_transform.give_back(splats)
+    mend = staticmethod(applied_transform.give_back)
+    nothing = "No scale or rotation was applied to the active object"
 
 
-class KINESPLAT_OT_fit_joined(SplatOperator, bpy.types.Operator):
+class KINESPLAT_OT_fit_joined(MendOperator, bpy.types.Operator):
     bl_idname = "kinesplat.fit_joined"
     bl_label = "Fit Joined Frames"
     bl_description = (
@@ -86,20 +94,8 @@ class KINESPLAT_OT_fit_joined(SplatOperator, bpy.types.Operator):
         "and play for as long as those that they were joined to"
     )
     takes = staticmethod(joined.misfits)
-
-    @classmethod
-    def poll(cls, context):
-        if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode")
-            return False
-        if not cls.takes(context.active_object):
-            cls.poll_message_set("Nothing was joined into the active Gaussians that does not fit")
-            return False
-        return True
-
-    def change(self, context, splats):
-        if joined.misfits(splats):  # of objects that share their points, the first has mended all
-            joined.settle(splats)
+    mend = staticmethod(joined.settle)
+    nothing = "Nothing was joined into the active Gaussians that does not fit"
 
 
 CLASSES = (

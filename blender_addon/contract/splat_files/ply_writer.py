@@ -27,6 +27,11 @@ def logit(opacities: np.ndarray) -> np.ndarray:
     return np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The reverse: opacities of what files and meshes keep. float32."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
 def header_comments(program: str, *, color_space: str, up_axis: str, fps: float) -> list[str]:
     """What headers tell people, and `splat_clip` when it reads them; `up_axis` is one of UP_AXES."""
     return [program, f"color space {color_space}", f"up axis {up_axis}", f"{fps:g} frames per second"]
