@@ -26,6 +26,7 @@ def _run(arguments: list[str] | None) -> int:
     from backend.commands.evaluate import add_evaluate
     from backend.commands.export import add_export
     from backend.commands.generate import add_generate
+    from backend.commands.jobs import add_jobs
     from backend.commands.render_dataset import add_render_dataset
     from backend.commands.train import add_train
     from backend.commands.warm_up import add_warm_up
@@ -38,6 +39,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"Kinesplat {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     service.add_commands(commands)
+    add_jobs(commands)
     add_generate(commands)
     add_construct(commands)
     add_export(commands)
