@@ -85,6 +85,8 @@ def _capture(job: dict, folder: Path, run: Run) -> list[list[float]]:  # 4x4
     try:
         while "to_object" not in (answer := child.ask(job)):
             if "error" in answer:
+                child.end()
+                log.unlink(missing_ok=True)  # the sentence says it all, and nothing is to be left beside the result
                 raise UserError("bad_model", answer["error"], "Open the file in Blender and correct it there.")
             if answer["stage"] in STAGES and answer["stage"] != stage:
                 stage = answer["stage"]

@@ -79,10 +79,10 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
     try:
         frames = read_frames(blob(inputs["generated"])) if inputs["generated"] else _resumed(run.folder)
         static, further = _given_views(inputs["static"], blob) if inputs["static"] else (None, None)
-        image = read_image(blob(inputs["image"])) if inputs["image"] else None
         surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
     except BadFileError as error:
         raise UserError("bad_input", str(error), "Generate again.") from error
+    image = _read_image(blob(inputs["image"])) if inputs["image"] else None
     if building:
         clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     if frames is None:
@@ -390,6 +390,13 @@ def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:
         stages |= {STILL: 0.5} if kind != "object" else {}
         stages |= {MOVING: 0.7}
     return stages | ({**STAGE_SHARES, clips.WRITING: 0.03} if building else {})
+
+
+def _read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
+    try:
+        return read_image(path)
+    except BadFileError as error:
+        raise UserError("bad_input", str(error), "Choose another one, or save it as PNG or JPEG.") from error
 
 
 def _resumed(folder: Path) -> GeneratedFrames | None:

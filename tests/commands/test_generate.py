@@ -179,12 +179,60 @@ def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytes
     assert generated == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--object", "dog.glb", "--out", "dog.glb"), "does not end in .npz"),
+        (("--image", "dog.png", "--frames-only", "folder/../dog.png"), "would replace the file that --image names"),
+        (("--image", "dog.png", "--frames-only", "DOG.JPG"), "neither a folder nor a file that ends in .png"),
+        (("--image", "dog.png", "--frames-only", "dog.glb"), "neither a folder nor a file that ends in .png"),
+        (("--orbit", "folder", "--surface", "dog.npz", "--out", "dog.npz"), "would replace the file that --surface"),
+    ],
+)
+def test_a_result_does_not_take_the_place_of_an_input(
+    tmp_path: Path, arguments: tuple, said: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("dog.glb", "dog.png", "dog.npz"):
+        (tmp_path / name).write_bytes(b"mine")
+    before = sorted(tmp_path.iterdir())
+    for command in ("generate", "construct") if "--orbit" in arguments else ("generate",):
+        with pytest.raises(SystemExit) as caught:
+            main([command, *arguments])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "dog.glb").read_bytes() == b"mine"
+
+
+def test_a_refused_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, module: str, log: Path) -> None:
+            log.parent.mkdir(parents=True)
+            log.write_text("Blender's own messages")
+
+        def ask(self, job: dict) -> dict:
+            return {"error": "dog.glb is not a glTF file."}
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(object_capture, "Child", Refusing)
+    monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: True)
+    assert generate("--object", DOG, "--out", tmp_path / "dog.npz") == 1
+    assert not list(tmp_path.glob("dog*"))
+
+
 def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ("--frames-only", tmp_path / "sheet.png")
     assert generate("--text", "ball " * 200, *out) == 1
     assert "Shorten it" in capsys.readouterr().err
     assert generate("--image", tmp_path / "none.png", *out) == 1
     assert "none.png" in capsys.readouterr().err
+    (tmp_path / "dog.webp").write_bytes(b"RIFF")
+    assert generate("--image", tmp_path / "dog.webp", *out) == 1
+    assert "save it as PNG or JPEG" in capsys.readouterr().err
     assert generate("--object", tmp_path / "none.glb", *out) == 1
     assert "none.glb cannot be read" in capsys.readouterr().err
     monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: None)
