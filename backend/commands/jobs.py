@@ -5,8 +5,10 @@ Results go to standard output, with `--json` as the HTTP API gives them; progres
 """
 
 import argparse
+import contextlib
 import json
 import sys
+from pathlib import Path
 
 from backend.options import (
     add_fit_options,
@@ -19,6 +21,7 @@ from backend.options import (
     positive,
     subject_problem,
 )
+from blender_addon.contract.arrays import BadFileError, read_arrays
 from blender_addon.contract.home import home_folder
 from blender_addon.contract.requests import JOB_STATES
 
@@ -105,6 +108,7 @@ def run_submit(options: argparse.Namespace) -> int:
         except OSError:
             print(f"The clip is kept. Write it elsewhere with: jobs fetch {job['id']} --out CLIP.npz", file=sys.stderr)
             raise
+        tell_warnings(options.out)
         if not options.json:
             print(options.out)
     return outcome(job, options)
@@ -141,6 +145,7 @@ def run_fetch(options: argparse.Namespace) -> int:
     """Write a job's clip to a file."""
     client = connect(options)
     size = client.fetch(find(client, options.job), options.out)
+    tell_warnings(options.out)
     print(f"{options.out}: {size / 1e6:.1f} MB")
     return 0
 
@@ -243,6 +248,14 @@ def tell(job: dict, options: argparse.Namespace) -> None:
         print_json(job)
     else:
         print(f"{job['id']} {job['state']}")
+
+
+def tell_warnings(path: Path) -> None:
+    """What a result says against itself, as `generate` tells it."""
+    with contextlib.suppress(BadFileError, LookupError, TypeError, ValueError):
+        provenance = json.loads(read_arrays(path)["meta"].tobytes())["provenance"]
+        for warning in provenance["warnings"]:
+            print(warning, file=sys.stderr)
 
 
 def print_json(found: dict | list[dict]) -> None:

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from backend.commands import submit
 from backend.data.object_capture import CapturedObject
 from backend.service import cli, client, doctor, paths
 from backend.service.queue import Queue
+from blender_addon.contract.clip import write_clip
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
+from tests.contract.clips import random_clip
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import ROOT, running, wait_for
 
@@ -387,3 +390,22 @@ def test_options_of_a_submission_that_do_not_go_together(run, words, said, capsy
         run("jobs", "submit", *words)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_script_of_the_document_gets_a_clip(tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/http_api.md").read_text("utf-8"), re.DOTALL)
+    with running(tmp_path / "home", pipelines="tests.service.fake_pipelines:ANYTHING"):
+        environment = {**os.environ, "KINESPLAT_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", script]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert b'"prompt": "a dog walks"' in (tmp_path / "dog.npz").read_bytes()
+
+
+def test_what_a_clip_says_against_itself_is_told(tmp_path, capsys):
+    clip = random_clip(provenance={"warnings": ["Words that are not known: xyzzy."]})
+    write_clip(tmp_path / "clip.npz", clip)
+    jobs_command.tell_warnings(tmp_path / "clip.npz")
+    assert capsys.readouterr().err == "Words that are not known: xyzzy.\n"
+    (tmp_path / "clip.npz").write_bytes(b"PK")
+    jobs_command.tell_warnings(tmp_path / "clip.npz")
+    assert capsys.readouterr().err == ""
