@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
         return refuse("setup takes no options")
     if arguments[0] == "build" and arguments[1:] and (arguments[1] != "--out" or len(arguments) != 3):
         return refuse("build takes --out DIR alone")
-    sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
         print(f"Kinesplat needs Python 3.11 or newer; this is {platform.python_version()}.")
         return 2

@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
 
@@ -69,7 +70,22 @@ def _run(arguments: list[str] | None) -> int:
         return 130
 
 
+def open_streams() -> None:
+    """Open the standard streams that whoever started this process has closed, as some launchers of services do.
+
+    The first sockets and databases would get their numbers else, and child processes take them for their streams.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
 if __name__ == "__main__":
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # names may hold letters that a terminal or a log file lacks
     with environment_held():

@@ -87,7 +87,9 @@ def _capture(job: dict, folder: Path, run: Run) -> list[list[float]]:  # 4x4
             if "error" in answer:
                 child.end()
                 log.unlink(missing_ok=True)  # the sentence says it all, and nothing is to be left beside the result
-                raise UserError("bad_model", answer["error"], "Open the file in Blender and correct it there.")
+                raise UserError(
+                    "bad_model", answer["error"], "Open the file in Blender, correct it there and export it as .glb."
+                )
             if answer["stage"] in STAGES and answer["stage"] != stage:
                 stage = answer["stage"]
                 run.begin(STAGES[stage])

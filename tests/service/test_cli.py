@@ -409,3 +409,18 @@ def test_what_a_clip_says_against_itself_is_told(tmp_path, capsys):
     (tmp_path / "clip.npz").write_bytes(b"PK")
     jobs_command.tell_warnings(tmp_path / "clip.npz")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed otherwise there")
+def test_a_backend_without_standard_streams(tmp_path):
+    """As some launchers of services start it."""
+    arguments = [sys.executable, "-m", "backend", "serve", "--home", str(tmp_path / "home")]
+    code = f"import os; [os.close(number) for number in range(3)]; os.execv({sys.executable!r}, {arguments!r})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
+        try:
+            home = paths.Home(tmp_path / "home")
+            wait_for(lambda: home.server.exists() or process.poll() is not None, 30)
+            assert client.Client(home.folder).jobs() == []
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
