@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ ORBIT_HELP = (
 )
 CLIP_SUFFIX = ".npz"
 SHEET_SUFFIX = ".png"
-NO_FOLDERS = {".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".exr", ".mp4", ".mov", ".npz"}  # by their names
+NO_FOLDER = "is not called like a folder, which has no dot but that of a version such as .v001"
 STATIC_HELP = "the subject from all sides at time 0 (default: the static orbit of Diffusion4D's layout, where one is)"
 
 
@@ -72,8 +73,8 @@ def clip_file(text: str) -> Path:
 def sheet_or_folder(text: str) -> Path:
     """A PNG file, or a folder, as argparse wants it."""
     path = result_place(text)
-    if path.suffix.lower() != SHEET_SUFFIX and (path.is_file() or path.suffix.lower() in NO_FOLDERS):
-        raise argparse.ArgumentTypeError(f"{text} is neither a folder nor a file that ends in {SHEET_SUFFIX}")
+    if path.suffix.lower() != SHEET_SUFFIX and not names_folder(path):
+        raise argparse.ArgumentTypeError(f"{text} does not end in {SHEET_SUFFIX}, and {NO_FOLDER}")
     return path
 
 
@@ -84,6 +85,11 @@ def result_place(text: str) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {folder} is no folder of yours")
     return path
+
+
+def names_folder(path: Path) -> bool:
+    """Whether a result at `path` is a folder: one that exists, or a name that does not look like that of a file."""
+    return path.is_dir() or (not path.exists() and re.fullmatch(r"(\.v?\d+)?", path.suffix.lower()) is not None)
 
 
 def replaced(options: argparse.Namespace) -> str:

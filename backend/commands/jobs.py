@@ -54,7 +54,7 @@ def add_jobs(commands: argparse._SubParsersAction) -> None:
     fetch.add_argument("--out", type=clip_file, required=True, metavar="CLIP.npz",
                        help="the clip; a former one is replaced")  # fmt: skip
     log = verbs.add_parser("log", help="print a job's log")
-    delete = verbs.add_parser("delete", help="remove a job that has ended, with its result")
+    delete = verbs.add_parser("delete", help="remove jobs that have ended, with their results")
     calls = (
         (watching, run_watch),
         (cancel, run_cancel),
@@ -64,7 +64,8 @@ def add_jobs(commands: argparse._SubParsersAction) -> None:
         (delete, run_delete),
     )
     for parser, func in calls:
-        parser.add_argument("job", metavar="JOB", help="the job's id, or its first characters")
+        name, several = ("jobs", {"nargs": "+"}) if parser is delete else ("job", {})
+        parser.add_argument(name, metavar="JOB", help="the job's id, or its first characters", **several)
         parser.set_defaults(func=func)
 
     listing = verbs.add_parser("list", help="list the newest jobs")
@@ -158,11 +159,11 @@ def run_log(options: argparse.Namespace) -> int:
 
 
 def run_delete(options: argparse.Namespace) -> int:
-    """Remove a job that has ended."""
+    """Remove jobs that have ended."""
     client = connect(options)
-    job_id = find(client, options.job)
-    client.delete(job_id)
-    print(f"{job_id} deleted")
+    for job_id in [find(client, text) for text in options.jobs]:  # a wrong one is told before any has gone
+        client.delete(job_id)
+        print(f"{job_id} deleted")
     return 0
 
 

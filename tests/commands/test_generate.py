@@ -184,8 +184,8 @@ def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytes
     [
         (("--object", "dog.glb", "--out", "dog.glb"), "does not end in .npz"),
         (("--image", "dog.png", "--frames-only", "folder/../dog.png"), "would replace the file that --image names"),
-        (("--image", "dog.png", "--frames-only", "DOG.JPG"), "neither a folder nor a file that ends in .png"),
-        (("--image", "dog.png", "--frames-only", "dog.glb"), "neither a folder nor a file that ends in .png"),
+        (("--image", "dog.png", "--frames-only", "DOG.JPG"), "does not end in .png"),
+        (("--image", "dog.png", "--frames-only", "dog.glb"), "does not end in .png"),
         (("--orbit", "folder", "--surface", "dog.npz", "--out", "dog.npz"), "would replace the file that --surface"),
     ],
 )

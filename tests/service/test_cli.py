@@ -336,12 +336,13 @@ def test_a_job_is_done_again_read_and_removed(run, orbit):
     assert run("jobs", "retry", job)[:2] == (0, f"{job} queued\n")
     assert run("jobs", "watch", job)[0] == 1
     assert "The pictures are empty." in run("jobs", "log", job)[1]
-    assert run("jobs", "delete", job)[:2] == (0, f"{job} deleted\n")
-    assert run("jobs", "log", job)[0] == 1
     done = run("jobs", "submit", "--orbit", orbit, "--watch")[1].split()[0]
     code, _, error = run("jobs", "retry", done)
     assert code == 1
     assert error
+    assert run("jobs", "delete", job, "0000000000000000")[0] == 1
+    assert run("jobs", "delete", job, done)[:2] == (0, f"{job} deleted\n{done} deleted\n")
+    assert run("jobs", "log", job)[0] == 1
 
 
 def test_whatever_is_generated_is_submitted_as_a_request(run, service, tmp_path, monkeypatch):
