@@ -18,7 +18,7 @@ from backend.options import (
     subject_problem,
     video_options,
 )
-from blender_addon.contract.requests import BOUNDS, PIPELINES, PUBLISHED
+from blender_addon.contract.requests import BOUNDS, PIPELINES, PUBLISHED, RESOLUTION_BY_PRESET
 
 USAGE = (  # what is needed alone: all options would push the error that stands below it out of sight
     "%(prog)s [--object FILE.glb | --image FILE | --video FILE|FOLDER | --orbit FOLDER] [--text TEXT] [options] "
@@ -87,7 +87,9 @@ def generate_in(work: Path, options: argparse.Namespace) -> None:
     captured, motion = None, motion_options(options)
     if options.object:
         with progress_bar() as show:
-            captured = capture_object(options.object, work / "object", Run(work, on_progress=show))
+            resolution = RESOLUTION_BY_PRESET[options.preset]  # as the add-on captures
+            run = Run(work, on_progress=show)
+            captured = capture_object(options.object, work / "object", run, resolution=resolution)
     with progress_bar() as show:
         frames, clip = generate_files(
             work,

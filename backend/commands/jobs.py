@@ -25,6 +25,11 @@ from blender_addon.contract.arrays import BadFileError, read_arrays
 from blender_addon.contract.home import home_folder
 from blender_addon.contract.requests import JOB_STATES
 
+USAGE = (
+    "%(prog)s [--object FILE.glb | --image FILE | --video FILE|FOLDER | --orbit FOLDER] [--text TEXT] "
+    "[--watch] [--out CLIP.npz] [options]"
+)
+
 
 def add_jobs(commands: argparse._SubParsersAction) -> None:
     """`jobs submit|watch|cancel|retry|fetch|log|delete|list`."""
@@ -33,6 +38,7 @@ def add_jobs(commands: argparse._SubParsersAction) -> None:
 
     submit = verbs.add_parser(
         "submit",
+        usage=USAGE,
         help="submit an object, an image, a text, a video or a moving orbit",
         description="Put a job into the queue and print its id. An object is captured here, before it is submitted.",
     )

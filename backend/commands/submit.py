@@ -12,6 +12,7 @@ from blender_addon.contract.orbit import frame_name, read_orbit_json
 from blender_addon.contract.requests import (
     BOUNDS,
     MAX_NAME_LENGTH,
+    RESOLUTION_BY_PRESET,
     generation_request,
     orbit_request,
     video_request,
@@ -39,7 +40,7 @@ def request_of(options: argparse.Namespace, client) -> dict:
     if not options.object:
         return generation_request("text", name_of(options, ""), IDENTITY, **settings)
     with tempfile.TemporaryDirectory(prefix="kinesplat-") as folder:
-        captured = capture(options.object, Path(folder))
+        captured = capture(options.object, Path(folder), options.preset)
         cameras = read_orbit_json(captured.static)
         frames = [client.upload(captured.static / frame_name(index)) for index in range(len(cameras.times))]
         return generation_request(
@@ -52,14 +53,15 @@ def request_of(options: argparse.Namespace, client) -> dict:
         )
 
 
-def capture(file: Path, folder: Path):
+def capture(file: Path, folder: Path, preset: str):
     """A model file seen from all around, with a progress bar; see `capture_object`."""
     from backend.console import progress_bar
     from backend.data.object_capture import capture_object
     from backend.progress import Run
 
     with progress_bar() as show:
-        return capture_object(file, folder, Run(folder, on_progress=show))
+        run = Run(folder, on_progress=show)
+        return capture_object(file, folder, run, resolution=RESOLUTION_BY_PRESET[preset])  # as the add-on captures
 
 
 def request_of_orbit(options: argparse.Namespace, client) -> dict:

@@ -15,11 +15,10 @@ from backend.progress import Run, UserError
 from backend.versions import program_key
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import FURTHER
-from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
+from blender_addon.contract.requests import GENERATED_FRAMES
 
 STAGES = {"measure": "Opening the model", "static": "Rendering all sides", "surface": "Sampling the surface"}
 SHARES = {"measure": 0.15, "static": 0.8, "surface": 0.05}
-RESOLUTION = int(BOUNDS["resolution"].default)
 SAMPLES = 16  # per pixel
 DONE = "capture.json"
 
@@ -33,7 +32,7 @@ class CapturedObject:
     to_object: list[list[float]]  # 4x4, clip space -> object space
 
 
-def capture_object(file: Path, folder: Path, run: Run, *, resolution: int = RESOLUTION) -> CapturedObject:
+def capture_object(file: Path, folder: Path, run: Run, *, resolution: int) -> CapturedObject:
     """Render the static orbit of a .glb or .gltf file, as the file describes it at rest, into `folder`.
 
     A folder in which the same file was captured already is taken as it is. Object space is Blender's after import.

@@ -206,6 +206,21 @@ def test_a_result_does_not_take_the_place_of_an_input(
     assert (tmp_path / "dog.glb").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(("preset", "pixels"), [("draft", 128), ("final", 256)])
+def test_an_object_is_captured_as_the_panel_captures_it(
+    tmp_path: Path, preset: str, pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def captured(file: Path, folder: Path, run: Run, *, resolution: int) -> None:
+        asked.append(resolution)
+        raise JobCancelled
+
+    monkeypatch.setattr(object_capture, "capture_object", captured)
+    assert generate("--object", DOG, "--preset", preset, "--out", tmp_path / "dog.npz") == 130
+    assert asked == [pixels]
+
+
 def test_a_refused_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
         def __init__(self, module: str, log: Path) -> None:
@@ -248,13 +263,13 @@ def test_a_capture_without_views_from_above_and_below_is_made_again(
     jobs = []
     monkeypatch.setattr(object_capture, "_capture", lambda job, *_: jobs.append(job) or np.eye(4).tolist())
     for _ in range(2):
-        capture_object(DOG, tmp_path, Run(tmp_path))
+        capture_object(DOG, tmp_path, Run(tmp_path), resolution=32)
     assert len(jobs) == 1
     done = tmp_path / object_capture.DONE
     found = json.loads(done.read_text())
     del found["key"]["further"]
     done.write_text(json.dumps(found))
-    capture_object(DOG, tmp_path, Run(tmp_path))
+    capture_object(DOG, tmp_path, Run(tmp_path), resolution=32)
     assert len(jobs) == 2
 
 
@@ -285,7 +300,7 @@ def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pyte
     broken = tmp_path / "broken.glb"
     broken.write_bytes(b"glTF nonsense")
     with pytest.raises(UserError, match="broken"):
-        capture_object(broken, tmp_path / "broken", Run(tmp_path))
+        capture_object(broken, tmp_path / "broken", Run(tmp_path), resolution=32)
 
 
 @pytest.fixture

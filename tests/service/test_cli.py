@@ -349,7 +349,7 @@ def test_whatever_is_generated_is_submitted_as_a_request(run, service, tmp_path,
     picture = tmp_path / "dog.png"
     Image.fromarray(np.full((8, 8, 4), 200, np.uint8)).save(picture)
 
-    def captured(file: Path, folder: Path) -> CapturedObject:
+    def captured(file: Path, folder: Path, preset: str) -> CapturedObject:
         (folder / "static").mkdir()
         write_orbit_json(folder / "static", orbit_cameras(Orbit(frames=24), 64, 64, moving=False))
         for index in range(24):
