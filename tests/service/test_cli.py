@@ -268,6 +268,12 @@ def test_doctor_of_the_service(service, capsys, monkeypatch):
     said = " ".join(capsys.readouterr().out.split())
     assert "Everything that is needed works." in said
     assert service.client().url in said
+    assert main(["doctor", "--json", "--home", str(service.settings.home)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["faults"] == 0
+    assert {"subject": "disk space", "verdict": "ok"}.items() <= next(
+        check for check in found["checks"] if check["subject"] == "disk space"
+    ).items()
 
 
 def test_doctor_says_what_is_wrong(tmp_path, capsys, monkeypatch):
