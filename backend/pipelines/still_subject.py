@@ -12,7 +12,8 @@ from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
-from backend.pipelines.known_shapes import known_shape
+from backend.pipelines.far_side import far_side
+from backend.pipelines.known_shapes import alike, known_shape
 from backend.pipelines.orbit_pictures import as_pictures, as_tensor, preview_of, scaled
 from backend.pipelines.solids import RAYS, solid_views
 from backend.pipelines.subject_image import framed
@@ -90,12 +91,16 @@ def shaped(model: KinesplatSmall, given: Tensor, cameras: Cameras, prompt: str, 
     alpha = _scaled_picture(given, RAYS)[..., 3]
     report = (lambda share: None) if run is None else (lambda share: run.report(round(100 * share), 100))
     shape = known_shape(alpha[None], model, prompt, half, report)
+    far = far_side(picture, mirrored=shape is not None and shape.sideways)
     if shape is None:
-        views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, 2 * np.degrees(np.arctan(half)), STEP)[0]
+        fov = 2 * np.degrees(np.arctan(half))
+        views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, fov, STEP, far[None])[0]
     else:
-        views = solid_views(picture, shape.solid(0), finer)
-        if run is not None:
-            run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
+        views = solid_views(picture, far, shape.solid(0), finer)
+    if run is not None and shape is not None:
+        run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
+    elif run is not None and alike(model, prompt):
+        run.note("No shape that the model knows by that name comes near the outline of the picture: it is inflated.")
     return _averaged(views)
 
 

@@ -40,7 +40,7 @@ def model() -> KinesplatSmall:
     ],
 )
 def test_a_prompt_names_what_is_built_like_its_subject(model, prompt, kinds):
-    found = alike(model.memory, model.motions.actions, prompt)
+    found = alike(model, prompt)
     assert {model.memory.subjects[one].split()[-1] for one in found} == kinds
 
 

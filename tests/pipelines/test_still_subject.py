@@ -101,3 +101,5 @@ def test_a_picture_gets_the_shape_of_what_its_prompt_names() -> None:
     assert overlap("a fox") > inflated + 0.2
     assert len(told) == 1
     assert "fox" in told[0]
+    assert overlap("a fish") == inflated
+    assert "inflated" in told[1]
