@@ -40,8 +40,12 @@ BUILDS = tuple(
 )
 # Known ones, bent, are farther from them than what is inflated: limbs are thin, and are held in too many ways.
 PEOPLE = frozenset(
-    "person man woman boy girl child baby human soldier king queen prince princess dancer athlete knight pirate "
-    "barbarian mage wizard witch rogue astronaut ninja warrior zombie".split()
+    word
+    for line in (
+        "person man woman boy girl child baby human soldier king queen prince princess dancer athlete knight pirate",
+        "barbarian mage wizard witch rogue astronaut ninja warrior zombie",
+    )
+    for word in line.split()
 )
 # What parts of a prompt lie between: a knight on a horse is a knight.
 BETWEEN = re.compile(rf"[^\w\s-]+|\b(?:{'|'.join(sorted(STOP_WORDS))})\b", re.IGNORECASE)
