@@ -22,15 +22,12 @@ STOP_WORDS = frozenset(
     very please make let some one""".split()  # noqa: SIM905
 )
 IRREGULAR = {
-    "running": "run", "ran": "run", "swimming": "swim", "swam": "swim", "hitting": "hit", "sitting": "sit",
-    "spinning": "spin", "flapping": "flap", "clapping": "clap", "chopping": "chop", "stabbing": "stab",
-    "dying": "death", "died": "death", "dies": "death", "die": "death", "dead": "death",
-    "lying": "lie", "flew": "fly", "flies": "fly", "flying": "fly", "eating": "eat", "ate": "eat",
-    "bit": "bite", "biting": "bite", "dancing": "dance", "waving": "wave", "riding": "ride", "aiming": "aim",
-    "idling": "idle", "galloping": "gallop", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman",
-    "fishes": "fish", "geese": "goose", "standing": "stand", "throwing": "throw", "shooting": "shoot",
-    "slicing": "slice", "dodging": "dodge", "bouncing": "bounce", "gliding": "glide", "winding": "wind",
-    "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
+    "ran": "run", "swam": "swim", "dying": "death", "died": "death", "dies": "death", "die": "death", "dead": "death",
+    "lying": "lie", "lied": "lie", "flew": "fly", "ate": "eat", "bit": "bite", "threw": "throw", "shot": "shoot",
+    "stood": "stand", "sat": "sit", "spun": "spin", "using": "use", "used": "use", "breathing": "breathe",
+    "breathed": "breathe", "headbutting": "headbutt", "headbutted": "headbutt", "pirouetting": "pirouette",
+    "pirouetted": "pirouette", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman", "people": "man",
+    "geese": "goose", "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
 }  # fmt: skip
 SYNONYMS = {
     "sprint": "run", "jog": "run", "race": "run", "dash": "run", "hurry": "run", "stroll": "walk", "stride": "walk",
@@ -46,8 +43,18 @@ SYNONYMS = {
     "serpent": "snake", "viper": "snake", "cobra": "snake", "robot": "enemy", "monster": "enemy", "drone": "enemy",
     "spaceman": "astronaut", "cosmonaut": "astronaut", "elk": "stag", "reindeer": "deer", "doe": "deer",
     "donkey": "donkey", "mule": "donkey", "hunde": "dog", "wag": "idle",
+    "hen": "chick", "chicken": "chick", "rooster": "chick", "boar": "pig", "ewe": "sheep", "kid": "man",
+    "bumblebee": "bee", "honeybee": "bee", "tarantula": "spider", "python": "snake", "wyvern": "dragon",
+    "orca": "whale", "dinosaur": "kaiju", "godzilla": "kaiju", "trout": "fish", "salmon": "fish", "carp": "fish",
+    "cod": "fish", "bass": "fish", "guppy": "fish", "herring": "fish", "child": "man",
+    "fellow": "man", "witch": "mage", "magician": "mage", "pirate": "rogue", "viking": "barbarian",
 }  # fmt: skip
 
+# What verbs end in that have a silent e: those of one syllable in a vowel and a consonant (glide), and others
+SILENT_E = re.compile(
+    r"^[^aeiou]*[aeiou][^aeiouwxy]$|[cv]$|[dr]g$|(lu|plu|cha)ng$|[bdfgkpstz]l$|[lnpr]s$|[aeiou]{2}s$|[aeiou]z$"
+    r"|[aeiouy].*[^aeiou]at$"
+)
 NO_FISH = "jelly|star|cray|cuttle|shell|silver"  # beginnings of what is called a fish and is none
 
 
@@ -66,13 +73,24 @@ def plain_form(word: str) -> str:
 
 
 def stem(word: str) -> str:
-    """The word without its ending."""
+    """The word without its ending: hops, hopping and hopped -> hop, bounces and bouncing -> bounce, foxes -> fox."""
     word = IRREGULAR.get(word, word)
-    if word not in SYNONYMS and word not in IRREGULAR.values():
-        for ending, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", "e"), ("s", "")):
-            if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-                return word[: -len(ending)] + rest
-    return word
+    if word in SYNONYMS or word in IRREGULAR.values():
+        return word
+    for ending, rest, least in (("ies", "y", 2), ("ied", "y", 2), ("s", "", 3)):
+        if word.endswith(ending) and len(word) - len(ending) >= least and not word.endswith("ss"):
+            word = word[: -len(ending)] + rest
+            return word[:-1] if re.search("(ss|zz|x|ch|sh)e$", word) else word
+    verb = re.fullmatch(r"(\w*[aeiouy]\w*)(?:ing|ed)", word)
+    return _with_its_end(verb[1]) if verb and len(verb[1]) >= 3 else word
+
+
+def _with_its_end(verb: str) -> str:
+    """A verb that has lost its ending, with the silent e that it had, or without the letter that was doubled."""
+    sound = verb.replace("qu", "q")
+    if re.search(r"([bdgkmnprt])\1$", sound):
+        return verb[:-1]
+    return verb + "e" if re.search(SILENT_E, sound) else verb
 
 
 def worth(texts: Collection[set[str]]) -> dict[str, float]:

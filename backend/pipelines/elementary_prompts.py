@@ -169,20 +169,16 @@ def _subjects(spoken: list[str]) -> Iterator[tuple[str, bool]]:
 def _on_a_living_thing(after: list[str], others: set[str], known: KnownMotions) -> bool:
     """Whether what is ridden, or who rides where that is not told, is alive; after: words behind "rides"."""
     subjects = [subject for subject in known.subjects if subject not in THINGS]
-    living = RIDDEN | {word for subject in subjects for word in words(subject)}
+    living = {word for name in (*RIDDEN, *subjects) for word in words(name)}
     ridden = set(words(" ".join(after)))
     return bool(living & (ridden or others))
 
 
 def _thing(text: str, things: Container[str]) -> str | None:
     """The one of some things that a word names, also where it names several."""
-    return next((form for form in (stem(text), stem(text).removesuffix("e")) if form in things), None)
+    return plain if (plain := stem(text)) in things else None
 
 
 def _verb(text: str) -> str | None:
     """The verb of an elementary motion of which a word is a form."""
-    plain = stem(text)
-    forms = [plain, plain + "e"]
-    if plain.endswith("e") or plain[-2:-1] == plain[-1:]:  # stretches, bobbing
-        forms.append(plain[:-1])
-    return next((form for form in forms if form in VERBS), None)
+    return plain if (plain := stem(text)) in VERBS else None
