@@ -17,7 +17,8 @@ from backend.models.text import MAX_TOKENS, Vocabulary, plain_form, words
         ("punches", "punch"), ("slashes", "slash"), ("foxes", "fox"), ("horses", "horse"), ("raises", "raise"),
         ("hopping", "jump"), ("jogged", "run"), ("nods", "yes"), ("nodding", "yes"), ("trotting", "trot"),
         ("rolling", "roll"), ("buzzing", "buzz"), ("shaking", "shake"), ("gliding", "glide"), ("lunged", "attack"),
-        ("hanging", "hang"), ("charging", "charge"), ("idling", "idle"), ("crawling", "walk"), ("raised", "raise"),
+        ("hanging", "hang"), ("merging", "merge"), ("charging", "run"),
+        ("octopus", "octopus"), ("idling", "idle"), ("crawling", "walk"), ("raised", "raise"),
         ("closing", "close"), ("rotating", "rotate"), ("floating", "float"), ("repeating", "repeat"),
         ("quaking", "quake"), ("hurried", "run"), ("flying", "fly"), ("flies", "fly"),
         ("cries", "cry"), ("opened", "open"), ("squeezing", "squeeze"),
@@ -40,10 +41,13 @@ def test_names_of_what_is_known_are_in_the_vocabulary():
 
 
 def test_words_of_a_prompt():
-    assert words("The red fox is walking, slowly.") == ["red", "fox", "walk", "slowly"]
+    assert words("The red fox is walking, gladly.") == ["red", "fox", "walk", "gladly"]
+    assert words("he does it slowly") == ["slow"]
     assert words("Please make it jump!") == ["jump"]
     assert words("HitReact") == ["hit", "react"]
     assert words("Goldfishes and a jellyfish") == ["gold", "fish", "jellyfish"]
+    assert words("A man gets up, looks around and says no") == ["man", "stand", "up", "idle", "shake", "head"]
+    assert words("a duck flies as the fly does, the bird ducks") == ["chick", "fly", "bee", "bird", "duck"]
     assert words("") == words("?!") == words("the") == []
 
 
