@@ -19,9 +19,12 @@ def premultiplied(pictures: np.ndarray) -> Tensor:  # [..., 4] uint8, straight a
 
 def straight(images: np.ndarray) -> np.ndarray:  # [..., 4] premultiplied, 0..1 -> uint8, straight alpha
     """The reverse of `premultiplied`: pictures as files and frames hold them."""
-    alpha = images[..., 3:]
-    color = images[..., :3] / np.maximum(alpha, 1e-3)  # what is thinner is nothing in 8 bits
-    return np.rint(255 * np.concatenate([color, alpha], -1).clip(0, 1)).astype(np.uint8)
+    return np.rint(255 * np.concatenate([colors(images), images[..., 3:].clip(0, 1)], -1)).astype(np.uint8)
+
+
+def colors(images: np.ndarray) -> np.ndarray:  # [..., 4] premultiplied, 0..1 -> [..., 3], straight
+    """What colors pictures have where there is something."""
+    return (images[..., :3] / np.maximum(images[..., 3:], 1e-3)).clip(0, 1)  # what is thinner is nothing in 8 bits
 
 
 def on_white(images: Tensor, channels: int = -1) -> Tensor:  # [..., 4] premultiplied -> [..., 3]

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from backend.compiled import kernel
+from backend.pictures import colors
 
 ROUNDNESS = 3.0  # of the Poisson equation: 2 makes rods round, 4 makes balls round
 FLATNESS = 0.85  # depth of what is inflated / its width
@@ -25,7 +26,12 @@ def thickness(mask: np.ndarray) -> np.ndarray:  # [H, W] bool -> [H, W] float32,
 
 
 def inflated_views(
-    pictures: np.ndarray, camera_to_world: np.ndarray, distance: float, fov: float, step: float = STEP
+    pictures: np.ndarray,
+    camera_to_world: np.ndarray,
+    distance: float,
+    fov: float,
+    step: float = STEP,
+    far: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pictures inflated, and seen from other sides.
 
@@ -34,18 +40,20 @@ def inflated_views(
         camera_to_world: [V, 4, 4] of the other cameras, clip space.
         distance, fov: of all of them; the field of view in degrees.
         step: pixels, of the rays.
+        far: [F, H, W, 3] float32 0..1, colors of the far side; None: those of the near side.
 
     Returns:
-        [F, V, H, W, 4] float32, premultiplied. The far side has the colors of the near side.
+        [F, V, H, W, 4] float32, premultiplied.
     """
     size = pictures.shape[1]
     views = np.zeros((len(pictures), len(camera_to_world), *pictures.shape[1:]), np.float32)
     half = math.tan(math.radians(fov) / 2)
     poses = np.array(camera_to_world, np.float32, order="C")
-    for picture, out in zip(pictures, views, strict=True):
+    for number, (picture, out) in enumerate(zip(pictures, views, strict=True)):
         depth = thickness(picture[..., 3] > 0.5) * np.float32(FLATNESS * 2 * half * distance / size)
-        color = np.ascontiguousarray(picture[..., :3] / np.maximum(picture[..., 3:], 1e-3), np.float32)
-        _look(color, np.ascontiguousarray(depth, np.float32), poses, distance, half, step, out)
+        near = np.ascontiguousarray(colors(picture), np.float32)
+        behind = near if far is None else np.ascontiguousarray(far[number], np.float32)
+        _look(near, behind, np.ascontiguousarray(depth, np.float32), poses, distance, half, step, out)
     return views
 
 
@@ -69,13 +77,16 @@ def _poisson(mask, source):  # [H + 2, W + 2] bool -> [H, W] float32: by success
     return np.maximum(u[1:-1, 1:-1], 0)
 
 
-@kernel(f"void({_PICTURE}, {_NUMBERS}, {_PICTURE}, float64, float64, float64, float32[:,:,:,::1])", fastmath=True)
-def _look(color, depth, poses, distance, half, pixels, out):
+@kernel(
+    f"void({_PICTURE}, {_PICTURE}, {_NUMBERS}, {_PICTURE}, float64, float64, float64, float32[:,:,:,::1])",
+    fastmath=True,
+)
+def _look(near, behind, depth, poses, distance, half, pixels, out):
     """March the rays of each view through {points whose distance from the middle plane is at most `depth`}.
 
     All rays take the same steps of so many `pixels`, and each only those that lie in a box round these points.
     """
-    size = color.shape[0]
+    size = near.shape[0]
     reach = np.float32(0.87)  # half the diagonal of the cube that a subject fits into
     pixel = np.float32(2 * half / size)
     step = np.float32(pixels * distance) * pixel
@@ -117,8 +128,9 @@ def _look(color, depth, poses, distance, half, pixels, out):
                         i = math.floor(((pose[0, 3] + t * direction[0]) / along + np.float32(half)) / pixel)
                         j = math.floor((np.float32(half) - (pose[2, 3] + t * direction[2]) / along) / pixel)
                         if 0 <= i < size and 0 <= j < size and depth[j, i] > 0 and abs(y) <= max(depth[j, i], step / 2):
+                            color = near if y < 0 else behind
                             for k in range(3):
-                                out[v, row, column, k] = min(max(color[j, i, k], np.float32(0)), np.float32(1))
+                                out[v, row, column, k] = color[j, i, k]
                             out[v, row, column, 3] = 1
                             break
 

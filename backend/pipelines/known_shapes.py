@@ -7,7 +7,7 @@ prompt says that it does, whose outlines come nearest to those of the pictures.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from backend.models.kinesplat_small import KinesplatSmall
-from backend.models.known_subjects import KnownSubjects, Mesh
+from backend.models.known_subjects import Mesh
 from backend.models.text import STOP_WORDS, words
 from backend.pipelines.known_poses import Poses, known_poses
 from backend.pipelines.registration import registered
@@ -32,12 +32,20 @@ BUILDS = tuple(
         "deer stag antelope gazelle moose goat impala",
         "sheep goat ram",
         "llama alpaca camel",
-        "pig boar hippo",
-        "fish carp trout salmon perch cod bass guppy barracuda",
-        "shark dolphin whale orca porpoise",
+        "pig hippo",
+        "fish perch barracuda",
+        "shark dolphin whale porpoise",
         "bird eagle hawk falcon sparrow crow raven pigeon dove owl parrot gull swallow",
-        "man woman soldier king queen prince princess child dancer athlete knight pirate",
     )
+)
+# Known ones, bent, are farther from them than what is inflated: limbs are thin, and are held in too many ways.
+PEOPLE = frozenset(
+    word
+    for line in (
+        "man woman baby soldier king queen prince princess dancer athlete",
+        "knight barbarian mage rogue astronaut ninja zombie",
+    )
+    for word in line.split()
 )
 # What parts of a prompt lie between: a knight on a horse is a knight.
 BETWEEN = re.compile(rf"[^\w\s-]+|\b(?:{'|'.join(sorted(STOP_WORDS))})\b", re.IGNORECASE)
@@ -70,6 +78,7 @@ class Shape:
     points: list[np.ndarray]  # of each picture: [V, 3] float32, as a camera at -Y in distance 2 sees them
     masks: np.ndarray  # [N, RAYS, RAYS] bool
     half: float  # tangent of half the camera's field of view
+    sideways: bool  # seen from its side: what is not shown mirrors what is
 
     def solid(self, picture: int) -> np.ndarray:  # [RAYS, RAYS, DEPTHS] float32, see `solids`
         """What is behind one of them."""
@@ -90,7 +99,7 @@ def known_shape(
     """
     everywhere = alphas > 0.5
     shown = np.flatnonzero(everywhere.sum((1, 2)) >= LEAST_PIXELS)  # a subject may leave the picture for a while
-    candidates = alike(model.memory, model.motions.actions, prompt)
+    candidates = alike(model, prompt)
     if not candidates or not len(shown):
         return None
     masks = everywhere[shown]
@@ -116,19 +125,21 @@ def known_shape(
             # Where it does not fit, the shape of the nearest picture takes its place, as far as the outline reaches.
             good = np.flatnonzero(fits)
             nearest = [good[np.abs(shown[good] - picture).argmin()] for picture in range(len(everywhere))]
-            subject = model.memory.subjects[bending.way.subject]
-            return Shape(subject, bending.way.poses.mesh.faces, [found[one][0] for one in nearest], everywhere, half)
+            way, points = bending.way, [found[one][0] for one in nearest]
+            subject = model.memory.subjects[way.subject]
+            return Shape(subject, way.poses.mesh.faces, points, everywhere, half, 4 * way.turn in (TURNS, 3 * TURNS))
     return None
 
 
-def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[int]:
+def alike(model: KinesplatSmall, prompt: str) -> list[int]:
     """The known subjects that the subject of a prompt is one of; where these are few, those built like it, too.
 
-    It is the last of the words that come together: a clown fish is a fish. What comes later is not meant.
+    It is the last of the words that come together: a clown fish is a fish. What comes later is not meant. Of people
+    there is none.
     """
-    names = [words(subject.split(" with ")[0]) for subject in memory.subjects]
+    names = [words(subject.split(" with ")[0]) for subject in model.memory.subjects]
     kinds = [([word for word in name if word not in DESCRIBING] or name)[-1] for name in names]
-    things = set().union(kinds, *BUILDS) - {word for action in actions for word in words(action)}
+    things = set().union(kinds, PEOPLE, *BUILDS) - {word for action in model.motions.actions for word in words(action)}
     head = None
     for part in BETWEEN.split(prompt):
         for word in words(part):
@@ -138,6 +149,8 @@ def alike(memory: KnownSubjects, actions: Collection[str], prompt: str) -> list[
                 break
         if head:
             break
+    if head in PEOPLE:
+        return []
     named = {head} & set(kinds)
     if kinds.count(head) < ENOUGH:
         named |= set().union(*(build for build in BUILDS if head in build))

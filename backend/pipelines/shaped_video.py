@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.models.kinesplat_small import KinesplatSmall
+from backend.pipelines.far_side import far_side
 from backend.pipelines.known_shapes import Shape, known_shape
 from backend.pipelines.multi_view_video import DISTANCE, FOV
 from backend.pipelines.solids import DEPTHS, RAYS, solid_views
@@ -25,13 +26,14 @@ class ShapedVideo:
         """video: [F, 4, H, W] 0..1, premultiplied, as a camera at -Y with 4Diffusion's field of view sees it."""
         self.subject = shape.subject
         self._pictures = np.ascontiguousarray(video.movedim(1, -1).numpy())
+        self._far = [far_side(picture, mirrored=shape.sideways) for picture in self._pictures]
         self._shape = shape
         self._solids: dict[int, tuple[tuple[slice, ...], np.ndarray]] = {}  # float16, where there is some of it
 
     def seen(self, poses: Tensor, frame: int, side: int, finer: int = FINER) -> Tensor:  # [V, 4, side, side]
         """One frame from other sides, premultiplied. poses [V, 4, 4]: camera-to-world, in 4Diffusion's distance."""
         cameras = _cameras(poses, side * finer)
-        views = solid_views(self._pictures[frame], self._solid(frame), cameras, whole=False)
+        views = solid_views(self._pictures[frame], self._far[frame], self._solid(frame), cameras, whole=False)
         return functional.avg_pool2d(torch.from_numpy(views).movedim(-1, 1), finer)
 
     def _solid(self, frame: int) -> np.ndarray:  # [RAYS, RAYS, DEPTHS] float32

@@ -27,6 +27,8 @@ from backend.models.kinesplat_small_4dm import FOLDER, KinesplatSmall4DM, load
 from backend.models.precision import matrix_precision
 from backend.models.small_fourdm import CHANNELS, SmallConditions, completed, decided, to_latents, to_pictures
 from backend.pictures import over_white, straight, tiled
+from backend.pipelines.far_side import far_side
+from backend.pipelines.known_shapes import alike
 from backend.pipelines.multi_view_video import DISTANCE, FOV, VIEWS, MultiViewVideo, runs_of, view_poses
 from backend.pipelines.shaped_video import ShapedVideo, shaped_video
 from backend.pipelines.videomv_orbit import kept_state, on_step
@@ -72,6 +74,10 @@ class SmallVideoModel:
         if shaped is not None:
             run.note(f"Its shape is that of a known subject, {shaped.subject}, bent to the outlines in the video.")
             return self._together(video, _looked_at(shaped, poses[1:], len(video), run, 1 / parts), elevation)
+        if alike(self._subjects(), prompt):
+            run.note(
+                "No shape that the model knows by that name comes near the outlines in the video: a network guesses."
+            )
         for sentence in self.warnings(prompt):
             run.note(sentence)
         guide, device = SmallGuidance(self._model, video, prompt, run), self._model.device
@@ -153,7 +159,9 @@ class SmallGuidance:
             return self._told(poses, frames)
         device, count = self._model.device, 1 + (self.scale != 1)
         shown = self._video[torch.from_numpy(frames)]
-        guess = inflated_views(shown.movedim(1, -1).numpy(), poses.cpu().numpy(), DISTANCE, FOV)
+        pictures = shown.movedim(1, -1).contiguous().numpy()
+        far = np.stack([far_side(picture, mirrored=False) for picture in pictures])
+        guess = inflated_views(pictures, poses.cpu().numpy(), DISTANCE, FOV, far=far)
         given = SmallConditions(
             to_latents(shown)[None].to(device),
             to_latents(torch.from_numpy(guess).movedim(-1, -3))[None].to(device),

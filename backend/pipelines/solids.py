@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from backend.compiled import kernel
 from backend.models.inflation import FLATNESS, thickness
+from backend.pictures import colors
 from blender_addon.contract.orbit import Cameras, Orbit
 
 RAYS = 128
@@ -74,15 +75,17 @@ def _largest(solid: np.ndarray) -> np.ndarray:
     return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count > 1 else solid
 
 
-def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras, *, whole: bool = True) -> np.ndarray:
+def solid_views(
+    picture: np.ndarray, far: np.ndarray, solid: np.ndarray, cameras: Cameras, *, whole: bool = True
+) -> np.ndarray:
     """A solid in the colors of its picture, seen from other sides.
 
     picture: [H, W, 4] float32 0..1, H = W, premultiplied, as a camera at -Y in distance 2 with the field of view of
-    `cameras` sees the subject; solid: [RAYS, RAYS, DEPTHS] float32, above INSIDE within. whole: one that is deeper than
-    1 is made smaller, so that all cameras see all of it.
+    `cameras` sees the subject; far: [H, W, 3] float32, colors of its other side, see `far_side`; solid:
+    [RAYS, RAYS, DEPTHS] float32, above INSIDE within. whole: one that is deeper than 1 is made smaller, so that all
+    cameras see all of it.
 
-    Returns [V, H, W, 4] float32, premultiplied, H and W as `cameras` say. What the picture does not show has the colors
-    of what is before it.
+    Returns [V, H, W, 4] float32, premultiplied, H and W as `cameras` say.
     """
     half = cameras.width / 2 / cameras.Ks[0, 0, 0]
     grid = torch.from_numpy(np.ascontiguousarray(solid.transpose(2, 0, 1)))[:, None]
@@ -94,10 +97,26 @@ def solid_views(picture: np.ndarray, solid: np.ndarray, cameras: Cameras, *, who
     poses = cameras.camera_to_world.astype(np.float32)
     if whole:
         poses[:, :3, 3] *= max(1, high[1] - low[1])
-    color = np.ascontiguousarray((picture[..., :3] / np.maximum(picture[..., 3:], 1e-3)).clip(0, 1))
+    sides = np.stack([colors(picture), far]).astype(np.float32)
     views = np.zeros((len(poses), cameras.height, cameras.width, 4), np.float32)
-    _look(color, least, solid, poses, low, high, half, views)
+    _look(sides, _turns(solid, np.isfinite(least), half), least, solid, poses, low, high, half, views)
     return views
+
+
+def _turns(solid: np.ndarray, shown: np.ndarray, half: float) -> np.ndarray:  # [H, W] float32, clip space
+    """The depth behind each pixel where a solid turns to its far side.
+
+    Half-way between where its ray enters and where it leaves at last; but no deeper than if it were round:
+    seen from its front, a fish has an eye on each side, no stripe.
+    """
+    within = solid > np.minimum(INSIDE, SHARE * solid.max(-1, keepdims=True))
+    first, last = within.argmax(-1), DEPTHS - 1 - within[..., ::-1].argmax(-1)
+    ray = np.minimum((np.arange(len(shown)) + 0.5) * RAYS / len(shown), RAYS - 1).astype(int)
+    entered, halfway = (
+        (of * (2 * HALF_DEPTH / DEPTHS) - HALF_DEPTH)[np.ix_(ray, ray)] for of in (first, (first + last + 1) / 2)
+    )
+    reach = 2 * half * Orbit.distance / len(shown) * thickness(shown)
+    return np.minimum(halfway, entered + reach).astype(np.float32)
 
 
 def _box(solid: np.ndarray, least: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:  # [3], [3] float32
@@ -147,14 +166,15 @@ def _cross(points, faces, focal, step, winding, touched):
 
 
 @kernel(
-    "void(float32[:,:,::1], float32[:,::1], float32[:,:,::1], float32[:,:,::1], float32[::1], float32[::1], float64, "
-    "float32[:,:,:,::1])",
+    "void(float32[:,:,:,::1], float32[:,::1], float32[:,::1], float32[:,:,::1], float32[:,:,::1], float32[::1], "
+    "float32[::1], float64, float32[:,:,:,::1])",
     fastmath=True,
 )
-def _look(color, least, solid, poses, low, high, half, out):
+def _look(sides, turns, least, solid, poses, low, high, half, out):
     """March the rays of each view through a box, from `low` to `high`, in steps of one pixel of the picture.
 
-    least [H, W]: what is inside behind each pixel; outside of the outline nothing is.
+    sides [2, H, W, 3]: colors before and behind `turns` [H, W]; least [H, W]: what is inside behind each pixel; outside
+    of the outline nothing is.
     """
     size, rays, depths = least.shape[0], solid.shape[0], solid.shape[2]
     height, width = out.shape[1], out.shape[2]
@@ -202,8 +222,9 @@ def _look(color, least, solid, poses, low, high, half, out):
                                 lower = solid[j1, i0, k + d] * (1 - across) + solid[j1, i1, k + d] * across
                                 value += (upper * (1 - down) + lower * down) * (share if d else 1 - share)
                         if value > least[int(j), int(i)]:
+                            side = int(y > turns[int(j), int(i)])
                             for c in range(3):
-                                out[v, row, column, c] = color[int(j), int(i), c]
+                                out[v, row, column, c] = sides[side, int(j), int(i), c]
                             out[v, row, column, 3] = 1
                             break
                     t += step

@@ -12,7 +12,8 @@ from backend.models.inflation import inflated_views
 from backend.models.kinesplat_small import KinesplatSmall, load
 from backend.models.precision import matrix_precision
 from backend.models.volume import VOXELS, render_volume
-from backend.pipelines.known_shapes import known_shape
+from backend.pipelines.far_side import far_side
+from backend.pipelines.known_shapes import alike, known_shape
 from backend.pipelines.orbit_pictures import as_pictures, as_tensor, preview_of, scaled
 from backend.pipelines.solids import RAYS, solid_views
 from backend.pipelines.subject_image import framed
@@ -73,8 +74,12 @@ def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Te
     """The known subject that a text names. Raises UserError where it names none."""
     subject = model.memory.nearest(prompt, seed)
     if subject is None:
-        examples = ", ".join(sorted(set(model.memory.subjects))[::8])
-        hint = f"It knows English words, for example: {examples}. Or start from an image or an object."
+        near = sorted({model.memory.subjects[number] for number in alike(model, prompt)})
+        if near:
+            hint = f"It knows what is built alike: {', '.join(near)}. Or start from an image or an object of it."
+        else:
+            examples = ", ".join(sorted(set(model.memory.subjects))[::8])
+            hint = f"It knows English words, for example: {examples}. Or start from an image or an object."
         raise UserError("unknown_subject", "The prompt names no subject that the model knows.", hint)
     return _averaged(model.memory.mesh(subject).pictures(scaled(cameras, FINER)))
 
@@ -90,12 +95,16 @@ def shaped(model: KinesplatSmall, given: Tensor, cameras: Cameras, prompt: str, 
     alpha = _scaled_picture(given, RAYS)[..., 3]
     report = (lambda share: None) if run is None else (lambda share: run.report(round(100 * share), 100))
     shape = known_shape(alpha[None], model, prompt, half, report)
+    far = far_side(picture, mirrored=shape is not None and shape.sideways)
     if shape is None:
-        views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, 2 * np.degrees(np.arctan(half)), STEP)[0]
+        fov = 2 * np.degrees(np.arctan(half))
+        views = inflated_views(picture[None], finer.camera_to_world, DISTANCE, fov, STEP, far[None])[0]
     else:
-        views = solid_views(picture, shape.solid(0), finer)
-        if run is not None:
-            run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
+        views = solid_views(picture, far, shape.solid(0), finer)
+    if run is not None and shape is not None:
+        run.note(f"Its shape is that of a known subject, {shape.subject}, bent to the outline of the picture.")
+    elif run is not None and alike(model, prompt):
+        run.note("No shape that the model knows by that name comes near the outline of the picture: it is inflated.")
     return _averaged(views)
 
 

@@ -37,6 +37,15 @@ def test_the_front_is_the_picture_itself():
     assert 0.5 < side[..., 3].sum() / picture[..., 3].sum() < 1.0  # round from the side too, and a little flatter
 
 
+def test_the_far_side_has_its_own_color():
+    picture, blue = disc(0.4), np.tile(np.float32([0, 0, 1]), (1, SIZE, SIZE, 1))
+    poses = np.stack([orbit_camera(azimuth, 0.0, DISTANCE) for azimuth in (0, 90, 180)])
+    front, side, back = inflated_views(picture[None], poses, DISTANCE, FOV, far=blue)[0]
+    np.testing.assert_allclose(front[32, 32], picture[32, 32], atol=1e-6)
+    np.testing.assert_allclose(back[32, 32], (0, 0, 1, 1), atol=1e-6)
+    assert 0.4 < (side[..., 2] > 0.5).sum() / side[..., 3].sum() < 0.6
+
+
 def test_sides_stand_where_the_cameras_say():
     picture = disc(0.2, middle=0.5)  # on the first camera's right
     back = looks(picture, 180)[0]

@@ -59,8 +59,20 @@ def test_views_of_a_video(model: SmallVideoModel, tmp_path: Path) -> None:
     assert np.abs(views.pictures[0, ..., 3].astype(int) - 255 * video[:, 3].int().numpy()).max() <= 1
     assert (views.cameras[0].width, views.cameras[0].times[-1]) == (SIDE, 1.0)
     assert any("yodel" in note for note in run.notes)
+    assert any("No shape" in note for note in run.notes)
     names = [told["name"] for told in model.models()]
     assert names == ["tiny 1", kinesplat_small.load(device="cpu").name]
+
+
+def test_a_face_is_not_on_the_back_of_the_head(model: SmallVideoModel, tmp_path: Path) -> None:
+    """An untrained network shows what it begins at."""
+    video = disc_video(3)
+    middle = slice(SIDE // 2 - 6, SIDE // 2 + 6)
+    video[1, :3, middle, middle] = torch.tensor([0.1, 0.3, 0.9])[:, None, None]
+    views = model.views(video, "", run=run_in(tmp_path), **ASKED).pictures[:, 1]
+    front, back = (view[SIDE // 2, SIDE // 2].astype(int) for view in views[[0, 2]])
+    assert front[2] > front[0] + 100
+    assert back[0] > back[2] + 50
 
 
 def test_a_cancelled_run_goes_on_to_the_same(model: SmallVideoModel, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from backend.pipelines.far_side import far_side
 from backend.pipelines.solids import DEPTHS, HALF_DEPTH, INSIDE, RAYS, filled, occupancy, solid_views
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
 from tests.dataset.tiny import QUADS
@@ -83,6 +84,10 @@ def ellipsoid(radii: tuple[float, float, float], middle: tuple[float, float, flo
     return picture, (within(RAYS) + INSIDE).astype(np.float32)
 
 
+def mirrored(picture: np.ndarray) -> np.ndarray:
+    return far_side(picture, mirrored=True)
+
+
 def extent(view: np.ndarray) -> tuple[int, int]:
     """Of what is seen: width and height."""
     rows, columns = np.nonzero(view[..., 3])
@@ -91,16 +96,32 @@ def extent(view: np.ndarray) -> tuple[int, int]:
 
 def test_a_ball_is_a_ball_from_all_sides():
     picture, solid = ellipsoid((0.3,) * 3)
-    views = solid_views(picture, solid, around())
+    views = solid_views(picture, mirrored(picture), solid, around())
     assert ((views[0] != picture).any(-1)).mean() < 0.01
     for view in views:
         assert extent(view) == pytest.approx(extent(picture), abs=3)
     assert views[0][48, 40, 0] == views[2][48, 56, 0] == pytest.approx(0.8)  # what is left here is right from behind
 
 
+@pytest.mark.parametrize("depth", [0.3, 0.6])
+def test_the_far_side_has_its_own_color(depth):
+    """Behind the middle; of what is deeper than wide, from where a ball would end."""
+    picture, solid = ellipsoid((0.3, depth, 0.3))
+    far = np.tile(np.float32([0, 0, 1]), (SIZE, SIZE, 1))
+    front, right, back, _ = solid_views(picture, far, solid, around(), whole=False)
+    assert not (front[..., 2] > 0.5).any()
+    assert (back[back[..., 3] > 0][:, :3] == (0, 0, 1)).all()
+    row = right[48][right[48, :, 3] > 0]  # from the subject's right, its front is on the left
+    turned = np.flatnonzero(row[:, 2] > 0.5)
+    assert (np.diff(turned) == 1).all()
+    share = {0.3: 0.5, 0.6: 0.25}[depth]
+    assert turned[0] / len(row) == pytest.approx(share, abs=0.12)
+    assert turned[-1] == len(row) - 1
+
+
 def test_what_is_longer_than_its_picture_shows_is_seen_whole():
     picture, solid = ellipsoid((0.2, 0.6, 0.5))
-    views = solid_views(picture, solid, around(8))
+    views = solid_views(picture, mirrored(picture), solid, around(8))
     wide, high = extent(views[2])
     assert wide / high == pytest.approx(0.6 / 0.5, rel=0.1)
     for view in views:
@@ -111,7 +132,9 @@ def test_what_is_longer_than_its_picture_shows_is_seen_whole():
 
 def test_places_are_where_the_cameras_say():
     picture, solid = ellipsoid((0.1, 0.1, 0.1), middle=(0.2, 0.3, 0.0))
-    for view, aside in zip(solid_views(picture, solid, around()), (0.2, 0.3, -0.2, -0.3), strict=True):
+    for view, aside in zip(
+        solid_views(picture, mirrored(picture), solid, around()), (0.2, 0.3, -0.2, -0.3), strict=True
+    ):
         middle = np.nonzero(view[..., 3])[1].mean()
         away = {0.2: 2.3, 0.3: 1.8, -0.2: 1.7, -0.3: 2.2}[aside]
         assert middle == pytest.approx(SIZE / 2 * (1 + aside / away / HALF), abs=2)
@@ -122,7 +145,7 @@ def test_what_is_finer_than_the_grid_is_seen_and_no_more_than_it():
     picture, solid = ellipsoid((0.3,) * 3)
     picture[10:30, 48] = (0, 0, 0, 1)
     whole = filled(solid > INSIDE, occupied_by(picture), HALF)
-    front, side = solid_views(picture, whole, around())[:2]
+    front, side = solid_views(picture, mirrored(picture), whole, around())[:2]
     assert front[12:30, 48, 3].all()
     assert 1 <= (side[12:20, :, 3] > 0).sum(-1).max() <= 8
 
@@ -134,4 +157,4 @@ def occupied_by(picture: np.ndarray) -> np.ndarray:  # [RAYS, RAYS]
 
 def test_of_nothing_nothing_is_seen():
     picture = np.zeros((SIZE, SIZE, 4), np.float32)
-    assert not solid_views(picture, np.zeros((RAYS, RAYS, DEPTHS), np.float32), around()).any()
+    assert not solid_views(picture, mirrored(picture), np.zeros((RAYS, RAYS, DEPTHS), np.float32), around()).any()
