@@ -117,7 +117,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--object", type=Path, metavar="FILE.glb",
                          help="a still model (.glb, .gltf); needs Blender's Python module")  # fmt: skip
     subject.add_argument("--image", type=Path, metavar="FILE",
-                         help="a picture of the subject (PNG or JPEG); --text says what it shows")  # fmt: skip
+                         help="a picture of the subject (PNG, JPEG or WebP); --text says what it shows")  # fmt: skip
     subject.add_argument("--orbit", type=Path, metavar="FOLDER", help=f"{ORBIT_HELP}; nothing is invented")
     subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
                          help="a film of it from the front, or its pictures in order")  # fmt: skip

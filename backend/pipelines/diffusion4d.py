@@ -395,7 +395,7 @@ def _read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
     try:
         return read_image(path)
     except BadFileError as error:
-        raise UserError("bad_input", str(error), "Choose another one, or save it as PNG or JPEG.") from error
+        raise UserError("bad_input", str(error), "Choose another one, or save it as PNG, JPEG or WebP.") from error
 
 
 def _resumed(folder: Path) -> GeneratedFrames | None:

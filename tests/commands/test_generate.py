@@ -245,9 +245,9 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest
     assert "Shorten it" in capsys.readouterr().err
     assert generate("--image", tmp_path / "none.png", *out) == 1
     assert "none.png" in capsys.readouterr().err
-    (tmp_path / "dog.webp").write_bytes(b"RIFF")
-    assert generate("--image", tmp_path / "dog.webp", *out) == 1
-    assert "save it as PNG or JPEG" in capsys.readouterr().err
+    (tmp_path / "dog.avif").write_bytes(b"RIFF")
+    assert generate("--image", tmp_path / "dog.avif", *out) == 1
+    assert "save it as PNG, JPEG or WebP" in capsys.readouterr().err
     assert generate("--object", tmp_path / "none.glb", *out) == 1
     assert "none.glb cannot be read" in capsys.readouterr().err
     monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: None)

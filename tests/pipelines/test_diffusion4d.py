@@ -346,7 +346,7 @@ def test_cancelling_takes_effect_within_a_step(kind: str, blobs: Blobs, tmp_path
 
 @pytest.mark.parametrize(
     ("which", "hint"),
-    [("generated", "Generate again."), ("image", "save it as PNG or JPEG."), ("surface", "Generate again.")],
+    [("generated", "Generate again."), ("image", "save it as PNG, JPEG or WebP."), ("surface", "Generate again.")],
 )
 def test_damaged_inputs_are_the_users_to_put_right(which: str, hint: str, blobs: Blobs, tmp_path: Path) -> None:
     request = ball_request(blobs)
