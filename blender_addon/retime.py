@@ -89,6 +89,12 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     return Timing(first, last, repeat, speed)
 
 
+def lies_in_nla(splats: bpy.types.Object) -> bool:
+    """Whether a strip in the NLA times the object, so that the keys lie elsewhere in time than they say."""
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    return versions.find_fcurve(splats, path, in_nla=False) is None and versions.find_fcurve(splats, path) is not None
+
+
 def timing_key(splats: bpy.types.Object) -> tuple:
     """The same for objects that one F-curve of this file times, so that whoever retimes one retimes all."""
     animation = splats.animation_data

@@ -39,11 +39,7 @@ class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context):
-        cycles = getattr(context.scene, "cycles", None)
-        if cycles is None:
-            cls.poll_message_set("Cycles is switched off, and EEVEE needs no special settings")
-            return False
-        if min(cycles.transparent_max_bounces, cycles.min_transparent_bounces) >= scene_settings.TRANSPARENT_BOUNCES:
+        if not scene_settings.needs_settings(context.scene):
             cls.poll_message_set("This scene has all the render settings that Gaussians need")
             return False
         return True

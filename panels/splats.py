@@ -94,6 +94,9 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
             icon="INFO",
         )
         return
+    if retime.lies_in_nla(context.active_object):
+        draw_sentence(layout, context, "The timing lies in the NLA: change the strip there, or enter Tweak Mode", "NLA")
+        return
     if context.active_object.library is None:
         draw_retiming(layout, timing)
     row = layout.row()

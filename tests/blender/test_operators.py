@@ -3,6 +3,7 @@
 
 import json
 import time
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -428,6 +429,22 @@ def test_drawing_and_render_settings(extension, part, tmp_path) -> None:
     bpy.context.scene.cycles.transparent_max_bounces = 8
     assert bpy.ops.kinesplat.fix_scene_settings() == {"FINISHED"}
     assert bpy.context.scene.cycles.transparent_max_bounces == 512
+
+
+def test_timing_in_the_nla_is_told_and_has_no_buttons(extension, part, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    draw, drawn = part("panels.splats").draw_timing, MagicMock()
+    draw(drawn, bpy.context)
+    assert drawn.operator.called
+    animation, drawn = bpy.context.active_object.animation_data, MagicMock()
+    animation.nla_tracks.new().strips.new("Clip", 40, animation.action)  # the keys are still at 1 to 5
+    animation.action = None
+    draw(drawn, bpy.context)
+    assert not drawn.operator.called
+    assert not drawn.row.called
+    assert "NLA" in " ".join(options.get("text", "") for _, _, options in drawn.mock_calls)
 
 
 def test_no_timer_waits_in_the_background(quick, backend, part) -> None:

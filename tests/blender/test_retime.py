@@ -177,10 +177,12 @@ def test_keys_deleted_by_hand(splats):
 
 def test_pushed_down_to_the_nla(splats):
     animation = splats.animation_data
+    assert not retime.lies_in_nla(splats)
     track = animation.nla_tracks.new()
     track.strips.new("Clip", 10, animation.action)
     animation.action = None
     assert retime.timing(splats).first == 10
+    assert retime.lies_in_nla(splats)
     assert shown(splats, 10, 12, 14) == [0, 2, 4]
     with pytest.raises(retime.RetimeError, match="lies in the NLA"):
         retime.reverse(splats)
