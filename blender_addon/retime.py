@@ -146,6 +146,18 @@ def fit(splats: bpy.types.Object, first: float, last: float) -> None:
     move_keys(fcurve, lambda frame: first + (frame - old_first) * factor)
 
 
+def start_at(splats: bpy.types.Object, frame: float) -> None:
+    """Play with the timing that it has, from scene frame `frame` on."""
+    fcurve = _editable_fcurve(splats)
+    way = frame - _ends(fcurve)[0]
+    move_keys(fcurve, lambda old: old + way)
+
+
+def is_over(now: Timing, scene: bpy.types.Scene) -> bool:
+    """Whether nothing of what is played once lies within the scene's frame range."""
+    return now.repeat == "HOLD" and (now.last <= scene.frame_start or now.first >= scene.frame_end)
+
+
 def set_speed(splats: bpy.types.Object, speed: float) -> None:
     """Play faster or slower from the first key on: 1 is the clip's own speed."""
     if not speed > 0:

@@ -102,6 +102,8 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     row = layout.row()
     row.active = False
     row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+    if retime.is_over(timing, context.scene):
+        draw_sentence(layout, context, "It stands still within the scene's frame range", icon="INFO")
     if retime.is_shared(context.active_object):
         draw_sentence(layout, context, "Others have the same keys, and are retimed along", icon="LINKED")
         layout.operator("kinesplat.retime_part", icon="UNLINKED")
@@ -115,7 +117,9 @@ def draw_retiming(layout: bpy.types.UILayout, timing: retime.Timing) -> None:
     row = layout.row(align=True)
     row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
     row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
-    layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
+    row = layout.row(align=True)
+    row.operator("kinesplat.retime_start", text="Start Here", icon="TRIA_RIGHT_BAR")
+    row.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
 
 
 def draw_linked(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
