@@ -62,6 +62,23 @@ class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
         draw_timing(self.layout, context)
 
 
+class KINESPLAT_PT_instance(SidebarPanel, bpy.types.Panel):
+    """Shown while an instance of a collection with Gaussians is active."""
+
+    bl_label = "Instanced Gaussians"
+
+    @classmethod
+    def poll(cls, context):
+        return splat_object.instances_quads(context.active_object)
+
+    def draw(self, context):
+        sentence = (
+            "Renders turn Gaussians to where the camera is as seen from the original: an instance that stands "
+            "elsewhere falls apart. Link or append the object itself, not its collection"
+        )
+        draw_sentence(self.layout, context, sentence, icon="ERROR")
+
+
 class KINESPLAT_PT_moving_mesh(SidebarPanel, bpy.types.Panel):
     """Shown while a mesh is active that took over the motion of Gaussians."""
 
@@ -154,5 +171,5 @@ def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
         row.operator("kinesplat.set_draw_mode", text=MODE_TEXTS[mode], depress=mode == current).mode = mode
 
 
-CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing, KINESPLAT_PT_moving_mesh)
+CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing, KINESPLAT_PT_instance, KINESPLAT_PT_moving_mesh)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)
