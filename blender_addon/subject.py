@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import bpy
 
 from . import versions
+from .splat_object import is_splat_object
 
 SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 CAPTURED_TYPES = SURFACE_TYPES | {"CURVES"}  # hair
@@ -91,9 +92,11 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
 def family(obj: bpy.types.Object) -> list[bpy.types.Object]:
     """An object with what belongs to it: all its children, and meshes that an armature among them deforms.
 
-    Characters are often rigged without making their meshes children of the armature.
+    Characters are often rigged without making their meshes children of the armature. Gaussians do not belong to what
+    they go along with.
     """
-    members = dict.fromkeys((obj, *obj.children_recursive))
+    children = (child for child in obj.children_recursive if not is_splat_object(child))
+    members = dict.fromkeys((obj, *children))
     rigs = {member for member in members if member.type == "ARMATURE"}
     if rigs:
         users = set().union(*bpy.data.user_map(subset=rigs, value_types={"OBJECT"}).values())  # much faster than a loop
