@@ -118,7 +118,7 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
         draw_retiming(layout, timing)
     row = layout.row()
     row.active = False
-    row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+    row.label(text=f"Keyed from frame {round(timing.first, 2):g} to {round(timing.last, 2):g}", translate=False)
     if retime.is_over(timing, context.scene):
         draw_sentence(layout, context, "It stands still within the scene's frame range", icon="INFO")
     if retime.is_shared(context.active_object):
