@@ -44,6 +44,9 @@ def scene_warnings(scene: bpy.types.Scene) -> list[str]:
     if _left_out(scene):
         effects = " and ".join(_effects_of_depth(scene) + _effects_of_motion(scene))
         warnings.append(f"EEVEE leaves Gaussians out of {effects} unless they are drawn dithered")
+    if _quads(scene):
+        for culprit in _opaque(scene):
+            warnings.append(f"{culprit} draws whole quads: set Render to Points in the modifier of the Gaussians")
     if scene.camera is None:
         warnings.append("Splats face the scene's camera, and there is none: add one")
     for obj in splats:
@@ -112,6 +115,14 @@ def _lower_alpha(scene: bpy.types.Scene) -> list[str]:
         changes.append(f"Alpha threshold of {layer.name} lowered from {layer.pass_alpha_threshold:.2g} to {PASS_ALPHA}")
         layer.pass_alpha_threshold = PASS_ALPHA
     return changes
+
+
+def _opaque(scene: bpy.types.Scene) -> list[str]:
+    """What knows nothing of how a Gaussian fades towards its edges."""
+    if scene.render.engine == "BLENDER_WORKBENCH":
+        return ["Workbench"]
+    overridden = [layer for layer in scene.view_layers if layer.use and layer.material_override is not None]
+    return [f"The material override of {layer.name}" for layer in overridden]
 
 
 # EEVEE draws what is blended last, over the finished picture, and computes these effects from what it has drawn before:

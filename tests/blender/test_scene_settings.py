@@ -7,7 +7,7 @@ bpy = pytest.importorskip("bpy")
 
 import addon_utils  # noqa: E402
 
-from blender_addon import node_groups, point_cloud, retime, scene_settings, versions  # noqa: E402
+from blender_addon import node_groups, point_cloud, retime, scene_settings, splat_object, versions  # noqa: E402
 from tests.blender.clips import add_camera, twisting_ring  # noqa: E402
 from tests.blender.conftest import fresh_file  # noqa: E402
 
@@ -133,6 +133,18 @@ def test_depth_passes_of_cycles_without_holes(scene):
     assert other.pass_alpha_threshold == 0.5
     assert point_cloud.scene_warnings(scene) == []
     assert not scene_settings.needs_settings(scene)
+
+
+def test_workbench_and_clay_draw_whole_quads(eevee):
+    scene, splats = eevee
+    scene.view_layers[0].material_override = bpy.data.materials.new("Clay")
+    (warning,) = point_cloud.scene_warnings(scene)
+    assert warning.startswith(f"The material override of {scene.view_layers[0].name} draws whole quads")
+    scene.render.engine = "BLENDER_WORKBENCH"
+    (warning,) = point_cloud.scene_warnings(scene)
+    assert warning.startswith("Workbench draws whole quads")
+    splat_object.set_draw_mode(splats, render="POINTS")
+    assert point_cloud.scene_warnings(scene) == []
 
 
 def test_no_warnings_without_gaussians(scene):
