@@ -164,12 +164,15 @@ def _left_out(scene: bpy.types.Scene) -> list[bpy.types.Object]:
 
 def _dither(scene: bpy.types.Scene) -> list[str]:
     here = [splats for splats in _left_out(scene) if splats.library is None]  # others have to be overridden first
+    copies: dict[bpy.types.Material, bpy.types.Material] = {}  # of those of other files
     for splats in here:
         modifier = splat_object.playback_modifier(splats)
         material = versions.modifier_input(modifier, node_groups.MATERIAL)
         if material is not None:
             if not material.is_editable:
-                material = material.copy()
+                if material not in copies:
+                    copies[material] = material.copy()
+                material = copies[material]
                 versions.set_modifier_input(modifier, node_groups.MATERIAL, material)
             material.surface_render_method = "DITHERED"
         versions.set_modifier_input(modifier, node_groups.SORT, False)

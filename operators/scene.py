@@ -30,6 +30,13 @@ class KINESPLAT_OT_set_draw_mode(SplatOperator, bpy.types.Operator):
     def change(self, context, splats):
         splat_object.set_draw_mode(splats, viewport=self.mode)
 
+    def execute(self, context):
+        done = super().execute(context)
+        shading = getattr(context.space_data, "shading", None)
+        if "FINISHED" in done and self.mode == "QUADS" and shading is not None and shading.type == "SOLID":
+            self.report({"INFO"}, "Solid shading draws whole quads: look at Splats in Material Preview")
+        return done
+
 
 class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
     bl_idname = "kinesplat.fix_scene_settings"

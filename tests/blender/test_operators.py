@@ -435,6 +435,20 @@ def test_drawing_and_render_settings(extension, part, tmp_path) -> None:
     assert bpy.context.scene.cycles.transparent_max_bounces == 512
 
 
+def test_splats_in_solid_shading_are_told_about(extension, tmp_path, capfd) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    window = bpy.context.window_manager.windows[0]
+    area = next(area for area in window.screen.areas if area.type == "VIEW_3D")
+    capfd.readouterr()
+    for shading, mode, told in (("SOLID", "POINTS", False), ("SOLID", "QUADS", True), ("MATERIAL", "QUADS", False)):
+        area.spaces.active.shading.type = shading
+        with bpy.context.temp_override(window=window, area=area):
+            bpy.ops.kinesplat.set_draw_mode(mode=mode)
+        assert ("Solid shading" in capfd.readouterr().out) == told
+
+
 def test_timing_in_the_nla_is_told_and_has_no_buttons(extension, part, tmp_path) -> None:
     path = tmp_path / "wave.npz"
     write_clip(path, random_clip(n=30, frames=5))

@@ -111,9 +111,13 @@ def test_a_material_of_another_file_is_copied_to_be_dithered(eevee, tmp_path):
     with bpy.data.libraries.load(str(tmp_path / "m.blend"), link=True) as (there, here):
         here.materials = there.materials
     versions.set_modifier_input(modifier, node_groups.MATERIAL, here.materials[0])
+    twin = splats.copy()
+    scene.collection.objects.link(twin)
     scene.camera.data.dof.use_dof = True
     point_cloud.ensure_scene_settings(scene)
-    assert versions.modifier_input(modifier, node_groups.MATERIAL).library is None
+    own = versions.modifier_input(modifier, node_groups.MATERIAL)
+    assert own.library is None
+    assert versions.modifier_input(point_cloud.playback_modifier(twin), node_groups.MATERIAL) == own
     assert here.materials[0].surface_render_method == "BLENDED"
     assert point_cloud.scene_warnings(scene) == []
 
