@@ -12,7 +12,7 @@ import numpy as np
 
 from backend.data.skinning import skin
 from backend.models.mesh_raster import stacked
-from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.arrays import BadFileError, read_arrays
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,25 @@ def read_manifest(folder: Path, split: str | None = None) -> list[dict]:
         raise BadFileError(f"{path} is not a manifest of animated assets: {error}.") from error
 
 
-def read_baked(folder: Path, entry: dict, baked: str = "baked24") -> BakedAsset:
+def baked_file(folder: Path, entry: dict) -> Path:
+    """Where the bake of a manifest entry lies among the assets in `folder`."""
+    return Path(folder) / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
+
+
+def read_baked(folder: Path, entry: dict) -> BakedAsset:
     """The bake of one manifest entry.
 
     Raises:
         BadFileError: the file is missing or damaged.
     """
-    path = Path(folder) / baked / (entry["id"].replace("/", "__") + ".npz")
+    path = baked_file(folder, entry)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise BadFileError(f"{path} cannot be read: {error}.") from error
+        return _asset(entry, read_arrays(path))
+    except (OSError, ValueError, LookupError) as error:
+        raise BadFileError(f"{path} is missing, or no bake of the model: {error}.") from error
+
+
+def _asset(entry: dict, arrays: dict[str, np.ndarray]) -> BakedAsset:
     material = arrays["m"].astype(int)
     colors = arrays["col"][material].astype(np.float32) / 255
     faces = arrays["f"].astype(np.int32)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend import __version__
-from backend.data.baked import read_manifest
+from backend.data.baked import baked_file, read_manifest
 from backend.data.children import ask_all
 from backend.data.curation import Limits
 from backend.data.samples import FREE_LICENCES
@@ -155,16 +155,14 @@ def _shards(chosen: list[tuple[dict, int]]) -> list[Shard]:
 
 def _missing_bakes(assets: Path, out: Path, shards: list[Shard]) -> list[dict]:
     entries = {shard.entry["id"]: shard.entry for shard in shards}
-    return [entry for entry in entries.values() if not any(_bake(folder, entry).exists() for folder in (assets, out))]
-
-
-def _bake(folder: Path, entry: dict) -> Path:
-    return folder / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
+    return [
+        entry for entry in entries.values() if not any(baked_file(folder, entry).exists() for folder in (assets, out))
+    ]
 
 
 def _bake_question(assets: Path, out: Path, entry: dict) -> dict:
     clips = [{name: clip[name] for name in ("action", "time_range")} for clip in entry["clips"]]
-    file, made = assets / entry["file"], _bake(out, entry)
+    file, made = assets / entry["file"], baked_file(out, entry)
     return {"do": "bake", "file": str(file.resolve()), "clips": clips, "out": str(made.resolve())}
 
 
@@ -174,7 +172,7 @@ def _shard_question(assets: Path, out: Path, settings: Settings, shard: Shard) -
         (clip, [view.to_json() for view in views_of_clip(settings.views, settings.seed, f"{entry['id']} {clip}")])
         for clip in shard.clips
     ]
-    baked = settings.renderer == "fast" and not _bake(assets, entry).exists()
+    baked = settings.renderer == "fast" and not baked_file(assets, entry).exists()
     return {
         "do": "shard",
         "renderer": settings.renderer,

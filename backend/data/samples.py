@@ -147,7 +147,7 @@ class SampleStream:
         families: dict[str, float] | None = None,
     ) -> None:
         self.resolution, self.seed = resolution, seed
-        entries = [entry for entry in read_manifest(assets, split) if entry["licence"] in FREE_LICENCES]
+        entries = [entry for entry in read_manifest(assets, split) if entry.get("licence") in FREE_LICENCES]
         if not entries:
             raise BadFileError(f"{assets} has no assets of the split {split!r} under a free licence.")
         self.entries = {entry["id"]: entry for entry in entries}

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backend.data.baked import baked_file
 from backend.data.children import ask_all
 from backend.data.curation import touches_border
 from backend.data.views import FRAMES
@@ -217,8 +218,7 @@ def _render(
 
 def _fingerprint(assets: Path, clip: ChosenClip, renderer: str, wanted: str) -> str:
     """Of all that a clip's pictures depend on."""
-    baked = assets / "baked24" / (clip.entry["id"].replace("/", "__") + ".npz")
-    file = assets / clip.entry["file"] if renderer == "cycles" else baked
+    file = assets / clip.entry["file"] if renderer == "cycles" else baked_file(assets, clip.entry)
     try:
         stat = file.stat()
     except OSError as error:

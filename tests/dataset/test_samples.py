@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from backend.data.baked import read_baked, read_manifest
+from backend.data.baked import baked_file, read_baked, read_manifest
 from backend.data.captions import action, caption, subject
 from backend.data.samples import SampleStream, View, render_sample
 from backend.models.motion_latents import fill, warp
 from backend.models.text import words
-from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.arrays import BadFileError, write_arrays
 
 ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
 
@@ -62,6 +62,21 @@ def test_a_split_without_assets_is_told():
         SampleStream(ASSETS, "test")
     with pytest.raises(BadFileError, match="holds no manifest"):
         SampleStream(ASSETS / "nowhere")
+
+
+def test_a_bake_that_is_damaged_is_told(tmp_path):
+    entry = read_manifest(ASSETS)[0]
+    good = baked_file(ASSETS, entry).read_bytes()
+    path = baked_file(tmp_path, entry)
+    path.parent.mkdir()
+    with pytest.raises(BadFileError, match="is missing"):
+        read_baked(tmp_path, entry)
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(BadFileError, match=path.name):
+        read_baked(tmp_path, entry)
+    write_arrays(path, {"v": np.zeros((3, 3))})  # of something else
+    with pytest.raises(BadFileError, match="no bake"):
+        read_baked(tmp_path, entry)
 
 
 def test_a_view_says_how_large_and_which_way():
