@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,9 @@ def test_values_and_gradients_against_plain_torch(subject) -> None:
 def test_the_functions_for_gpus_give_what_the_kernels_give(subject, dtype: torch.dtype) -> None:
     """Poses, blend and rigidity of `motion_torch`, values and gradients, in float64 as the truth about both."""
     control, means, quats = subject
+    index = control.index.clone()
+    index[:5, 2] = index[:5, 0]  # clips may name a basis twice: those of fewer bases than four have to
+    control = replace(control, index=index)
     torch.manual_seed(3)
     effective = torch.randn(12, 6, 7) * torch.tensor([0.1, 0.1, 0.1, 2.0, 2.0, 2.0])[:, None]  # turns beyond 90 degrees
     times = torch.tensor([0.0, 0.17, 0.83])
