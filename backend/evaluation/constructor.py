@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The construction that the product uses, as evaluation takes it; for ablations with other settings of the fit."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from backend.pipelines.clips import construct_clip
 from backend.progress import Run, UserError
@@ -14,12 +12,11 @@ from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.engine import choose_engine
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
+from backend.versions import code_key
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.surface import SurfaceSamples
 
-BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("splatting", "models", "pipelines")  # whose code decides what comes out
-CARDS = "weights/*/*.json"  # each holds the checksums of its weights
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,9 @@ def shipped_constructor(
         run.finish()
         return clip
 
-    digest = hashlib.sha256()
-    for path in sorted([*(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")), *BACKEND.glob(CARDS)]):
-        digest.update(path.read_bytes())
     count = "" if gaussians is None else f", {gaussians} Gaussians"
     name = f"{preset}{count}, seed {seed}{''.join(f', {change}' for change in changes)}, {engine.name}"
-    return Constructor(construct, name, f"{json.dumps({**settings, **changed})} on {engine.name}, {digest.hexdigest()}")
+    return Constructor(construct, name, f"{json.dumps({**settings, **changed})} on {engine.name}, {code_key(*ROOMS)}")
 
 
 def parse_change(change: str) -> tuple[str, object]:
