@@ -23,12 +23,13 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
     Raises:
         UserError: there is no such size.
     """
-    shape = {
-        "latent_channels": motion_latents.CHANNELS,
-        "condition_channels": CONDITION_CHANNELS,
-        "vector_channels": motion_latents.FLOW_CHANNELS,
-    }
-    network = SmallVideoNet(resized(SmallConfig(**shape, vocabulary=len(vocabulary.words)), config.network))
+    sizes = SmallConfig(
+        latent_channels=motion_latents.CHANNELS,
+        condition_channels=CONDITION_CHANNELS,
+        vocabulary=len(vocabulary.words),
+        vector_channels=motion_latents.FLOW_CHANNELS,
+    )
+    network = SmallVideoNet(resized(sizes, config.network))
     if config.drop_orbit >= 1:  # weights of what is always 0 stay as they are
         first = motion_latents.CHANNELS
         with torch.no_grad():
@@ -67,7 +68,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     unit = 1 / (true.detach() + 0.1)  # each clip counts alike, however large its latents are
     denoising = (error * unit).mean()
     # Compared as amplitudes, so that the few largest do not rule.
-    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep))
+    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep).square())
     reconstruction = (magnitudes * unit).mean()
     return {
         "loss": denoising + config.reconstruction_weight * reconstruction,
