@@ -10,6 +10,7 @@ from backend.models.diffusion import add_noise, alphas_cumprod
 from backend.models.motion_magnitude import frames_magnitude, latent_magnitude, reconstruction_loss
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
+from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
@@ -21,8 +22,11 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
     """The network, freshly initialised; where all samples go without the static orbit, blind to it.
 
     Raises:
-        UserError: there is no such size.
+        UserError: there is no such size, or there are no motion latents of such pictures.
     """
+    if config.resolution < 16 or config.resolution.bit_count() != 1:
+        hint = "Take 64, 128 or 256."
+        raise UserError("bad_config", f"resolution = {config.resolution} must be a power of two, 16 or more.", hint)
     sizes = SmallConfig(
         latent_channels=motion_latents.CHANNELS,
         condition_channels=CONDITION_CHANNELS,

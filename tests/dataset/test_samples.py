@@ -57,6 +57,12 @@ def test_families_can_be_left_out():
     assert {stream.sample(number).caption for number in range(12)} <= {"fish swim", "fish", "swim"}
 
 
+def test_shares_that_leave_nothing_are_told():
+    families = {entry["family"]: 0.0 for entry in read_manifest(ASSETS)}
+    with pytest.raises(BadFileError, match="no clip"):
+        SampleStream(ASSETS, None, families=families)
+
+
 def test_a_split_without_assets_is_told():
     with pytest.raises(BadFileError, match="'test'"):
         SampleStream(ASSETS, "test")
