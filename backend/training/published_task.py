@@ -48,7 +48,7 @@ def beginning(config: TrainConfig) -> dict[str, Tensor]:
     if config.base in ("", BASES["image"]):
         return base_tensors("image", folder, torch.float32)
     if config.base == i2vgen.NAME:
-        return i2vgen.i2vgen_tensors(folder, config=sized(config))
+        return i2vgen.i2vgen_tensors(folder, sized(config))
     hint = f"It is {BASES['image']} or {i2vgen.NAME}."
     raise UserError("bad_config", f"base = {config.base!r} is unknown.", hint)
 
