@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.pictures import over_white
@@ -40,9 +41,9 @@ def track_error(means: np.ndarray, tracks: np.ndarray) -> float:  # [T, N, 3], [
 
     0 is right everywhere, 1 as good as no motion.
     """
-    distances = torch.cdist(torch.from_numpy(tracks[0]), torch.from_numpy(means[0]))
-    nearest = distances.topk(min(3, means.shape[1]), largest=False).indices.numpy()  # [M, 3]
-    predicted = (means - means[0])[:, nearest].mean(axis=2)
+    _, nearest = cKDTree(means[0]).query(tracks[0], min(3, means.shape[1]))
+    nearest = nearest.reshape(tracks.shape[1], -1)  # [M, 3]
+    predicted = means[:, nearest].mean(axis=2) - means[0, nearest].mean(axis=1)
     true = tracks - tracks[0]
     return float(np.linalg.norm(predicted - true, axis=2).mean() / max(np.linalg.norm(true, axis=2).mean(), 1e-9))
 
