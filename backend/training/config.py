@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent / "configs"
 BOUNDS = {  # least, most
     **dict.fromkeys(("resolution", "batch", "accumulate", "log_steps", "steps"), (1, math.inf)),
     **dict.fromkeys(("learning_rate", "weight_decay", "clip", "warmup", "reconstruction_weight"), (0, math.inf)),
-    **dict.fromkeys(("workers", "save_minutes", "sheet_minutes", "times"), (0, math.inf)),
+    **dict.fromkeys(("seed", "workers", "save_minutes", "sheet_minutes", "times"), (0, math.inf)),
     **dict.fromkeys(("ema", "decay", "drop_all", "drop_text", "drop_image", "drop_orbit", "static"), (0, 1)),
 }
 

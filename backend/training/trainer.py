@@ -209,7 +209,7 @@ def train(
                     batch = next(batches)
                 last = micro == config.accumulate - 1
                 noise = generator(config, batch, accelerator.device)
-                torch.manual_seed(-1 - noise.initial_seed())  # dropout's, which must not be the noise's numbers again
+                torch.manual_seed(2**64 - 1 - noise.initial_seed())  # of dropout, whose numbers must not be the noise's
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     with accelerator.autocast():
                         losses = task.loss(network, batch, config, noise)

@@ -65,6 +65,7 @@ def test_values_change_from_the_command_line(tmp_path):
         ('task = "motion"\nbatch = "three"', "kind"),
         ('task = "motion"\nbatch = 0', "1 or more"),
         ('task = "motion"\nsteps = 0', "1 or more"),
+        ('task = "motion"\nseed = -1', "0 or more"),
         ('task = "motion"\nworkers = -1', "0 or more"),
         ('task = "motion"\nlearning_rate = -1.0', "0 or more"),
         ('task = "motion"\nema = 1.5', "0 to 1"),
