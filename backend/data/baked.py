@@ -68,6 +68,10 @@ def read_manifest(folder: Path, split: str | None = None) -> list[dict]:
     path = Path(folder) / "manifest.json"
     try:
         assets = json.loads(path.read_text(encoding="utf-8"))["assets"]
+        for asset in assets:  # what everybody counts on
+            texts = [asset["id"], asset["family"], asset["split"], *(clip["action"] for clip in asset["clips"])]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{asset['id']} has a name that is no text")
         return [asset for asset in assets if split is None or asset["split"] == split]
     except FileNotFoundError as error:
         raise BadFileError(f"{folder} holds no manifest.json: it is no folder of animated assets.") from error

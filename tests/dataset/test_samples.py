@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training samples: the same whenever they are drawn, and what they hold."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def test_a_split_without_assets_is_told():
         SampleStream(ASSETS, "test")
     with pytest.raises(BadFileError, match="holds no manifest"):
         SampleStream(ASSETS / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"id": "a", "split": "train", "clips": []},
+        {"id": "a", "family": "f", "split": "train", "clips": [{}]},
+        {"id": 3, "family": "f", "split": "train", "clips": [{"action": "Walk"}]},
+        "a",
+    ],
+)
+def test_a_manifest_of_another_form_is_told(tmp_path, asset):
+    (tmp_path / "manifest.json").write_text(json.dumps({"assets": [asset]}))
+    with pytest.raises(BadFileError, match="is not a manifest of animated assets"):
+        read_manifest(tmp_path)
 
 
 def test_a_bake_that_is_damaged_is_told(tmp_path):
