@@ -84,6 +84,17 @@ def baked_file(folder: Path, entry: dict) -> Path:
     return Path(folder) / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
 
 
+def model_file(folder: Path, entry: dict) -> Path:
+    """Where the model of a manifest entry lies among the assets in `folder`.
+
+    Raises:
+        BadFileError: the manifest does not say; baked assets may be all there are.
+    """
+    if not isinstance(entry.get("file"), str):
+        raise BadFileError(f"The manifest names no file of {entry['id']}: there is its bake alone.")
+    return Path(folder) / entry["file"]
+
+
 def read_baked(folder: Path, entry: dict) -> BakedAsset:
     """The bake of one manifest entry.
 

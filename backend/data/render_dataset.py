@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend import __version__
-from backend.data.baked import baked_file, read_manifest
+from backend.data.baked import baked_file, model_file, read_manifest
 from backend.data.children import ask_all
 from backend.data.curation import Limits
 from backend.data.samples import FREE_LICENCES
@@ -162,7 +162,7 @@ def _missing_bakes(assets: Path, out: Path, shards: list[Shard]) -> list[dict]:
 
 def _bake_question(assets: Path, out: Path, entry: dict) -> dict:
     clips = [{name: clip[name] for name in ("action", "time_range")} for clip in entry["clips"]]
-    file, made = assets / entry["file"], baked_file(out, entry)
+    file, made = model_file(assets, entry), baked_file(out, entry)
     return {"do": "bake", "file": str(file.resolve()), "clips": clips, "out": str(made.resolve())}
 
 

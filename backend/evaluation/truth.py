@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from backend.data.baked import baked_file
+from backend.data.baked import baked_file, model_file
 from backend.data.children import ask_all
 from backend.data.curation import touches_border
 from backend.data.views import FRAMES
@@ -218,7 +218,7 @@ def _render(
 
 def _fingerprint(assets: Path, clip: ChosenClip, renderer: str, wanted: str) -> str:
     """Of all that a clip's pictures depend on."""
-    file = assets / clip.entry["file"] if renderer == "cycles" else baked_file(assets, clip.entry)
+    file = (model_file if renderer == "cycles" else baked_file)(assets, clip.entry)
     try:
         stat = file.stat()
     except OSError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend.data.baked import baked_file, read_baked, read_manifest
+from backend.data.baked import baked_file, model_file, read_baked, read_manifest
 from backend.data.captions import action, caption, subject
 from backend.data.samples import SampleStream, View, render_sample
 from backend.models.motion_latents import fill, warp
@@ -84,6 +84,13 @@ def test_a_manifest_of_another_form_is_told(tmp_path, asset):
     (tmp_path / "manifest.json").write_text(json.dumps({"assets": [asset]}))
     with pytest.raises(BadFileError, match="is not a manifest of animated assets"):
         read_manifest(tmp_path)
+
+
+def test_a_model_that_is_baked_alone_is_told():
+    entry = read_manifest(ASSETS)[0]
+    with pytest.raises(BadFileError, match="its bake alone"):
+        model_file(ASSETS, entry)
+    assert model_file(ASSETS, {**entry, "file": "a/b.glb"}) == ASSETS / "a" / "b.glb"
 
 
 def test_a_bake_that_is_damaged_is_told(tmp_path):
