@@ -22,8 +22,9 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import choose_engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs
-from backend.splatting.guide import Guide
+from backend.splatting.guide import Guide, SurfaceMotion
 from backend.splatting.hypotheses import Hypothesis, Trial
+from backend.splatting.refinement import RefinableClip
 from backend.splatting.render import render_clip
 from backend.splatting.scene import prepare
 from blender_addon.contract.clip import Clip, check_clip
@@ -200,3 +201,23 @@ def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_p
     waiting = {line.split(":")[0] for kind, line in card.waits if "local_scalar" in kind}
     seldom = ("previews", "construct", "scene")  # not in every step
     assert waiting <= {f"backend/splatting/{name}.py" for name in seldom}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("motion", ["bases", "hexplane"])
+def test_a_motion_that_is_told_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
+    """Known as a whole, or as a guide to the fit; and a clip that is refined."""
+    few = {"shape_steps": 4, "guide_steps": 4, "coarse_steps": 4, "fine_steps": 4}
+    tracks = torch.from_numpy(scene.tracks)
+    told = SurfaceMotion(tracks[0], tracks - tracks[0], torch.linspace(0, 1, len(tracks)))
+    config = replace(SMALL, motion=motion, mirrors=(), **few)
+    given = scene.moving, scene.static, scene.surface, config, planned(tmp_path), choose_engine("auto")
+    clip = construct.construct(*given, told=told)
+    check_clip(clip)
+    if motion == "bases":
+        refinable = RefinableClip(clip, "cuda")
+        optimizer = refinable.optimizer()
+        loss = refinable.render(scene.moving.cameras).square().mean() + refinable.rigidity(scene.moving.cameras.times)
+        (loss + refinable.jerkiness()).backward()
+        optimizer.step()
+        check_clip(refinable.to_clip())
