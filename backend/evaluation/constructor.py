@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from backend.pipelines.clips import construct_clip
 from backend.progress import Run, UserError
@@ -58,18 +58,19 @@ def shipped_constructor(
 
 
 def parse_change(change: str) -> tuple[str, object]:
-    """`harmonics=4` -> ("harmonics", 4).
+    """`harmonics=4` -> ("harmonics", 4), `mirrors=0,0.5` -> ("mirrors", (0.0, 0.5)).
 
     Raises:
         UserError: there is no such setting, or it takes no such value.
     """
     name, _, text = change.partition("=")
-    known = {field.name: field.default for field in fields(ConstructConfig)}
+    known = {field.name: field.default for field in fields(ConstructConfig) if not is_dataclass(field.default)}
     if name not in known:
         raise UserError("bad_setting", f"There is no setting {name!r}.", f"Settings: {', '.join(known)}.")
     kind = type(known[name])
     try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+        value = tuple(map(type(known[name][0]), filter(None, text.split(",")))) if kind is tuple else kind(text)
+        replace(ConstructConfig(), **{name: value})
+    except ValueError:
         raise UserError("bad_setting", f"{name} cannot be {text!r}.", f"Its default is {known[name]}.") from None
     return name, value

@@ -3,8 +3,9 @@
 
 from dataclasses import dataclass, replace
 
-from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
+from blender_addon.contract.requests import COLOR_SPACES, GAUSSIANS_BY_PRESET, MOTION_MODELS
 
+KINDS = ("free", "jointed", "carried")  # of motion; see `hypotheses`
 MANY_VIEWS = 3  # pictures per time, from which on the motion is well told
 MOST_FRAMES = 96  # pictures per iteration, on a GPU
 
@@ -49,7 +50,7 @@ class ConstructConfig:
     final_rate: float = 0.1  # of all rates, what is left at the end
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
-    hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
+    hypotheses: tuple[str, ...] = KINDS  # of the motion, that stage 3 tries (`hypotheses`)
     least_travel: float = 0.05  # clip space, mean; what travels less is not "carried"
     least_leap: float = 0.0  # nor what moves less between two frames
     mirrors: tuple[float, ...] = (0.0, 0.5)  # cycles after which the other side may do the same (`symmetry`)
@@ -73,6 +74,16 @@ class ConstructConfig:
     static_chance: float = 0.25  # of static views in an iteration of the last stage, with bases
 
     hexplane: HexPlaneConfig = HexPlaneConfig()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: one sentence about the first word that does not stand for anything."""
+        for name, words, known in (
+            ("color_space", (self.color_space,), COLOR_SPACES),
+            ("motion", (self.motion,), MOTION_MODELS),
+            ("hypotheses", self.hypotheses, KINDS),
+        ):
+            if unknown := set(words).difference(known):
+                raise ValueError(f"{name} must be of {', '.join(known)}, not {', '.join(sorted(unknown))}.")
 
     def with_whole_batches(self) -> "ConstructConfig":
         """The same for a GPU, where all pictures at once cost little more than one."""

@@ -221,7 +221,10 @@ def test_settings_of_the_fit_are_read_by_their_kind() -> None:
     assert parse_change("harmonics=4") == ("harmonics", 4)
     assert parse_change("spectral_weight=4") == ("spectral_weight", 4.0)
     assert parse_change("color_space=linear") == ("color_space", "linear")
-    for wrong in ("harmonic=4", "harmonics=four", "harmonics"):
+    assert parse_change("hypotheses=free,jointed") == ("hypotheses", ("free", "jointed"))
+    assert parse_change("mirrors=0,0.5") == ("mirrors", (0.0, 0.5))
+    assert parse_change("mirrors=") == ("mirrors", ())
+    for wrong in ("harmonic=4", "harmonics=four", "harmonics", "motion=planes", "hypotheses=joints", "hexplane=3"):
         with pytest.raises(UserError):
             parse_change(wrong)
 

@@ -193,7 +193,7 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
 def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
     """All stages, previews and checkpoints, with gsplat's contract checked; the CPU's kernels draw."""
     few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "sh_degree": 1}
-    config = replace(SMALL, motion=motion, hypotheses=("free", "joints"), **few)
+    config = replace(SMALL, motion=motion, hypotheses=("free", "jointed"), **few)
     engine = choose_engine("auto")
     assert engine.is_gpu
     clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path), engine)
