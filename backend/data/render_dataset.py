@@ -6,7 +6,6 @@ run with the same settings skips what has one. The manifest is put together from
 """
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from backend import __version__
 from backend.data.baked import baked_file, model_file, read_manifest
+from backend.data.blender_wheel import demand_blender
 from backend.data.children import ask_all
 from backend.data.curation import Limits
 from backend.data.samples import FREE_LICENCES
@@ -84,12 +84,8 @@ def render_dataset(
     shards = _shards(chosen)
     missing = [shard for shard in shards if _read_record(out, shard) is None]
     bakes = _missing_bakes(assets, out, missing) if settings.renderer == "fast" else []
-    if (bakes or (missing and settings.renderer == "cycles")) and importlib.util.find_spec("bpy") is None:
-        raise UserError(
-            "no_blender",
-            "This needs Blender's Python module, which is not installed.",
-            "Install it with `pip install bpy==4.5.15` (Python 3.11), or use assets that are baked, with --fast.",
-        )
+    if bakes or (missing and settings.renderer == "cycles"):
+        demand_blender("This", "use assets that are baked, with --fast")
     run.plan({"Baking models": 3 * len(bakes) + 1e-3, "Rendering": len(missing) + 1e-3})
     failed: dict[str, str] = {}
     try:
