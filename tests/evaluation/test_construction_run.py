@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Evaluation runs of constructions whose quality is known, on true pictures of the small assets."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -215,6 +216,23 @@ def test_clips_are_asked_for_by_name_family_and_action(assets: Path) -> None:
         chosen_clips(assets, None, 1, families=["birds"])
     with pytest.raises(UserError, match="No clip fits"):
         chosen_clips(assets, "val", 1, actions=["fly"])
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(UserError("x", "No such action."), "No such action."), (OSError(errno.ENOSPC, "No space left on device"), None)],
+)
+def test_a_full_disk_is_no_fault_of_the_clip(tmp_path: Path, monkeypatch, error: Exception, kept: str | None) -> None:
+    """What is wrong with a clip is kept, as it will not change; what is wrong with the computer may."""
+
+    def fail(question: dict) -> str:
+        raise error
+
+    monkeypatch.setattr(truth_worker, "_render", fail)
+    answer = truth_worker.answer({"renderer": "fast", "folder": str(tmp_path), "fingerprint": "0"})
+    assert ("error" in answer) == (kept is None)
+    written = tmp_path / "truth.json"
+    assert (json.loads(written.read_text())["problem"] if written.exists() else None) == kept
 
 
 def test_settings_of_the_fit_are_read_by_their_kind() -> None:
