@@ -50,10 +50,18 @@ def main(arguments: list[str]) -> int:
         "bench": bench,
         "setup": setup,
     }
-    if not arguments or arguments[0] not in commands:
+    if arguments in (["-h"], ["--help"]):
         print(__doc__.strip())
-        return 0 if arguments in (["-h"], ["--help"]) else 2
-    sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
+        return 0
+    if not arguments or arguments[0] not in commands:
+        print(__doc__.strip(), file=sys.stderr)
+        return refuse(f"there is no command {arguments[0]!r}" if arguments else "say what to do")
+    if arguments[0] == "setup" and arguments[1:]:
+        return refuse("setup takes no options")
+    if arguments[0] == "build" and arguments[1:] and (arguments[1] != "--out" or len(arguments) != 3):
+        return refuse("build takes --out DIR alone")
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # of a log file, which on Windows may lack letters of a path or a name
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python there is
         print(f"Kinesplat needs Python 3.11 or newer; this is {platform.python_version()}.")
         return 2
@@ -72,6 +80,12 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def refuse(reason: str) -> int:
+    """Say what is wrong with a command line; returns the exit code."""
+    print(f"\npython run.py: {reason}", file=sys.stderr)
+    return 2
 
 
 def demo(python: Path, arguments: list[str]) -> int:
@@ -106,7 +120,7 @@ def setup(python: Path, arguments: list[str]) -> int:
 
 def build(python: Path, arguments: list[str]) -> int:
     """The extension archive, made and checked by Blender's own tool, which the bpy wheel carries."""
-    out = Path(arguments[1]).absolute() if arguments[:1] == ["--out"] and len(arguments) == 2 else ROOT / "dist"
+    out = Path(arguments[1]).absolute() if arguments else ROOT / "dist"
     tools = list(site_packages(python.parent.parent).glob("bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py"))
     if not tools:
         raise SetupError("Building the archive needs the bpy wheel, which was not installed: see README.md.")
@@ -125,7 +139,7 @@ def bench(python: Path, arguments: list[str]) -> int:
     names = sorted([*names, *(path.parent.name for path in folder.glob("*/__main__.py"))])
     if not arguments or arguments[0] not in names:
         print("Benchmarks: " + ", ".join(names))
-        return 0 if not arguments else 2
+        return refuse(f"there is no benchmark {arguments[0]!r}") if arguments else 0
     return run_module(python, f"benchmarks.{arguments[0]}", arguments[1:])
 
 
@@ -144,7 +158,7 @@ def ended(module: str, process: subprocess.Popen) -> int:
             if code < 0 and -code not in (signal.SIGINT, signal.SIGTERM):
                 print(f"\n{module} was ended by signal {-code}: a crash. Please run it again.", file=sys.stderr)
                 return 1
-            return code
+            return code if code >= 0 else 128 - code  # as shells say it
         except KeyboardInterrupt:
             with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
                 process.wait(timeout=15)

@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
 
@@ -26,6 +27,7 @@ def _run(arguments: list[str] | None) -> int:
     from backend.commands.evaluate import add_evaluate
     from backend.commands.export import add_export
     from backend.commands.generate import add_generate
+    from backend.commands.jobs import add_jobs
     from backend.commands.render_dataset import add_render_dataset
     from backend.commands.train import add_train
     from backend.commands.warm_up import add_warm_up
@@ -38,6 +40,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"Kinesplat {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     service.add_commands(commands)
+    add_jobs(commands)
     add_generate(commands)
     add_construct(commands)
     add_export(commands)
@@ -67,7 +70,22 @@ def _run(arguments: list[str] | None) -> int:
         return 130
 
 
+def open_streams() -> None:
+    """Open the standard streams that whoever started this process has closed, as some launchers of services do.
+
+    The first sockets and databases would get their numbers else, and child processes take them for their streams.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
 if __name__ == "__main__":
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # names may hold letters that a terminal or a log file lacks
     with environment_held():

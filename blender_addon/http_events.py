@@ -17,6 +17,7 @@ class BackendChanged:
     code: str = ""
     url: str = ""
     version: str = ""
+    prompts: tuple[str, ...] = ()  # that its model knows something for
 
 
 @dataclass(frozen=True)

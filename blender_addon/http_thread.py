@@ -235,7 +235,7 @@ class HttpThread:
             health = client.health()
             if self._server:
                 local_backend.check_identity(self._server, health)
-            client.capabilities()  # the first call that needs the token
+            prompts = _prompts(client.capabilities())  # the first call that needs the token
             jobs = client.jobs(self._client_id)
         except BackendError as error:
             if client:
@@ -245,7 +245,7 @@ class HttpThread:
         self._client = client
         self._retry_seconds = REMOTE_RETRY[0]
         self._next_health = time.monotonic() + HEALTH_INTERVAL
-        self._say(BackendChanged("running", url=client.url, version=health.version))
+        self._say(BackendChanged("running", url=client.url, version=health.version, prompts=prompts))
         records = {record.job_id: record for record in self._records.load().values() if record.job_id}
         self._uids.update({job_id: record.uid for job_id, record in records.items()})
         self._live = {}
@@ -516,6 +516,12 @@ class _Followed:
 def _warnings(provenance: dict) -> tuple[str, ...]:
     listed = provenance.get("warnings")
     return tuple(str(sentence) for sentence in listed) if isinstance(listed, list) else ()
+
+
+def _prompts(capabilities: dict) -> tuple[str, ...]:
+    """What to choose a prompt from; nothing, where the backend is older and tells none."""
+    told = capabilities.get("prompts")
+    return tuple(map(str, told)) if isinstance(told, list) else ()
 
 
 def _state_of(error: BackendError, local: bool) -> BackendChanged:

@@ -41,6 +41,14 @@ def moves_as_a_whole(obj: bpy.types.Object) -> bool:
     return is_keyed(obj) or obj.parent is not None or len(obj.constraints) > 0
 
 
+def travels(obj: bpy.types.Object) -> bool:
+    """Whether an object as a whole may move over time: by keys or constraints of its own or of what carries it."""
+    carriers = [obj]
+    while carriers[-1].parent is not None:
+        carriers.append(carriers[-1].parent)
+    return any(is_keyed(one) or len(one.constraints) > 0 or one.parent_type == "BONE" for one in carriers)
+
+
 def select_alone(context: bpy.types.Context, objects: list[bpy.types.Object]) -> None:
     """Select new objects and nothing else; the last becomes the active one."""
     context.view_layer.update()  # before this the view layer does not know them

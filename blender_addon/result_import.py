@@ -29,7 +29,8 @@ def import_result(
     """Import the clip in `path` and return the new object and a sentence about it.
 
     With a `record` the object stands where the source object stood when it was captured, begins at the same frame, and
-    lies in the same collection. What was made of a text, an image or a video stands on the 3D cursor.
+    lies in the same collection. If its motion was invented, and keys, constraints or a parent move the source object,
+    it goes along with that. What was made of a text, an image or a video stands on the 3D cursor.
 
     Args:
         context: of the scene that gets the object.
@@ -106,6 +107,9 @@ def _add(
         splats[splat_object.MADE_OF] = made_of
     if record and record.kind in ("text", "image", "video"):
         _stand_on_cursor(splats, clip, scene)
+    elif record and record.kind == "object" and source in list(scene.objects) and placing.travels(source):
+        splats.parent = source  # what was invented is not in its keys: it goes on to travel as it does
+        changed.append(f"It goes along with {source.name}")
     elif record and record.matrix_world:
         splats.matrix_world = Matrix(record.matrix_world) @ splats.matrix_world
     placing.select_alone(context, [splats])

@@ -89,6 +89,12 @@ def timing(splats: bpy.types.Object) -> Timing | None:
     return Timing(first, last, repeat, speed)
 
 
+def lies_in_nla(splats: bpy.types.Object) -> bool:
+    """Whether a strip in the NLA times the object, so that the keys lie elsewhere in time than they say."""
+    path = versions.modifier_input_path(_modifier(splats), node_groups.FRAME)
+    return versions.find_fcurve(splats, path, in_nla=False) is None and versions.find_fcurve(splats, path) is not None
+
+
 def timing_key(splats: bpy.types.Object) -> tuple:
     """The same for objects that one F-curve of this file times, so that whoever retimes one retimes all."""
     animation = splats.animation_data
@@ -138,6 +144,18 @@ def fit(splats: bpy.types.Object, first: float, last: float) -> None:
     old_first, old_last = _ends(fcurve)
     factor = (last - first) / (old_last - old_first) if old_last > old_first else 1.0
     move_keys(fcurve, lambda frame: first + (frame - old_first) * factor)
+
+
+def start_at(splats: bpy.types.Object, frame: float) -> None:
+    """Play with the timing that it has, from scene frame `frame` on."""
+    fcurve = _editable_fcurve(splats)
+    way = frame - _ends(fcurve)[0]
+    move_keys(fcurve, lambda old: old + way)
+
+
+def is_over(now: Timing, scene: bpy.types.Scene) -> bool:
+    """Whether nothing of what is played once lies within the scene's frame range."""
+    return now.repeat == "HOLD" and (now.last <= scene.frame_start or now.first >= scene.frame_end)
 
 
 def set_speed(splats: bpy.types.Object, speed: float) -> None:

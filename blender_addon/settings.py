@@ -30,6 +30,7 @@ from .contract.requests import (
     MOTION_MODELS,
     PRESETS,
     REPRESENTATIONS,
+    RESOLUTION_BY_PRESET,
 )
 
 MOVING_MODIFIERS = {"BUILD", "CLOTH", "FLUID", "MESH_CACHE", "MESH_SEQUENCE_CACHE", "SOFT_BODY", "WAVE"}  # without keys
@@ -80,7 +81,6 @@ MOTION_MODEL_TEXTS = {
 }
 MAX_CANDIDATES = 4
 STEEPEST = 60.0  # degrees that the cameras may stand above or below the horizon
-RESOLUTION_BY_PRESET = {"draft": 128, "preview": 128, "final": 256}  # pixels; a fine result needs what it is fitted to
 # Blender keeps no reference to the texts that a function gives it.
 PRESET_ITEMS, VIDEO_PRESET_ITEMS = (
     tuple((preset, *texts[preset], "NONE", index) for index, preset in enumerate(PRESETS))

@@ -26,6 +26,14 @@ def plays(obj: bpy.types.Object | None) -> bool:
     return obj is not None and obj.type == "MESH" and playback_modifier(obj) is not None
 
 
+def instances_quads(obj: bpy.types.Object | None) -> bool:
+    """Whether an object shows those of a collection, often a linked one, in its own place, and renders draw quads."""
+    if obj is None or obj.instance_type != "COLLECTION" or obj.instance_collection is None:
+        return False
+    members = (member for member in obj.instance_collection.all_objects if is_splat_object(member))
+    return any(draw_mode(member, render=True) == "QUADS" for member in members)
+
+
 def playback_modifier(splats: bpy.types.Object) -> bpy.types.NodesModifier | None:
     """The modifier that plays the Gaussians, by what it does rather than by its name."""
     for modifier in splats.modifiers:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import bpy
 
 from . import versions
+from .splat_object import is_splat_object
 
 SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 CAPTURED_TYPES = SURFACE_TYPES | {"CURVES"}  # hair
@@ -77,6 +78,10 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
         raise SubjectError(f"{problem}.")
     objects = subject.objects()
     if not any(_may_have_surface(member) for member in objects):
+        if setting := _hidden_from_cameras(obj):
+            raise SubjectError(
+                f"{obj.name} is not seen by cameras. Change that in Object Properties > Visibility > {setting}."
+            )
         raise SubjectError(f"{obj.name} is hidden in renders. Enable it for rendering in the Outliner and try again.")
     for member in objects:
         _refuse_unbaked_physics(member)
@@ -87,9 +92,11 @@ def find_subject(context: bpy.types.Context, obj: bpy.types.Object | None) -> Su
 def family(obj: bpy.types.Object) -> list[bpy.types.Object]:
     """An object with what belongs to it: all its children, and meshes that an armature among them deforms.
 
-    Characters are often rigged without making their meshes children of the armature.
+    Characters are often rigged without making their meshes children of the armature. Gaussians do not belong to what
+    they go along with.
     """
-    members = dict.fromkeys((obj, *obj.children_recursive))
+    children = (child for child in obj.children_recursive if not is_splat_object(child))
+    members = dict.fromkeys((obj, *children))
     rigs = {member for member in members if member.type == "ARMATURE"}
     if rigs:
         users = set().union(*bpy.data.user_map(subset=rigs, value_types={"OBJECT"}).values())  # much faster than a loop
@@ -137,9 +144,17 @@ def _rendered_objects(view_layer: bpy.types.ViewLayer) -> set[str]:
         if layer_collection.exclude or layer_collection.collection.hide_render:
             continue
         objects = layer_collection.collection.objects
-        names.update(obj.name_full for obj in objects if not obj.hide_render or comes_and_goes(obj))
+        shown = (obj for obj in objects if not obj.hide_render or comes_and_goes(obj))
+        names.update(obj.name_full for obj in shown if not _hidden_from_cameras(obj))
         open_collections.extend(layer_collection.children)
     return names
+
+
+def _hidden_from_cameras(obj: bpy.types.Object) -> str:
+    """Which setting lets an object that is rendered leave nothing in the picture; empty where none does."""
+    if not obj.visible_camera:  # such as what casts the shadow of its Gaussians
+        return "Ray Visibility > Camera"
+    return "Mask > Holdout" if obj.is_holdout else "Mask > Shadow Catcher" if obj.is_shadow_catcher else ""
 
 
 def comes_and_goes(obj: bpy.types.Object) -> bool:

@@ -65,6 +65,9 @@ class SplatExport(ExportHelper):
         except OSError as error:
             self.report({"ERROR"}, f"{path} cannot be written: {error.strerror or error}")
         else:
+            others = [obj for obj in context.selected_objects if obj != context.active_object]
+            if any(map(splat_object.is_splat_object, others)):
+                said += ". What else is selected is not in it: export it by itself"
             self.report({"INFO"}, said)
             return {"FINISHED"}
         return {"CANCELLED"}

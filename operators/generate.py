@@ -2,7 +2,7 @@
 """Generate: capture what the panel names as the source and hand it to the backend as a job, or as several."""
 
 import bpy
-from bpy.props import BoolProperty
+from bpy.props import BoolProperty, EnumProperty
 
 from ..blender_addon import job_tracker, local_backend, origin, placing, readiness, settings, splat_object, subject
 from ..blender_addon.client import BackendError
@@ -69,6 +69,46 @@ class KINESPLAT_OT_generate(bpy.types.Operator):
             self.report({"ERROR"}, f"{row.message or 'The job was cancelled.'} {row.hint}".strip())
             return {"CANCELLED"}
         tracker.mirror()
+        return {"FINISHED"}
+
+
+_suggestions: list[tuple[str, str, str]] = []  # Blender keeps no references to the items of a search
+
+
+def _suggested(self, context) -> list[tuple[str, str, str]]:
+    prompts = job_tracker.tracker().board.backend.prompts
+    if [item[0] for item in _suggestions] != list(prompts):
+        _suggestions[:] = [(prompt, prompt, "") for prompt in prompts]
+    return _suggestions
+
+
+class KINESPLAT_OT_suggest_prompt(bpy.types.Operator):
+    bl_idname = "kinesplat.suggest_prompt"
+    bl_label = "What the Model Knows"
+    bl_description = (
+        "Search the motions that the model remembers, and take one as the prompt. Other subjects that are built alike "
+        "can move so, too"
+    )
+    bl_options = {"REGISTER", "UNDO"}
+    bl_property = "prompt"
+
+    prompt: EnumProperty(
+        name="Prompt", description="Subject and motion to take", items=_suggested, options={"SKIP_SAVE"}
+    )
+
+    @classmethod
+    def poll(cls, context):
+        if not job_tracker.tracker().board.backend.prompts:
+            cls.poll_message_set("The backend tells what its model knows: start it first")
+            return False
+        return True
+
+    def invoke(self, context, event):
+        context.window_manager.invoke_search_popup(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context):
+        context.scene.kinesplat.prompt = self.prompt
         return {"FINISHED"}
 
 
@@ -176,6 +216,7 @@ class KINESPLAT_OT_read_video(bpy.types.Operator):
 
 CLASSES = (
     KINESPLAT_OT_generate,
+    KINESPLAT_OT_suggest_prompt,
     KINESPLAT_OT_take_whole,
     KINESPLAT_OT_back_to_object,
     KINESPLAT_OT_cancel_capture,

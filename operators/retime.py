@@ -127,6 +127,24 @@ class KINESPLAT_OT_retime_fit(RetimeOperator, bpy.types.Operator):
         column.prop(self, "frame_end")
 
 
+class KINESPLAT_OT_retime_start(RetimeOperator, bpy.types.Operator):
+    bl_idname = "kinesplat.retime_start"
+    bl_label = "Start Motion Here"
+    bl_description = "Let the motion begin at the current frame, as fast as it is"
+
+    frame: IntProperty(
+        name="Frame",
+        description="Frame at which the motion begins, by default the current one",
+        default=1,
+        options={"SKIP_SAVE"},
+    )
+
+    def change(self, context, splats):
+        if not self.properties.is_property_set("frame"):
+            self.frame = context.scene.frame_current
+        retime.start_at(splats, self.frame)
+
+
 class KINESPLAT_OT_retime_speed(RetimeOperator, bpy.types.Operator):
     bl_idname = "kinesplat.retime_speed"
     bl_label = "Set Motion Speed"
@@ -178,6 +196,7 @@ CLASSES = (
     KINESPLAT_OT_retime_repeat,
     KINESPLAT_OT_retime_reverse,
     KINESPLAT_OT_retime_fit,
+    KINESPLAT_OT_retime_start,
     KINESPLAT_OT_retime_speed,
     KINESPLAT_OT_retime_part,
 )

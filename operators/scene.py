@@ -30,6 +30,13 @@ class KINESPLAT_OT_set_draw_mode(SplatOperator, bpy.types.Operator):
     def change(self, context, splats):
         splat_object.set_draw_mode(splats, viewport=self.mode)
 
+    def execute(self, context):
+        done = super().execute(context)
+        shading = getattr(context.space_data, "shading", None)
+        if "FINISHED" in done and self.mode == "QUADS" and shading is not None and shading.type == "SOLID":
+            self.report({"INFO"}, "Solid shading draws whole quads: look at Splats in Material Preview")
+        return done
+
 
 class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
     bl_idname = "kinesplat.fix_scene_settings"
@@ -39,11 +46,7 @@ class KINESPLAT_OT_fix_scene_settings(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context):
-        cycles = getattr(context.scene, "cycles", None)
-        if cycles is None:
-            cls.poll_message_set("Cycles is switched off, and EEVEE needs no special settings")
-            return False
-        if min(cycles.transparent_max_bounces, cycles.min_transparent_bounces) >= scene_settings.TRANSPARENT_BOUNCES:
+        if not scene_settings.needs_settings(context.scene):
             cls.poll_message_set("This scene has all the render settings that Gaussians need")
             return False
         return True

@@ -4,6 +4,7 @@
 import bpy
 
 from ..blender_addon import cost, origin, readiness, settings, splat_object, subject, video_source
+from ..blender_addon.contract.requests import SMALL
 from .layout import SidebarPanel, draw_sentence, icon_scale, lay_out_settings
 
 IMAGE_SCALE = 5.0  # of the chosen image
@@ -129,6 +130,7 @@ def draw_video(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     row = layout.row()
     row.use_property_split = False
     row.prop(options, "prompt", text="", icon="TEXT", placeholder="What it shows, such as: a fox runs")
+    draw_suggestions(row, options)
     layout.prop(options, "cutout")
 
 
@@ -153,12 +155,19 @@ def draw_invention(layout: bpy.types.UILayout, options: settings.KINESPLAT_PG_sc
     row = layout.row()  # as wide as the panel: prompts are long
     row.use_property_split = False
     row.prop(options, "prompt", text="", icon="TEXT", placeholder="Prompt, such as: a fox runs")
+    draw_suggestions(row, options)
     layout.prop(options, "motion", slider=True)
     layout.prop(options, "loop")
     layout.prop(options, "seed")
     layout.prop(options, "preview_frames")
     if options.preview_frames:
         layout.prop(options, "candidates")
+
+
+def draw_suggestions(row: bpy.types.UILayout, options: settings.KINESPLAT_PG_scene) -> None:
+    """What the small model knows; the published one reads any words."""
+    if options.model == SMALL:
+        row.operator("kinesplat.suggest_prompt", text="", icon="VIEWZOOM")
 
 
 class KINESPLAT_PT_invention(SidebarPanel, bpy.types.Panel):

@@ -62,6 +62,23 @@ class KINESPLAT_PT_timing(SplatPanel, bpy.types.Panel):
         draw_timing(self.layout, context)
 
 
+class KINESPLAT_PT_instance(SidebarPanel, bpy.types.Panel):
+    """Shown while an instance of a collection with Gaussians is active."""
+
+    bl_label = "Instanced Gaussians"
+
+    @classmethod
+    def poll(cls, context):
+        return splat_object.instances_quads(context.active_object)
+
+    def draw(self, context):
+        sentence = (
+            "Renders turn Gaussians to where the camera is as seen from the original: an instance that stands "
+            "elsewhere falls apart. Link or append the object itself, not its collection"
+        )
+        draw_sentence(self.layout, context, sentence, icon="ERROR")
+
+
 class KINESPLAT_PT_moving_mesh(SidebarPanel, bpy.types.Panel):
     """Shown while a mesh is active that took over the motion of Gaussians."""
 
@@ -94,11 +111,16 @@ def draw_timing(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
             icon="INFO",
         )
         return
+    if retime.lies_in_nla(context.active_object):
+        draw_sentence(layout, context, "The timing lies in the NLA: change the strip there, or enter Tweak Mode", "NLA")
+        return
     if context.active_object.library is None:
         draw_retiming(layout, timing)
     row = layout.row()
     row.active = False
-    row.label(text=f"Keyed from frame {timing.first:g} to {timing.last:g}", translate=False)
+    row.label(text=f"Keyed from frame {round(timing.first, 2):g} to {round(timing.last, 2):g}", translate=False)
+    if retime.is_over(timing, context.scene):
+        draw_sentence(layout, context, "It stands still within the scene's frame range", icon="INFO")
     if retime.is_shared(context.active_object):
         draw_sentence(layout, context, "Others have the same keys, and are retimed along", icon="LINKED")
         layout.operator("kinesplat.retime_part", icon="UNLINKED")
@@ -112,7 +134,9 @@ def draw_retiming(layout: bpy.types.UILayout, timing: retime.Timing) -> None:
     row = layout.row(align=True)
     row.operator("kinesplat.retime_reverse", text="Reverse", icon="ARROW_LEFTRIGHT")
     row.operator("kinesplat.retime_fit", text="Fit to Range", icon="FULLSCREEN_ENTER")
-    layout.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
+    row = layout.row(align=True)
+    row.operator("kinesplat.retime_start", text="Start Here", icon="TRIA_RIGHT_BAR")
+    row.operator("kinesplat.retime_speed", text=f"Speed {timing.speed:.2f}", icon="TIME")
 
 
 def draw_linked(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
@@ -147,5 +171,5 @@ def draw_modes(layout: bpy.types.UILayout, splats: bpy.types.Object) -> None:
         row.operator("kinesplat.set_draw_mode", text=MODE_TEXTS[mode], depress=mode == current).mode = mode
 
 
-CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing, KINESPLAT_PT_moving_mesh)
+CLASSES = (KINESPLAT_PT_splats, KINESPLAT_PT_timing, KINESPLAT_PT_instance, KINESPLAT_PT_moving_mesh)
 register, unregister = bpy.utils.register_classes_factory(CLASSES)

@@ -220,8 +220,23 @@ def test_what_is_compiled_is_kept_for_the_next_process(monkeypatch) -> None:
         assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == told
 
 
-def test_unknown_commands_show_the_usage(capsys) -> None:
-    assert run.main(["dance"]) == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dance"], "no command 'dance'"),
+        ([], "python run.py demo"),
+        (["build", "--output", "x"], "--out DIR alone"),
+        (["setup", "now"], "no options"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_set_up(words, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run, "ready_python", lambda: pytest.fail("set up"))
+    assert run.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_is_no_error(capsys) -> None:
+    assert run.main(["--help"]) == 0
     assert "python run.py demo" in capsys.readouterr().out
 
 

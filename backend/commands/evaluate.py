@@ -5,8 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.options import bounded, positive
-from backend.progress import DEVICES
+from backend.options import add_device_option, add_seed_option, bounded, positive
 from blender_addon.contract.requests import BOUNDS, CUTOUTS, MODELS, PRESETS, REPRESENTATIONS, SMALL
 
 
@@ -27,19 +26,26 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--setting", choices=("static3d", "image", "text", "all"), default="static3d",
                         help="what generation is given (default: the static orbit)")  # fmt: skip
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
-    parser.add_argument("--clips-per-asset", type=positive, default=2, metavar="N")
+    parser.add_argument("--clips-per-asset", type=positive, default=2, metavar="N",
+                        help="evenly, of each model (default: %(default)s)")  # fmt: skip
     parser.add_argument("--renderer", choices=("cycles", "fast"), default="cycles",
-                        help="of the truth: Blender, or the rasterizer of training (needs baked assets)")  # fmt: skip
+                        help="of the truth: Blender (cycles, default), or the rasterizer of training (needs "
+                             "baked assets)")  # fmt: skip
     parser.add_argument("--subjects", type=int, default=4, metavar="N",
-                        help="assets for which the control of motion is measured, 6 generations each")  # fmt: skip
-    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
-    parser.add_argument("--seeds", type=positive, default=1, metavar="K", help="samples per clip")
-    parser.add_argument("--steps", type=bounded("steps"), default=int(BOUNDS["steps"].default))
+                        help="assets for which the control of motion is measured, 6 generations each (default: "
+                             "%(default)s)")  # fmt: skip
+    add_seed_option(parser)
+    parser.add_argument(
+        "--seeds", type=positive, default=1, metavar="K", help="samples per clip (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=bounded("steps"), default=int(BOUNDS["steps"].default), metavar="N",
+                        help="of denoising (default: %(default)s)")  # fmt: skip
     for name, bound, text in (
         ("--w1", "guidance_motion", "guidance by prompt and magnitude"),
         ("--w2", "guidance_static", "guidance away from the static model; 0 is the ablation without it"),
     ):
-        parser.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, help=text)
+        parser.add_argument(name, type=bounded(bound), default=BOUNDS[bound].default, metavar="X",
+                            help=f"{text} (default: %(default)s)")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR", help="other weights than the shipped ones")
     parser.add_argument("--invented", action="store_true", help="motions as the network invents them, no known ones")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
@@ -57,23 +63,26 @@ def add_evaluate_construction(kinds: argparse._SubParsersAction) -> None:
     which.add_argument("--clips", nargs="+", metavar="ID:ACTION", help="exactly these")
     parser.add_argument("--families", nargs="+", metavar="NAME", help="of the split, only these")
     parser.add_argument("--actions", nargs="+", metavar="WORD", help="only actions whose name holds one of these words")
-    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N")
+    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N",
+                        help="evenly, of each model (default: %(default)s)")  # fmt: skip
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
     parser.add_argument("--case", nargs="+", default=["object", "hull"],
                         choices=("object", "pictures", "hull", "views8"),
                         help="what construction is given: the surface with its movement (object), without the movement "
-                             "(pictures), no surface (hull), 8 views of each time (views8)")  # fmt: skip
-    parser.add_argument("--preset", choices=PRESETS, default="preview")
-    parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N")
-    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+                             "(pictures), no surface (hull), 8 views of each time (views8); "
+                             "default: object hull")  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, default="preview",
+                        help="of the construction (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--gaussians", type=bounded("gaussians"), metavar="N", help="default: by the preset")
+    add_seed_option(parser)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
                         help="another setting of the fit, for ablations; may be repeated")  # fmt: skip
-    parser.add_argument("--device", choices=DEVICES, default="auto",
-                        help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
+    add_device_option(parser)
     parser.add_argument("--renderer", choices=("cycles", "fast"), default="cycles",
-                        help="of the truth: Blender, or the rasterizer of training (needs baked assets)")  # fmt: skip
+                        help="of the truth: Blender (cycles, default), or the rasterizer of training (needs "
+                             "baked assets)")  # fmt: skip
     parser.add_argument("--truth", type=Path, metavar="DIR",
                         help="where true pictures are kept, for several runs to share (default: in --out)")  # fmt: skip
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="TorchScript of VGG16 for LPIPS")
@@ -92,14 +101,16 @@ def add_evaluate_video(kinds: argparse._SubParsersAction) -> None:
                        help="films, or folders of pictures, whose other sides nobody knows")  # fmt: skip
     parser.add_argument("--assets", type=Path, metavar="DIR", help="animated models, manifest.json")
     parser.add_argument("--families", nargs="+", metavar="NAME", help="of the split, only these")
-    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N")
+    parser.add_argument("--clips-per-asset", type=positive, default=1, metavar="N",
+                        help="evenly, of each model (default: %(default)s)")  # fmt: skip
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most")
     parser.add_argument("--text", default="", metavar="TEXT", help="of --video: what is seen")
     parser.add_argument("--cutout", choices=CUTOUTS, default=CUTOUTS[0],
                         help="of --video: how the subject is told from its background (default: auto)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="gets summary.json, table.md, sheets; a second run goes on from there")  # fmt: skip
-    parser.add_argument("--preset", choices=PRESETS, default="preview")
+    parser.add_argument("--preset", choices=PRESETS, default="preview",
+                        help="of the construction (default: %(default)s)")  # fmt: skip
     parser.add_argument("--case", nargs="+", choices=("full", "no-sds", "anchor-only", "no-anchor"),
                         help="as the product does it, or without a part of it (default: full no-sds no-anchor; of the "
                              "preset draft, which has no such parts, full)")  # fmt: skip
@@ -107,14 +118,13 @@ def add_evaluate_video(kinds: argparse._SubParsersAction) -> None:
                         help=f"what is fitted (default: {REPRESENTATIONS[0]})")  # fmt: skip
     parser.add_argument("--frames", type=bounded("video_frames"), default=8, metavar="N",
                         help="of each video; at most 24 where the truth is known (default: 8)")  # fmt: skip
-    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    add_seed_option(parser)
     parser.add_argument("--model", choices=MODELS, default=SMALL,
                         help="that invents the other views (default: %(default)s)")  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where the published model's weights are")
     parser.add_argument("--small-weights", type=Path, metavar="DIR",
                         help="other weights of the small model than the shipped ones")  # fmt: skip
-    parser.add_argument("--device", choices=DEVICES, default="auto",
-                        help="auto (default): the GPU if it works, or else the CPU")  # fmt: skip
+    add_device_option(parser)
     parser.add_argument("--fast", action="store_true",
                         help="truth by the rasterizer of training (needs baked assets) instead of Blender")  # fmt: skip
     parser.add_argument("--truth", type=Path, metavar="DIR",

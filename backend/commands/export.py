@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.options import bounded, result_place
+from backend.options import NO_FOLDER, bounded, names_folder, result_place
 from blender_addon.contract.clip import COLOR_SPACES
 from blender_addon.contract.requests import BOUNDS
 
@@ -85,7 +85,7 @@ def write_files(options: argparse.Namespace) -> str:
         require_usd()
     clip = read_input(options)
     out = options.out
-    if options.to == "ply" and not out.suffix:
+    if options.to == "ply" and names_folder(out):
         out = out / f"{options.clip.resolve().stem}.ply"
     frames = chosen_frames(options, clip.frame_count)
     sequence = options.to == "ply" and options.frame is None
@@ -174,13 +174,14 @@ def export_problem(options: argparse.Namespace) -> str | None:
     """What is wrong with the options alone."""
     from backend.exchange.usd import SUFFIXES
 
-    suffixes = {"ply": (".ply", ""), "usd": SUFFIXES, "glb": (".glb",)}[options.to]
-    if options.out.suffix.lower() not in suffixes:
-        endings = " or ".join(suffix for suffix in suffixes if suffix)
-        return f"--out must end in {endings}"
+    suffixes = {"ply": (".ply",), "usd": SUFFIXES, "glb": (".glb",)}[options.to]
+    folder = options.to == "ply" and names_folder(options.out)
+    if not folder and options.out.suffix.lower() not in suffixes:
+        more = f"; as a folder it {NO_FOLDER}" if options.to == "ply" else ""
+        return f"--out must end in {' or '.join(suffixes)}{more}"
     if options.clip.suffix.lower() == ".npz" and (options.from_up or options.fps):
         return "--from-up and --fps go with splat files: a clip says them itself"
-    if options.to == "ply" and not options.out.suffix and options.frame is not None:
+    if folder and options.frame is not None:
         return "--out must end in .ply where --frame asks for a single file"
     if options.to == "glb" and options.frames:
         return "splats have no time in glTF: choose a moment with --frame, or another format"

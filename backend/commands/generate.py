@@ -5,15 +5,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.commands.construct import add_construction_options, construct
-from backend.options import ORBIT_HELP, add_video_options, bounded, video_options
-from blender_addon.contract.requests import BOUNDS, LOOPS, MODELS, PIPELINES, PUBLISHED, SMALL
+from backend.commands.construct import add_result_options, construct
+from backend.options import (
+    add_fit_options,
+    add_model_option,
+    add_motion_options,
+    add_subject_options,
+    add_video_options,
+    fit_options,
+    motion_options,
+    sheet_or_folder,
+    subject_problem,
+    video_options,
+)
+from blender_addon.contract.requests import BOUNDS, PIPELINES, PUBLISHED, RESOLUTION_BY_PRESET
 
 USAGE = (  # what is needed alone: all options would push the error that stands below it out of sight
     "%(prog)s [--object FILE.glb | --image FILE | --video FILE|FOLDER | --orbit FOLDER] [--text TEXT] [options] "
     "(--out CLIP.npz | --frames-only OUT)"
 )
-PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -24,40 +34,14 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         help="make a clip of an object, an image, a text, a video or an orbit",
         description="Invent a motion for a subject and construct its clip. A second run goes on where one was stopped.",
     )
-    parser.add_argument("--text", default="", metavar="TEXT", help='what it is and does, such as "a dog walks"')
+    add_subject_options(parser)
     parser.add_argument("--pipeline", choices=sorted(set(PIPELINES.values())), help="(default: by the subject)")
-    subject = parser.add_mutually_exclusive_group()
-    subject.add_argument("--object", type=Path, metavar="FILE.glb", help="a still model; needs Blender's Python module")
-    subject.add_argument(
-        "--image", type=Path, metavar="FILE", help="a picture of the subject; --text says what it shows"
-    )
-    subject.add_argument("--orbit", type=Path, metavar="FOLDER",
-                         help=f"{ORBIT_HELP}; nothing is invented")  # fmt: skip
-    subject.add_argument("--video", type=Path, metavar="FILE|FOLDER",
-                         help="a film of it from the front, or its pictures in order")  # fmt: skip
-    motion = parser.add_argument_group("the invented motion")
-    for name, bound, text in (
-        ("--motion", "motion", "how much it moves: 0 is not at all, 3 a walk (Diffusion4D Eq. 1)"),
-        ("--steps", "steps", "of denoising"),
-        ("--guidance-motion", "guidance_motion", "how closely text and motion are followed (w1 of Eq. 3)"),
-        ("--guidance-static", "guidance_static", "how closely the subject's looks are kept (w2 of Eq. 3)"),
-    ):
-        default = f"{BOUNDS[bound].default:g}"
-        if bound in PUBLISHED_DEFAULTS:
-            default += f", published {PUBLISHED_DEFAULTS[bound]:g}"
-        motion.add_argument(name, type=bounded(bound), metavar="X", help=f"{text}; default {default}")
-    motion.add_argument("--loop", choices=LOOPS,
-                        help=f"whether it ends as it began; {LOOPS[0]} (default): as the text says, a walk does and a "
-                             "death does not")  # fmt: skip
-    motion.add_argument("--invent", action="store_true", default=None,
-                        help="invent all of it, also where a known motion would fit")  # fmt: skip
-    motion.add_argument("--frames-only", type=Path, metavar="OUT",
+    motion = add_motion_options(parser)
+    motion.add_argument("--frames-only", type=sheet_or_folder, metavar="OUT",
                         help="write the frames alone, of a video its four views: a contact sheet (OUT.png) or a "
-                             "folder of orbits")  # fmt: skip
+                             "folder of orbits; former ones are replaced")  # fmt: skip
     published = parser.add_argument_group("the published size (docs/published_size.md)")
-    published.add_argument("--model", choices=MODELS, default=SMALL,
-                           help=f"{SMALL} (default) comes along; {PUBLISHED} is VideoMV and Diffusion4D, of videos "
-                                "4DM, and needs weights and a GPU")  # fmt: skip
+    add_model_option(published)
     published.add_argument("--weights", type=Path, metavar="DIR",
                            help="where its weights are (default: as for `weights`)")  # fmt: skip
     published.add_argument("--refine", action="store_true",
@@ -68,7 +52,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     published.add_argument("--dry-run", action="store_true",
                            help="only tell parameters and memory of each stage, by each memory plan")  # fmt: skip
     add_video_options(parser)
-    add_construction_options(parser, needs_out=False)
+    add_fit_options(parser)
+    add_result_options(parser, needs_out=False)
     parser.set_defaults(func=generate, usage_error=parser.error)
 
 
@@ -78,11 +63,6 @@ def generate(options: argparse.Namespace) -> int:
         options.usage_error(problem)
     if options.orbit:
         return construct(options)
-    published = options.model == PUBLISHED
-    for name in () if options.video else ("motion", *PUBLISHED_DEFAULTS):
-        if getattr(options, name) is None:
-            default = PUBLISHED_DEFAULTS[name] if published and name in PUBLISHED_DEFAULTS else BOUNDS[name].default
-            setattr(options, name, default)
     if options.dry_run:
         from backend.commands.published_dry_run import print_generation
 
@@ -104,10 +84,12 @@ def generate_in(work: Path, options: argparse.Namespace) -> None:
     from backend.progress import Run
     from blender_addon.contract.clip import write_clip
 
-    captured = None
+    captured, motion = None, motion_options(options)
     if options.object:
         with progress_bar() as show:
-            captured = capture_object(options.object, work / "object", Run(work, on_progress=show))
+            resolution = RESOLUTION_BY_PRESET[options.preset]  # as the add-on captures
+            run = Run(work, on_progress=show)
+            captured = capture_object(options.object, work / "object", run, resolution=resolution)
     with progress_bar() as show:
         frames, clip = generate_files(
             work,
@@ -118,24 +100,14 @@ def generate_in(work: Path, options: argparse.Namespace) -> None:
             captured=captured,
             model=options.model,
             published=published_options(options) if options.model == PUBLISHED else {},
-            seed=options.seed,
-            motion=options.motion,
-            steps=options.steps,
-            guidance_motion=options.guidance_motion,
-            guidance_static=options.guidance_static,
-            loop=options.loop or LOOPS[0],
-            known_motions=not options.invent,
-            preset=options.preset,
-            gaussians=options.gaussians,
+            **motion,
+            **fit_options(options),
             fps=BOUNDS["fps"].default if options.fps is None else options.fps,
-            sh_degree=options.sh_degree,
-            color_space=options.color_space,
-            motion_model=options.motion_model,
             result="clip" if options.out else "frames",
         )
     for warning in (clip or frames).provenance["warnings"]:
         print(warning, file=sys.stderr)
-    print(f"Motion: {options.motion:g} asked, {frames.motion_measured:.2f} measured")
+    print(f"Motion: {motion['motion']:g} asked, {frames.motion_measured:.2f} measured")
     if known := frames.provenance.get("moves_as"):
         print(f"Moves as: {known}. (A known motion; --invent goes without.)")
     if options.frames_only:
@@ -158,8 +130,8 @@ def generate_from_video_in(work: Path, options: argparse.Namespace) -> None:
     from backend.progress import Run
     from blender_addon.contract.clip import write_clip
 
-    names = ("preset", "gaussians", "seed", "fps", "sh_degree", "color_space", "motion_model", "model", "weights")
-    asked = {name: getattr(options, name) for name in names} | video_options(options)
+    asked = {name: getattr(options, name) for name in ("fps", "model", "weights")}
+    asked |= fit_options(options) | video_options(options)
     asked |= {"name": (options.out or options.frames_only).stem, "prompt": options.text}
 
     def made(*, views_alone: bool):
@@ -182,26 +154,17 @@ def generate_from_video_in(work: Path, options: argparse.Namespace) -> None:
 
 def generate_problem(options: argparse.Namespace) -> str:
     """What does not go together in the options of `generate`; empty where all does."""
-    if not (options.text.strip() or options.object or options.image or options.orbit or options.video):
-        return "name a subject: --text, --object, --image, --video or --orbit"
+    if problem := subject_problem(options):
+        return problem
     kind = next((kind for kind in ("object", "image", "orbit", "video") if getattr(options, kind)), "text")
     if options.pipeline not in (None, PIPELINES[kind]):
         return f"--pipeline {options.pipeline} does not begin with this subject; its own is {PIPELINES[kind]}"
-    names = ("motion", "loop", "invent", "steps", "guidance_motion", "guidance_static")
-    if options.video and (options.refine or any(getattr(options, name) is not None for name in names)):
-        return "--video goes without --refine, --motion, --loop, --invent, --steps, --guidance-...: its preset decides"
-    if options.video and options.compile:
-        return "--compile is for VideoMV's networks, not for --video"
-    if not options.video and (said := video_options(options)):
-        return f"--{next(iter(said))} goes with --video"
-    if options.orbit and (options.text or options.frames_only):
-        return "--orbit holds its motion already: it goes with neither --text nor --frames-only"
-    if not options.orbit and (options.static or options.surface):
-        return "--static and --surface go with --orbit"
+    if options.video and (options.refine or options.compile):
+        return "--refine and --compile are for VideoMV's networks, not for --video"
+    if options.orbit and options.frames_only:
+        return "--orbit holds its frames already: it goes without --frames-only"
     if options.model != PUBLISHED and (options.weights or options.refine or options.compile or options.dry_run):
         return f"--weights, --refine, --compile and --dry-run go with --model {PUBLISHED}"
-    if options.model == PUBLISHED and options.loop == "yes":
-        return f"--loop yes goes with --model {SMALL}"
     if not (options.out or options.frames_only or options.dry_run):
         return "say where the result goes: --out CLIP.npz or --frames-only OUT"
     return ""

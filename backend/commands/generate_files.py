@@ -11,17 +11,17 @@ import numpy as np
 from backend.commands.orbit_folders import write_orbit, write_picture
 from backend.data.object_capture import CapturedObject
 from backend.evaluation.sheets import SheetRow, on_white, sheet
-from backend.options import video_inputs
+from backend.options import one_line, video_inputs
 from backend.pipelines import diffusion4d, fourdiffusion
 from backend.pipelines.fourdiffusion import Video
 from backend.pipelines.multi_view_video import MultiViewVideo
-from backend.progress import Run, UserError
+from backend.progress import Run
 from backend.splatting.rasterize import warm_up
 from backend.versions import program_key
 from blender_addon.contract.clip import Clip, read_clip
 from blender_addon.contract.frames import GeneratedFrames, read_frames
 from blender_addon.contract.orbit import frame_name, read_orbit_json
-from blender_addon.contract.requests import MAX_PROMPT_LENGTH, file_sha256, generation_request, video_request
+from blender_addon.contract.requests import file_sha256, generation_request, video_request
 
 
 def generate_files(
@@ -111,18 +111,6 @@ def _noted(files: dict[str, Path], path: Path) -> str:
     sha256 = file_sha256(path)
     files[sha256] = path
     return sha256
-
-
-def one_line(prompt: str) -> str:
-    """A prompt as requests have it.
-
-    Raises:
-        UserError: it is too long.
-    """
-    prompt = " ".join(prompt.split())
-    if len(prompt) > MAX_PROMPT_LENGTH:
-        raise UserError("long_prompt", f"The text is longer than {MAX_PROMPT_LENGTH} letters.", "Shorten it.")
-    return prompt
 
 
 def _key(request: dict, published: dict) -> str:

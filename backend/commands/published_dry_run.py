@@ -12,6 +12,7 @@ from backend.models import fourdm
 from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.dry_run import Cost, dry_run
 from backend.models.videomv import LATENT_CHANNELS
+from backend.options import motion_options
 from backend.pipelines.diffusion4d_published import needed
 from backend.pipelines.memory_plan import GIB, PLANS, free_bytes
 from backend.pipelines.multi_view_video import SOURCES
@@ -28,7 +29,9 @@ def print_generation(options: argparse.Namespace) -> int:
     if options.video:
         names = tuple(SOURCES)
     else:
-        names = needed(not options.object, bool(options.image), options.motion, options.guidance_static, options.refine)
+        said = motion_options(options)
+        amount, guidance_static = said["motion"], said["guidance_static"]
+        names = needed(not options.object, bool(options.image), amount, guidance_static, options.refine)
     needs = [need(plan, names, torch.bfloat16) for plan in PLANS]
     for found in needs:
         table = Table("stage", "million parameters", "weights, GiB", "activations, GiB", title=found.plan.name)

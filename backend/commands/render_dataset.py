@@ -5,8 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backend.options import bounded, positive
-from blender_addon.contract.requests import BOUNDS
+from backend.options import add_seed_option, positive
 
 
 def add_render_dataset(commands: argparse._SubParsersAction) -> None:
@@ -21,13 +20,16 @@ def add_render_dataset(commands: argparse._SubParsersAction) -> None:
                           help="the rasterizer of training (default)")  # fmt: skip
     renderer.add_argument("--cycles", action="store_const", const="cycles", dest="renderer",
                           help="Blender, as the add-on renders")  # fmt: skip
-    parser.add_argument("--resolution", type=positive, default=128, metavar="PIXELS")
+    parser.add_argument("--resolution", type=positive, default=128, metavar="PIXELS", help="default: %(default)s")
     parser.add_argument("--views", type=positive, default=2, metavar="N",
-                        help="per clip, each with its start azimuth, elevation and light")  # fmt: skip
-    parser.add_argument("--samples", type=positive, default=16, metavar="N", help="of Cycles, per pixel")
+                        help="per clip, each with its start azimuth, elevation and light (default: "
+                             "%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--samples", type=positive, default=16, metavar="N", help="of Cycles, per pixel (default: %(default)s)"
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="clips at most, of all families in turn")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--seed", type=bounded("seed"), default=int(BOUNDS["seed"].default))
+    add_seed_option(parser)
     parser.add_argument("--static-ssim", type=float, metavar="X", help="drop clips that are more alike (0.95)")
     parser.add_argument("--broken-ssim", type=float, metavar="X", help="drop clips that are less alike (0.4)")
     parser.add_argument("--least-magnitude", type=float, metavar="M", help="drop clips that move less (0.05)")

@@ -15,11 +15,10 @@ from backend.progress import Run, UserError
 from backend.versions import program_key
 from blender_addon.contract.arrays import atomic_file
 from blender_addon.contract.orbit import FURTHER
-from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES
+from blender_addon.contract.requests import GENERATED_FRAMES
 
 STAGES = {"measure": "Opening the model", "static": "Rendering all sides", "surface": "Sampling the surface"}
 SHARES = {"measure": 0.15, "static": 0.8, "surface": 0.05}
-RESOLUTION = int(BOUNDS["resolution"].default)
 SAMPLES = 16  # per pixel
 DONE = "capture.json"
 
@@ -33,7 +32,7 @@ class CapturedObject:
     to_object: list[list[float]]  # 4x4, clip space -> object space
 
 
-def capture_object(file: Path, folder: Path, run: Run, *, resolution: int = RESOLUTION) -> CapturedObject:
+def capture_object(file: Path, folder: Path, run: Run, *, resolution: int) -> CapturedObject:
     """Render the static orbit of a .glb or .gltf file, as the file describes it at rest, into `folder`.
 
     A folder in which the same file was captured already is taken as it is. Object space is Blender's after import.
@@ -80,7 +79,11 @@ def _capture(job: dict, folder: Path, run: Run) -> list[list[float]]:  # 4x4
     try:
         while "to_object" not in (answer := child.ask(job)):
             if "error" in answer:
-                raise UserError("bad_model", answer["error"], "Open the file in Blender and correct it there.")
+                child.end()
+                log.unlink(missing_ok=True)  # the sentence says it all, and nothing is to be left beside the result
+                raise UserError(
+                    "bad_model", answer["error"], "Open the file in Blender, correct it there and export it as .glb."
+                )
             if answer["stage"] in STAGES and answer["stage"] != stage:
                 stage = answer["stage"]
                 run.begin(STAGES[stage])

@@ -38,7 +38,7 @@ def write_glb(path: Path, shot: Shot) -> None:
     matrix = UP_AXES["Y"] @ shot.matrix
     (moment,) = shot.moments()
     attributes = splat_attributes(placed(moment, matrix), placed_sh(shot.sh(), matrix), shot.color_space)
-    document = _document(path.stem, attributes, shot.color_space)
+    document = _document(path.stem, attributes, shot)
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     body = document["buffers"][0]["byteLength"]
@@ -76,7 +76,7 @@ def splat_attributes(moment: Gaussians, sh: np.ndarray, color_space: str) -> dic
     return attributes | {"COLOR_0": np.ascontiguousarray(np.round(fallback * 65535), "<u2")}
 
 
-def _document(name: str, attributes: dict[str, np.ndarray], color_space: str) -> dict:
+def _document(name: str, attributes: dict[str, np.ndarray], shot: Shot) -> dict:
     views, accessors, offset = [], [], 0
     for index, (attribute, values) in enumerate(attributes.items()):
         views.append({"buffer": 0, "byteOffset": offset, "byteLength": values.nbytes, "target": ARRAY_BUFFER})
@@ -95,10 +95,14 @@ def _document(name: str, attributes: dict[str, np.ndarray], color_space: str) ->
     primitive = {
         "mode": POINTS,
         "attributes": {attribute: index for index, attribute in enumerate(attributes)},
-        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": COLOR_SPACES[color_space]}},
+        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": COLOR_SPACES[shot.color_space]}},
     }
     return {
-        "asset": {"version": "2.0", "generator": f"Kinesplat {__version__}"},
+        "asset": {
+            "version": "2.0",
+            "generator": f"Kinesplat {__version__}",
+            "extras": {"kinesplat": shot.made_of},
+        },
         "extensionsUsed": [EXTENSION],
         "scene": 0,
         "scenes": [{"nodes": [0]}],

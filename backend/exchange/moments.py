@@ -49,3 +49,20 @@ class Shot:
     def moving_opacities(self) -> bool:
         """Whether opacities change over time."""
         return isinstance(self.clip.motion, FrameMotion) and self.clip.motion.frame_opacities is not None
+
+    @property
+    def made_of(self) -> dict:
+        """Where the clip comes from, for those who keep account of assets: what is known of it, as plain JSON."""
+        known = self.clip.provenance
+        settings, versions = (known.get(name) or {} for name in ("settings", "versions"))
+        told = {
+            "clip": self.clip.name,
+            "made": known.get("made"),
+            "pipeline": known.get("pipeline"),
+            "prompt": settings.get("prompt"),
+            "seed": settings.get("seed"),
+            "moves_as": known.get("moves_as"),
+            "models": known.get("models"),
+            "kinesplat": versions.get("kinesplat"),
+        }
+        return {name: value for name, value in told.items() if value not in (None, "", [])}

@@ -5,6 +5,7 @@ It needs `usd-core` and a process without Blender, which brings USD libraries of
 """
 
 import errno
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -73,7 +74,8 @@ def _write(path: Path, name: str, shot: Shot, on_frame: Callable[[int, int], Non
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
     stage.SetTimeCodesPerSecond(clip.fps)
     stage.SetFramesPerSecond(clip.fps)
-    stage.GetRootLayer().customLayerData = {"creator": f"Kinesplat {__version__}"}
+    ours = {"madeOf": json.dumps(shot.made_of)}
+    stage.GetRootLayer().customLayerData = {"creator": f"Kinesplat {__version__}", "kinesplat": ours}
     root = UsdGeom.Xform.Define(stage, f"/{identifier(name)}")
     stage.SetDefaultPrim(root.GetPrim())
     Usd.ModelAPI(root).SetKind(Kind.Tokens.component)

@@ -21,7 +21,7 @@ from backend.models.shipped import (
     write_model,
 )
 from backend.models.small import SmallConfig, SmallVideoNet
-from backend.models.text import Vocabulary, words
+from backend.models.text import MANNERS, Vocabulary, words
 from backend.models.volume import VolumeConfig, VolumeNet
 
 __all__ = ["CARD", "FOLDER", "KinesplatSmall", "load", "save"]
@@ -53,7 +53,7 @@ class KinesplatSmall:
 
     def loops(self, prompt: str) -> bool:
         """Whether a motion is likely to end as it began: a walk does, a death does not."""
-        return self.one_way.isdisjoint(words(prompt))
+        return self.one_way.isdisjoint(set(words(prompt)) - MANNERS)
 
 
 @cache

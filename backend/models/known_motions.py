@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from backend.models.text import words, worth
+from backend.models.text import MANNERS, words, worth
 
 HARMONICS = 7  # of the series in time
 CALM = {"idle", "walk", "swim", "fly"}  # what is meant by a prompt that names no action
-KIN = ({"fly", "flap"}, {"run", "gallop", "trot"}, {"attack", "bite", "headbutt"}, {"idle", "stand"})
+KIN = (
+    {"fly", "flap"},
+    {"back", "backward"},
+    {"run", "gallop", "trot"},
+    {"attack", "bite", "headbutt"},
+    {"idle", "stand"},
+)
+MANNER = 0.3  # worth of a word for how it is done, beside one for what
 KINDRED = 0.7  # worth of words for nearly the same, beside that of the same word
 SURPLUS = 0.5  # of the worth of a clip's words that were not asked for: "normal", "slow"
 SUBJECT = 0.25  # worth of the same subject, beside that of the same action: shapes tell subjects apart, too
@@ -46,7 +53,7 @@ class KnownMotions:
 def _overlap(asked: set[str], texts: Sequence[str]) -> np.ndarray:
     """The worth of the words in common with each text, relative to that of all asked and some of those not asked."""
     each = [set(words(text)) for text in texts]
-    value = worth(each)
+    value = {word: held * (MANNER if word in MANNERS else 1) for word, held in worth(each).items()}
 
     def total(some: set[str]) -> float:
         return sum(value.get(word, 0) for word in some)

@@ -106,10 +106,9 @@ def load(file: Path) -> object:
             "If it comes from a place that you trust, save its state dict alone and convert that.",
         ) from error
     except (EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise Refused(
-            "weights_damaged", f"it is damaged or not a checkpoint: {reason[0]}", "Download it again."
-        ) from error
+        said = "" if isinstance(error, KeyError) else str(error).strip()  # of a key that is missing: the key alone
+        reason = f": {said.splitlines()[0]}" if said else ""
+        raise Refused("weights_damaged", f"it is damaged or not a checkpoint{reason}", "Download it again.") from error
 
 
 def tensors_in(content: object) -> tuple[dict[str, Tensor], list[str]]:

@@ -19,35 +19,89 @@ PAD = 0
 
 STOP_WORDS = frozenset(
     """a an the is are be of in on at to and or with its it his her their while that this as by for from into
-    very please make let some one""".split()  # noqa: SIM905
+    he she they him them something someone somebody do does doing very please make let some one""".split()  # noqa: SIM905
 )
 IRREGULAR = {
-    "running": "run", "ran": "run", "swimming": "swim", "swam": "swim", "hitting": "hit", "sitting": "sit",
-    "spinning": "spin", "flapping": "flap", "clapping": "clap", "chopping": "chop", "stabbing": "stab",
-    "dying": "death", "died": "death", "dies": "death", "die": "death", "dead": "death",
-    "lying": "lie", "flew": "fly", "flies": "fly", "flying": "fly", "eating": "eat", "ate": "eat",
-    "bit": "bite", "biting": "bite", "dancing": "dance", "waving": "wave", "riding": "ride", "aiming": "aim",
-    "idling": "idle", "galloping": "gallop", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman",
-    "fishes": "fish", "geese": "goose", "standing": "stand", "throwing": "throw", "shooting": "shoot",
-    "slicing": "slice", "dodging": "dodge", "bouncing": "bounce", "gliding": "glide", "winding": "wind",
-    "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
+    "ran": "run", "swam": "swim", "dying": "death", "died": "death", "dies": "death", "die": "death", "dead": "death",
+    "lying": "lie", "lied": "lie", "flew": "fly", "ate": "eat", "bit": "bite", "threw": "throw", "shot": "shoot",
+    "stood": "stand", "sat": "sit", "spun": "spin", "using": "use", "used": "use", "breathing": "breathe",
+    "breathed": "breathe", "fires": "shoot", "fired": "shoot", "firing": "shoot",
+    "headbutting": "headbutt", "headbutted": "headbutt", "pirouetting": "pirouette",
+    "pirouetted": "pirouette", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman", "people": "man",
+    "geese": "goose", "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
 }  # fmt: skip
-SYNONYMS = {
-    "sprint": "run", "jog": "run", "race": "run", "dash": "run", "hurry": "run", "stroll": "walk", "stride": "walk",
-    "march": "walk", "step": "walk", "hop": "jump", "leap": "jump", "pounce": "jump", "breathe": "idle",
-    "rest": "idle", "wait": "idle", "collapse": "death", "fall": "death", "strike": "attack", "fight": "attack",
-    "hiss": "attack", "lunge": "attack", "chew": "eat", "graze": "eat", "feed": "eat", "hover": "fly",
-    "soar": "glide", "crawl": "walk", "creep": "sneak", "boogie": "dance", "greet": "wave", "hello": "wave",
-    "nod": "yes", "puppy": "dog", "doggy": "dog", "hound": "dog", "kitten": "cat", "kitty": "cat", "pony": "horse",
-    "stallion": "horse", "mare": "horse", "foal": "horse", "calf": "cow", "ox": "bull", "cattle": "cow",
-    "lamb": "sheep", "piglet": "pig", "hog": "pig", "duckling": "chick", "guy": "man", "boy": "man",
-    "gentleman": "man", "person": "man", "human": "man", "male": "man", "girl": "woman", "lady": "woman",
-    "female": "woman", "wizard": "mage", "sorcerer": "mage", "warrior": "barbarian", "thief": "rogue",
-    "serpent": "snake", "viper": "snake", "cobra": "snake", "robot": "enemy", "monster": "enemy", "drone": "enemy",
-    "spaceman": "astronaut", "cosmonaut": "astronaut", "elk": "stag", "reindeer": "deer", "doe": "deer",
-    "donkey": "donkey", "mule": "donkey", "hunde": "dog", "wag": "idle",
+_SAID = {  # words that prompts have, and after each others for the same
+    "walk": """stroll stride march step crawl scuttle waddle trudge stomp limp wander saunter strut shuffle
+        amble plod""",
+    "wind": "slither",
+    "run": "sprint jog race dash hurry charge bolt flee chase rush scamper scurry skip",
+    "gallop": "canter",
+    "jump": "hop leap pounce breach vault backflip",
+    "sneak": "creep prowl stalk hunt lurk tiptoe",
+    "swim": "paddle",
+    "fly": "hover",
+    "glide": "soar",
+    "duck": "crouch squat",
+    "idle": "breathe rest wait wag talk speak look watch sleep relax pant sniff",
+    "death": "collapse fall perish",
+    "attack": "strike fight hiss lunge sting maul smash bash slam",
+    "bite": "chomp snap",
+    "block": "parry guard defend",
+    "dodge": "evade",
+    "throw": "hurl toss fling",
+    "eat": "chew graze feed nibble munch devour drink peck",
+    "roar": "growl snarl bellow",
+    "dance": "boogie",
+    "wave": "greet hello salute",
+    "yes": "nod",
+    "cheer": "celebrate rejoice",
+    "clap": "applaud",
+    "spellcast": "cast spell",
+    "slow": "slowly",
+    "fast": "quick quickly",
+    "dog": "puppy doggy hound hunde",
+    "cat": "kitten kitty",
+    "horse": "pony stallion mare foal",
+    "cow": "calf cattle",
+    "bull": "ox",
+    "sheep": "lamb ewe",
+    "pig": "piglet hog boar",
+    "chick": "duckling hen chicken rooster",
+    "donkey": "donkey mule",
+    "stag": "elk",
+    "deer": "reindeer doe",
+    "fish": "trout salmon carp cod bass guppy herring",
+    "whale": "orca",
+    "snake": "serpent viper cobra python",
+    "spider": "tarantula",
+    "bee": "bumblebee honeybee",
+    "dragon": "wyvern",
+    "kaiju": "dinosaur godzilla",
+    "man": "guy boy gentleman person human male child kid fellow",
+    "woman": "girl lady female",
+    "mage": "wizard sorcerer witch magician",
+    "barbarian": "warrior viking",
+    "rogue": "thief pirate",
+    "astronaut": "spaceman cosmonaut",
+    "enemy": "robot monster drone",
+}
+SYNONYMS = {other: word for word, others in _SAID.items() for other in others.split()}
+PHRASES = {  # two words that together are others
+    ("get", "up"): ("stand", "up"), ("take", "off"): ("fly",), ("say", "no"): ("shake", "head"),
+    ("breathe", "fire"): ("attack",), ("play", "dead"): ("death",), ("look", "around"): ("idle",),
 }  # fmt: skip
+# How something is done
+MANNERS = frozenset(
+    """forward backward left right up down front back side fast slow normal long short high low full
+    horizontal vertical diagonal""".split()  # noqa: SIM905
+)
+ANIMALS = {"duck": "chick", "fly": "bee"}  # that are called as what others do
 
+# What verbs end in that have a silent e: those of one syllable in a vowel and a consonant (glide), and others
+SILENT_E = re.compile(
+    r"^[^aeiou]*[aeiou][^aeiouwxy]$|[cv]$|[dr]g$|(lu|plu|cha)ng$|[bdfgkpstz]l$|[lnpr]s$|[aeiou]{2}s$|[aeiou]z$"
+    r"|[aeiouy].*[^aeiou]at$"
+)
 NO_FISH = "jelly|star|cray|cuttle|shell|silver"  # beginnings of what is called a fish and is none
 
 
@@ -55,8 +109,14 @@ def words(text: str) -> list[str]:
     """Plain forms of the words of a text, in order, without stop words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
     spaced = re.sub(rf"\b(?!{NO_FISH})([a-z]{{2,}})(?=fish)", r"\1 ", spaced)  # goldfish
-    found = re.findall(r"[a-z]+|\d[a-z]?", spaced)
-    return [plain for word in found if word not in STOP_WORDS and (plain := plain_form(word))]
+    spaced = re.sub(rf"\b(an?|the) ({'|'.join(ANIMALS)})\b", lambda found: ANIMALS[found[2]], spaced)
+    found = [stem(word) for word in re.findall(r"[a-z]+|\d[a-z]?", spaced) if word not in STOP_WORDS]
+    plain = []
+    while found:
+        pair = PHRASES.get(tuple(found[:2]))
+        plain += pair or [SYNONYMS.get(found[0], found[0])]
+        del found[: 2 if pair else 1]
+    return plain
 
 
 def plain_form(word: str) -> str:
@@ -66,13 +126,24 @@ def plain_form(word: str) -> str:
 
 
 def stem(word: str) -> str:
-    """The word without its ending."""
+    """The word without its ending: hops, hopping and hopped -> hop, bounces and bouncing -> bounce, foxes -> fox."""
     word = IRREGULAR.get(word, word)
-    if word not in SYNONYMS and word not in IRREGULAR.values():
-        for ending, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", "e"), ("s", "")):
-            if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-                return word[: -len(ending)] + rest
-    return word
+    if word in SYNONYMS or word in IRREGULAR.values():
+        return word
+    for ending, rest, least in (("ies", "y", 2), ("ied", "y", 2), ("s", "", 3)):
+        if word.endswith(ending) and len(word) - len(ending) >= least and not word.endswith(("ss", "us", "is")):
+            word = word[: -len(ending)] + rest
+            return word[:-1] if re.search("(ss|zz|x|ch|sh)e$", word) else word
+    verb = re.fullmatch(r"(\w*[aeiouy]\w*)(?:ing|ed)", word)
+    return _with_its_end(verb[1]) if verb and len(verb[1]) >= 3 else word
+
+
+def _with_its_end(verb: str) -> str:
+    """A verb that has lost its ending, with the silent e that it had, or without the letter that was doubled."""
+    sound = verb.replace("qu", "q")
+    if re.search(r"([bdgkmnprt])\1$", sound):
+        return verb[:-1]
+    return verb + "e" if re.search(SILENT_E, sound) else verb
 
 
 def worth(texts: Collection[set[str]]) -> dict[str, float]:

@@ -109,7 +109,7 @@ def convert(
         share(work)
         _swap(work, target)
     except UserError as error:
-        raise UserError(error.code, f"{file.name}: {error}", error.hint) from error
+        raise UserError(error.code, f"{file.name}: {str(error).rstrip('.')}.", error.hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -48,7 +48,7 @@ from backend.splatting.surface_motion import grown, kept_in_view
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.frames import GeneratedFrames, read_frames, write_frames
 from blender_addon.contract.orbit import Cameras, Orbit, further_cameras, joined_cameras, orbit_cameras
-from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, PUBLISHED
+from blender_addon.contract.requests import BOUNDS, GENERATED_FRAMES, PUBLISHED, RESOLUTION_BY_PRESET
 from blender_addon.contract.surface import SurfaceSamples, read_surface_samples
 
 PIPELINE = "diffusion4d"
@@ -58,7 +58,6 @@ AMPLITUDE_STEPS = 4  # at most, of solving for the amplitude that has the wanted
 AMPLITUDE_NEAR = 0.02  # relative error from which one more correction is right without being measured
 AMPLITUDE_LIMITS = (1 / 3, 6.0)  # how far the solved amplitude may lie from the network's own
 POWERS = (0.7, 2.0)  # of the size, with which the magnitude may grow
-STILL_PIXELS = {"draft": 128, "preview": 128, "final": 256}  # of static orbits that are made here
 
 
 def run_request(request: dict, blob: Callable[[str], Path], run: Run, **published: object) -> Path:
@@ -79,10 +78,10 @@ def run_request(request: dict, blob: Callable[[str], Path], run: Run, **publishe
     try:
         frames = read_frames(blob(inputs["generated"])) if inputs["generated"] else _resumed(run.folder)
         static, further = _given_views(inputs["static"], blob) if inputs["static"] else (None, None)
-        image = read_image(blob(inputs["image"])) if inputs["image"] else None
         surface = read_surface_samples(blob(inputs["surface"])) if inputs["surface"] else None
     except BadFileError as error:
         raise UserError("bad_input", str(error), "Generate again.") from error
+    image = _read_image(blob(inputs["image"])) if inputs["image"] else None
     if building:
         clips.engine_of(run)  # a GPU that cannot be used is told before the work, not after it
     if frames is None:
@@ -132,7 +131,7 @@ def generate(
     if static is None:
         run.begin(STILL)
         orbit = Orbit(frames=model.frames)
-        size = (STILL_PIXELS[settings["preset"]],) * 2
+        size = (RESOLUTION_BY_PRESET[settings["preset"]],) * 2
         cameras = joined_cameras([orbit_cameras(orbit, *size, moving=False), further_cameras(orbit, *size)])
         made = generate_static(cameras, settings["prompt"], image, guidance=settings["guidance_motion"], **common)
         static, further = _split(Views(made, cameras))
@@ -390,6 +389,13 @@ def _stages(kind: str, building: bool, *, generated: bool) -> dict[str, float]:
         stages |= {STILL: 0.5} if kind != "object" else {}
         stages |= {MOVING: 0.7}
     return stages | ({**STAGE_SHARES, clips.WRITING: 0.03} if building else {})
+
+
+def _read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
+    try:
+        return read_image(path)
+    except BadFileError as error:
+        raise UserError("bad_input", str(error), "Choose another one, or save it as PNG, JPEG or WebP.") from error
 
 
 def _resumed(folder: Path) -> GeneratedFrames | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Container, Iterator
 
 from backend.models.known_motions import KnownMotions
-from backend.models.text import plain_form, stem, words
+from backend.models.text import MANNERS, plain_form, stem, words
 from backend.pipelines.elementary import MOTIONS, Elementary
 
 VERBS = {
@@ -69,10 +69,9 @@ AIRBORNE = {"floating", "sailing", "rippling", "swaying", "tumbling"}  # what li
 WINDBLOWN = {"waving", "swaying", "rippling"}  # which soft things do in a way of their own
 WIND = {"wind", "winds", "windy", "breeze", "storm", "gale", "gust", "gusts"}
 # Words of known actions and subjects that say how, or that in prompts more often name other things
-MANNERS = frozenset(
-    """up down left right fast slow front back side full long short low forward backward horizontal vertical diagonal
-    normal out off water wind start but stand death coil floor chair sword gun weapon item block duck race
-    red white gold large small flat casual sun suit shirt dress blob""".split()  # noqa: SIM905
+NO_ACTIONS = MANNERS | frozenset(
+    """out off water wind start but stand death coil floor chair sword gun weapon item block duck race red white gold
+    large small flat casual sun suit shirt dress blob""".split()  # noqa: SIM905
 )
 
 
@@ -91,7 +90,7 @@ def named_in(prompt: str, known: KnownMotions) -> Elementary | None:
     beside = [
         text
         for place, text in enumerate(spoken)
-        if text not in told and stem(text) not in MANNERS and _before(spoken, place) not in PLACES
+        if text not in told and stem(text) not in NO_ACTIONS and _before(spoken, place) not in PLACES
     ]
     others = set(words(" ".join(beside)))
     for subject, action in zip(known.subjects, known.actions, strict=True):
@@ -169,20 +168,16 @@ def _subjects(spoken: list[str]) -> Iterator[tuple[str, bool]]:
 def _on_a_living_thing(after: list[str], others: set[str], known: KnownMotions) -> bool:
     """Whether what is ridden, or who rides where that is not told, is alive; after: words behind "rides"."""
     subjects = [subject for subject in known.subjects if subject not in THINGS]
-    living = RIDDEN | {word for subject in subjects for word in words(subject)}
+    living = {word for name in (*RIDDEN, *subjects) for word in words(name)}
     ridden = set(words(" ".join(after)))
     return bool(living & (ridden or others))
 
 
 def _thing(text: str, things: Container[str]) -> str | None:
     """The one of some things that a word names, also where it names several."""
-    return next((form for form in (stem(text), stem(text).removesuffix("e")) if form in things), None)
+    return plain if (plain := stem(text)) in things else None
 
 
 def _verb(text: str) -> str | None:
     """The verb of an elementary motion of which a word is a form."""
-    plain = stem(text)
-    forms = [plain, plain + "e"]
-    if plain.endswith("e") or plain[-2:-1] == plain[-1:]:  # stretches, bobbing
-        forms.append(plain[:-1])
-    return next((form for form in forms if form in VERBS), None)
+    return plain if (plain := stem(text)) in VERBS else None

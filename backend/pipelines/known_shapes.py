@@ -32,9 +32,9 @@ BUILDS = tuple(
         "deer stag antelope gazelle moose goat impala",
         "sheep goat ram",
         "llama alpaca camel",
-        "pig boar hippo",
-        "fish carp trout salmon perch cod bass guppy barracuda",
-        "shark dolphin whale orca porpoise",
+        "pig hippo",
+        "fish perch barracuda",
+        "shark dolphin whale porpoise",
         "bird eagle hawk falcon sparrow crow raven pigeon dove owl parrot gull swallow",
     )
 )
@@ -42,8 +42,8 @@ BUILDS = tuple(
 PEOPLE = frozenset(
     word
     for line in (
-        "person man woman boy girl child baby human soldier king queen prince princess dancer athlete knight pirate",
-        "barbarian mage wizard witch rogue astronaut ninja warrior zombie",
+        "man woman baby soldier king queen prince princess dancer athlete",
+        "knight barbarian mage rogue astronaut ninja zombie",
     )
     for word in line.split()
 )

@@ -74,8 +74,12 @@ def known(model: KinesplatSmall, cameras: Cameras, prompt: str, seed: int) -> Te
     """The known subject that a text names. Raises UserError where it names none."""
     subject = model.memory.nearest(prompt, seed)
     if subject is None:
-        examples = ", ".join(sorted(set(model.memory.subjects))[::8])
-        hint = f"It knows English words, for example: {examples}. Or start from an image or an object."
+        near = sorted({model.memory.subjects[number] for number in alike(model, prompt)})
+        if near:
+            hint = f"It knows what is built alike: {', '.join(near)}. Or start from an image or an object of it."
+        else:
+            examples = ", ".join(sorted(set(model.memory.subjects))[::8])
+            hint = f"It knows English words, for example: {examples}. Or start from an image or an object."
         raise UserError("unknown_subject", "The prompt names no subject that the model knows.", hint)
     return _averaged(model.memory.mesh(subject).pictures(scaled(cameras, FINER)))
 

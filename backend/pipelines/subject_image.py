@@ -81,7 +81,7 @@ def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
         BadFileError: it cannot be read, or is too large.
     """
     try:
-        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise BadFileError(f"The image is too large: {image.width} x {image.height} pixels.")
             return np.asarray(upright_srgb(image, IMAGE_PIXELS))
@@ -90,4 +90,4 @@ def read_image(path: Path) -> np.ndarray:  # [H, W, 4] uint8
     except Image.DecompressionBombError as error:
         raise BadFileError(f"The image is too large: above {MAX_IMAGE_PIXELS / 1e6:.0f} megapixels.") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError) as error:
-        raise BadFileError("The image cannot be read: it is not a usable PNG or JPEG.") from error
+        raise BadFileError("The image cannot be read: it is not a usable PNG, JPEG or WebP.") from error

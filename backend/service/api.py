@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from backend import __version__
+from backend.pipelines.known_prompts import known_prompts
 from backend.service import paths, processes
 from backend.service.blobs import BlobStore, DamagedError, StoreFullError, TooLargeError, WrongHashError
 from backend.service.problems import PROBLEM_SCHEMA, Problem, as_problem, declared
@@ -107,6 +108,7 @@ def create_app(
             device=queue.fact("device"),
             limits={"blob_bytes": settings.max_blob, "json_bytes": settings.max_json},
             free_bytes=paths.free_bytes(home.folder),
+            prompts=list(known_prompts()),
         )
 
     @app.post("/v1/shutdown", status_code=202, responses=declared())

@@ -4,6 +4,7 @@
 import contextlib
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from blender_addon.contract.requests import API_VERSION, file_sha256
 
 TIMEOUT = (3.0, 60.0)  # seconds to connect, to read
 WAIT_SECONDS = 10
+PATIENCE = 10.0  # seconds in which an API that died is there again
+WATCH_PATIENCE = 120.0  # of those who wait for a job: somebody may start the backend, or its computer, anew
+RETRY_SECONDS = 0.5
+NOT_RUNNING = "not_running"
 PAGE = 1000  # jobs that one answer lists at most
 
 
@@ -37,18 +42,24 @@ class Client:
 
     def __init__(self, home: Path) -> None:
         """Raises UserError where no backend of our version runs for `home`."""
-        server = paths.read_server(paths.Home(home))
-        if server is None:
-            raise _not_running(home)
-        self.url = f"http://127.0.0.1:{server['port']}/v1"
+        self.home = paths.Home(home)
         self.session = requests.Session()
         self.session.trust_env = False
+        self._find()
+
+    def _find(self) -> None:
+        """Raises UserError where no backend of our version runs."""
+        self.session.headers.pop("Authorization", None)
+        server = paths.read_server(self.home)
+        if server is None:
+            raise self._not_running()
+        self.url = f"http://127.0.0.1:{server['port']}/v1"
         try:
-            health = self._answer("GET", "/health").json()
+            health = self._answer("GET", "/health", patience=0.0).json()
         except (UserError, ValueError) as error:
-            raise _not_running(home) from error
+            raise self._not_running() from error
         if health.get("product") != "kinesplat" or health.get("started") != server.get("started"):
-            raise _not_running(home)  # somebody else got the port since
+            raise self._not_running()  # somebody else got the port since
         if health.get("api_version") != API_VERSION:
             raise UserError(
                 "wrong_version",
@@ -57,10 +68,12 @@ class Client:
             )
         self.version = health["version"]
         try:
-            token = paths.Home(home).token.read_text(encoding="ascii").strip()
+            token = self.home.token.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                "wrong_token", f"The backend's token in {home} cannot be read.", "Run this as the user who runs it."
+                "wrong_token",
+                f"The backend's token in {self.home.folder} cannot be read.",
+                "Run this as the user who runs it.",
             ) from error
         self.session.headers["Authorization"] = f"Bearer {token}"
 
@@ -76,8 +89,7 @@ class Client:
         except CallError as error:
             if error.status != 404:
                 raise
-            with open(path, "rb") as file:
-                self._answer("PUT", f"/blobs/{sha256}", data=file)
+            self._answer("PUT", f"/blobs/{sha256}", content=path)
         return sha256
 
     def submit(self, request: dict, key: str, client: str | None = None) -> dict:
@@ -96,19 +108,25 @@ class Client:
                 break
         return found
 
-    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
+    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0, patience: float = PATIENCE) -> dict:
         """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""
         params = {} if after_rev is None else {"after_rev": after_rev, "wait": wait}
-        return self._answer("GET", f"/jobs/{job_id}", params=params).json()
+        return self._answer("GET", f"/jobs/{job_id}", patience, params=params).json()
 
     def watch(self, job_id: str, on_change: Callable[[dict], None] = lambda job: None) -> dict:
-        """Wait until a job has ended; returns it."""
+        """Wait until a job has ended; returns it. A backend that starts anew meanwhile is waited for."""
         job = self.job(job_id)
         while True:
             on_change(job)
             if job["finished"] is not None:
                 return job
-            job = self.job(job_id, job["rev"], WAIT_SECONDS)
+            try:
+                job = self.job(job_id, job["rev"], WAIT_SECONDS)
+            except UserError as error:
+                if error.code != NOT_RUNNING:
+                    raise
+                on_change({**job, "state": "running", "stage": "Waiting for the backend", "detail": None})
+                job = self.job(job_id, patience=WATCH_PATIENCE)
 
     def cancel(self, job_id: str) -> dict:
         """Cancel a job."""
@@ -149,13 +167,25 @@ class Client:
 
     def shut_down(self) -> None:
         """End the backend."""
-        self._answer("POST", "/shutdown")
+        self._answer("POST", "/shutdown", patience=0.0)
 
-    def _answer(self, method: str, path: str, **options) -> requests.Response:
-        try:
-            answer = self.session.request(method, self.url + path, timeout=TIMEOUT, allow_redirects=False, **options)
-        except requests.RequestException as error:
-            raise UserError("not_running", "The backend does not answer.", "Start it with: serve") from error
+    def _answer(
+        self, method: str, path: str, patience: float = PATIENCE, content: Path | None = None, **options
+    ) -> requests.Response:
+        """The answer to a call. No call is harmed by repetition: where the connection breaks, because the API or the
+        whole backend starts anew, it is made again until `patience` seconds have passed.
+        """
+        end = time.monotonic() + patience
+        while True:
+            try:
+                with open(content, "rb") if content else contextlib.nullcontext() as data:
+                    answer = self.session.request(
+                        method, self.url + path, data=data, timeout=TIMEOUT, allow_redirects=False, **options
+                    )
+                break
+            except requests.RequestException as error:
+                if not self._is_back(end):
+                    raise UserError(NOT_RUNNING, "The backend does not answer.", "Start it with: serve") from error
         if answer.status_code < 300:
             return answer
         problem: dict = {}
@@ -163,10 +193,18 @@ class Client:
             problem = answer.json()
         raise CallError(answer.status_code, problem if isinstance(problem, dict) else {})
 
+    def _is_back(self, end: float) -> bool:
+        """Wait until the backend answers again, if need be at another port; False where it does not before `end`."""
+        while time.monotonic() < end:
+            time.sleep(RETRY_SECONDS)
+            with contextlib.suppress(UserError):
+                self._find()
+                return True
+        return False
 
-def _not_running(home: Path) -> UserError:
-    return UserError(
-        "not_running",
-        f"No backend runs for the data directory {home}.",
-        "Start one with 'python -m backend serve', or name another directory with --home.",
-    )
+    def _not_running(self) -> UserError:
+        return UserError(
+            NOT_RUNNING,
+            f"No backend runs for the data directory {self.home.folder}.",
+            "Start one with 'python -m backend serve', or name another directory with --home.",
+        )

@@ -2,12 +2,13 @@
 """`doctor`: try every part that the backend needs, and say what to do about each that does not work."""
 
 import importlib.metadata
+import json
 import platform
 import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backend import __version__
@@ -29,27 +30,41 @@ class Finding:
     hint: str = ""
 
 
-def examine(settings: Settings) -> int:
-    """Run all checks and print a table; returns 1 where there is a fault, else 0."""
+def examine(settings: Settings, *, as_json: bool = False) -> int:
+    """Run all checks and print what they found; returns 1 where there is a fault, else 0."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
     findings = []
-    with console.status("Checking") as status:
+    with Console(stderr=True).status("Checking") as status:
         for subject, check in (CHECKS | CHECKS_OF.get(settings.executor, {})).items():
             status.update(f"Checking: {subject}")
             findings.append(examined(subject, check, settings))
+    faults = sum(finding.verdict == FAULT for finding in findings)
+    if as_json:
+        print(
+            json.dumps(
+                {"version": __version__, "faults": faults, "checks": [asdict(one) for one in findings]}, indent=2
+            )
+        )
+    else:
+        print_findings(findings)
+        print("Everything that is needed works." if not faults else f"{faults} of {len(findings)} checks failed.")
+    return 1 if faults else 0
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """A table for people."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from backend.console import print_table
+
     styles = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
     table = Table("check", "", "found", title=f"Kinesplat {__version__}", title_justify="left")
     for finding in findings:
         text = "\n".join(escape(line) for line in (finding.text, finding.hint) if line)
         table.add_row(finding.subject, f"[{styles[finding.verdict]}]{finding.verdict}[/]", text)
-    console.print(table)
-    faults = sum(finding.verdict == FAULT for finding in findings)
-    console.print("Everything that is needed works." if not faults else f"{faults} of {len(findings)} checks failed.")
-    return 1 if faults else 0
+    print_table(table)
 
 
 def examined(subject: str, check: Callable[[Settings], tuple], settings: Settings) -> Finding:

@@ -383,3 +383,4 @@ class CapabilitiesModel(BaseModel):
     device: dict | None
     limits: LimitsModel
     free_bytes: int
+    prompts: list[str]  # that kinesplat-small knows something for

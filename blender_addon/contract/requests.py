@@ -98,6 +98,7 @@ BOUNDS = {
     "video_seconds": Bound(0.0, 0.0, VIDEO_LIMITS.seconds),  # where the range of a video begins and ends
 }
 GAUSSIANS_BY_PRESET = {"draft": 2_000, "preview": 5_000, "final": 20_000}
+RESOLUTION_BY_PRESET = {"draft": 128, "preview": 128, "final": 256}  # pixels; a fine result needs what it is fitted to
 MAX_NAME_LENGTH = 200
 MAX_PROMPT_LENGTH = 500  # letters
 GENERATED_FRAMES = 24  # of a generated orbit, and of the static orbit that it starts from

@@ -37,6 +37,7 @@ class FakeBackend:
         self.requests: dict[str, dict] = {}  # by job id
         self.keys: dict[str, str] = {}
         self.health = {"product": "kinesplat", "version": "0.1.0", "api_version": API_VERSION, "started": time.time()}
+        self.capabilities: dict = {}
         self.problems: dict[tuple[str, str], tuple[int, dict]] = {}  # (method, path pattern) -> what to answer
         self.logs: dict[str, bytes] = {}  # by job id
         self.calls: list[tuple[str, str]] = []
@@ -161,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"code": "unauthorized", "detail": "The token is wrong."})
         if path == "/capabilities":
-            return self.answer(200, {"device": None})
+            return self.answer(200, {"device": None, **backend.capabilities})
         if match := re.fullmatch("/blobs/([0-9a-f]{64})", path):
             return self.blob(match[1], body)
         if path == "/jobs" and self.command == "POST":

@@ -173,6 +173,16 @@ def test_the_current_frame_as_one_file(splats, part, tmp_path) -> None:
     assert len(list(tmp_path.glob("*.ply"))) == 1
 
 
+def test_of_several_the_active_one_is_exported_and_that_is_told(splats, tmp_path, capfd) -> None:
+    bpy.ops.kinesplat.export_clip_file(filepath=str(tmp_path / "one.npz"))
+    assert "selected" not in capfd.readouterr().out
+    other = splats.copy()
+    bpy.context.scene.collection.objects.link(other)
+    other.select_set(True)
+    bpy.ops.kinesplat.export_clip_file(filepath=str(tmp_path / "one.npz"))
+    assert "What else is selected is not in it" in capfd.readouterr().out
+
+
 def test_the_current_frame_holds_what_is_there(extension, part, tmp_path) -> None:
     """Whereas a sequence holds all Gaussians in each file, and comes back with those that were not there."""
     clip = twisting_ring(30, 3, moving_opacities=True)

@@ -18,6 +18,8 @@ from tests.blender.test_operators import active_job, error_of, why_not
 from tests.contract.clips import random_frames
 
 bpy = pytest.importorskip("bpy")
+from mathutils import Matrix  # noqa: E402
+
 pytestmark = pytest.mark.blender
 
 
@@ -104,6 +106,18 @@ def test_a_moving_object_may_get_another_motion(options, backend, part) -> None:
     record = board(part).record(active_job().uid)
     assert record.frame_start == 7
     assert np.allclose(np.array(record.matrix_world)[:3, 3], (4, 0, 0), atol=1e-3)  # as it stands now
+    bpy.context.scene.frame_set(3)
+    assert bpy.ops.kinesplat.import_result() == {"FINISHED"}
+    splats = bpy.context.active_object
+    place = part("blender_addon.splat_object").description(splats)["to_object"]
+    for frame, x in ((7, 4.0), (11, 8.0)):  # its own way is not what was invented
+        bpy.context.scene.frame_set(frame)
+        there = bpy.data.objects[cube.name].matrix_world @ Matrix(place)
+        assert np.allclose(splats.matrix_world, there, atol=1e-5)
+        assert bpy.data.objects[cube.name].matrix_world.translation.x == pytest.approx(x, abs=1e-3)
+    assert splats not in part("blender_addon.subject").family(cube)
+    assert cube.hide_get()
+    assert splats.visible_get()
 
 
 @pytest.mark.slow

@@ -69,6 +69,18 @@ def test_a_capture_step_by_step(job_tracker, backend) -> None:
     assert not job.is_live
 
 
+def test_prompts_are_suggested_by_the_backend(job_tracker, backend) -> None:
+    tick_until(job_tracker, lambda: status().backend_state == "running")
+    assert not bpy.ops.kinesplat.suggest_prompt.poll()  # an older one tells none
+    backend.capabilities["prompts"] = ["red fox, gallop", "a flag waves in the wind"]
+    job_tracker.tracker().reconnect()
+    tick_until(job_tracker, bpy.ops.kinesplat.suggest_prompt.poll)
+    assert bpy.ops.kinesplat.suggest_prompt(prompt="red fox, gallop") == {"FINISHED"}
+    assert bpy.context.scene.kinesplat.prompt == "red fox, gallop"
+    with pytest.raises(TypeError, match="not found"):
+        bpy.ops.kinesplat.suggest_prompt(prompt="a knitted sock")
+
+
 def test_intervals(job_tracker, backend) -> None:
     tick_until(job_tracker, lambda: status().backend_state == "running")
     backend.steps = -1

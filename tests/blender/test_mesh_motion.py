@@ -11,7 +11,7 @@ bpy = pytest.importorskip("bpy")
 
 from mathutils import Matrix  # noqa: E402
 
-from blender_addon import mesh_motion, node_groups, point_cloud, retime, splat_object, versions  # noqa: E402
+from blender_addon import mesh_motion, node_groups, point_cloud, retime, splat_object, subject, versions  # noqa: E402
 from blender_addon.contract import rotations  # noqa: E402
 from blender_addon.contract.clip import Clip, FrameMotion  # noqa: E402
 from tests.blender.clips import show, twisting_ring  # noqa: E402
@@ -530,6 +530,26 @@ def test_a_moving_copy_goes_where_its_gaussians_go(scene):
     before = vertices(copy).mean(0)
     show(5)
     assert np.linalg.norm(vertices(copy).mean(0) - before) > 4
+
+
+def test_a_moving_copy_of_what_carries_its_gaussians(both):
+    """Invented motion goes along with the object of which it was made."""
+    rod, splats = both
+    splats.parent, splats.matrix_basis = rod, rod.matrix_world.inverted() @ splats.matrix_world
+    for frame, x in ((1, 0.0), (5, 4.0)):
+        rod.location.x = x
+        rod.keyframe_insert("location", frame=frame)
+    show(1)
+    assert splats not in subject.family(rod)
+    assert bpy.ops.kinesplat.move_mesh() == {"FINISHED"}
+    copy = bpy.context.active_object
+    assert rod.hide_get()
+    assert splats.hide_get()
+    assert copy.visible_get()
+    before = vertices(copy)
+    assert np.abs(before - vertices(rod)).max() < 1e-5
+    show(5)
+    assert vertices(copy).mean(0)[0] - before.mean(0)[0] > 3
 
 
 @pytest.mark.parametrize("timed", ["strip", "driver"])

@@ -3,6 +3,7 @@
 
 import json
 import time
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -410,6 +411,10 @@ def test_retiming(extension, part, tmp_path) -> None:
     bpy.context.scene.frame_start, bpy.context.scene.frame_end = 1, 41
     bpy.ops.kinesplat.retime_fit()
     assert (timing().first, timing().last) == (1, 41)
+    bpy.context.scene.frame_set(21)
+    bpy.ops.kinesplat.retime_start()
+    assert (timing().first, timing().last) == (21, 61)
+    bpy.ops.kinesplat.retime_start(frame=1)
     bpy.ops.kinesplat.retime_speed(factor=2.0)
     assert timing().speed == pytest.approx(2.0)
     assert bpy.ops.kinesplat.retime_reverse() == {"FINISHED"}
@@ -428,6 +433,36 @@ def test_drawing_and_render_settings(extension, part, tmp_path) -> None:
     bpy.context.scene.cycles.transparent_max_bounces = 8
     assert bpy.ops.kinesplat.fix_scene_settings() == {"FINISHED"}
     assert bpy.context.scene.cycles.transparent_max_bounces == 512
+
+
+def test_splats_in_solid_shading_are_told_about(extension, tmp_path, capfd) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    window = bpy.context.window_manager.windows[0]
+    area = next(area for area in window.screen.areas if area.type == "VIEW_3D")
+    capfd.readouterr()
+    for shading, mode, told in (("SOLID", "POINTS", False), ("SOLID", "QUADS", True), ("MATERIAL", "QUADS", False)):
+        area.spaces.active.shading.type = shading
+        with bpy.context.temp_override(window=window, area=area):
+            bpy.ops.kinesplat.set_draw_mode(mode=mode)
+        assert ("Solid shading" in capfd.readouterr().out) == told
+
+
+def test_timing_in_the_nla_is_told_and_has_no_buttons(extension, part, tmp_path) -> None:
+    path = tmp_path / "wave.npz"
+    write_clip(path, random_clip(n=30, frames=5))
+    bpy.ops.kinesplat.import_clip_file(filepath=str(path))
+    draw, drawn = part("panels.splats").draw_timing, MagicMock()
+    draw(drawn, bpy.context)
+    assert any(name.endswith("operator") for name, *_ in drawn.mock_calls)
+    animation, drawn = bpy.context.active_object.animation_data, MagicMock()
+    animation.nla_tracks.new().strips.new("Clip", 40, animation.action)  # the keys are still at 1 to 5
+    animation.action = None
+    draw(drawn, bpy.context)
+    assert not any(name.endswith("operator") for name, *_ in drawn.mock_calls)
+    assert not drawn.row.called
+    assert "NLA" in " ".join(options.get("text", "") for _, _, options in drawn.mock_calls)
 
 
 def test_no_timer_waits_in_the_background(quick, backend, part) -> None:

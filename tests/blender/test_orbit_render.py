@@ -649,6 +649,24 @@ def refuse_hidden_in_render():
     return cube
 
 
+def refuse_unseen():
+    cube = add_cube()
+    cube.visible_camera = False
+    return cube
+
+
+def refuse_shadow_catcher():
+    cube = add_cube()
+    cube.is_shadow_catcher = True
+    return cube
+
+
+def refuse_holdout():
+    cube = add_cube()
+    cube.is_holdout = True
+    return cube
+
+
 def refuse_what_comes_later():
     cube = add_cube()
     keyframe(cube, "hide_render", {1: True, 20: False})
@@ -728,6 +746,9 @@ def add_simulation(cube):
         (refuse_what_comes_later, "Cube has no faces from frame 1 to 10. .*: choose a frame at which it has some"),
         (refuse_hidden, "Cube is hidden. Show it"),
         (refuse_hidden_in_render, "Cube is hidden in renders"),
+        (refuse_unseen, "Cube is not seen by cameras. .* > Ray Visibility > Camera"),
+        (refuse_shadow_catcher, "Cube is not seen by cameras. .* > Mask > Shadow Catcher"),
+        (refuse_holdout, "Cube is not seen by cameras. .* > Mask > Holdout"),
         (refuse_excluded, "Cube is not in this scene's view layer"),
         (refuse_point, "Point has no size from frame 1 to 10"),
         (refuse_scale_zero, "Cube has a scale of 0"),

@@ -11,11 +11,11 @@ pytestmark = pytest.mark.blender
 
 OPERATORS = {
     "start_backend", "stop_backend", "connect", "open_preferences", "copy_setup_command",
-    "generate", "take_whole", "back_to_object", "cancel_capture", "read_video",
+    "generate", "suggest_prompt", "take_whole", "back_to_object", "cancel_capture", "read_video",
     "cancel_job", "retry_job", "remove_job", "show_log", "import_result", "build_job", "open_frames",
     "import_clip_file",
     "set_draw_mode", "fix_scene_settings",
-    "retime_repeat", "retime_reverse", "retime_fit", "retime_speed", "retime_part",
+    "retime_repeat", "retime_reverse", "retime_fit", "retime_start", "retime_speed", "retime_part",
     "move_mesh",
     "remove_floaters", "remove_faint", "remove_oversized", "crop_to_object", "reduce_density",
     "import_ply_files", "export_clip_file", "export_ply_sequence",

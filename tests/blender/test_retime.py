@@ -175,12 +175,29 @@ def test_keys_deleted_by_hand(splats):
     assert shown(splats, 1, 5) == [0, 4]
 
 
+def test_what_lies_outside_of_the_range_stands_still(splats):
+    """Assets begin at frame 1, and shots often at 1001."""
+    scene = bpy.context.scene
+    first, last = retime.timing(splats).first, retime.timing(splats).last
+    scene.frame_start, scene.frame_end = 1001, 1050
+    assert retime.is_over(retime.timing(splats), scene)
+    retime.start_at(splats, 1010)
+    assert not retime.is_over(retime.timing(splats), scene)
+    assert retime.timing(splats).last - 1010 == last - first
+    retime.start_at(splats, 1050)
+    assert retime.is_over(retime.timing(splats), scene)
+    retime.set_repeat(splats, "LOOP")
+    assert not retime.is_over(retime.timing(splats), scene)
+
+
 def test_pushed_down_to_the_nla(splats):
     animation = splats.animation_data
+    assert not retime.lies_in_nla(splats)
     track = animation.nla_tracks.new()
     track.strips.new("Clip", 10, animation.action)
     animation.action = None
     assert retime.timing(splats).first == 10
+    assert retime.lies_in_nla(splats)
     assert shown(splats, 10, 12, 14) == [0, 2, 4]
     with pytest.raises(retime.RetimeError, match="lies in the NLA"):
         retime.reverse(splats)

@@ -49,11 +49,11 @@ def generate(*arguments: object) -> int:
         (("--image", "x.png", "--object", "x.glb", "--out", "x.npz"), "not allowed with"),
         (("--text", "a ball", "--motion", "99", "--out", "x.npz"), "must lie between"),
         (("--text", "a ball", "--refine", "--out", "x.npz"), "go with --model published"),
-        (("--video", "x.mp4", "--motion", "2", "--out", "x.npz"), "without --refine, --motion"),
+        (("--video", "x.mp4", "--motion", "2", "--out", "x.npz"), "goes without --motion"),
         (("--text", "a ball", "--compile", "--out", "x.npz"), "go with --model published"),
         (("--text", "a ball", "--model", "published", "--loop", "yes", "--out", "x.npz"), "--model kinesplat-small"),
         (("--video", "x.mp4", "--loop", "no", "--out", "x.npz"), "--loop"),
-        (("--video", "x.mp4", "--out", "x.npz"), "--steps"),
+        (("--video", "x.mp4", "--out", "x.npz"), "goes without --steps"),
         (("--video", "x.mp4", "--frames", "7", "--out", "x.npz"), "must lie between"),
         (("--text", "a ball", "--frames", "8", "--out", "x.npz"), "--frames goes with --video"),
         (("--text", "a ball", "--start", "0", "--out", "x.npz"), "--start goes with --video"),
@@ -179,12 +179,75 @@ def test_other_options_are_another_generation(tmp_path: Path, monkeypatch: pytes
     assert generated == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--object", "dog.glb", "--out", "dog.glb"), "does not end in .npz"),
+        (("--image", "dog.png", "--frames-only", "folder/../dog.png"), "would replace the file that --image names"),
+        (("--image", "dog.png", "--frames-only", "DOG.JPG"), "does not end in .png"),
+        (("--image", "dog.png", "--frames-only", "dog.glb"), "does not end in .png"),
+        (("--orbit", "folder", "--surface", "dog.npz", "--out", "dog.npz"), "would replace the file that --surface"),
+    ],
+)
+def test_a_result_does_not_take_the_place_of_an_input(
+    tmp_path: Path, arguments: tuple, said: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("dog.glb", "dog.png", "dog.npz"):
+        (tmp_path / name).write_bytes(b"mine")
+    before = sorted(tmp_path.iterdir())
+    for command in ("generate", "construct") if "--orbit" in arguments else ("generate",):
+        with pytest.raises(SystemExit) as caught:
+            main([command, *arguments])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "dog.glb").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("draft", 128), ("final", 256)])
+def test_an_object_is_captured_as_the_panel_captures_it(
+    tmp_path: Path, preset: str, pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def captured(file: Path, folder: Path, run: Run, *, resolution: int) -> None:
+        asked.append(resolution)
+        raise JobCancelled
+
+    monkeypatch.setattr(object_capture, "capture_object", captured)
+    assert generate("--object", DOG, "--preset", preset, "--out", tmp_path / "dog.npz") == 130
+    assert asked == [pixels]
+
+
+def test_a_refused_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, module: str, log: Path) -> None:
+            log.parent.mkdir(parents=True)
+            log.write_text("Blender's own messages")
+
+        def ask(self, job: dict) -> dict:
+            return {"error": "dog.glb is not a glTF file."}
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(object_capture, "Child", Refusing)
+    monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: True)
+    assert generate("--object", DOG, "--out", tmp_path / "dog.npz") == 1
+    assert not list(tmp_path.glob("dog*"))
+
+
 def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ("--frames-only", tmp_path / "sheet.png")
     assert generate("--text", "ball " * 200, *out) == 1
     assert "Shorten it" in capsys.readouterr().err
     assert generate("--image", tmp_path / "none.png", *out) == 1
     assert "none.png" in capsys.readouterr().err
+    (tmp_path / "dog.avif").write_bytes(b"RIFF")
+    assert generate("--image", tmp_path / "dog.avif", *out) == 1
+    assert "save it as PNG, JPEG or WebP" in capsys.readouterr().err
     assert generate("--object", tmp_path / "none.glb", *out) == 1
     assert "none.glb cannot be read" in capsys.readouterr().err
     monkeypatch.setattr(blender_wheel.importlib.util, "find_spec", lambda name: None)
@@ -200,13 +263,13 @@ def test_a_capture_without_views_from_above_and_below_is_made_again(
     jobs = []
     monkeypatch.setattr(object_capture, "_capture", lambda job, *_: jobs.append(job) or np.eye(4).tolist())
     for _ in range(2):
-        capture_object(DOG, tmp_path, Run(tmp_path))
+        capture_object(DOG, tmp_path, Run(tmp_path), resolution=32)
     assert len(jobs) == 1
     done = tmp_path / object_capture.DONE
     found = json.loads(done.read_text())
     del found["key"]["further"]
     done.write_text(json.dumps(found))
-    capture_object(DOG, tmp_path, Run(tmp_path))
+    capture_object(DOG, tmp_path, Run(tmp_path), resolution=32)
     assert len(jobs) == 2
 
 
@@ -237,7 +300,7 @@ def test_a_model_file_is_captured_as_it_stands(tmp_path: Path, monkeypatch: pyte
     broken = tmp_path / "broken.glb"
     broken.write_bytes(b"glTF nonsense")
     with pytest.raises(UserError, match="broken"):
-        capture_object(broken, tmp_path / "broken", Run(tmp_path))
+        capture_object(broken, tmp_path / "broken", Run(tmp_path), resolution=32)
 
 
 @pytest.fixture

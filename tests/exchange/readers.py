@@ -45,6 +45,7 @@ for path in sys.argv[1:]:
         matrix=np.array(UsdGeom.XformCache().GetLocalToWorldTransform(prim)).T,
         up=str(UsdGeom.GetStageUpAxis(stage)), meters=UsdGeom.GetStageMetersPerUnit(stage),
         fps=stage.GetTimeCodesPerSecond(), range=[stage.GetStartTimeCode(), stage.GetEndTimeCode()],
+        made_of=stage.GetRootLayer().customLayerData["kinesplat"]["madeOf"],
         color_space=str(Usd.ColorSpaceAPI(prim).GetColorSpaceNameAttr().Get()),
     )
 """

@@ -65,6 +65,15 @@ def test_a_ply_sequence(tmp_path, clip, capsys, arguments, matrix) -> None:
     np.testing.assert_allclose(read.means, placed(clip.frame(0), upright).means, atol=1e-5)
 
 
+@pytest.mark.parametrize("folder", ["shot", "shot.v001", "shot.1001", "made.before"])
+def test_a_sequence_in_a_folder(tmp_path, clip, capsys, folder) -> None:
+    (tmp_path / "made.before").mkdir()
+    assert export(tmp_path, "ply", folder) == 0
+    assert names(tmp_path / folder)[0] == "fox_0001.ply"
+    with pytest.raises(SystemExit):
+        export(tmp_path, "ply", folder, "--frame", "1")
+
+
 def test_some_frames_and_one_frame(tmp_path, clip, capsys) -> None:
     assert export(tmp_path, "ply", "some", "--frames", "1-2") == 0
     assert names(tmp_path / "some") == ["fox_0002.ply", "fox_0003.ply"]
@@ -146,6 +155,7 @@ def test_files_are_replaced_only_on_request(tmp_path, clip, capsys) -> None:
     ("arguments", "said"),
     [
         (("ply", "x.obj"), "must end in .ply"),
+        (("ply", "x.v1a"), "no dot but that of a version"),
         (("usd", "x.usdz"), "must end in .usd or .usdc or .usda"),
         (("glb", "x"), "must end in .glb"),
         (("ply", "x", "--frame", "0"), "must end in .ply where"),

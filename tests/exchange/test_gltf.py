@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from backend.exchange import moments
 from backend.exchange.gltf import EXTENSION, write_glb
 from backend.exchange.moments import Shot
 from backend.splatting.render import render_clip
@@ -52,6 +53,26 @@ def test_what_lies_in_the_file(tmp_path, degree, color_space) -> None:
     base = np.clip(0.5 + C0 * clip.sh[:, 0], 0, 1)
     light = srgb_to_linear(base) if color_space == "srgb" else base
     np.testing.assert_allclose(attributes["COLOR_0"], np.c_[light, moment.opacities], atol=1e-5)
+
+
+def test_it_says_what_it_was_made_of(tmp_path) -> None:
+    known = {
+        "pipeline": "diffusion4d",
+        "settings": {"prompt": "a fox runs", "seed": 0, "fps": 24.0},
+        "models": [{"name": "kinesplat-small 0.6", "licence": "CC0-1.0"}],
+        "versions": {"kinesplat": "0.1.0", "torch": "2"},
+        "moves_as": "",
+    }
+    clip = random_clip(name="Fox", provenance=known)
+    write_glb(tmp_path / "fox.glb", Shot(still(clip.frame(1), clip.sh), [0.0], np.eye(4), "srgb"))
+    document, _ = read_glb(tmp_path / "fox.glb")
+    assert document["asset"]["extras"]["kinesplat"] == {"clip": "Clip"}, "nothing else is known of it"
+    write_glb(tmp_path / "fox.glb", Shot(moments.still(clip, 1.5), [0.0], np.eye(4), "srgb"))
+    document, _ = read_glb(tmp_path / "fox.glb")
+    assert document["asset"]["extras"]["kinesplat"] == {
+        "clip": "Fox", "pipeline": "diffusion4d", "prompt": "a fox runs", "seed": 0, "models": known["models"],
+        "kinesplat": "0.1.0",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

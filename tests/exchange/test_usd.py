@@ -4,6 +4,7 @@
 Files are written and read in one other process: in this one other tests may have loaded Blender.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ from tests.exchange.readers import READ_USD, has_usd
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = np.array([[0, -2.0, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]])
-BASES = random_clip(n=30, frames=5, bases=3, sh_degree=2, fps=12.5, to_object=PLACE, color_space="linear")
+KNOWN = {"settings": {"prompt": 'a "füchs"', "seed": 7}}
+BASES = random_clip(
+    n=30, frames=5, bases=3, sh_degree=2, fps=12.5, to_object=PLACE, color_space="linear", provenance=KNOWN
+)
 VARYING = random_clip(n=30, frames=4, bases=None, varying=True)
 
 WRITE_USD = """
@@ -78,6 +82,10 @@ def test_samples_are_the_clip(files) -> None:
         assert (low <= moment.means - 0.99 * reach).all()
         assert (high >= moment.means + 0.99 * reach).all()
         assert (low > moment.means.min(axis=0) - 0.4).all()
+
+
+def test_it_says_what_it_was_made_of(files) -> None:
+    assert json.loads(str(files["1 füchse.usdc"]["made_of"])) == {"clip": BASES.name, "prompt": 'a "füchs"', "seed": 7}
 
 
 def test_between_samples_it_moves_as_the_clip_does(files) -> None:

@@ -34,9 +34,9 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
 
 def test_words_tell_what_loops() -> None:
     model = kinesplat_small.load()
-    for prompt in ("a dog walks", "eagle flying", "a fish", "", "a flurb flurbs"):
+    for prompt in ("a dog walks", "eagle flying", "a fish", "", "a flurb flurbs", "a robot walks forward"):
         assert model.loops(prompt), prompt
-    for prompt in ("the spider dies", "rat death", "a man sits down", "a knight falls"):
+    for prompt in ("the spider dies", "rat death", "a man sits down", "a knight falls", "a rogue dodges backwards"):
         assert not model.loops(prompt), prompt
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Words of a prompt find the clips that do what it names."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,3 +42,11 @@ def test_an_action_counts_more_than_a_subject(motions: KnownMotions) -> None:
     assert fit[0] > 0.9
     assert fit[4] == 0
     assert fit[0] > fit[2] > 0.5  # nobody asked for slow
+
+
+def test_how_something_is_done_counts_less_than_what(motions: KnownMotions) -> None:
+    fit = replace(motions, actions=("walk", "forward", "run back", "run", "dodge backward")).fit
+    assert np.argmax(fit("a dog walks forward")) == 0
+    assert np.argmax(fit("a dog runs backwards")) == 2
+    assert fit("a dog dodges")[4] > 0.8
+    assert fit("forward")[1] == 1  # where nothing else is named

@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from backend.models.kinesplat_small import load
 from backend.models.text import MAX_TOKENS, Vocabulary, plain_form, words
 
 
@@ -13,6 +14,16 @@ from backend.models.text import MAX_TOKENS, Vocabulary, plain_form, words
         ("walks", "walk"), ("walking", "walk"), ("walked", "walk"), ("running", "run"), ("sprints", "run"),
         ("galloping", "gallop"), ("ponies", "horse"), ("wolves", "wolf"), ("dies", "death"), ("waves", "wave"),
         ("attacking", "attack"), ("jumps", "jump"), ("leaping", "jump"), ("dress", "dress"), ("grass", "grass"),
+        ("punches", "punch"), ("slashes", "slash"), ("foxes", "fox"), ("horses", "horse"), ("raises", "raise"),
+        ("hopping", "jump"), ("jogged", "run"), ("nods", "yes"), ("nodding", "yes"), ("trotting", "trot"),
+        ("rolling", "roll"), ("buzzing", "buzz"), ("shaking", "shake"), ("gliding", "glide"), ("lunged", "attack"),
+        ("hanging", "hang"), ("merging", "merge"), ("charging", "run"),
+        ("octopus", "octopus"), ("idling", "idle"), ("crawling", "walk"), ("raised", "raise"),
+        ("closing", "close"), ("rotating", "rotate"), ("floating", "float"), ("repeating", "repeat"),
+        ("quaking", "quake"), ("hurried", "run"), ("flying", "fly"), ("flies", "fly"),
+        ("cries", "cry"), ("opened", "open"), ("squeezing", "squeeze"),
+        ("collapses", "death"), ("swinging", "swing"), ("spring", "spring"), ("king", "king"), ("playing", "play"),
+        ("chickens", "chick"), ("orcas", "whale"), ("dinosaur", "kaiju"), ("witches", "mage"), ("people", "man"),
     ],
 )  # fmt: skip
 def test_plain_forms(word, plain):
@@ -20,11 +31,23 @@ def test_plain_forms(word, plain):
     assert plain_form(plain) == plain  # so that captions and prompts meet
 
 
+def test_names_of_what_is_known_are_in_the_vocabulary():
+    """It was made of these, by the rules of `words`: other rules would part them."""
+    model = load()
+    vocabulary = set(model.vocabulary.words)
+    for name in {*model.motions.actions, *model.motions.subjects, *model.memory.subjects}:
+        assert set(words(name)) <= vocabulary
+    assert [word for word in vocabulary if plain_form(word) != word] == []
+
+
 def test_words_of_a_prompt():
-    assert words("The red fox is walking, slowly.") == ["red", "fox", "walk", "slowly"]
+    assert words("The red fox is walking, gladly.") == ["red", "fox", "walk", "gladly"]
+    assert words("he does it slowly") == ["slow"]
     assert words("Please make it jump!") == ["jump"]
     assert words("HitReact") == ["hit", "react"]
     assert words("Goldfishes and a jellyfish") == ["gold", "fish", "jellyfish"]
+    assert words("A man gets up, looks around and says no") == ["man", "stand", "up", "idle", "shake", "head"]
+    assert words("a duck flies as the fly does, the bird ducks") == ["chick", "fly", "bee", "bird", "duck"]
     assert words("") == words("?!") == words("the") == []
 
 

@@ -215,12 +215,20 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, cut: int, new_format: bool)
     assert caught.value.args[0] == "weights_damaged"
 
 
+def test_what_is_no_checkpoint_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "toy.ckpt").write_text("junk\n")
+    with pytest.raises(pickle_worker.Refused) as caught:
+        pickle_worker.load(tmp_path / "toy.ckpt")
+    assert caught.value.args[1] == "it is damaged or not a checkpoint"  # without the number that torch gives
+
+
 @pytest.mark.slow
 def test_a_damaged_file_leaves_nothing(tmp_path: Path, run: Run) -> None:
     torch.save(STORED, tmp_path / "toy.ckpt")
     (tmp_path / "toy.ckpt").write_bytes((tmp_path / "toy.ckpt").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"toy\.ckpt: it is damaged") as caught:
         convert(weights(), tmp_path / "toy.ckpt", tmp_path / "w", run)
+    assert str(caught.value).endswith(".")
     assert caught.value.hint == "Download it again."
     assert leftovers(tmp_path / "w") == []
 

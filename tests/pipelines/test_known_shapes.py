@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from backend.models.kinesplat_small import KinesplatSmall, load
+from backend.models.text import plain_form
 from backend.pipelines.known_poses import PHASES, known_poses, motions_of
-from backend.pipelines.known_shapes import alike, known_shape
+from backend.pipelines.known_shapes import BUILDS, PEOPLE, alike, known_shape
 from backend.pipelines.solids import INSIDE, RAYS
 from backend.progress import JobCancelled
 from blender_addon.contract.orbit import Orbit, orbit_cameras
@@ -34,6 +35,8 @@ def model() -> KinesplatSmall:
         ("A HUSKY!", {"fox", "dog", "wolf"}),
         ("a knight on a horse", set()),
         ("a picture of a horse, and a fish", {"horse"}),
+        ("a child waves", set()),
+        ("a trout swims", {"fish"}),
         ("an eagle flies", {"bird"}),
         ("a spaceship lands", set()),
         ("", set()),
@@ -42,6 +45,10 @@ def model() -> KinesplatSmall:
 def test_a_prompt_names_what_is_built_like_its_subject(model, prompt, kinds):
     found = alike(model, prompt)
     assert {model.memory.subjects[one].split()[-1] for one in found} == kinds
+
+
+def test_words_are_in_the_form_in_which_prompts_are_read():
+    assert [word for word in PEOPLE.union(*BUILDS) if plain_form(word) != word] == []
 
 
 def picture_of(model: KinesplatSmall, subject: str, azimuth: float, wide: float = 1.0) -> np.ndarray:

@@ -45,6 +45,13 @@ def test_without_a_static_network_a_text_calls_up_a_known_subject(model) -> None
     assert "English" in caught.value.hint
 
 
+def test_a_text_that_names_nothing_known_is_told_what_is_built_alike() -> None:
+    with pytest.raises(UserError, match="names no subject") as caught:
+        generate_static(orbit_cameras(Orbit(frames=1), 32, 32, moving=True), "a cat walks", model=load())
+    assert "red fox" in caught.value.hint
+    assert "avocado" not in caught.value.hint
+
+
 def test_without_a_static_network_an_image_is_made_round(model) -> None:
     cameras = orbit_cameras(Orbit(frames=4, closed=False), 64, 64, moving=True)
     line = np.arange(60) - 29.5

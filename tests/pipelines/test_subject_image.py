@@ -73,7 +73,7 @@ def test_an_image_of_nothing_is_refused(color: tuple) -> None:
     assert caught.value.code == "empty_image"
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_images_are_read_with_alpha(tmp_path: Path, format: str) -> None:
     path = tmp_path / "image"
     Image.new("RGB", (6, 4), (10, 200, 30)).save(path, format)

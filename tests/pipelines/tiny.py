@@ -18,7 +18,7 @@ from backend.pipelines import diffusion4d, still_subject
 from backend.splatting import surface_motion, visual_hull
 from backend.splatting.config import ConstructConfig
 from blender_addon.contract.orbit import Cameras, Orbit, orbit_cameras
-from blender_addon.contract.requests import GENERATED_FRAMES
+from blender_addon.contract.requests import GENERATED_FRAMES, PRESETS
 from tests.models.test_known_subjects import box
 
 RESOLUTION = 16
@@ -58,7 +58,7 @@ def hop() -> KnownMotions:
 def take_its_place(model: kinesplat_small.KinesplatSmall, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model instead of the shipped one, coarse pictures and surfaces, and presets with few steps."""
     monkeypatch.setattr(diffusion4d, "load", lambda **options: model)
-    monkeypatch.setattr(diffusion4d, "STILL_PIXELS", dict.fromkeys(diffusion4d.STILL_PIXELS, RESOLUTION))
+    monkeypatch.setattr(diffusion4d, "RESOLUTION_BY_PRESET", dict.fromkeys(PRESETS, RESOLUTION))
     monkeypatch.setattr(still_subject, "PREVIEW_PIXELS", RESOLUTION)
     monkeypatch.setattr(surface_motion, "POINTS", SURFACE_POINTS)
     monkeypatch.setattr(surface_motion, "CONTROL_POINTS", 24)

@@ -34,6 +34,7 @@ def test_health_and_capabilities(api):
     assert capabilities["kinds"] == list(contract.KINDS)
     assert capabilities["bounds"]["gaussians"] == {"default": 5000, "minimum": 500, "maximum": 200_000}
     assert capabilities["device"] is None
+    assert "fox, sneak" in capabilities["prompts"]
     api.queue.set_fact("device", {"type": "cpu", "name": "2 cores"})
     assert api.http.get("/v1/capabilities").json()["device"] == {"type": "cpu", "name": "2 cores"}
 

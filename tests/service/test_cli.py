@@ -4,7 +4,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,9 +17,14 @@ import pytest
 from PIL import Image
 
 from backend.__main__ import main
+from backend.commands import jobs as jobs_command
+from backend.commands import submit
+from backend.data.object_capture import CapturedObject
 from backend.service import cli, client, doctor, paths
 from backend.service.queue import Queue
+from blender_addon.contract.clip import write_clip
 from blender_addon.contract.orbit import Orbit, orbit_cameras, write_orbit_json
+from tests.contract.clips import random_clip
 from tests.service.fake_pipelines import expected_result
 from tests.service.running import ROOT, running, wait_for
 
@@ -133,7 +140,7 @@ def test_a_video_is_submitted_as_a_request(run, service, tmp_path):
     said = ("--start", "0.5", "--text", "a fox", "--model", "published", "--representation", "nerf", "--frames", 16)
     request = request_of(film, *said)
     assert request["inputs"]["video"] == hashlib.sha256(b"film").hexdigest()
-    assert (request["name"], request["inputs"]["start"], request["inputs"]["end"]) == ("film", 0.5, None)
+    assert (request["name"], request["inputs"]["start"], request["inputs"]["end"]) == ("film, a fox", 0.5, None)
     settings = request["settings"]
     assert (settings["prompt"], settings["model"], settings["representation"]) == ("a fox", "published", "nerf")
     assert (settings["frames"], settings["fps"], settings["cutout"]) == (16, None, "auto")
@@ -148,7 +155,7 @@ def test_a_video_is_submitted_as_a_request(run, service, tmp_path):
 def test_a_failed_job_is_a_sentence_and_exit_code_1(run, orbit):
     code, _, error = run("jobs", "submit", "--orbit", orbit, "--name", "user=1", "--watch")
     assert code == 1
-    assert error.strip() == "The pictures are empty. Select an object with a surface."
+    assert error.splitlines()[-1] == "The pictures are empty. Select an object with a surface."
 
 
 def test_cancel(run, orbit, service):
@@ -200,7 +207,7 @@ def test_who_stops_watching_is_told_that_the_job_goes_on(run, orbit, service, ve
     def interrupted(client, job_id: str) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "watch", interrupted)
+    monkeypatch.setattr(jobs_command, "watch", interrupted)
     words = ("watch", job) if verb == "watch" else ("submit", "--orbit", orbit, "--watch")
     code, _, error = run("jobs", *words)
     assert code == 130
@@ -261,6 +268,12 @@ def test_doctor_of_the_service(service, capsys, monkeypatch):
     said = " ".join(capsys.readouterr().out.split())
     assert "Everything that is needed works." in said
     assert service.client().url in said
+    assert main(["doctor", "--json", "--home", str(service.settings.home)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["faults"] == 0
+    assert {"subject": "disk space", "verdict": "ok"}.items() <= next(
+        check for check in found["checks"] if check["subject"] == "disk space"
+    ).items()
 
 
 def test_doctor_says_what_is_wrong(tmp_path, capsys, monkeypatch):
@@ -292,3 +305,129 @@ def test_ctrl_c_before_a_command_has_begun_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(cli, "add_commands", interrupted)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err.startswith("Cancelled.")
+
+
+def test_a_backend_that_starts_anew_is_waited_for(run, orbit, service):
+    """Its API dies under a watching command; then all of it, and comes back at another port."""
+    job = run("jobs", "submit", "--orbit", orbit, "--name", "steps=100 seconds=0.02")[1].strip()
+    wait_for(lambda: service.client().job(job)["state"] == "running")
+    said, client, watcher = [], service.client(), service.client()
+    watching = threading.Thread(target=lambda: said.append(watcher.watch(job)["state"]))
+    watching.start()
+    service.children()["api"].kill()
+    assert client.job(job)["state"] == "running"
+    service.stop(signal.SIGKILL)
+    service.start()
+    watching.join(60)
+    assert said == ["succeeded"]
+
+
+def test_json_is_what_the_http_api_says(run, orbit, service, capsys):
+    code, said, _ = run("jobs", "submit", "--orbit", orbit, "--watch", "--json")
+    job = json.loads(said)
+    assert (code, job["state"], job["name"]) == (0, "succeeded", "steps=3")
+    assert job == service.client().job(job["id"])
+    assert json.loads(run("jobs", "watch", job["id"], "--json")[1]) == job
+    listed = json.loads(run("jobs", "list", "--json", "--state", "succeeded", "--limit", 1000)[1])
+    assert job in listed
+    assert {job["state"] for job in listed} == {"succeeded"}
+    assert json.loads(run("jobs", "list", "--json", "--state", "cancelling")[1]) == []
+    code, said, error = run("jobs", "submit", "--orbit", orbit, "--name", "user=1", "--watch", "--json")
+    assert (code, json.loads(said)["error"]["message"]) == (1, "The pictures are empty.")
+    assert "The pictures are empty." in error
+
+
+def test_a_job_is_done_again_read_and_removed(run, orbit):
+    job = run("jobs", "submit", "--orbit", orbit, "--name", "user=1", "--watch")[1].split()[0]
+    assert run("jobs", "retry", job)[:2] == (0, f"{job} queued\n")
+    assert run("jobs", "watch", job)[0] == 1
+    assert "The pictures are empty." in run("jobs", "log", job)[1]
+    done = run("jobs", "submit", "--orbit", orbit, "--watch")[1].split()[0]
+    code, _, error = run("jobs", "retry", done)
+    assert code == 1
+    assert error
+    assert run("jobs", "delete", job, "0000000000000000")[0] == 1
+    assert run("jobs", "delete", job, done)[:2] == (0, f"{job} deleted\n{done} deleted\n")
+    assert run("jobs", "log", job)[0] == 1
+
+
+def test_whatever_is_generated_is_submitted_as_a_request(run, service, tmp_path, monkeypatch):
+    picture = tmp_path / "dog.png"
+    Image.fromarray(np.full((8, 8, 4), 200, np.uint8)).save(picture)
+
+    def captured(file: Path, folder: Path, preset: str) -> CapturedObject:
+        (folder / "static").mkdir()
+        write_orbit_json(folder / "static", orbit_cameras(Orbit(frames=24), 64, 64, moving=False))
+        for index in range(24):
+            Image.fromarray(np.full((64, 64, 4), index, np.uint8)).save(folder / "static" / f"frame_{index:03d}.png")
+        (folder / "surface.npz").write_bytes(b"surface")
+        return CapturedObject(folder / "static", folder / "surface.npz", np.diag([2.0, 2.0, 2.0, 1.0]).tolist())
+
+    def request_of(*options: object) -> dict:
+        code, said, error = run("jobs", "submit", *options)
+        assert code == 0, error
+        return json.loads(Queue(service.settings.home / "jobs.sqlite3").get(said.split()[0]).request)
+
+    monkeypatch.setattr(submit, "capture", captured)
+    request = request_of("--text", "a  dog walks", "--motion", 5, "--invent", "--fps", 12, "--preset", "draft")
+    assert (request["kind"], request["name"]) == ("text", "a dog walks")
+    settings = request["settings"]
+    assert (settings["prompt"], settings["motion"], settings["known_motions"]) == ("a dog walks", 5.0, False)
+    assert (settings["fps"], settings["gaussians"], settings["steps"]) == (12.0, 2000, 12)
+    request = request_of("--image", picture, "--text", "a dog", "--model", "published")
+    assert (request["kind"], request["name"], request["settings"]["steps"]) == ("image", "dog, a dog", 50)
+    assert request["inputs"]["image"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    request = request_of("--object", tmp_path / "fox.glb")
+    assert (request["kind"], request["name"], request["inputs"]["to_object"][0][0]) == ("object", "fox", 2.0)
+    assert len(request["inputs"]["static"]["frames"]) == 24
+    assert request["inputs"]["surface"] == hashlib.sha256(b"surface").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a subject"),
+        (("--text", "a dog", "--frames", 8), "--frames goes with --video"),
+        (("--video", "x.mp4", "--motion", 2), "goes without --motion"),
+        (("--text", "a dog", "--out", "dog.glb"), "does not end in .npz"),
+    ],
+)
+def test_options_of_a_submission_that_do_not_go_together(run, words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("jobs", "submit", *words)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_script_of_the_document_gets_a_clip(tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/http_api.md").read_text("utf-8"), re.DOTALL)
+    with running(tmp_path / "home", pipelines="tests.service.fake_pipelines:ANYTHING"):
+        environment = {**os.environ, "KINESPLAT_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", script]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert b'"prompt": "a dog walks"' in (tmp_path / "dog.npz").read_bytes()
+
+
+def test_what_a_clip_says_against_itself_is_told(tmp_path, capsys):
+    clip = random_clip(provenance={"warnings": ["Words that are not known: xyzzy."]})
+    write_clip(tmp_path / "clip.npz", clip)
+    jobs_command.tell_warnings(tmp_path / "clip.npz")
+    assert capsys.readouterr().err == "Words that are not known: xyzzy.\n"
+    (tmp_path / "clip.npz").write_bytes(b"PK")
+    jobs_command.tell_warnings(tmp_path / "clip.npz")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed otherwise there")
+def test_a_backend_without_standard_streams(tmp_path):
+    """As some launchers of services start it."""
+    arguments = [sys.executable, "-m", "backend", "serve", "--home", str(tmp_path / "home")]
+    code = f"import os; [os.close(number) for number in range(3)]; os.execv({sys.executable!r}, {arguments!r})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
+        try:
+            home = paths.Home(tmp_path / "home")
+            wait_for(lambda: home.server.exists() or process.poll() is not None, 30)
+            assert client.Client(home.folder).jobs() == []
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)

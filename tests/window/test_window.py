@@ -89,6 +89,7 @@ def test_a_still_fox_gets_a_motion(blender, work, archive, swaying_home):
     environment = {"KINESPLAT_HOME": f"{blender.inside(work)}/backend"}
     result = play(blender, work, "choose.py", limit=900, environment=environment)
 
+    assert result["suggested"] == "fox, sneak"
     assert [caption.split("\n")[0] for caption in result["captions"]] == ["Seed 1", "Seed 2"]
     assert result["warnings"] == ["The model does not know: wonderfully."] * 2
     assert result["group"] == 1

@@ -16,10 +16,12 @@ from driver import (
     open_tab,
     picture,
     play,
+    press,
     wait_for_colors,
     wait_until,
     watch_freezes,
     window,
+    xdotool,
 )
 from fox import install_extension, middle, set_up, time_ticks
 
@@ -31,12 +33,23 @@ def steps():
     rig = bpy.context.active_object
     rig.animation_data_clear()
     options = bpy.context.scene.kinesplat
-    options.prompt, options.seed = "the fox sways wonderfully", 1
+    options.seed = 1
     options.preview_frames = True
     yield 0.5
     yield from open_tab("Kinesplat")
     status = bpy.context.window_manager.kinesplat
     yield from wait_until(lambda: status.backend_state == "running", 60, "the backend is found")
+    yield 0.5  # so that the search is in reach
+    search = yield from find_button("bpy.ops.kinesplat.suggest_prompt(")
+    yield from click(*search)
+    xdotool("type", "sneak")
+    yield 1.0
+    picture("0_suggestions")
+    press("Return")
+    yield 1.0
+    RESULT["suggested"] = options.prompt
+    options.prompt = "the fox sways wonderfully"
+    yield 0.5
     picture("1_before")
 
     generate = yield from find_button("bpy.ops.kinesplat.generate(")

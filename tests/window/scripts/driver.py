@@ -152,7 +152,7 @@ def find_button(call: str, below: tuple[int, int] | None = None) -> Generator[fl
     wm = bpy.context.window_manager
     step = 16  # a button is 20 high
     top = below[1] if below else sidebar.y + sidebar.height - step
-    for x in (sidebar.x + sidebar.width // 3, sidebar.x + 2 * sidebar.width // 3):
+    for x in (sidebar.x + sidebar.width * sixths // 6 for sixths in (2, 4, 5)):  # the last: beside a field
         for y in range(top, sidebar.y, -step):
             wm.clipboard = ""
             move_mouse(x, y)
