@@ -234,7 +234,7 @@ def test_a_refused_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
     monkeypatch.setattr(object_capture, "Child", Refusing)
-    monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(blender_wheel.importlib.util, "find_spec", lambda name: True)
     assert generate("--object", DOG, "--out", tmp_path / "dog.npz") == 1
     assert not list(tmp_path.glob("dog*"))
 
