@@ -9,6 +9,8 @@ from pathlib import Path
 
 from backend import __version__
 
+BACKEND = Path(__file__).parent
+LEAVES = ("compiled.py", "pictures.py")  # on which all rooms stand
 PACKAGES = ("numpy", "torch", "numba", "llvmlite", "scipy", "diffusers", "gsplat", "bpy")
 
 
@@ -30,11 +32,22 @@ def program_key() -> str:
     The version alone would not do: sources are updated between releases, too. A process that stays asks for it at once,
     before what it runs from is replaced.
     """
-    backend = Path(__file__).parent
     kinds = ("*.py", "*.toml", "weights/*/model.json", "weights/*/*.safetensors")
-    sources = [path for kind in kinds for path in backend.rglob(kind)]
-    sources += (backend.parent / "blender_addon" / "contract").glob("*.py")
+    return _digest(*(path for kind in kinds for path in BACKEND.rglob(kind)))
+
+
+def code_key(*rooms: str) -> str:
+    """A digest of all that decides what these rooms of the backend make: a change elsewhere leaves results valid.
+
+    Of the shipped weights it takes the cards, which hold their checksums.
+    """
+    sources = [path for room in rooms for path in (BACKEND / room).rglob("*.py")]
+    return _digest(*sources, *(BACKEND / name for name in LEAVES), *BACKEND.glob("weights/*/*.json"))
+
+
+def _digest(*sources: Path) -> str:
+    """Of files of the backend, and of the contract."""
     digest = hashlib.blake2b(__version__.encode())  # twice as fast as SHA-256 where the processor has none
-    for path in sorted(sources):
+    for path in sorted([*sources, *(BACKEND.parent / "blender_addon" / "contract").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

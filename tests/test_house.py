@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from backend import __version__
+from backend.data.blender_wheel import INSTALL
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("blender_addon", "operators", "panels", "backend", "examples", "benchmarks", "tests")
@@ -183,6 +184,7 @@ def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     manifest = tomllib.loads((ROOT / "blender_manifest.toml").read_text("utf-8"))
     assert __version__ == project["project"]["version"] == manifest["version"]
+    assert INSTALL.split()[-1] == project["project"]["optional-dependencies"]["blender"][0].partition(";")[0]
 
 
 def test_torch_is_pinned_exactly() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from backend.data.skinning import skin
 from backend.models.mesh_raster import stacked
-from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.arrays import BadFileError, read_arrays
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ def read_manifest(folder: Path, split: str | None = None) -> list[dict]:
     path = Path(folder) / "manifest.json"
     try:
         assets = json.loads(path.read_text(encoding="utf-8"))["assets"]
+        for asset in assets:  # what everybody counts on
+            texts = [asset["id"], asset["family"], asset["split"], *(clip["action"] for clip in asset["clips"])]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{asset['id']} has a name that is no text")
         return [asset for asset in assets if split is None or asset["split"] == split]
     except FileNotFoundError as error:
         raise BadFileError(f"{folder} holds no manifest.json: it is no folder of animated assets.") from error
@@ -75,18 +79,36 @@ def read_manifest(folder: Path, split: str | None = None) -> list[dict]:
         raise BadFileError(f"{path} is not a manifest of animated assets: {error}.") from error
 
 
-def read_baked(folder: Path, entry: dict, baked: str = "baked24") -> BakedAsset:
+def baked_file(folder: Path, entry: dict) -> Path:
+    """Where the bake of a manifest entry lies among the assets in `folder`."""
+    return Path(folder) / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
+
+
+def model_file(folder: Path, entry: dict) -> Path:
+    """Where the model of a manifest entry lies among the assets in `folder`.
+
+    Raises:
+        BadFileError: the manifest does not say; baked assets may be all there are.
+    """
+    if not isinstance(entry.get("file"), str):
+        raise BadFileError(f"The manifest names no file of {entry['id']}: there is its bake alone.")
+    return Path(folder) / entry["file"]
+
+
+def read_baked(folder: Path, entry: dict) -> BakedAsset:
     """The bake of one manifest entry.
 
     Raises:
         BadFileError: the file is missing or damaged.
     """
-    path = Path(folder) / baked / (entry["id"].replace("/", "__") + ".npz")
+    path = baked_file(folder, entry)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise BadFileError(f"{path} cannot be read: {error}.") from error
+        return _asset(entry, read_arrays(path))
+    except (OSError, ValueError, LookupError) as error:
+        raise BadFileError(f"{path} is missing, or no bake of the model: {error}.") from error
+
+
+def _asset(entry: dict, arrays: dict[str, np.ndarray]) -> BakedAsset:
     material = arrays["m"].astype(int)
     colors = arrays["col"][material].astype(np.float32) / 255
     faces = arrays["f"].astype(np.int32)

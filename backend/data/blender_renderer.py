@@ -12,6 +12,7 @@ import bpy
 import numpy as np
 from PIL import Image
 
+from backend.data.baked import model_file
 from backend.data.blender_model import FPS, open_model, quiet
 from backend.data.views import FRAMES, DatasetView
 from backend.progress import UserError
@@ -29,7 +30,7 @@ class BlenderRenderer:
 
     def __init__(self, assets: Path, entry: dict, resolution: int, samples: int) -> None:
         """Raises UserError where the model cannot be read."""
-        self._model = open_model(assets / entry["file"])
+        self._model = open_model(model_file(assets, entry))
         self._clips = entry["clips"]
         self._resolution, self._samples = resolution, samples
         self._playing: int | None = None

@@ -108,8 +108,11 @@ def ask_all(
             tick(len(questions))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in all_children:
-                child.end()
+            busy = True
+            while busy:  # one that is just being started is not there yet to be ended
+                for child in all_children:
+                    child.end()
+                busy = wait(waiting, timeout=0.1).not_done
 
 
 def answer_questions(answer: Callable[[dict], dict]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.data.baked import BakedAsset
-from backend.data.samples import SampleStream, View, draw_views, pose_clip, random_view
+from backend.data.samples import FRAMES, SampleStream, View, draw_views, pose_clip, random_view
 from backend.models.scene_flow import opposite_views
 from blender_addon.contract.orbit import Cameras, Orbit, intrinsics, orbit_camera
 
@@ -34,8 +34,6 @@ class FlowSample:
 class FlowStream(SampleStream):
     """Endless, seekable stream of such samples: mostly closed orbits, sometimes cameras that stand or stroll."""
 
-    frames = 24
-
     def sample(self, number: int) -> FlowSample:
         """Sample `number` of the stream."""
         rng = np.random.default_rng([self.seed, number])
@@ -43,21 +41,19 @@ class FlowStream(SampleStream):
         asset = self.assets[name]
         view = random_view(rng, loop=asset.clips[clip].loop)
         turns = float(rng.choice([1.0, 0.0, rng.uniform(-1, 2)], p=[0.7, 0.2, 0.1]))
-        azimuths = view.azimuth + 360 * turns * np.linspace(0, 1, self.frames)
+        azimuths = view.azimuth + 360 * turns * np.linspace(0, 1, FRAMES)
         return render_flow_sample(asset, clip, view, azimuths, self.resolution)
 
 
-def render_flow_sample(
-    asset: BakedAsset, clip: int, view: View, azimuths: np.ndarray, resolution: int, spare: int = 24
-) -> FlowSample:
+def render_flow_sample(asset: BakedAsset, clip: int, view: View, azimuths: np.ndarray, resolution: int) -> FlowSample:
     """Draw one clip from cameras at `azimuths` [T], degrees, one for each time.
 
-    The far pictures are the nearest that a closed orbit of `spare` views at time 0 offers, as in use.
+    The far pictures are the nearest that a closed orbit of `FRAMES` views at time 0 offers, as in use.
     """
     frames = len(azimuths)
     positions, normals = pose_clip(asset, clip, view, frames)
     light = np.tile(np.float32(view.light), (frames, 1))
-    around = view.azimuth + np.linspace(0, 360, spare)
+    around = view.azimuth + np.linspace(0, 360, FRAMES)
     cameras = _cameras(azimuths, view.elevation, resolution)
     static = _cameras(around, view.elevation, resolution)
     far = static.picked(opposite_views(cameras.camera_to_world, static.camera_to_world))

@@ -5,11 +5,11 @@ Blender runs without a window in a process of its own (`still_model`).
 """
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.data.blender_wheel import demand_blender
 from backend.data.children import Child, ChildDied
 from backend.progress import Run, UserError
 from backend.versions import program_key
@@ -72,12 +72,7 @@ def _captured(folder: Path) -> dict | None:
 
 
 def _capture(job: dict, folder: Path, run: Run) -> list[list[float]]:  # 4x4
-    if importlib.util.find_spec("bpy") is None:
-        raise UserError(
-            "no_blender",
-            "Rendering a model needs Blender's Python module, which is not installed.",
-            "Install it with `pip install bpy==4.5.15` (Python 3.11), or give an image or a text instead.",
-        )
+    demand_blender("Rendering a model", "give an image or a text instead")
     log = folder / "blender.log"
     child = Child("backend.data.still_model", log)
     stage = "measure"

@@ -6,7 +6,6 @@ run with the same settings skips what has one. The manifest is put together from
 """
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend import __version__
-from backend.data.baked import read_manifest
+from backend.data.baked import baked_file, model_file, read_manifest
+from backend.data.blender_wheel import demand_blender
 from backend.data.children import ask_all
 from backend.data.curation import Limits
 from backend.data.samples import FREE_LICENCES
@@ -84,12 +84,8 @@ def render_dataset(
     shards = _shards(chosen)
     missing = [shard for shard in shards if _read_record(out, shard) is None]
     bakes = _missing_bakes(assets, out, missing) if settings.renderer == "fast" else []
-    if (bakes or (missing and settings.renderer == "cycles")) and importlib.util.find_spec("bpy") is None:
-        raise UserError(
-            "no_blender",
-            "This needs Blender's Python module, which is not installed.",
-            "Install it with `pip install bpy==4.5.15` (Python 3.11), or use assets that are baked, with --fast.",
-        )
+    if bakes or (missing and settings.renderer == "cycles"):
+        demand_blender("This", "use assets that are baked, with --fast")
     run.plan({"Baking models": 3 * len(bakes) + 1e-3, "Rendering": len(missing) + 1e-3})
     failed: dict[str, str] = {}
     try:
@@ -155,16 +151,14 @@ def _shards(chosen: list[tuple[dict, int]]) -> list[Shard]:
 
 def _missing_bakes(assets: Path, out: Path, shards: list[Shard]) -> list[dict]:
     entries = {shard.entry["id"]: shard.entry for shard in shards}
-    return [entry for entry in entries.values() if not any(_bake(folder, entry).exists() for folder in (assets, out))]
-
-
-def _bake(folder: Path, entry: dict) -> Path:
-    return folder / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
+    return [
+        entry for entry in entries.values() if not any(baked_file(folder, entry).exists() for folder in (assets, out))
+    ]
 
 
 def _bake_question(assets: Path, out: Path, entry: dict) -> dict:
     clips = [{name: clip[name] for name in ("action", "time_range")} for clip in entry["clips"]]
-    file, made = assets / entry["file"], _bake(out, entry)
+    file, made = model_file(assets, entry), baked_file(out, entry)
     return {"do": "bake", "file": str(file.resolve()), "clips": clips, "out": str(made.resolve())}
 
 
@@ -174,7 +168,7 @@ def _shard_question(assets: Path, out: Path, settings: Settings, shard: Shard) -
         (clip, [view.to_json() for view in views_of_clip(settings.views, settings.seed, f"{entry['id']} {clip}")])
         for clip in shard.clips
     ]
-    baked = settings.renderer == "fast" and not _bake(assets, entry).exists()
+    baked = settings.renderer == "fast" and not baked_file(assets, entry).exists()
     return {
         "do": "shard",
         "renderer": settings.renderer,

@@ -147,7 +147,7 @@ class SampleStream:
         families: dict[str, float] | None = None,
     ) -> None:
         self.resolution, self.seed = resolution, seed
-        entries = [entry for entry in read_manifest(assets, split) if entry["licence"] in FREE_LICENCES]
+        entries = [entry for entry in read_manifest(assets, split) if entry.get("licence") in FREE_LICENCES]
         if not entries:
             raise BadFileError(f"{assets} has no assets of the split {split!r} under a free licence.")
         self.entries = {entry["id"]: entry for entry in entries}
@@ -162,6 +162,8 @@ class SampleStream:
         sizes = {family: sum(map(len, kinds)) for family, kinds in self._groups.items()}
         shares = families or {}
         weights = np.array([min(sizes[family], 60) ** 0.5 * shares.get(family, 1.0) for family in self._groups])
+        if not weights.any():
+            raise BadFileError(f"The shares of families leave no clip of {assets} to be drawn.")
         self._families, self._weights = list(self._groups), weights / weights.sum()
 
     def captions(self) -> list[str]:

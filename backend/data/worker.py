@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from backend.data import curation
+from backend.data.baked import baked_file
 from backend.data.captions import caption
 from backend.data.children import answer_questions
 from backend.data.shards import RenderedSample, write_shard
@@ -91,8 +92,7 @@ def bake_errors(question: dict) -> np.ndarray:  # [clips]
     """How far the bake of each clip is from the model, where that is known."""
     entry = question["entry"]
     if question["renderer"] == "fast":
-        file = Path(question["assets"]) / "baked24" / f"{entry['id'].replace('/', '__')}.npz"
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(baked_file(Path(question["assets"]), entry), allow_pickle=False) as arrays:
             if "error" in arrays:
                 return arrays["error"]
     return np.zeros(len(entry["clips"]))

@@ -22,10 +22,11 @@ import numpy as np
 
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.construction import evaluate_construction, psnr_by_frame
-from backend.evaluation.construction_sheets import Result, clip_sheet, overview, table
+from backend.evaluation.construction_sheets import Result, clip_sheet, table
 from backend.evaluation.construction_truth import RESOLUTION, GridTruth, TruthFolder
 from backend.evaluation.constructor import Constructor
 from backend.evaluation.networks import Networks
+from backend.evaluation.sheets import overview
 from backend.evaluation.tables import write_results
 from backend.evaluation.truth import none_usable
 from backend.progress import Run, UserError
@@ -115,7 +116,10 @@ def evaluate_constructions(
             "seconds": round(time.monotonic() - started, 1),
         }
         write_results(out, summary, table(by_case, summary))
-    overview(sheets, rows)
+    for case, own in rows.items():
+        if own:
+            ranked = [row["clip"] for row in sorted(own, key=lambda row: -row["psnr_unseen"])]
+            overview(sheets, ranked, sheets / f"{case}_overview.png")
     run.finish()
     return summary
 

@@ -2,14 +2,13 @@
 """Contact sheets and tables of constructed clips: what the means over views do not say."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from backend.data.views import FRAMES
 from backend.evaluation.construction_truth import GridTruth
-from backend.evaluation.sheets import SheetRow, difference, on_white, sheet, stacked
+from backend.evaluation.sheets import SheetRow, difference, on_white, sheet
 from backend.evaluation.tables import caveats, figures_table
 from backend.pictures import straight
 from backend.splatting.observations import Observations
@@ -21,7 +20,6 @@ SIDE = 192  # pixels of one picture on it
 MARGIN = 4  # pixels round the subject
 TURNS = (180.0, 90.0, 270.0)  # degrees from the view that is shown at the same time, in turn
 VISIBLE = 25  # of 255
-OVERVIEW = 2  # best, worst: so many of each
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,6 @@ def clip_sheet(truth: GridTruth, results: list[Result]) -> Image.Image:
     ]
     lines = "   ".join(f"{one.case}: {_title(one.row)}" for one in results)
     return sheet(f"{truth.clip.entry['id']} {truth.clip.action}   {lines}", shown, heads, SIDE)
-
-
-def overview(folder: Path, rows: dict[str, list[dict]]) -> None:
-    """Per case the sheets of the best and of the worst clips, one below the other: `CASE_overview.png`."""
-    for case, own in rows.items():
-        if not own:
-            continue
-        ranked = [row["clip"] for row in sorted(own, key=lambda row: -row["psnr_unseen"])]
-        best, worst = ranked[:OVERVIEW], ranked[max(len(ranked) - OVERVIEW, OVERVIEW) :]
-        sheets = []
-        for name in [*best, *worst]:
-            with Image.open(folder / f"{name}.png") as picture:
-                sheets.append(picture.copy())
-        stacked(sheets).save(folder / f"{case}_overview.png")
 
 
 def _views(unseen: Observations) -> list[int]:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The construction that the product uses, as evaluation takes it; for ablations with other settings of the fit."""
 
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from backend.pipelines.clips import construct_clip
 from backend.progress import Run, UserError
@@ -14,12 +12,11 @@ from backend.splatting.construct import STAGE_SHARES
 from backend.splatting.engine import choose_engine
 from backend.splatting.observations import Observations
 from backend.splatting.rasterize import warm_up
+from backend.versions import code_key
 from blender_addon.contract.clip import Clip
 from blender_addon.contract.surface import SurfaceSamples
 
-BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("splatting", "models", "pipelines")  # whose code decides what comes out
-CARDS = "weights/*/*.json"  # each holds the checksums of its weights
 
 
 @dataclass(frozen=True)
@@ -55,27 +52,25 @@ def shipped_constructor(
         run.finish()
         return clip
 
-    digest = hashlib.sha256()
-    for path in sorted([*(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")), *BACKEND.glob(CARDS)]):
-        digest.update(path.read_bytes())
     count = "" if gaussians is None else f", {gaussians} Gaussians"
     name = f"{preset}{count}, seed {seed}{''.join(f', {change}' for change in changes)}, {engine.name}"
-    return Constructor(construct, name, f"{json.dumps({**settings, **changed})} on {engine.name}, {digest.hexdigest()}")
+    return Constructor(construct, name, f"{json.dumps({**settings, **changed})} on {engine.name}, {code_key(*ROOMS)}")
 
 
 def parse_change(change: str) -> tuple[str, object]:
-    """`harmonics=4` -> ("harmonics", 4).
+    """`harmonics=4` -> ("harmonics", 4), `mirrors=0,0.5` -> ("mirrors", (0.0, 0.5)).
 
     Raises:
         UserError: there is no such setting, or it takes no such value.
     """
     name, _, text = change.partition("=")
-    known = {field.name: field.default for field in fields(ConstructConfig)}
+    known = {field.name: field.default for field in fields(ConstructConfig) if not is_dataclass(field.default)}
     if name not in known:
         raise UserError("bad_setting", f"There is no setting {name!r}.", f"Settings: {', '.join(known)}.")
     kind = type(known[name])
     try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+        value = tuple(map(type(known[name][0]), filter(None, text.split(",")))) if kind is tuple else kind(text)
+        replace(ConstructConfig(), **{name: value})
+    except ValueError:
         raise UserError("bad_setting", f"{name} cannot be {text!r}.", f"Its default is {known[name]}.") from None
     return name, value

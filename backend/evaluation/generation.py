@@ -24,7 +24,7 @@ from backend.evaluation.choice import ChosenClip
 from backend.evaluation.frechet import frechet_distance, fvd_handcrafted
 from backend.evaluation.generation_sheets import table, write_sheets
 from backend.evaluation.generation_truth import Truth, make_truths
-from backend.evaluation.metrics import alpha_iou, foreground_psnr
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, spearman
 from backend.evaluation.networks import Networks
 from backend.evaluation.sheets import SheetRow, on_white, sheet, stacked
 from backend.evaluation.tables import write_results
@@ -357,7 +357,7 @@ def _control(
         still = premultiplied(own[0.0].moving), premultiplied(given.static)
         values = [own[magnitude].magnitude for magnitude in LADDER]
         by_clip[truth.clip.name] = {
-            "spearman": motion.spearman(LADDER, values),
+            "spearman": spearman(LADDER, values),
             "psnr_m0": motion.clip_psnr(*still),
             "stray_control": float(np.mean([motion.stray(premultiplied(own[m].moving)) for m in LADDER])),
             "ladder": {f"{magnitude:g}": one.magnitude for magnitude, one in own.items()},
@@ -371,7 +371,7 @@ def _control(
     sheets.mkdir(parents=True, exist_ok=True)
     stacked(blocks).save(sheets / f"{setting}_control.png")
     mean = {
-        "spearman": motion.spearman(asked, measured),  # over all objects together
+        "spearman": spearman(asked, measured),  # over all objects together
         "spearman_per_object": float(np.mean([one["spearman"] for one in by_clip.values()])),
         "psnr_m0": float(np.mean([one["psnr_m0"] for one in by_clip.values()])),
         "stray_control": float(np.mean([one["stray_control"] for one in by_clip.values()])),

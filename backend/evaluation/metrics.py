@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How alike pictures are beside `backend.pictures`: PSNR, overlap of outlines; how well movements follow true ones."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from backend.pictures import over_white
@@ -38,8 +41,19 @@ def track_error(means: np.ndarray, tracks: np.ndarray) -> float:  # [T, N, 3], [
 
     0 is right everywhere, 1 as good as no motion.
     """
-    distances = torch.cdist(torch.from_numpy(tracks[0]), torch.from_numpy(means[0]))
-    nearest = distances.topk(min(3, means.shape[1]), largest=False).indices.numpy()  # [M, 3]
-    predicted = (means - means[0])[:, nearest].mean(axis=2)
+    _, nearest = cKDTree(means[0]).query(tracks[0], min(3, means.shape[1]))
+    nearest = nearest.reshape(tracks.shape[1], -1)  # [M, 3]
+    predicted = means[:, nearest].mean(axis=2) - means[0, nearest].mean(axis=1)
     true = tracks - tracks[0]
     return float(np.linalg.norm(predicted - true, axis=2).mean() / max(np.linalg.norm(true, axis=2).mean(), 1e-9))
+
+
+def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Rank correlation of two lists, ties by mean ranks; 0 where one of them does not vary."""
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError("rank correlation needs two lists of the same length, of two values or more")
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    from scipy.stats import spearmanr  # a second of every start
+
+    return float(spearmanr(a, b).statistic)

@@ -86,17 +86,6 @@ def stray(images: Tensor) -> float:
     return float(np.mean(shares))
 
 
-def spearman(a: list[float] | np.ndarray, b: list[float] | np.ndarray) -> float:
-    """Rank correlation of two lists, ties by mean ranks; 0 where one of them does not vary."""
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError("rank correlation needs two lists of the same length, of two values or more")
-    from scipy.stats import rankdata  # a second of every start
-
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 0 else 0.0
-
-
 def _moves(moving: Tensor, static: Tensor) -> Tensor:  # [T - 1, H, W] bool
     return ((over_white(moving) - over_white(static))[1:].abs() > MOVING).any(dim=-1)
 

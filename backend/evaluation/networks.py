@@ -74,14 +74,20 @@ def _clip(folder: Path) -> Callable[[Tensor, Tensor | str], Tensor]:
 
     def of_pictures(pictures: Tensor) -> Tensor:
         levels = [(picture.numpy() * 255).round().astype(np.uint8) for picture in pictures]
-        return model.get_image_features(**processor(images=levels, return_tensors="pt"))
+        return _embedding(model.get_image_features(**processor(images=levels, return_tensors="pt")))
 
     @torch.no_grad()
     def cosines(pictures: Tensor, reference: Tensor | str) -> Tensor:
         if isinstance(reference, str):
-            anchor = model.get_text_features(**processor(text=[reference], return_tensors="pt", truncation=True))
+            given = processor(text=[reference], return_tensors="pt", truncation=True)
+            anchor = _embedding(model.get_text_features(**given))
         else:
             anchor = of_pictures(reference[None])
         return torch.nn.functional.cosine_similarity(of_pictures(pictures), anchor)
 
     return cosines
+
+
+def _embedding(features) -> Tensor:  # [V, D]
+    """What a CLIP model says of pictures or texts: a tensor in transformers before 5, then a field of its output."""
+    return getattr(features, "pooler_output", features)

@@ -2,12 +2,14 @@
 """Contact sheets: what the figures cannot say. Rows are such as truth and generated; columns are frames."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = 8
 SIDE = 128  # pixels of one picture, across
+OVERVIEW = 2  # best, worst: so many of each
 LABEL_WIDTH, TITLE_HEIGHT = 92, 26
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
@@ -68,3 +70,12 @@ def stacked(sheets: list[Image.Image]) -> Image.Image:
         picture.paste(one, (0, top))
         top += one.height
     return picture
+
+
+def overview(folder: Path, ranked: list[str], out: Path) -> None:
+    """The sheets `folder`/NAME.png of the first and of the last clips of a ranking, one below the other."""
+    sheets = []
+    for name in [*ranked[:OVERVIEW], *ranked[max(len(ranked) - OVERVIEW, OVERVIEW) :]]:
+        with Image.open(folder / f"{name}.png") as picture:
+            sheets.append(picture.copy())
+    stacked(sheets).save(out)

@@ -10,8 +10,8 @@ from backend.models.kinesplat_small import CARD, FOLDER, load
 from backend.models.shipped import default_device
 from backend.pipelines.diffusion4d import generate_moving
 from backend.pipelines.still_subject import generate_static
+from backend.versions import code_key
 
-BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "guidance", "pipelines", "splatting")  # whose code decides what comes out
 
 
@@ -26,12 +26,10 @@ def shipped_generator(weights: Path | None = None, *, known: bool = True) -> Gen
     folder = weights or FOLDER
     device = default_device()
     model = load(folder, device)
-    digest = hashlib.sha256((folder / CARD).read_bytes())  # the card holds the checksums of the weights
-    for path in sorted(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")):
-        digest.update(path.read_bytes())
+    card = hashlib.sha256((folder / CARD).read_bytes()).hexdigest()[:12]  # it holds the checksums of the weights
     chosen = {"model": model, "known": known}
     return Generator(
         moving=lambda *given, **settings: generate_moving(*given, **settings, **chosen).pictures,
         static=partial(generate_static, model=model),
-        version=f"{model.name} on {device}, {digest.hexdigest()[:12]}{'' if known else ', invented only'}",
+        version=f"{model.name} on {device}, {card}, {code_key(*ROOMS)}{'' if known else ', invented only'}",
     )

@@ -7,7 +7,6 @@ second run finds them.
 """
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backend.data.baked import baked_file, model_file
+from backend.data.blender_wheel import demand_blender
 from backend.data.children import ask_all
 from backend.data.curation import touches_border
 from backend.data.views import FRAMES
@@ -72,12 +73,8 @@ def render_usable(
         UserError: no Blender module, or Blender stopped.
         BadFileError: a file of the assets is missing or damaged.
     """
-    if renderer == "cycles" and importlib.util.find_spec("bpy") is None:
-        raise UserError(
-            "no_blender",
-            "Rendering needs Blender's Python module, which is not installed.",
-            "Install it with `pip install bpy==4.5.15` (Python 3.11), or choose --renderer fast.",
-        )
+    if renderer == "cycles":
+        demand_blender("Rendering", "choose --renderer fast")
 
     def problems_of(batch: list[ChosenClip], found: int, wanted: int) -> dict[str, str]:
         _render(assets, batch, folder, renderer, plan, run, found, wanted)
@@ -217,8 +214,7 @@ def _render(
 
 def _fingerprint(assets: Path, clip: ChosenClip, renderer: str, wanted: str) -> str:
     """Of all that a clip's pictures depend on."""
-    baked = assets / "baked24" / (clip.entry["id"].replace("/", "__") + ".npz")
-    file = assets / clip.entry["file"] if renderer == "cycles" else baked
+    file = (model_file if renderer == "cycles" else baked_file)(assets, clip.entry)
     try:
         stat = file.stat()
     except OSError as error:

@@ -3,7 +3,8 @@
 
 Question: {"renderer", "assets", "entry", "clip", "folder", "fingerprint", "resolution", "samples",
     "shots": {name: {"cameras", "samples"}}, "tracked": number of points or 0}
-Answer: {}. The folder gets one `NAME.png` per shot, `surface.npz` and `tracks.npz` if wanted, and last `truth.json`.
+Answer: {}, or {"error": text}. The folder gets one `NAME.png` per shot, `surface.npz` and `tracks.npz` if wanted, and
+last `truth.json`.
 """
 
 from pathlib import Path
@@ -29,17 +30,20 @@ from blender_addon.contract.surface import write_surface_samples
 
 
 def answer(question: dict) -> dict:
-    """Render; why a clip cannot be rendered is noted in its `truth.json`."""
-    unusable: tuple[type[Exception], ...] = (UserError, BadFileError, OSError)
+    """Render; why a clip cannot be rendered is noted in its `truth.json`. What else goes wrong is the answer."""
+    unusable: tuple[type[Exception], ...] = (UserError, BadFileError)
     if question["renderer"] == "cycles":
         from blender_addon.subject import CaptureError  # needs Blender's module, as the other renderer does not
 
         unusable += (CaptureError,)
     try:
-        problem = _render(question)
-    except unusable as error:
-        problem = str(error)
-    write_truth_json(Path(question["folder"]), question["fingerprint"], problem)
+        try:
+            problem = _render(question)
+        except unusable as error:
+            problem = str(error)
+        write_truth_json(Path(question["folder"]), question["fingerprint"], problem)
+    except OSError as error:  # such as a full disk: another time it may work
+        return {"error": str(error)}
     return {}
 
 

@@ -34,6 +34,7 @@ from backend.pipelines.small_views import SmallVideoModel
 from backend.pipelines.video_model import VideoModel, load_video_model, within_memory
 from backend.progress import Run, UserError
 from backend.splatting.checkpoint import state_key
+from backend.versions import code_key
 from blender_addon.contract.arrays import BadFileError, read_arrays, write_arrays
 from blender_addon.contract.clip import Clip, read_clip, write_clip
 from blender_addon.contract.orbit import Cameras
@@ -42,9 +43,7 @@ FULL, NO_SDS, ANCHOR_ONLY, NO_ANCHOR = "full", "no-sds", "anchor-only", "no-anch
 CASES = (FULL, NO_SDS, ANCHOR_ONLY, NO_ANCHOR)
 USUAL_CASES = (FULL, NO_SDS, NO_ANCHOR)
 CHANGES = {FULL: {}, NO_SDS: {"sds_weight": 0.0}, ANCHOR_ONLY: {"sds_weight": 0.0}, NO_ANCHOR: {"anchor_weight": 0.0}}
-BACKEND = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "guidance", "nerf", "splatting", "pipelines")  # whose code decides what comes out
-CARDS = "weights/*/*.json"  # each holds the checksums of its weights
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,8 @@ def shipped_maker(name: str, preset: str, weights: Path | None, run: Run, small:
         lpips = fourdiffusion.lpips_of(settings, run, weights)
         return fourdiffusion.generate(video, prompt, model, settings, run, lpips=lpips)
 
-    digest = hashlib.sha256(json.dumps(model.models(), sort_keys=True).encode())
-    for path in sorted([*(path for room in ROOMS for path in (BACKEND / room).rglob("*.py")), *BACKEND.glob(CARDS)]):
-        digest.update(path.read_bytes())
-    digest.update(b"" if small is None else (small / CARD).read_bytes())
+    card = None if small is None else (small / CARD).read_text(encoding="utf-8")
+    digest = hashlib.sha256(json.dumps([code_key(*ROOMS), model.models(), card], sort_keys=True).encode())
     lpips = "with" if find_lpips(weights) else "without"
     return Maker(model, preset, f"{model.name}, {lpips} LPIPS, {digest.hexdigest()[:12]}", generate)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backend.evaluation.choice import ChosenClip
 from backend.evaluation.networks import Networks
+from backend.evaluation.sheets import overview
 from backend.evaluation.tables import write_results
 from backend.evaluation.truth import none_usable
 from backend.evaluation.video_cases import Case, Made, Maker, Views, kept_clip, kept_views
@@ -29,7 +30,7 @@ from backend.evaluation.video_figures import (
     not_measured,
     views_of,
 )
-from backend.evaluation.video_sheets import clip_sheet, overview, table, title_of
+from backend.evaluation.video_sheets import clip_sheet, table, title_of
 from backend.evaluation.video_truth import ORTHOGONAL, RESOLUTION, VideoTruth, VideoTruthFolder, resized
 from backend.progress import Run, UserError
 from backend.versions import versions
@@ -199,9 +200,9 @@ def _evaluate(
             "seconds": round(time.monotonic() - started, 1),
         }
         write_results(out, summary, table(statistics_of, summary))
-    ranked = sorted((row for row in rows[cases[0].label]), key=lambda row: -row.get("psnr_novel", row["psnr_input"]))
+    ranked = sorted(rows[cases[0].label], key=lambda row: -row.get("psnr_novel", row["psnr_input"]))
     if ranked:
-        overview(out / "sheets", [row["clip"] for row in ranked])
+        overview(out / "sheets", [row["clip"] for row in ranked], out / "sheets" / "overview.png")
     run.finish()
     return summary
 

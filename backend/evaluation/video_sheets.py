@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Contact sheets and tables of clips that were made of videos."""
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from backend.evaluation.sheets import SheetRow, sheet, stacked
+from backend.evaluation.sheets import SheetRow, sheet
 from backend.evaluation.tables import aligned, caveats, cell, figures_table
 from backend.evaluation.video_truth import ORTHOGONAL
 from backend.pictures import over_white
 
 TIMES = 4  # of the clip, on a sheet
 SIDE = 96  # pixels of one picture on it
-OVERVIEW = 2  # best, worst: so many of each
 
 
 def clip_sheet(title: str, rows: dict[str, Tensor]) -> Image.Image:
@@ -27,16 +24,6 @@ def clip_sheet(title: str, rows: dict[str, Tensor]) -> Image.Image:
     shown = [SheetRow(label.replace(" ", "\n"), _on_white(pictures[:, chosen])) for label, pictures in rows.items()]
     heads = [f"{azimuth:.0f}° frame {frame}" for azimuth in ORTHOGONAL for frame in chosen]
     return sheet(title, shown, heads, SIDE, len(heads))
-
-
-def overview(folder: Path, names: list[str]) -> None:
-    """The sheets of the first and of the last clips of a ranking, one below the other: `overview.png`."""
-    chosen = [*names[:OVERVIEW], *names[max(len(names) - OVERVIEW, OVERVIEW) :]]
-    sheets = []
-    for name in chosen:
-        with Image.open(folder / f"{name}.png") as picture:
-            sheets.append(picture.copy())
-    stacked(sheets).save(folder / "overview.png")
 
 
 def title_of(about: str, by_case: dict[str, dict]) -> str:

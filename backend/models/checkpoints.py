@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"  # which file of several holds which tens
 SINGLE = "model.safetensors"
 KEYS = Path(__file__).resolve().parent / "keys"
 SHOWN = 5  # names that a message lists
-WRAPPERS = ("state_dict", "module", "model")  # that training programs put around a network's weights
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # in which programs save weights
 LGM = "lgm_big."  # VideoMV's files carry its Gaussian refiner, LGM, too
 
 Shape = tuple[int, ...]

@@ -33,15 +33,13 @@ WHOLE = {  # names of what there is once
 QKV = tuple(f"image_latents_temporal_encoder.attn1.to_{letter}.weight" for letter in "qkv")
 
 
-def i2vgen_tensors(
-    folder: str | PathLike | None = None, dtype: torch.dtype = torch.float32, config: VideoMVConfig = IMAGE
-) -> dict[str, Tensor]:
+def i2vgen_tensors(folder: str | PathLike | None = None, config: VideoMVConfig = IMAGE) -> dict[str, Tensor]:
     """The U-Net in I2VGen-XL's released weights, for VideoMV's image network. `folder`: of all weights.
 
     Raises:
         UserError: they are missing or damaged.
     """
-    return videomv_from_i2vgen(read_tensors(locate(NAME, folder) / "unet", "", dtype), config)
+    return videomv_from_i2vgen(read_tensors(locate(NAME, folder) / "unet", "", torch.float32), config)
 
 
 def videomv_from_i2vgen(tensors: Mapping[str, Tensor], config: VideoMVConfig = IMAGE) -> dict[str, Tensor]:

@@ -42,29 +42,13 @@ def latent_magnitude(latents: Tensor, static_latents: Tensor | None = None) -> T
     return residual.square().mean((1, 2, 3, 4))
 
 
-def reconstruction_loss(predicted: Tensor, target: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """L_mr of Eq. 2 of each sample, from magnitudes [B] of the predicted and the true clean latents.
 
-    Weighted by alphas_cumprod squared [B]: where noise hides the motion, the best estimate is an average and must have
+    weight [B]: less where there is more noise. Where it hides the motion, the best estimate is an average and must have
     a small magnitude; an unweighted loss would fight the denoising loss there.
     """
-    return alphas_cumprod.square() * (predicted - target).square()
-
-
-def clean_latents(prediction: Tensor, noisy: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """The clean latents that a network's output stands for, for Eq. 2. All [B, ...], alphas_cumprod [B].
-
-    prediction_type: "epsilon", "v_prediction" or "sample" (diffusers' names).
-    """
-    alpha_bar = alphas_cumprod.reshape(-1, *[1] * (noisy.ndim - 1))
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    if prediction_type == "sample":
-        return prediction
-    if prediction_type == "v_prediction":
-        return alpha * noisy - sigma * prediction
-    if prediction_type == "epsilon":
-        return (noisy - sigma * prediction) / alpha.clamp_min(1e-4)
-    raise ValueError(f"unknown prediction type {prediction_type!r}")
+    return weight * (predicted - target).square()
 
 
 class MagnitudeEmbedding(nn.Module):

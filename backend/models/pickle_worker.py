@@ -20,11 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from backend.models.checkpoints import INDEX, SINGLE
+from backend.models.checkpoints import INDEX, SINGLE, WRAPPERS
 
 SHARD_BYTES = 2 << 30  # of one file; bounds what is in memory beside the mapped pickle
 INFLATION = 1.5  # how much larger than their file tensors may be, for those that share memory
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # names under which training programs put the tensors
 FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "os.startfile", "pty.spawn"),
     *("subprocess.Popen", "socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo"),

@@ -30,6 +30,7 @@ from backend.models.video_blocks import zeroed
 VIEWS, FRAMES = 4, 8  # that it is trained with
 CHANNELS = 4  # of latents: RGB on white and alpha, both -1..1
 PATCH = 4  # pixels a side that become one position
+CONTRAST = 2.0  # by which opacities move away from a half where outlines are to be hard
 
 
 @dataclass(frozen=True)
@@ -208,14 +209,11 @@ def completed(views: Tensor, guess: Tensor) -> Tensor:
     return torch.cat([color - share * (1 - guessed), alpha + lacking], -3) * 2 - 1
 
 
-def decided(views: Tensor, contrast: float = 2.0) -> Tensor:
-    """Latents [..., 4, H, W] of views with harder outlines: the likeliest outline in the place of the mean of all.
-
-    contrast: by how much opacities move away from a half.
-    """
+def decided(views: Tensor) -> Tensor:
+    """Latents [..., 4, H, W] of views with harder outlines: the likeliest outline in the place of the mean of all."""
     on_white, alpha = (views / 2 + 0.5).clamp(0, 1).split([3, 1], -3)
     color = ((on_white - 1 + alpha) / alpha.clamp_min(0.05)).clamp(0, 1)
-    alpha = ((alpha - 0.5) * contrast + 0.5).clamp(0, 1)
+    alpha = ((alpha - 0.5) * CONTRAST + 0.5).clamp(0, 1)
     return torch.cat([color * alpha + 1 - alpha, alpha], -3) * 2 - 1
 
 

@@ -18,6 +18,7 @@ from backend.models.video_blocks import zeroed
 VOXELS = 48  # along each axis
 HALF_SIDE = 0.56  # of the volume, in clip space: the subject's longest side is 1
 RAY_STEPS = 112
+FOCAL = 1 / 0.36  # focal length / half the width, of 39.6 degrees
 EDGE = (0.35, 0.65)  # coverage of a voxel at which it begins to be seen, and is opaque
 AMBIENT, DIFFUSE = 0.75, 0.25  # the light of the stage on which the add-on renders
 LIGHT = (0.0, -0.89, -0.45)  # towards it, in camera axes (x right, y down, z forward)
@@ -158,11 +159,11 @@ def voxel_centers(device: torch.device) -> Tensor:  # [N, N, N, 3] (x, y, z), in
     return torch.stack([x, y, z], -1)
 
 
-def along_rays(first: Tensor, focal: float = 1 / 0.36) -> Tensor:  # [B, 4, H, W] -> [B, N, N, N, 4]
-    """The picture of the first camera (at -Y, distance 2) laid along its rays. `focal`: per half width, of 39.6 deg."""
+def along_rays(first: Tensor) -> Tensor:  # [B, 4, H, W] -> [B, N, N, N, 4]
+    """The picture of the first camera (at -Y, distance 2) laid along its rays."""
     centers = voxel_centers(first.device)
     depth = 2 + centers[..., 1]
-    grid = torch.stack([centers[..., 0] / depth, -centers[..., 2] / depth], -1) * focal
+    grid = torch.stack([centers[..., 0] / depth, -centers[..., 2] / depth], -1) * FOCAL
     size = len(first)
     flat = grid.reshape(1, -1, VOXELS, 2).expand(size, -1, -1, -1)
     sampled = functional.grid_sample(first.float(), flat, align_corners=False)

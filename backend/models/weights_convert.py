@@ -94,7 +94,7 @@ def convert(
         message = f"The weights {weights.name} are there already, in {target}."
         raise UserError("weights_exist", message, "Add --replace to convert them again.")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, file.stat().st_size)
+    check_space(folder, file.stat().st_size)
     for old in folder.glob(f"{LEFT_OVER}{weights.name}-*"):  # of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{LEFT_OVER}{weights.name}-", dir=folder))
@@ -209,7 +209,7 @@ def _unpacked(archive: Path, member: str, folder: Path, run: Run) -> Iterator[Pa
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as content, tempfile.TemporaryDirectory(prefix=LEFT_OVER, dir=folder) as work:
         entry = content.getinfo(member)
-        _check_space(folder, 2 * entry.file_size)
+        check_space(folder, 2 * entry.file_size)
         path = Path(work) / PurePosixPath(member).name
         run.begin(f"Unpacking {path.name}")
         try:
@@ -223,7 +223,12 @@ def _unpacked(archive: Path, member: str, folder: Path, run: Run) -> Iterator[Pa
         yield path
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
+    """See that so many bytes fit on the disk of `folder`.
+
+    Raises:
+        UserError: they do not.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed + MARGIN:
         message = f"{needed / 1e9:.1f} GB are needed on the disk of {folder}, and {free / 1e9:.1f} GB are free."

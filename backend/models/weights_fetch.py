@@ -23,7 +23,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 
 from backend.models.checkpoints import CARD, DOWNLOADS
-from backend.models.weights_convert import convert, differing, share, write_card
+from backend.models.weights_convert import check_space, convert, differing, share, write_card
 from backend.models.weights_registry import File, Source, Weights
 from backend.progress import Run, UserError
 
@@ -31,7 +31,6 @@ CHUNK = 1 << 20
 TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
 ATTEMPTS = 5  # without a single new byte
 PAUSE = 2.0  # seconds before the next attempt
-MARGIN = 1 << 30  # bytes that stay free
 HUB_ERRORS = (OSError, ValueError, HfHubHTTPError.__bases__[0])  # the base: of its HTTP library, unreachable hosts too
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -104,7 +103,8 @@ def _fetch(
 ) -> Path:
     """What `fetch` does while nobody else does it."""
     used, remotes = choose_source(weights, source, endpoint)
-    check_space(downloads, remotes, converts=weights.is_pickle)
+    missing = sum(remote.bytes - _present(remote, downloads) for remote in remotes)
+    check_space(folder, missing + (sum(remote.bytes for remote in remotes) if weights.is_pickle else 0))
 
     stages = {f"Downloading {remote.file.name}": remote.bytes for remote in remotes}
     whole = sum(stages.values())
@@ -201,24 +201,6 @@ def look_up(file: File, source: Source, endpoint: str | None) -> Remote:
     if file.sha256 and SHA256.fullmatch(found.etag) and found.etag != file.sha256:
         raise ValueError(f"{file.path} is another file there: its sha256 is {found.etag}")
     return Remote(file, url, found.size, found.etag)
-
-
-def check_space(downloads: Path, remotes: list[Remote], *, converts: bool) -> None:
-    """See that what is still to come, and its converted form, fit on the disk.
-
-    Raises:
-        UserError: they do not.
-    """
-    missing = sum(remote.bytes - _present(remote, downloads) for remote in remotes)
-    needed = missing + (sum(remote.bytes for remote in remotes) if converts else 0)
-    free = shutil.disk_usage(downloads).free
-    if free < needed + MARGIN:
-        place = downloads.parent.parent
-        raise UserError(
-            "disk_full",
-            f"{needed / 1e9:.1f} GB are needed on the disk of {place}, and {free / 1e9:.1f} GB are free.",
-            "Free some space, or name another folder with --dir or KINESPLAT_WEIGHTS.",
-        )
 
 
 def download(remote: Remote, downloads: Path, run: Run) -> Path:

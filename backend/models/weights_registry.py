@@ -99,9 +99,9 @@ class Weights:
 
 
 @cache
-def registry(path: Path = REGISTRY) -> dict[str, Weights]:
+def registry() -> dict[str, Weights]:
     """All published weights by name."""
-    entries = tomllib.loads(path.read_text("utf-8"))
+    entries = tomllib.loads(REGISTRY.read_text("utf-8"))
     return {name: _weights(name, entry) for name, entry in entries.items()}
 
 

@@ -3,8 +3,9 @@
 
 from dataclasses import dataclass, replace
 
-from blender_addon.contract.requests import GAUSSIANS_BY_PRESET
+from blender_addon.contract.requests import COLOR_SPACES, GAUSSIANS_BY_PRESET, MOTION_MODELS
 
+KINDS = ("free", "jointed", "carried")  # of motion; see `hypotheses`
 MANY_VIEWS = 3  # pictures per time, from which on the motion is well told
 MOST_FRAMES = 96  # pictures per iteration, on a GPU
 
@@ -34,8 +35,6 @@ class ConstructConfig:
     sh_degree: int = 0  # of colours that depend on the view: 0 to 2; what does not shine needs none
     motion: str = "bases"  # its model: "bases", blended rigid poses, or "hexplane", a deformation field
     control_points: int = 128  # rigid poses that the Gaussians follow
-    refine_weights: bool = False  # whether the last stage also learns how far each Gaussian follows which of them
-    weight_prior: float = 1e-2  # against weights that differ from those by distance
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
     shape_steps: int = 250  # iterations of stage 1, `shape_frames` static views each
     coarse_steps: int = 500  # iterations of stage 2, `coarse_frames` pictures each
@@ -51,7 +50,7 @@ class ConstructConfig:
     final_rate: float = 0.1  # of all rates, what is left at the end
     spectral_weight: float = 20.0  # against fast terms of the motion, at the start
     spectral_decay: float = 0.25  # what is left of that weight at the end
-    hypotheses: tuple[str, ...] = ("free", "jointed", "carried")  # of the motion, that stage 3 tries (`hypotheses`)
+    hypotheses: tuple[str, ...] = KINDS  # of the motion, that stage 3 tries (`hypotheses`)
     least_travel: float = 0.05  # clip space, mean; what travels less is not "carried"
     least_leap: float = 0.0  # nor what moves less between two frames
     mirrors: tuple[float, ...] = (0.0, 0.5)  # cycles after which the other side may do the same (`symmetry`)
@@ -65,15 +64,7 @@ class ConstructConfig:
     shape_share: float = 0.25  # of the rates of stage 1, for the shape in stage 3, falling with the next
     final_shape_share: float = 0.2  # what is left of those at the end
     known_shape_share: float = 2.0  # instead of the last but one, where the motion is known
-    opacity_weight: float = 0.0  # against opacity in stage 1: what shows nothing fades, and can serve elsewhere
-    scale_weight: float = 0.0  # against size in stage 1, relative to 0.01 of the subject
     depth_weight: float = 0.0  # against rough depth in stage 1; costs unseen views 0.03 to 0.6 dB at 0.01
-    # In stage 1, how often faded Gaussians move to where they are needed, and new ones come. Off, as where they gather
-    # the surface is sampled unevenly, and the motion is found worse: by 0.2 to 2.1 dB on unseen views of four clips
-    # in five.
-    densify_times: int = 0
-    start_share: float = 0.5  # of all Gaussians, what there is before these; all of them after the last
-    langevin: float = 0.0  # size of the noise on faded Gaussians in stage 1
     guide_steps: int = 200  # iterations that follow the guide alone, where there is one, all its times each
     guide_rate: float = 6e-3  # Adam's step in these, clip space
     guide_priors: float = 0.02  # weight of the priors in these
@@ -83,6 +74,16 @@ class ConstructConfig:
     static_chance: float = 0.25  # of static views in an iteration of the last stage, with bases
 
     hexplane: HexPlaneConfig = HexPlaneConfig()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: one sentence about the first word that does not stand for anything."""
+        for name, words, known in (
+            ("color_space", (self.color_space,), COLOR_SPACES),
+            ("motion", (self.motion,), MOTION_MODELS),
+            ("hypotheses", self.hypotheses, KINDS),
+        ):
+            if unknown := set(words).difference(known):
+                raise ValueError(f"{name} must be of {', '.join(known)}, not {', '.join(sorted(unknown))}.")
 
     def with_whole_batches(self) -> "ConstructConfig":
         """The same for a GPU, where all pictures at once cost little more than one."""

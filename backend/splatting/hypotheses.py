@@ -81,7 +81,7 @@ def kinds_for(scene: Scene, rest: GaussianParameters) -> dict[str, Tensor | None
         travel, path = travelled(scene, rest)
         if travel > scene.config.least_travel and _leap(scene, path) > scene.config.least_leap:
             kinds["carried"] = path
-    return kinds
+    return kinds or {"free": None}
 
 
 def lags_for(scene: Scene) -> list[float]:

@@ -35,7 +35,7 @@ def blend(
 ) -> tuple[Tensor, Tensor]:  # [T, N, 3], [T, N, 4]
     """Gaussians moved by the weighted mean of their poses; see `motion_kernels.blend_forward`."""
     moments, bases = poses.shape[:2]
-    table = poses.new_zeros(len(means), bases).scatter(1, index, weights)  # [N, B]
+    table = poses.new_zeros(len(means), bases).scatter_add(1, index, weights)  # [N, B]
     matrices = table @ poses[..., :12]  # [T, N, 12]
     moved = _turn(matrices[..., :9], means) + matrices[..., 9:]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from backend.splatting.color import decoded
-from backend.splatting.orbit_folders import find_orbit, find_orbits
+from backend.splatting.orbit_folders import UNREADABLE, find_orbit, find_orbits
 from blender_addon.contract.arrays import BadFileError
 from blender_addon.contract.orbit import Cameras, joined_cameras
 
@@ -94,7 +94,9 @@ def _read_rgba(path: Path, width: int, height: int) -> np.ndarray:  # [H, W, 4] 
             if image.size != (width, height):
                 raise BadFileError(f"{path.name} has {image.width} x {image.height} pixels, not {width} x {height}.")
             return np.asarray(image.convert("RGBA"), np.float32) / 255
+    except BadFileError:
+        raise
     except FileNotFoundError as error:
         raise BadFileError(f"The picture {path.name} is missing.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise BadFileError(f"The picture {path.name} cannot be read: it is not a usable PNG.") from error

@@ -31,6 +31,8 @@ from blender_addon.contract.orbit import (
 )
 
 MOVING, STATIC = "multi_frame", "multi_static_frame"
+# What Pillow raises for PNG files that are damaged, too large, or have more text in them than it unpacks.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, Image.DecompressionBombError)
 CAMERA_NAMES = {MOVING: ("multi",), STATIC: ("static", "multi")}  # both orbits stand on the same circle
 
 
@@ -70,8 +72,9 @@ def find_orbit(folder: Path, kind: str = MOVING) -> OrbitFiles:
         raise BadFileError(
             f"{folder / ORBIT_JSON} is missing, and so is {kind}0.png: this is no folder of an orbit in either layout."
         )
-    if missing := set(range(max(pictures) + 1)) - set(pictures):
-        raise BadFileError(f"The picture {folder / f'{kind}{min(missing)}.png'} is missing.")
+    missing = next((number for number in range(len(pictures)) if number not in pictures), None)
+    if missing is not None:
+        raise BadFileError(f"The picture {folder / f'{kind}{missing}.png'} is missing.")
     frames = [path for _, path in sorted(pictures.items())]
     return OrbitFiles(frames, _cameras(folder, kind, len(frames), *_size(frames[0])))
 
@@ -89,7 +92,7 @@ def _size(picture: Path) -> tuple[int, int]:  # width and height
     try:
         with Image.open(picture, formats=["PNG"]) as image:
             return image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise BadFileError(f"The picture {picture} cannot be read: it is not a usable PNG.") from error
 
 

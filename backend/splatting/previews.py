@@ -11,6 +11,7 @@ from backend.splatting.scene import Pictures, Scene
 
 PREVIEW_STEPS = 5  # steps of the fit from one previewed view to the next
 PREVIEW_MARGIN = 3  # pixels round the subject in previews
+PREVIEW_ALPHA = 0.02  # of the largest, from which on a pixel shows the subject
 PREVIEW_GREY = 0.22  # background of previews, sRGB-coded
 
 
@@ -38,7 +39,8 @@ def _side_by_side(pictures: Pictures, view: int, drawn: Tensor, color_space: str
 
     Tall subjects stand beside each other, wide ones lie above each other.
     """
-    seen = pictures.images[..., 3].amax(dim=0) > 0.02
+    alpha = pictures.images[..., 3].amax(dim=0)
+    seen = alpha > PREVIEW_ALPHA * alpha.max()
     lines = [torch.nonzero(seen.any(dim=axis)).flatten() for axis in (1, 0)]  # rows, columns
     part = tuple(slice(max(int(line[0]) - PREVIEW_MARGIN, 0), int(line[-1]) + 1 + PREVIEW_MARGIN) for line in lines)
     cut = [picture[part] for picture in (pictures.images[view], drawn)]

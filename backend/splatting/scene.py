@@ -34,7 +34,7 @@ class Pictures:
 
     def to(self, device: torch.device) -> "Pictures":
         """The same on another device."""
-        return replace(self, images=self.images.to(device), viewmats=self.viewmats.to(device), Ks=self.Ks.to(device))
+        return replace(self, **{name: each.to(device) for name, each in vars(self).items() if each is not None})
 
     def outlines(self) -> "Pictures":
         """The same where nothing but the outlines counts."""

@@ -167,14 +167,11 @@ def _draw_in_thread(stream: SampleStream, numbers: Iterator[range]) -> Iterator[
 class _Stream(Dataset):
     """A stream as torch's loader takes it: its keys are the numbers of pieces of micro-batches."""
 
-    def __init__(self, stream: SampleStream, shared: bool) -> None:
-        self.stream, self.shared = stream, shared
+    def __init__(self, stream: SampleStream) -> None:
+        self.stream = stream
 
     def __getitem__(self, numbers: range) -> Drawn:
-        number, arrays, captions = _draw(self.stream, numbers)
-        if self.shared:  # torch sends tensors through shared memory, and arrays through a pipe
-            arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return number, arrays, captions
+        return _draw(self.stream, numbers)
 
 
 def _draw_in_processes(
@@ -184,9 +181,10 @@ def _draw_in_processes(
     first = next(numbers)
     shared = _shared_memory_suffices(stream, workers, say)
     loader = DataLoader(
-        _Stream(stream, shared),
+        _Stream(stream),
         sampler=_pieces(itertools.chain([first], numbers)),
         batch_size=None,
+        collate_fn=None if shared else _as_drawn,
         num_workers=workers,
         prefetch_factor=PIECES_AHEAD,
         multiprocessing_context="spawn",  # a fork would copy the locks of our threads
@@ -201,6 +199,11 @@ def _draw_in_processes(
         if sum(len(captions) for _, _, captions in waiting) == len(first):
             yield _joined(waiting)
             waiting = []
+
+
+def _as_drawn(piece: Drawn) -> Drawn:
+    """A piece as it is, whose arrays go through a pipe. By itself torch makes tensors of them, in shared memory."""
+    return piece
 
 
 def _deaf(_: int) -> None:

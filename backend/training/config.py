@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a training run is: a TOML file, with single values changed from the command line."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +12,12 @@ from backend.progress import UserError
 
 Sizes = TypeVar("Sizes")
 CONFIGS = Path(__file__).parent / "configs"
+BOUNDS = {  # least, most
+    **dict.fromkeys(("resolution", "batch", "accumulate", "log_steps", "steps"), (1, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "clip", "warmup", "reconstruction_weight"), (0, math.inf)),
+    **dict.fromkeys(("seed", "workers", "save_minutes", "sheet_minutes", "times"), (0, math.inf)),
+    **dict.fromkeys(("ema", "decay", "drop_all", "drop_text", "drop_image", "drop_orbit", "static"), (0, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,16 @@ def read_config(source: Path | str, changes: Sequence[str] = (), overlays: Seque
     config = TrainConfig(**values)
     if config.precision not in ("auto", "bf16", "fp32"):
         raise UserError("bad_config", f"precision = {config.precision!r} is unknown.", "It is auto, bf16 or fp32.")
-    for name in ("resolution", "batch", "accumulate", "log_steps"):
-        if getattr(config, name) < 1:
-            raise UserError("bad_config", f"{name} must be 1 or more.")
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            bounds = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise UserError("bad_config", f"{name} = {value} must be {bounds}.")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError("bad_config", f"betas = {list(config.betas)} must be 0 or more, and below 1.")
+    for family, share in config.families.items():
+        if not fits(share, float) or share < 0:
+            raise UserError("bad_config", f"families.{family} = {share!r} must be a number of 0 or more.")
     return config
 
 

@@ -63,7 +63,7 @@ def loss(network: torch.nn.Module, batch: ViewBatch, config: TrainConfig, noise:
     image = look.image.tokens(video.flatten(0, 1)).unflatten(0, (size, frames))
     text, cameras = look.text(list(batch.captions)), from_orbit(batch.camera_to_world)
 
-    known = (torch.rand(size, generator=noise, device=device) >= config.drop_all).to(device)
+    known = torch.rand(size, generator=noise, device=device) >= config.drop_all
     given = join(
         *(lay_out(text[k], cameras[k] * known[k], image[k] * known[k], pixels[k] * known[k]) for k in range(size))
     )

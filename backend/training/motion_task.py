@@ -10,6 +10,7 @@ from backend.models.diffusion import add_noise, alphas_cumprod
 from backend.models.motion_magnitude import frames_magnitude, latent_magnitude, reconstruction_loss
 from backend.models.small import SmallConfig, SmallVideoNet
 from backend.models.text import Vocabulary
+from backend.progress import UserError
 from backend.training.batches import Batch
 from backend.training.config import TrainConfig, resized
 from backend.training.timesteps import timesteps
@@ -21,14 +22,18 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallVideoNet:
     """The network, freshly initialised; where all samples go without the static orbit, blind to it.
 
     Raises:
-        UserError: there is no such size.
+        UserError: there is no such size, or there are no motion latents of such pictures.
     """
-    shape = {
-        "latent_channels": motion_latents.CHANNELS,
-        "condition_channels": CONDITION_CHANNELS,
-        "vector_channels": motion_latents.FLOW_CHANNELS,
-    }
-    network = SmallVideoNet(resized(SmallConfig(**shape, vocabulary=len(vocabulary.words)), config.network))
+    if config.resolution < 16 or config.resolution.bit_count() != 1:
+        hint = "Take 64, 128 or 256."
+        raise UserError("bad_config", f"resolution = {config.resolution} must be a power of two, 16 or more.", hint)
+    sizes = SmallConfig(
+        latent_channels=motion_latents.CHANNELS,
+        condition_channels=CONDITION_CHANNELS,
+        vocabulary=len(vocabulary.words),
+        vector_channels=motion_latents.FLOW_CHANNELS,
+    )
+    network = SmallVideoNet(resized(sizes, config.network))
     if config.drop_orbit >= 1:  # weights of what is always 0 stay as they are
         first = motion_latents.CHANNELS
         with torch.no_grad():
@@ -67,7 +72,7 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     unit = 1 / (true.detach() + 0.1)  # each clip counts alike, however large its latents are
     denoising = (error * unit).mean()
     # Compared as amplitudes, so that the few largest do not rule.
-    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep))
+    magnitudes = reconstruction_loss((found + 1e-4).sqrt(), (true + 1e-4).sqrt(), alphas_cumprod(timestep).square())
     reconstruction = (magnitudes * unit).mean()
     return {
         "loss": denoising + config.reconstruction_weight * reconstruction,

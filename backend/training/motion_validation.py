@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.evaluation.metrics import spearman
 from backend.models import motion_latents
 from backend.models.diffusion import add_noise, denoise
 from backend.models.motion_magnitude import frames_magnitude
@@ -44,7 +45,7 @@ def validate(network: torch.nn.Module, unseen: Batch, seen: Batch, seed: int) ->
         wanted = value.expand(SHOWN)
         measured.append(frames_magnitude(sample(network, few, wanted, CONTROL_STEPS, seed), few.static).cpu())
     wanted, found = asked.cpu()[:, None].expand(-1, SHOWN), torch.stack(measured)
-    figures["magnitude_rank"] = rank_correlation(wanted, found)
+    figures["magnitude_rank"] = spearman(wanted.flatten().numpy(), found.flatten().numpy())
     figures["magnitude_ratio"] = float((found / wanted).median())
     generated = sample(network, few, frames_magnitude(few.moving, few.static), SHEET_STEPS, seed)
     return figures, sheet(few.static, few.moving, generated)
@@ -91,15 +92,6 @@ def sample(network: torch.nn.Module, batch: Batch, magnitude: Tensor, steps: int
     )
     flow = (latents * motion_latents.latent_unit(magnitude))[:, :, : motion_latents.FLOW_CHANNELS]
     return motion_latents.warp(batch.static, flow, batch.viewmats, batch.focal)
-
-
-def rank_correlation(asked: Tensor, measured: Tensor) -> float:
-    """Spearman's; 0 where all measured values are one."""
-    if float(measured.max() - measured.min()) == 0:
-        return 0.0
-    from scipy.stats import spearmanr  # a second of the start of every training
-
-    return float(spearmanr(asked.flatten().numpy(), measured.flatten().numpy()).statistic)
 
 
 def sheet(*rows: Tensor) -> np.ndarray:

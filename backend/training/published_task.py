@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.guidance.schedules import V, add_noise, cosine_schedule, velocity
+from backend.guidance.schedules import add_noise, clean_of, cosine_schedule, velocity
 from backend.models import i2vgen
 from backend.models.checkpoints import load_strictly
 from backend.models.diffusion4d import Diffusion4DNet
 from backend.models.encoders import load_videomv_encoders
-from backend.models.motion_magnitude import clean_latents, latent_magnitude, motion_magnitude, reconstruction_loss
+from backend.models.motion_magnitude import latent_magnitude, motion_magnitude, reconstruction_loss
 from backend.models.published import BASES, base_tensors
 from backend.models.text import Vocabulary
 from backend.models.videomv import IMAGE, NEGATIVE_PROMPT, VideoMVConfig
@@ -48,7 +48,7 @@ def beginning(config: TrainConfig) -> dict[str, Tensor]:
     if config.base in ("", BASES["image"]):
         return base_tensors("image", folder, torch.float32)
     if config.base == i2vgen.NAME:
-        return i2vgen.i2vgen_tensors(folder, config=sized(config))
+        return i2vgen.i2vgen_tensors(folder, sized(config))
     hint = f"It is {BASES['image']} or {i2vgen.NAME}."
     raise UserError("bad_config", f"base = {config.base!r} is unknown.", hint)
 
@@ -73,13 +73,12 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     clean, still = look.latents(moving, noise), look.latents(static, noise)
     magnitude = motion_magnitude(batch.moving.permute(0, 1, 3, 4, 2), batch.static.permute(0, 1, 3, 4, 2))
 
-    known = (torch.rand(size, generator=noise, device=device) >= config.drop_all).to(device)
-    orbit_known = (torch.rand(size, generator=noise, device=device) >= config.drop_orbit).to(device)
+    known = torch.rand(size, generator=noise, device=device) >= config.drop_all
+    orbit_known = torch.rand(size, generator=noise, device=device) >= config.drop_orbit
     texts = [text if kept else NEGATIVE_PROMPT for text, kept in zip(batch.captions, known.tolist(), strict=True)]
     image = look.image(static[:, 0]) * known[:, None]
     schedule = cosine_schedule()
     timestep = torch.randint(schedule.config.num_train_timesteps, (size,), generator=noise, device=device)
-    alpha_bar = schedule.alphas_cumprod.to(device)[timestep]
     eps = torch.randn(clean.shape, generator=noise, device=device)
     noisy = add_noise(schedule, clean, eps, timestep)
     target = velocity(schedule, clean, eps, timestep)
@@ -97,9 +96,9 @@ def loss(network: torch.nn.Module, batch: Batch, config: TrainConfig, noise: tor
     ).float()
 
     denoising = functional.mse_loss(predicted, target)
-    found = latent_magnitude(clean_latents(predicted, noisy, alpha_bar, V), still)
-    # The loss weights by the square of what it is given: here alpha_bar itself is wanted.
-    reconstruction = reconstruction_loss(found, latent_magnitude(clean, still), alpha_bar.sqrt()).mean()
+    found = latent_magnitude(clean_of(schedule, predicted, noisy, timestep), still)
+    alpha_bar = schedule.alphas_cumprod.to(device)[timestep]
+    reconstruction = reconstruction_loss(found, latent_magnitude(clean, still), alpha_bar).mean()
     return {
         "loss": denoising + config.reconstruction_weight * reconstruction,
         "denoising": denoising.detach(),

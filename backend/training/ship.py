@@ -32,6 +32,7 @@ from backend.training.config import TrainConfig
 from blender_addon.contract.arrays import atomic_file
 
 CANDIDATE_POINTS, POINTS = 2_000, 128  # on the surface of a known motion's subject; those that are kept
+LICENCE = "CC0-1.0"  # of weights that are trained on CC0 models alone
 KEYS = {known.name for known in fields(TrainConfig)}  # runs of other versions may have had others
 TASKS = {
     "motion": motion_task,
@@ -41,7 +42,7 @@ TASKS = {
 }
 
 
-def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str) -> None:
     """Write the model of the runs (motion and, if there is one, static) to the folder `out`.
 
     `assets`: the animated assets whose training split becomes the memory of known subjects and motions, and tells which
@@ -58,7 +59,7 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
         raise UserError("runs_differ", "The runs have different words or resolutions.", "Train them on the same data.")
     about = {
         "name": name,
-        "licence": licence,
+        "licence": LICENCE,
         "resolution": configs["motion"].resolution,
         "frames": 24,
         "one_way": one_way_words(assets),
@@ -67,17 +68,17 @@ def ship(runs: dict[str, Path], assets: Path, out: Path, *, name: str, licence: 
     kinesplat_small.save(out, parts, vocabulary, known_subjects(assets), known_motions(assets), about)
 
 
-def ship_scene_flow(run: Path, out: Path, *, name: str, licence: str = "CC0-1.0") -> None:
+def ship_scene_flow(run: Path, out: Path, *, name: str) -> None:
     """Write the scene-flow network of a run to the folder `out`.
 
     Raises:
         UserError: the run has no checkpoint.
     """
     network, _, _, trained = finished("scene_flow", run)
-    scene_flow.save(out, network, {"name": name, "licence": licence, "trained": trained})
+    scene_flow.save(out, network, {"name": name, "licence": LICENCE, "trained": trained})
 
 
-def ship_small_fourdm(run: Path, out: Path, *, name: str, base: Path | None = None, licence: str = "CC0-1.0") -> None:
+def ship_small_fourdm(run: Path, out: Path, *, name: str, base: Path | None = None) -> None:
     """Write the small 4DM of a run, its motion modules on their base, to the folder `out`.
 
     base: where the run of the base is now, if not where it was.
@@ -88,7 +89,7 @@ def ship_small_fourdm(run: Path, out: Path, *, name: str, base: Path | None = No
     if not told_of("small_fourdm", run)["base_run"]:
         raise UserError("runs_differ", f"{run} has no motion modules.", "Train them: docs/training.md.")
     network, config, vocabulary, trained = finished("small_fourdm", run, base=base)
-    about = {"name": name, "licence": licence, "resolution": config.resolution, "trained": trained}
+    about = {"name": name, "licence": LICENCE, "resolution": config.resolution, "trained": trained}
     kinesplat_small_4dm.save(out, network, vocabulary, about)
 
 

@@ -4,7 +4,7 @@
 The first run has no `base_run` and samples of one moment; the second names the first and freezes what it has learned.
 """
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ def build(config: TrainConfig, vocabulary: Vocabulary) -> SmallFourDM:
     if config.times > 1 and not config.base_run:
         hint = "Name the run of the base: --set 'base_run=\"RUN\"' (docs/training.md)."
         raise UserError("no_base", "Motion modules are trained on a base, and none is named.", hint)
-    sizes = asdict(SmallFourDMConfig(vocabulary=len(vocabulary.words), motion=bool(config.base_run)))
-    network = SmallFourDM(resized(SmallFourDMConfig(**sizes), config.network))
+    sizes = SmallFourDMConfig(vocabulary=len(vocabulary.words), motion=bool(config.base_run))
+    network = SmallFourDM(resized(sizes, config.network))
     if config.base_run:
         try:
             lacking, unknown = network.load_state_dict(read_average(config.base_run), strict=False)
@@ -71,7 +71,7 @@ def loss(
     fate = torch.rand(size, generator=noise, device=device)
     worded = torch.rand(size, generator=noise, device=device) >= config.drop_text
     given = conditions(batch)
-    given = SmallConditions(given.video, given.guess, given.camera_to_world, given.tokens * worded[:, None])
+    given = replace(given, tokens=given.tokens * worded[:, None])
     timestep = timesteps(torch.rand(size, generator=noise, device=device))
     eps = torch.randn(clean.shape, generator=noise, device=device)
     predicted = network(add_noise(clean, eps, timestep), timestep, given.without(fate >= config.drop_all)).float()

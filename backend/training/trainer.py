@@ -208,9 +208,11 @@ def train(
                 with meter.waiting():
                     batch = next(batches)
                 last = micro == config.accumulate - 1
+                noise = generator(config, batch, accelerator.device)
+                torch.manual_seed(2**64 - 1 - noise.initial_seed())  # of dropout, whose numbers must not be the noise's
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     with accelerator.autocast():
-                        losses = task.loss(network, batch, config, generator(config, batch, accelerator.device))
+                        losses = task.loss(network, batch, config, noise)
                     accelerator.backward(losses["loss"] / config.accumulate)
                 meter.add(losses, 1 / config.accumulate)
             meter.add({"norm": accelerator.clip_grad_norm_(network.parameters(), config.clip)})

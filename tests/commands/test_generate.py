@@ -11,7 +11,7 @@ from PIL import Image
 from backend.__main__ import main
 from backend.commands import generate_files, orbit_folders
 from backend.commands.orbit_folders import write_orbit
-from backend.data import object_capture
+from backend.data import blender_wheel, object_capture
 from backend.data.object_capture import capture_object
 from backend.models import kinesplat_small
 from backend.pipelines import diffusion4d, fourdiffusion
@@ -234,7 +234,7 @@ def test_a_refused_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
     monkeypatch.setattr(object_capture, "Child", Refusing)
-    monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(blender_wheel.importlib.util, "find_spec", lambda name: True)
     assert generate("--object", DOG, "--out", tmp_path / "dog.npz") == 1
     assert not list(tmp_path.glob("dog*"))
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys, monkeypatch: pytest
     assert "save it as PNG, JPEG or WebP" in capsys.readouterr().err
     assert generate("--object", tmp_path / "none.glb", *out) == 1
     assert "none.glb cannot be read" in capsys.readouterr().err
-    monkeypatch.setattr(object_capture.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(blender_wheel.importlib.util, "find_spec", lambda name: None)
     assert generate("--object", DOG, *out) == 1
     assert "pip install bpy" in capsys.readouterr().err
     assert not (tmp_path / "sheet.png").exists()

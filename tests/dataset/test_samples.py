@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Training samples: the same whenever they are drawn, and what they hold."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from backend.data.baked import read_baked, read_manifest
+from backend.data.baked import baked_file, model_file, read_baked, read_manifest
 from backend.data.captions import action, caption, subject
 from backend.data.samples import SampleStream, View, render_sample
 from backend.models.motion_latents import fill, warp
 from backend.models.text import words
-from blender_addon.contract.arrays import BadFileError
+from blender_addon.contract.arrays import BadFileError, write_arrays
 
 ASSETS = Path(__file__).resolve().parent.parent / "data" / "assets"
 
@@ -57,11 +58,54 @@ def test_families_can_be_left_out():
     assert {stream.sample(number).caption for number in range(12)} <= {"fish swim", "fish", "swim"}
 
 
+def test_shares_that_leave_nothing_are_told():
+    families = {entry["family"]: 0.0 for entry in read_manifest(ASSETS)}
+    with pytest.raises(BadFileError, match="no clip"):
+        SampleStream(ASSETS, None, families=families)
+
+
 def test_a_split_without_assets_is_told():
     with pytest.raises(BadFileError, match="'test'"):
         SampleStream(ASSETS, "test")
     with pytest.raises(BadFileError, match="holds no manifest"):
         SampleStream(ASSETS / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"id": "a", "split": "train", "clips": []},
+        {"id": "a", "family": "f", "split": "train", "clips": [{}]},
+        {"id": 3, "family": "f", "split": "train", "clips": [{"action": "Walk"}]},
+        "a",
+    ],
+)
+def test_a_manifest_of_another_form_is_told(tmp_path, asset):
+    (tmp_path / "manifest.json").write_text(json.dumps({"assets": [asset]}))
+    with pytest.raises(BadFileError, match="is not a manifest of animated assets"):
+        read_manifest(tmp_path)
+
+
+def test_a_model_that_is_baked_alone_is_told():
+    entry = read_manifest(ASSETS)[0]
+    with pytest.raises(BadFileError, match="its bake alone"):
+        model_file(ASSETS, entry)
+    assert model_file(ASSETS, {**entry, "file": "a/b.glb"}) == ASSETS / "a" / "b.glb"
+
+
+def test_a_bake_that_is_damaged_is_told(tmp_path):
+    entry = read_manifest(ASSETS)[0]
+    good = baked_file(ASSETS, entry).read_bytes()
+    path = baked_file(tmp_path, entry)
+    path.parent.mkdir()
+    with pytest.raises(BadFileError, match="is missing"):
+        read_baked(tmp_path, entry)
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(BadFileError, match=path.name):
+        read_baked(tmp_path, entry)
+    write_arrays(path, {"v": np.zeros((3, 3))})  # of something else
+    with pytest.raises(BadFileError, match="no bake"):
+        read_baked(tmp_path, entry)
 
 
 def test_a_view_says_how_large_and_which_way():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Evaluation runs of constructions whose quality is known, on true pictures of the small assets."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -217,11 +218,31 @@ def test_clips_are_asked_for_by_name_family_and_action(assets: Path) -> None:
         chosen_clips(assets, "val", 1, actions=["fly"])
 
 
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(UserError("x", "No such action."), "No such action."), (OSError(errno.ENOSPC, "No space left on device"), None)],
+)
+def test_a_full_disk_is_no_fault_of_the_clip(tmp_path: Path, monkeypatch, error: Exception, kept: str | None) -> None:
+    """What is wrong with a clip is kept, as it will not change; what is wrong with the computer may."""
+
+    def fail(question: dict) -> str:
+        raise error
+
+    monkeypatch.setattr(truth_worker, "_render", fail)
+    answer = truth_worker.answer({"renderer": "fast", "folder": str(tmp_path), "fingerprint": "0"})
+    assert ("error" in answer) == (kept is None)
+    written = tmp_path / "truth.json"
+    assert (json.loads(written.read_text())["problem"] if written.exists() else None) == kept
+
+
 def test_settings_of_the_fit_are_read_by_their_kind() -> None:
     assert parse_change("harmonics=4") == ("harmonics", 4)
     assert parse_change("spectral_weight=4") == ("spectral_weight", 4.0)
     assert parse_change("color_space=linear") == ("color_space", "linear")
-    for wrong in ("harmonic=4", "harmonics=four", "harmonics"):
+    assert parse_change("hypotheses=free,jointed") == ("hypotheses", ("free", "jointed"))
+    assert parse_change("mirrors=0,0.5") == ("mirrors", (0.0, 0.5))
+    assert parse_change("mirrors=") == ("mirrors", ())
+    for wrong in ("harmonic=4", "harmonics=four", "harmonics", "motion=planes", "hypotheses=joints", "hexplane=3"):
         with pytest.raises(UserError):
             parse_change(wrong)
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from backend.evaluation.construction import evaluate_construction
-from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr, track_error
+from backend.evaluation.metrics import alpha_iou, foreground_psnr, psnr, spearman, track_error
 from backend.pictures import over_white
 from backend.splatting.observations import Observations
 from backend.splatting.render import render_clip
@@ -58,3 +60,13 @@ def test_a_clip_is_perfect_on_its_own_pictures_and_frozen_it_is_not() -> None:
     assert result["psnr_unseen"] == result["psnr_shown"]
     assert result["psnr_unseen_frozen"] < result["psnr_unseen"] - 10
     assert result["track_error"] < 0.5
+
+
+def test_spearman_with_ties() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 25, 400]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert spearman([1, 2, 3], [5, 5, 5]) == 0
+    with pytest.raises(ValueError, match="same length"):
+        spearman([1, 2], [1, 2, 3])

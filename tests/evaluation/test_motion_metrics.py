@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,7 +10,6 @@ from backend.evaluation.motion_metrics import (
     motion_cosine,
     motion_error,
     sharpness,
-    spearman,
     stray,
 )
 
@@ -104,20 +102,3 @@ def test_stray_is_the_share_of_detached_pieces(static: torch.Tensor) -> None:
     touching = torch.maximum(static, square(20, 20, side=4).repeat(FRAMES, 1, 1, 1))  # at the corner
     assert stray(touching) == 0
     assert stray(torch.zeros_like(static)) == 0
-
-
-def test_spearman_with_ties() -> None:
-    assert spearman([1, 2, 3, 4], [10, 20, 25, 400]) == pytest.approx(1)
-    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-    assert spearman([1, 2, 3], [5, 5, 5]) == 0
-    with pytest.raises(ValueError, match="same length"):
-        spearman([1, 2], [1, 2, 3])
-
-
-def test_spearman_agrees_with_its_textbook_formula() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.permutation(12), rng.permutation(12)
-    expected = 1 - 6 * ((a - b) ** 2).sum() / (12 * (144 - 1))
-    assert spearman(a, b) == pytest.approx(expected)

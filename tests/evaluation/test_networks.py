@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Networks with others' weights: stood in for by small TorchScript modules with the same calls."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,36 @@ def test_i3d_gets_videos_in_its_own_order(tmp_path: Path) -> None:
     features = networks.i3d(videos)
     assert isinstance(features, np.ndarray)
     assert features.tolist() == [[0] * 6, pytest.approx([0, 127.5, 0, 0, 85, 0])]
+
+
+def small_clip(folder: Path) -> Path:
+    """A CLIP model of two layers with random weights, as transformers keeps one."""
+    transformers = pytest.importorskip("transformers")
+    words = ["a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 8, "bos_token_id": 3, "eos_token_id": 4}
+    image = {**size, "image_size": 16, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=8)
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tokens = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    square = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPProcessor(transformers.CLIPImageProcessor(**square), tokens).save_pretrained(folder)
+    return folder
+
+
+def test_clip_compares_pictures_with_a_picture_and_with_words(tmp_path: Path) -> None:
+    clip = load_networks(clip=small_clip(tmp_path)).clip
+    pictures = torch.rand(3, 20, 24, 3, generator=torch.Generator().manual_seed(1))
+    cosines = clip(pictures, pictures[1])
+    assert cosines.shape == (3,)
+    assert cosines[1] == pytest.approx(1, abs=1e-5)
+    assert cosines[0] < cosines[1]
+    one, other = clip(pictures, "a b"), clip(pictures, "a c")
+    assert one.abs().max() <= 1
+    assert not torch.equal(one, other)
 
 
 def test_what_is_not_at_hand_is_said(tmp_path: Path) -> None:

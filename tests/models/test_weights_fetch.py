@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save
 
-from backend.models import weights_fetch
+from backend.models import weights_convert, weights_fetch
 from backend.models.checkpoints import CARD, locate, read_card, read_tensors
 from backend.models.weights_fetch import DOWNLOADS, fetch
 from backend.models.weights_registry import File, Source, Weights
@@ -260,7 +260,7 @@ def test_what_only_a_person_can_fetch_is_explained(hub: Hub, tmp_path: Path) -> 
 
 def test_a_full_disk_is_told_before_and_during(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(weights_fetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=weights_fetch.MARGIN))
+        patch.setattr(weights_convert.shutil, "disk_usage", lambda path: SimpleNamespace(free=weights_convert.MARGIN))
         with pytest.raises(UserError, match=r"0\.0 GB are needed") as caught:
             get(hub, tmp_path)
         assert caught.value.code == "disk_full"

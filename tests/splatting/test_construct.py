@@ -185,6 +185,19 @@ def test_progress_never_falls_and_shows_pictures(scene: Scene, tmp_path: Path, m
         assert second.std() > 10
 
 
+def test_a_faint_subject_has_previews(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ghost, or smoke: nowhere more than one part in sixty is there."""
+    monkeypatch.setattr("backend.progress.PREVIEW_INTERVAL", 0.0)
+    moving, static = (replace(views, images=views.images / 60) for views in (scene.moving, scene.static))
+    few = {"shape_steps": 2, "coarse_steps": 2, "fine_steps": 2, "hypotheses": ("free",), "mirrors": ()}
+    steps: list[Progress] = []
+    run = planned(tmp_path, on_progress=steps.append)
+    construct(moving, static, scene.surface, replace(TINY, **few), run)
+    seen = [step.preview.shape for step in steps if step.preview is not None]
+    assert seen
+    assert all(min(shape[:2]) < TINY.fine_pixels for shape in seen)  # cut to where it is
+
+
 def test_cancelling_ends_it_at_the_next_step(scene: Scene, tmp_path: Path) -> None:
     steps: list[Progress] = []
     run = planned(tmp_path, on_progress=steps.append, is_cancelled=cancel_after(20))

@@ -22,8 +22,9 @@ from backend.splatting.config import ConstructConfig
 from backend.splatting.engine import choose_engine
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs
-from backend.splatting.guide import Guide
+from backend.splatting.guide import Guide, SurfaceMotion
 from backend.splatting.hypotheses import Hypothesis, Trial
+from backend.splatting.refinement import RefinableClip
 from backend.splatting.render import render_clip
 from backend.splatting.scene import prepare
 from blender_addon.contract.clip import Clip, check_clip
@@ -77,8 +78,7 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = {"shape_steps": 3, "guide_steps": 3, "coarse_steps": 3, "fine_steps": 3}
-    # Densification counts on the host, a few times in all.
-    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), mirrors=(), densify_times=0)
+    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), mirrors=())
     here = prepare(scene.moving, scene.static, config, frames=9)
     points = scene.surface.points[:200]
     fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
@@ -192,12 +192,32 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
 @pytest.mark.parametrize("motion", ["bases", "hexplane"])
 def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
     """All stages, previews and checkpoints, with gsplat's contract checked; the CPU's kernels draw."""
-    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "densify_times": 1, "sh_degree": 1}
-    config = replace(SMALL, motion=motion, hypotheses=("free", "joints"), **few)
+    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "sh_degree": 1}
+    config = replace(SMALL, motion=motion, hypotheses=("free", "jointed"), **few)
     engine = choose_engine("auto")
     assert engine.is_gpu
     clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path), engine)
     check_clip(clip)
     waiting = {line.split(":")[0] for kind, line in card.waits if "local_scalar" in kind}
-    seldom = ("previews", "construct", "scene", "densify")  # not in every step
+    seldom = ("previews", "construct", "scene")  # not in every step
     assert waiting <= {f"backend/splatting/{name}.py" for name in seldom}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("motion", ["bases", "hexplane"])
+def test_a_motion_that_is_told_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
+    """Known as a whole, or as a guide to the fit; and a clip that is refined."""
+    few = {"shape_steps": 4, "guide_steps": 4, "coarse_steps": 4, "fine_steps": 4}
+    tracks = torch.from_numpy(scene.tracks)
+    told = SurfaceMotion(tracks[0], tracks - tracks[0], torch.linspace(0, 1, len(tracks)))
+    config = replace(SMALL, motion=motion, mirrors=(), **few)
+    given = scene.moving, scene.static, scene.surface, config, planned(tmp_path), choose_engine("auto")
+    clip = construct.construct(*given, told=told)
+    check_clip(clip)
+    if motion == "bases":
+        refinable = RefinableClip(clip, "cuda")
+        optimizer = refinable.optimizer()
+        loss = refinable.render(scene.moving.cameras).square().mean() + refinable.rigidity(scene.moving.cameras.times)
+        (loss + refinable.jerkiness()).backward()
+        optimizer.step()
+        check_clip(refinable.to_clip())

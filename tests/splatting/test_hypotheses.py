@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Hypotheses of the motion are tried in order, and the one that explains the pictures best goes on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from backend.splatting.config import ConstructConfig
 from backend.splatting.fit import Fit
 from backend.splatting.gaussians import discs
-from backend.splatting.hypotheses import Hypothesis, Trial, lags_for, leader, next_hypothesis
+from backend.splatting.hypotheses import Hypothesis, Trial, kinds_for, lags_for, leader, next_hypothesis
 from backend.splatting.scene import prepare
 from tests.splatting.scenes import swinging_arm
 
@@ -55,6 +57,14 @@ def test_only_a_loop_has_half_a_cycle() -> None:
     for loop, expected in ((True, [0.0, 0.5]), (False, [0.0])):
         views = swinging_arm(loop=loop)
         assert lags_for(prepare(views.moving, views.static, ConstructConfig(gaussians=300), frames=9)) == expected
+
+
+def test_something_is_tried_where_no_kind_fits() -> None:
+    scene = swinging_arm()  # which travels nowhere
+    config = ConstructConfig(gaussians=300, hypotheses=("carried",))
+    here = prepare(scene.moving, scene.static, config, frames=9)
+    assert kinds_for(here, discs(scene.surface.points, scene.surface.normals, np.full((450, 3), 0.5))) == {"free": None}
+    assert kinds_for(replace(here, config=replace(config, hypotheses=())), None) == {"free": None}
 
 
 def test_the_leaders_motion_is_kept_and_comes_back_from_a_checkpoint() -> None:

@@ -4,11 +4,13 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from backend.pipelines import orbit_video
 from backend.splatting.observations import read_orbit_folder, read_orbit_folders
@@ -121,6 +123,24 @@ def test_objaverse_xl_has_no_static_orbit(sample: Path) -> None:
         find_orbits(sample, sample)
 
 
+def save_with_notes(path: Path) -> None:
+    """A picture with more text than Pillow unpacks, as programs write their whole settings into it."""
+    notes = PngInfo()
+    notes.add_text("workflow", "a" * (2 << 20), zip=True)
+    Image.new("RGBA", (8, 8)).save(path, pnginfo=notes)
+
+
+def test_a_number_far_off_costs_nothing(sample: Path) -> None:
+    (sample / "multi_frame3000000.png").write_bytes(b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadFileError, match=f"multi_frame{FRAMES}.png is missing"):
+            find_orbits(sample)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -129,6 +149,8 @@ def test_objaverse_xl_has_no_static_orbit(sample: Path) -> None:
         (lambda folder: (folder / "multi_frame0.png").write_bytes(b"\x89PNG"), "multi_frame0.png cannot be read"),
         (lambda folder: (folder / "multi_frame3.png").write_bytes(b"\x89PNG"), "multi_frame3.png cannot be read"),
         (lambda folder: Image.new("RGBA", (4, 8)).save(folder / "multi_frame3.png"), "4 x 8 pixels, not 8 x 8"),
+        (lambda folder: save_with_notes(folder / "multi_frame0.png"), "multi_frame0.png cannot be read"),
+        (lambda folder: save_with_notes(folder / "multi_frame3.png"), "multi_frame3.png cannot be read"),
         (lambda folder: (folder / "multi0.json").unlink(), "multi0.json is missing"),
         (lambda folder: (folder / "multi4.json").write_text("{}"), "does not describe a camera"),
         (lambda folder: (folder / "static4.json").write_text('{"matrix_world": [1], "x_fov": 1}'), "4 x 4 numbers"),

@@ -29,7 +29,14 @@ def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room,
     monkeypatch.setattr(batches, "SHARED", tmp_path if room == "none" else tmp_path / "nowhere")
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage)
-    words, told = Vocabulary(("lever",)), []
+    words, told, shared = Vocabulary(("lever",)), [], set()
+    joined = batches._joined
+
+    def spied(pieces):
+        shared.update(array.is_shared() for array in pieces[0][1].values())
+        return joined(pieces)
+
+    monkeypatch.setattr(batches, "_joined", spied)
     taken = {}
     for workers in (0, 2):
         numbers = batches.micro_batches(3, 5)
@@ -39,6 +46,7 @@ def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room,
                 os.kill(process.pid, signal.SIGTERM)  # for the whole group, say
             taken[workers] += islice(drawn, 2)
     assert len(told) == (room == "none")
+    assert shared == {room == "enough"}  # what there is no room for came through pipes
     for one, other in zip(taken[0], taken[2], strict=True):
         assert (one.number, one.captions) == (other.number, other.captions)
         assert one.moving.shape == (5, 24, 4, 16, 16)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from backend.__main__ import main
 from backend.guidance.schedules import cosine_schedule
@@ -122,17 +122,22 @@ def test_the_loss_is_the_papers(monkeypatch, tiny):
 
 
 @pytest.mark.slow
-def test_one_step_of_the_shrunk_network(tiny, assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(published_task, "encoders", lambda weights, device: encoders())
+def test_a_run_of_the_shrunk_network_goes_on_bit_for_bit(tiny, assets, tmp_path, monkeypatch):
+    look = encoders()
+    monkeypatch.setattr(published_task, "encoders", lambda weights, device: look)
     published_config = read_config("diffusion4d_published")
     config = replace(
         published_config, network=SIZES, weights="tiny", resolution=32, accumulate=2, workers=0, precision="fp32"
     )
     before = published_task.build(config, Vocabulary(()))
     assert before.base.checkpoint_activations
-    assert train(config, assets, tmp_path, steps=1)
-    assert (tmp_path / "step_00000001" / "ema.safetensors").exists()
+    assert before.base.config.dropout > 0
     assert before.magnitude.outer.weight.abs().max() == 0
+    for steps in (1, 2):  # in two parts, then in one
+        assert train(config, assets, tmp_path / "parts", steps=steps)
+    assert train(config, assets, tmp_path / "whole", steps=2)
+    parts, whole = (load_file(tmp_path / run / "step_00000002" / "model.safetensors") for run in ("parts", "whole"))
+    assert {name for name in whole if not torch.equal(parts[name], whole[name])} == set()
 
 
 def test_a_mixed_precision_step_reaches_every_parameter(monkeypatch):

@@ -141,6 +141,11 @@ def test_two_processes_do_what_one_does_with_two_micro_batches(tiny, assets, tmp
             torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_motion_latents_need_pictures_that_can_be_halved(tiny, assets, tmp_path):
+    with pytest.raises(UserError, match="power of two"):
+        train(tiny(resolution=20), assets, tmp_path, steps=1)
+
+
 def test_a_run_needs_a_length_and_assets(tiny, assets, tmp_path):
     with pytest.raises(UserError, match="how long"):
         train(tiny(), assets, tmp_path)
