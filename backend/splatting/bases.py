@@ -8,6 +8,8 @@ This is the default of `ConstructConfig.motion`. Every model of the motion offer
 of the fit know no more about it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from backend.splatting.motion import (
     no_motion,
     offsets_at,
     poses_of,
+    refined,
     to_basis_motion,
 )
 from blender_addon.contract.clip import BasisMotion
@@ -79,6 +82,8 @@ class BasesMotion:
         index, weights = self.control.index, self.control.weights
         if chosen is not None:
             index, weights = index[chosen], weights[chosen]
+        if self.config.refine_weights:
+            weights = refined(weights, gaussians.weight_offsets)
         return Moved(*blend(self._poses(times), gaussians.means, gaussians.quats, index, weights), gaussians.scales)
 
     def prior(self, progress: float, rng: np.random.Generator) -> Tensor:
@@ -103,7 +108,10 @@ class BasesMotion:
 
     def to_clip(self, frame_times: Tensor, gaussians: GaussianParameters) -> BasisMotion:
         """The motion at `frame_times` [T] as a clip keeps it."""
-        return to_basis_motion(self._poses(frame_times), self.control)
+        control = self.control
+        if self.config.refine_weights:
+            control = replace(control, weights=refined(control.weights, gaussians.weight_offsets))
+        return to_basis_motion(self._poses(frame_times), control)
 
     def _poses(self, times: Tensor) -> Tensor:  # [T] -> [T, B, 16]
         offsets = offsets_at(effective_coefficients(self.coefficients, self.basis), self.basis, times)

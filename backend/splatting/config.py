@@ -35,6 +35,8 @@ class ConstructConfig:
     sh_degree: int = 0  # of colours that depend on the view: 0 to 2; what does not shine needs none
     motion: str = "bases"  # its model: "bases", blended rigid poses, or "hexplane", a deformation field
     control_points: int = 128  # rigid poses that the Gaussians follow
+    refine_weights: bool = False  # whether the last stage also learns how far each Gaussian follows which of them
+    weight_prior: float = 1e-2  # against weights that differ from those by distance
     harmonics: int = 6  # whole cycles per clip of the fastest term of the motion
     shape_steps: int = 250  # iterations of stage 1, `shape_frames` static views each
     coarse_steps: int = 500  # iterations of stage 2, `coarse_frames` pictures each

@@ -239,6 +239,8 @@ def _fit_both(fit: Fit, scene: Scene, guide: Guide | None, checkpoint: Checkpoin
         moved = fit.motion.moved(scene.times[views], gaussians)
         loss = pictures.loss(views, moved, gaussians, scene.coverage)
         loss = loss + fit.motion.prior(_progress(fit, config), rng) + _guide_loss(fit, scene, guide, rng)
+        if config.refine_weights:
+            loss = loss + config.weight_prior * gaussians.weight_offsets.square().mean()
         if scene.has_static and rng.random() < static_chance:
             loss = loss + 0.5 * reference_loss(fit, scene, scene.reference[1], rng)
         fit.set_motion_rates(_motion_share(fit, config))

@@ -28,6 +28,7 @@ SHAPE_RATES = {
     "opacity_logits": 3e-2,
     "color_logits": 2e-2,
     "harmonics": 2e-3,
+    "weight_offsets": 2e-2,
 }
 BETAS = (0.9, 0.99)
 DEFAULT = Hypothesis()

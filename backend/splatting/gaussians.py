@@ -14,6 +14,7 @@ from backend.splatting.observations import Observations
 from backend.splatting.sight import project, seen_in
 from backend.splatting.spread import neighbour_distances
 from backend.splatting.tracks import Tracks
+from blender_addon.contract.clip import BASES_PER_GAUSSIAN
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 THICKNESS = 0.35  # of a disc beside its radius
@@ -42,6 +43,7 @@ class GaussianParameters:
     opacity_logits: Tensor  # [N]
     color_logits: Tensor  # [N, 3] of the colour in the fit's space
     harmonics: Tensor  # [N, K - 1, 3] spherical harmonics above the constant one; none where K is 1
+    weight_offsets: Tensor  # [N, 4] to the logarithms of the weights by which control points lead them
     blur: float = 0.0  # clip space; nothing finer can be told from the pictures, so no Gaussian is
 
     @property
@@ -142,6 +144,7 @@ def discs(
         opacity_logits=torch.full((len(points),), START_OPACITY_LOGIT),
         color_logits=colors.logit(),
         harmonics=torch.zeros(len(points), (sh_degree + 1) ** 2 - 1, 3),
+        weight_offsets=torch.zeros(len(points), BASES_PER_GAUSSIAN),
     )
 
 

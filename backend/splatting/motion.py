@@ -82,10 +82,13 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_means: Tensor, grad_quats: Tensor):
-        poses, _, _, means, quats = ctx.saved
-        grads = np.zeros_like(poses), np.zeros_like(means), np.zeros_like(quats)
+        poses, _, weights, means, quats = ctx.saved
+        wanted = ctx.needs_input_grad[3]
+        grad_weights = np.zeros((len(weights) if wanted else 0, weights.shape[1]), np.float32)
+        grads = np.zeros_like(poses), np.zeros_like(means), np.zeros_like(quats), grad_weights
         motion_kernels.blend_backward(*ctx.saved, _array(grad_means), _array(grad_quats), *grads)
-        return *(torch.from_numpy(grad) for grad in grads), None, None
+        tensors = [torch.from_numpy(grad) for grad in grads]
+        return *tensors[:3], tensors[3] if wanted else None, None
 
 
 def no_motion(bases: int, basis: TimeBasis) -> Tensor:  # [B, 6, J]
@@ -124,6 +127,12 @@ def poses_of(offsets: Tensor, control: ControlPoints) -> Tensor:  # [T, B, 6] ->
     return motion_torch.poses(offsets, control.points)
 
 
+def refined(weights: Tensor, offsets: Tensor) -> Tensor:  # [N, k], [N, k] -> [N, k]
+    """Weights with `offsets` to their logarithms, sum 1 again."""
+    changed = weights * offsets.exp()
+    return changed / changed.sum(dim=-1, keepdim=True)
+
+
 def blend(
     poses: Tensor,  # [T, B, 16]
     means: Tensor,  # [N, 3]
@@ -133,8 +142,8 @@ def blend(
 ) -> tuple[Tensor, Tensor]:  # [T, N, 3], [T, N, 4]
     """Gaussians moved by the weighted mean of their poses (linear blend skinning).
 
-    The quaternions come out with lengths a little below 1; the rasteriser normalises. Differentiable in poses, means
-    and quats. The same rule as `blender_addon.contract.clip.BasisMotion`.
+    The quaternions come out with lengths a little below 1; the rasteriser normalises. Differentiable in poses, means,
+    quats and weights. The same rule as `blender_addon.contract.clip.BasisMotion`.
     """
     if poses.is_cpu:
         return _Blend.apply(poses, means, quats, weights, _array(index))

@@ -61,7 +61,10 @@ def blend_forward(poses, index, weights, means, quats, out_means, out_quats):
             out_quats[t, n, 3] = aw * bz + ax * by - ay * bx + az * bw
 
 
-@kernel(f"void({_POSES}, {_INDEX}, {_TABLE}, {_TABLE}, {_TABLE}, {_POSES}, {_POSES}, {_POSES}, {_TABLE}, {_TABLE})")
+@kernel(
+    f"void({_POSES}, {_INDEX}, {_TABLE}, {_TABLE}, {_TABLE}, {_POSES}, {_POSES}, "
+    f"{_POSES}, {_TABLE}, {_TABLE}, {_TABLE})"
+)
 def blend_backward(
     poses,
     index,
@@ -73,8 +76,13 @@ def blend_backward(
     grad_poses,
     grad_means,
     grad_quats,
+    grad_weights,
 ):
-    """Vector-Jacobian product of `blend_forward`; adds to grad_poses, grad_means and grad_quats."""
+    """Vector-Jacobian product of `blend_forward`; adds to grad_poses, grad_means, grad_quats and grad_weights.
+
+    With grad_weights [0, k] that one is left out.
+    """
+    of_weights = grad_weights.shape[0] > 0
     m = np.empty(16, np.float32)
     g = np.empty(16, np.float32)
     for t in range(poses.shape[0]):
@@ -119,6 +127,13 @@ def blend_backward(
                 side = _F(-1) if dot < _F(0) else _F(1)
                 for c in range(12, 16):
                     grad_poses[t, b, c] += side * weight * g[c]
+                if of_weights:
+                    slope = _F(0)
+                    for c in range(12):
+                        slope += poses[t, b, c] * g[c]
+                    for c in range(12, 16):
+                        slope += side * poses[t, b, c] * g[c]
+                    grad_weights[n, k] += slope
 
 
 # Fast square roots are off by a bit, and no motion must be none exactly.

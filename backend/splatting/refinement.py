@@ -126,6 +126,7 @@ def _gaussians_of(clip: Clip) -> GaussianParameters:
         opacity_logits=torch.from_numpy(clip.opacities).clamp(1e-3, 1 - 1e-3).logit(),
         color_logits=(0.5 + SH_DC * torch.from_numpy(clip.sh[:, 0])).clamp(1e-3, 1 - 1e-3).logit(),
         harmonics=torch.from_numpy(clip.sh[:, 1:]),
+        weight_offsets=torch.zeros(clip.count, 0),
         blur=blur,
     )
 

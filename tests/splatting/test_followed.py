@@ -27,7 +27,7 @@ def at_points(points: np.ndarray) -> GaussianParameters:
     quats = torch.tensor([1.0, 0, 0, 0]).expand(count, 4).clone()
     zeros = {name: torch.zeros(count, 3) for name in ("log_scales", "color_logits")}
     none = {"opacity_logits": torch.zeros(count), "harmonics": torch.zeros(count, 0, 3)}
-    return GaussianParameters(torch.from_numpy(points), quats, **zeros, **none)
+    return GaussianParameters(torch.from_numpy(points), quats, **zeros, **none, weight_offsets=torch.zeros(count, 4))
 
 
 def turning(points: np.ndarray, turns: float) -> SurfaceMotion:

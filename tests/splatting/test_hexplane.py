@@ -42,6 +42,7 @@ def some_gaussians(count: int = 40) -> GaussianParameters:
         opacity_logits=drawn(count),
         color_logits=drawn(count, 3),
         harmonics=torch.zeros(count, 0, 3),
+        weight_offsets=torch.zeros(count, 4),
     )
 
 

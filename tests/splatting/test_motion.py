@@ -15,6 +15,7 @@ from backend.splatting.motion import (
     no_motion,
     offsets_at,
     poses_of,
+    refined,
     to_basis_motion,
 )
 from blender_addon.contract.clip import Clip
@@ -116,13 +117,13 @@ def test_values_and_gradients_against_plain_torch(subject) -> None:
     times = torch.tensor([0.17, 0.5, 0.83])
     upstream = torch.randn(3, 60, 3), torch.randn(3, 60, 4)
 
-    inputs = [tensor.clone().requires_grad_() for tensor in (effective, means, quats)]
+    inputs = [tensor.clone().requires_grad_() for tensor in (effective, means, quats, control.weights)]
     poses = poses_at(inputs[0], BASES[0], times, control)
-    values = blend(poses, inputs[1], inputs[2], control.index, control.weights)
+    values = blend(poses, inputs[1], inputs[2], control.index, inputs[3])
     torch.autograd.backward(values, upstream)
 
-    exact_inputs = [tensor.double().requires_grad_() for tensor in (effective, means, quats)]
-    exact = plain_motion(exact_inputs[0], BASES[0], times, control, *exact_inputs[1:], control.weights.double())
+    exact_inputs = [tensor.double().requires_grad_() for tensor in (effective, means, quats, control.weights)]
+    exact = plain_motion(exact_inputs[0], BASES[0], times, control, *exact_inputs[1:])
     torch.autograd.backward(exact, [gradient.double() for gradient in upstream])
 
     for value, truth in zip(values, exact, strict=True):
@@ -144,23 +145,23 @@ def test_the_functions_for_gpus_give_what_the_kernels_give(subject, dtype: torch
     times = torch.tensor([0.0, 0.17, 0.83])
     upstream = torch.randn(3, 60, 3), torch.randn(3, 60, 4)
 
-    def kernels(effective, means, quats):
+    def kernels(effective, means, quats, weights):
         poses = poses_at(effective, BASES[1], times, control)
         energy = rigidity(poses, control, 5.0, 0.7)
-        return energy, *blend(poses, means, quats, control.index, control.weights)
+        return energy, *blend(poses, means, quats, control.index, weights)
 
-    def plain(effective, means, quats):
+    def plain(effective, means, quats, weights):
         offsets = (effective @ BASES[1](times).to(dtype)).permute(2, 0, 1)
         points, edge_weights = (tensor.to(dtype) for tensor in (control.points, control.edge_weights))
         poses = motion_torch.poses(offsets, points)
         terms = 3 * len(control.edges)
         factors = 5.0 * RIGIDITY_LENGTH / control.mean_square_edge / terms, 0.7 / terms
         energy = motion_torch.rigidity(poses, points, control.edges.long(), edge_weights, *factors)
-        return energy, *motion_torch.blend(poses, means, quats, control.index.long(), control.weights.to(dtype))
+        return energy, *motion_torch.blend(poses, means, quats, control.index.long(), weights)
 
     results = []
     for function, kind in ((kernels, torch.float32), (plain, dtype)):
-        inputs = [tensor.to(kind).clone().requires_grad_() for tensor in (effective, means, quats)]
+        inputs = [tensor.to(kind).clone().requires_grad_() for tensor in (effective, means, quats, control.weights)]
         energy, *moved = function(*inputs)
         gradients = [gradient.to(kind) for gradient in upstream]
         torch.autograd.backward([energy, *moved], [torch.ones_like(energy), *gradients])
@@ -168,6 +169,16 @@ def test_the_functions_for_gpus_give_what_the_kernels_give(subject, dtype: torch
     for mine, theirs in zip(*results, strict=True):
         assert (mine.double() - theirs.double()).abs().max() / theirs.abs().max() < 1e-5
     torch.testing.assert_close(results[1][1][0].float(), means, atol=1e-6, rtol=0)  # time 0 is the canonical shape
+
+
+def test_offsets_refine_weights(subject) -> None:
+    weights = subject[0].weights
+    torch.testing.assert_close(refined(weights, torch.zeros_like(weights)), weights)
+    offsets = torch.zeros_like(weights)
+    offsets[:, 1] = np.log(3)
+    changed = refined(weights, offsets)
+    torch.testing.assert_close(changed.sum(dim=1), torch.ones(len(weights)))
+    torch.testing.assert_close(changed[:, 1] / changed[:, 0], 3 * weights[:, 1] / weights[:, 0])
 
 
 def test_a_clip_moves_like_the_fit(subject) -> None:
