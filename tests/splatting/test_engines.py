@@ -78,7 +78,8 @@ def test_the_steps_of_a_fit_stay_on_their_device_and_never_wait(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = {"shape_steps": 3, "guide_steps": 3, "coarse_steps": 3, "fine_steps": 3}
-    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), mirrors=())
+    # Densification counts on the host, a few times in all.
+    config = replace(SMALL, **steps, static_chance=1.0, hypotheses=("free",), mirrors=(), densify_times=0)
     here = prepare(scene.moving, scene.static, config, frames=9)
     points = scene.surface.points[:200]
     fit = Fit(discs(points, scene.surface.normals[:200], np.full((200, 3), 0.5)))
@@ -192,14 +193,14 @@ def test_a_fit_begun_on_cuda_goes_on_on_the_cpu_and_back(
 @pytest.mark.parametrize("motion", ["bases", "hexplane"])
 def test_construction_on_a_pretended_card(card, motion: str, scene: Scene, tmp_path: Path) -> None:
     """All stages, previews and checkpoints, with gsplat's contract checked; the CPU's kernels draw."""
-    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "sh_degree": 1}
+    few = {"shape_steps": 12, "coarse_steps": 12, "fine_steps": 12, "densify_times": 1, "sh_degree": 1}
     config = replace(SMALL, motion=motion, hypotheses=("free", "jointed"), **few)
     engine = choose_engine("auto")
     assert engine.is_gpu
     clip = construct.construct(scene.moving, scene.static, scene.surface, config, planned(tmp_path), engine)
     check_clip(clip)
     waiting = {line.split(":")[0] for kind, line in card.waits if "local_scalar" in kind}
-    seldom = ("previews", "construct", "scene")  # not in every step
+    seldom = ("previews", "construct", "scene", "densify")  # not in every step
     assert waiting <= {f"backend/splatting/{name}.py" for name in seldom}
 
 
