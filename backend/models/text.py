@@ -26,7 +26,8 @@ IRREGULAR = {
     "lying": "lie", "lied": "lie", "flew": "fly", "ate": "eat", "bit": "bite", "threw": "throw", "shot": "shoot",
     "stood": "stand", "sat": "sit", "spun": "spin", "using": "use", "used": "use", "breathing": "breathe",
     "breathed": "breathe", "fires": "shoot", "fired": "shoot", "firing": "shoot",
-    "fell": "fall", "fallen": "fall", "fought": "fight", "thrown": "throw", "struck": "strike", "crept": "creep", "leapt": "leap",
+    "fell": "fall", "fallen": "fall", "fought": "fight", "thrown": "throw", "struck": "strike",
+    "crept": "creep", "leapt": "leap",
     "headbutting": "headbutt", "headbutted": "headbutt", "pirouetting": "pirouette",
     "pirouetted": "pirouette", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman", "people": "man",
     "geese": "goose", "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
@@ -35,7 +36,7 @@ _SAID = {  # words that prompts have, and after each others for the same
     "walk": """stroll stride march step crawl scuttle waddle trudge stomp limp wander saunter strut shuffle
         amble plod""",
     "wind": "slither",
-    "run": "sprint jog race dash hurry charge bolt flee chase rush scamper scurry skip",
+    "run": "sprint jog race dash hurry charge flee chase rush scamper scurry skip",
     "gallop": "canter",
     "jump": "hop leap pounce breach vault backflip",
     "sneak": "creep prowl stalk hunt lurk tiptoe",
@@ -45,7 +46,7 @@ _SAID = {  # words that prompts have, and after each others for the same
     "duck": "crouch squat",
     "idle": "breathe rest wait wag talk speak look watch sleep relax pant sniff",
     "death": "collapse fall perish",
-    "attack": "strike fight hiss lunge sting maul smash bash slam",
+    "attack": "strike fight hiss lunge sting maul smash bash",
     "bite": "chomp snap",
     "block": "parry defend",
     "dodge": "evade",
@@ -90,7 +91,8 @@ SYNONYMS = {other: word for word, others in _SAID.items() for other in others.sp
 PHRASES = {  # two words that together are others
     ("get", "up"): ("stand", "up"), ("take", "off"): ("fly",), ("say", "no"): ("shake", "head"),
     ("breathe", "fire"): ("attack",), ("play", "dead"): ("death",), ("look", "around"): ("idle",),
-    ("race", "car"): ("car",),
+    ("fall", "asleep"): ("idle",), ("wag", "tail"): ("idle",), ("tail", "wag"): ("idle",),
+    ("race", "car"): ("car",), ("monster", "truck"): ("truck",), ("pirate", "ship"): ("ship",),
 }  # fmt: skip
 # How something is done
 MANNERS = frozenset(
@@ -118,7 +120,7 @@ def _read(text: str) -> list[tuple[str, str]]:
     spaced = re.sub(r"['\u2019]s\b", "", spaced)  # the dog's tail
     spaced = re.sub(rf"\b(?!{NO_FISH})([a-z]{{2,}})(?=fish)", r"\1 ", spaced)  # goldfish
     spaced = re.sub(rf"\b(an?|the) ({'|'.join(ANIMALS)})\b", lambda found: ANIMALS[found[2]], spaced)
-    spaced = re.sub(r"\bthe ducks\b|\bducks?(?= \w+ing\b)", ANIMALS["duck"], spaced)
+    spaced = re.sub(r"\bthe ducks\b|\bducks?(?= \w+ing\b)|\bduck(?= \w{2,}[^sy]s\b)", ANIMALS["duck"], spaced)
     written = [word for word in re.findall(r"[^\W\d_]+|\d[a-z]?", spaced) if word not in STOP_WORDS]
     found, read = [stem(word) for word in written], []
     while found:

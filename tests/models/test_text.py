@@ -50,7 +50,11 @@ def test_words_of_a_prompt():
     assert words("A man gets up, looks around and says no") == ["man", "stand", "up", "idle", "shake", "head"]
     assert words("a duck flies as the fly does, the bird ducks") == ["chick", "fly", "bee", "bird", "duck"]
     assert words("ducks walking past the ducks") == ["chick", "walk", "past", "chick"]
+    assert words("a yellow duck swims, a man ducks sideways") == ["yellow", "chick", "swim", "man", "duck", "sideway"]
     assert words("the race car's wheel") == ["car", "wheel"]
+    assert words("a puppy wags its tail, the cat's tail wags, a boy falls asleep") == [
+        *("dog", "idle", "cat", "idle", "man", "idle"),
+    ]
     assert words("") == words("?!") == words("the") == []
 
 

@@ -456,6 +456,17 @@ def test_a_backend_without_standard_streams(tmp_path):
             process.wait(20)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break otherwise there")
+def test_a_reader_that_has_enough_is_no_failure(run, orbit, monkeypatch):
+    run("jobs", "submit", "--orbit", orbit)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code, _, error = run("jobs", "list")
+    assert (code, error) == (141, "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="streams are closed otherwise there")
 def test_standard_streams_that_were_opened_are_those_of_children_too():
     code = """if True:
