@@ -14,7 +14,7 @@ CANCELLED = "Cancelled. What was finished is kept: the same command goes on from
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled."""
+    """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled, 141 not read."""
     try:
         return _run(arguments)
     except KeyboardInterrupt:  # also while modules are imported
@@ -54,7 +54,12 @@ def _run(arguments: list[str] | None) -> int:
     options.began = STARTED if arguments is None else time.monotonic()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return options.func(options)
+        code = options.func(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the results has enough of them, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # there goes what is left at the end
+        return 141  # as shells say it
     except UserError as error:
         print(f"{error} {error.hint}".rstrip(), file=sys.stderr)
         return 1
@@ -79,7 +84,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 

@@ -43,10 +43,18 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[RunProgre
 
 def print_table(table: Table) -> None:
     """A table on standard output, unbroken where nobody looks at it and so no width counts."""
-    console = Console()
+    console = _Output()
     if not console.is_terminal:
         console.width = WIDE
     console.print(table)
+
+
+class _Output(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`, for all commands alike."""
+        raise
 
 
 def lines(console: Console) -> Callable[[RunProgress], None]:

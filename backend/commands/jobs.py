@@ -167,7 +167,7 @@ def run_log(options: argparse.Namespace) -> int:
 def run_delete(options: argparse.Namespace) -> int:
     """Remove jobs that have ended."""
     client = connect(options)
-    for job_id in [find(client, text) for text in options.jobs]:  # a wrong one is told before any has gone
+    for job_id in dict.fromkeys([find(client, text) for text in options.jobs]):  # a wrong one is told before any goes
         client.delete(job_id)
         print(f"{job_id} deleted")
     return 0

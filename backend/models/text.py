@@ -26,6 +26,8 @@ IRREGULAR = {
     "lying": "lie", "lied": "lie", "flew": "fly", "ate": "eat", "bit": "bite", "threw": "throw", "shot": "shoot",
     "stood": "stand", "sat": "sit", "spun": "spin", "using": "use", "used": "use", "breathing": "breathe",
     "breathed": "breathe", "fires": "shoot", "fired": "shoot", "firing": "shoot",
+    "fell": "fall", "fallen": "fall", "fought": "fight", "thrown": "throw", "struck": "strike",
+    "crept": "creep", "leapt": "leap",
     "headbutting": "headbutt", "headbutted": "headbutt", "pirouetting": "pirouette",
     "pirouetted": "pirouette", "wolves": "wolf", "calves": "calf", "men": "man", "women": "woman", "people": "man",
     "geese": "goose", "grass": "grass", "alias": "alias", "yes": "yes", "dress": "dress", "colossus": "colossus",
@@ -34,7 +36,7 @@ _SAID = {  # words that prompts have, and after each others for the same
     "walk": """stroll stride march step crawl scuttle waddle trudge stomp limp wander saunter strut shuffle
         amble plod""",
     "wind": "slither",
-    "run": "sprint jog race dash hurry charge bolt flee chase rush scamper scurry skip",
+    "run": "sprint jog race dash hurry charge flee chase rush scamper scurry skip",
     "gallop": "canter",
     "jump": "hop leap pounce breach vault backflip",
     "sneak": "creep prowl stalk hunt lurk tiptoe",
@@ -44,9 +46,9 @@ _SAID = {  # words that prompts have, and after each others for the same
     "duck": "crouch squat",
     "idle": "breathe rest wait wag talk speak look watch sleep relax pant sniff",
     "death": "collapse fall perish",
-    "attack": "strike fight hiss lunge sting maul smash bash slam",
+    "attack": "strike fight hiss lunge sting maul smash bash",
     "bite": "chomp snap",
-    "block": "parry guard defend",
+    "block": "parry defend",
     "dodge": "evade",
     "throw": "hurl toss fling",
     "eat": "chew graze feed nibble munch devour drink peck",
@@ -77,7 +79,7 @@ _SAID = {  # words that prompts have, and after each others for the same
     "bee": "bumblebee honeybee",
     "dragon": "wyvern",
     "kaiju": "dinosaur godzilla",
-    "man": "guy boy gentleman person human male child kid fellow",
+    "man": "guy boy gentleman person human male child kid fellow guard",
     "woman": "girl lady female",
     "mage": "wizard sorcerer witch magician",
     "barbarian": "warrior viking",
@@ -89,6 +91,8 @@ SYNONYMS = {other: word for word, others in _SAID.items() for other in others.sp
 PHRASES = {  # two words that together are others
     ("get", "up"): ("stand", "up"), ("take", "off"): ("fly",), ("say", "no"): ("shake", "head"),
     ("breathe", "fire"): ("attack",), ("play", "dead"): ("death",), ("look", "around"): ("idle",),
+    ("fall", "asleep"): ("idle",), ("wag", "tail"): ("idle",), ("tail", "wag"): ("idle",),
+    ("race", "car"): ("car",), ("monster", "truck"): ("truck",), ("pirate", "ship"): ("ship",),
 }  # fmt: skip
 # How something is done
 MANNERS = frozenset(
@@ -107,16 +111,23 @@ NO_FISH = "jelly|star|cray|cuttle|shell|silver"  # beginnings of what is called 
 
 def words(text: str) -> list[str]:
     """Plain forms of the words of a text, in order, without stop words."""
+    return [plain for _, plain in _read(text)]
+
+
+def _read(text: str) -> list[tuple[str, str]]:
+    """The same, each with what was written."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
+    spaced = re.sub(r"['\u2019]s\b", "", spaced)  # the dog's tail
     spaced = re.sub(rf"\b(?!{NO_FISH})([a-z]{{2,}})(?=fish)", r"\1 ", spaced)  # goldfish
     spaced = re.sub(rf"\b(an?|the) ({'|'.join(ANIMALS)})\b", lambda found: ANIMALS[found[2]], spaced)
-    found = [stem(word) for word in re.findall(r"[a-z]+|\d[a-z]?", spaced) if word not in STOP_WORDS]
-    plain = []
+    spaced = re.sub(r"\bthe ducks\b|\bducks?(?= \w+ing\b)|\bduck(?= \w{2,}[^sy]s\b)", ANIMALS["duck"], spaced)
+    written = [word for word in re.findall(r"[^\W\d_]+|\d[a-z]?", spaced) if word not in STOP_WORDS]
+    found, read = [stem(word) for word in written], []
     while found:
         pair = PHRASES.get(tuple(found[:2]))
-        plain += pair or [SYNONYMS.get(found[0], found[0])]
-        del found[: 2 if pair else 1]
-    return plain
+        read += [(written[0], plain) for plain in pair or [SYNONYMS.get(found[0], found[0])]]
+        del found[: 2 if pair else 1], written[: 2 if pair else 1]
+    return read
 
 
 def plain_form(word: str) -> str:
@@ -167,8 +178,8 @@ class Vocabulary:
         return [self.index[word] for word in words(text) if word in self.index][:MAX_TOKENS]
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that the network has never learned, in plain form, each once."""
-        return list(dict.fromkeys(word for word in words(text) if word not in self.index))
+        """The words of a text that the network has never learned, as they are written, each once."""
+        return list(dict.fromkeys(written for written, plain in _read(text) if plain not in self.index))
 
     def batch(self, texts: list[str]) -> Tensor:  # [B, MAX_TOKENS] int64, 0 where there is no word
         """Tokens of several texts."""

@@ -90,7 +90,10 @@ def named_in(prompt: str, known: KnownMotions) -> Elementary | None:
     beside = [
         text
         for place, text in enumerate(spoken)
-        if text not in told and stem(text) not in NO_ACTIONS and _before(spoken, place) not in PLACES
+        if text not in told
+        and stem(text) not in NO_ACTIONS
+        and plain_form(text) not in MANNERS  # slowly
+        and _before(spoken, place) not in PLACES
     ]
     others = set(words(" ".join(beside)))
     for subject, action in zip(known.subjects, known.actions, strict=True):

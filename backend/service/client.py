@@ -108,10 +108,10 @@ class Client:
                 break
         return found
 
-    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0, patience: float = PATIENCE) -> dict:
+    def job(self, job_id: str, after_rev: int | None = None, wait: float = 0) -> dict:
         """One job; with `after_rev` the answer waits up to `wait` seconds for a revision above that."""
         params = {} if after_rev is None else {"after_rev": after_rev, "wait": wait}
-        return self._answer("GET", f"/jobs/{job_id}", patience, params=params).json()
+        return self._answer("GET", f"/jobs/{job_id}", params=params).json()
 
     def watch(self, job_id: str, on_change: Callable[[dict], None] = lambda job: None) -> dict:
         """Wait until a job has ended; returns it. A backend that starts anew meanwhile is waited for."""
@@ -126,7 +126,8 @@ class Client:
                 if error.code != NOT_RUNNING:
                     raise
                 on_change({**job, "state": "running", "stage": "Waiting for the backend", "detail": None})
-                job = self.job(job_id, patience=WATCH_PATIENCE)
+                if not self._is_back(time.monotonic() + WATCH_PATIENCE):
+                    raise
 
     def cancel(self, job_id: str) -> dict:
         """Cancel a job."""
@@ -137,8 +138,12 @@ class Client:
         return self._answer("POST", f"/jobs/{job_id}/retry").json()
 
     def delete(self, job_id: str) -> None:
-        """Remove a job that has ended."""
-        self._answer("DELETE", f"/jobs/{job_id}")
+        """Remove a job that has ended; one that has gone already is no error, as a call may be made again."""
+        try:
+            self._answer("DELETE", f"/jobs/{job_id}")
+        except CallError as error:
+            if error.status != 404:
+                raise
 
     def log(self, job_id: str) -> str:
         """A job's log."""
@@ -197,9 +202,12 @@ class Client:
         """Wait until the backend answers again, if need be at another port; False where it does not before `end`."""
         while time.monotonic() < end:
             time.sleep(RETRY_SECONDS)
-            with contextlib.suppress(UserError):
+            try:
                 self._find()
                 return True
+            except UserError as error:
+                if error.code != NOT_RUNNING:  # such as a backend of another version: waiting does not help
+                    raise
         return False
 
     def _not_running(self) -> UserError:

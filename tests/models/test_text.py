@@ -24,6 +24,7 @@ from backend.models.text import MAX_TOKENS, Vocabulary, plain_form, words
         ("cries", "cry"), ("opened", "open"), ("squeezing", "squeeze"),
         ("collapses", "death"), ("swinging", "swing"), ("spring", "spring"), ("king", "king"), ("playing", "play"),
         ("chickens", "chick"), ("orcas", "whale"), ("dinosaur", "kaiju"), ("witches", "mage"), ("people", "man"),
+        ("guards", "man"), ("fell", "death"), ("thrown", "throw"),
     ],
 )  # fmt: skip
 def test_plain_forms(word, plain):
@@ -48,14 +49,21 @@ def test_words_of_a_prompt():
     assert words("Goldfishes and a jellyfish") == ["gold", "fish", "jellyfish"]
     assert words("A man gets up, looks around and says no") == ["man", "stand", "up", "idle", "shake", "head"]
     assert words("a duck flies as the fly does, the bird ducks") == ["chick", "fly", "bee", "bird", "duck"]
+    assert words("ducks walking past the ducks") == ["chick", "walk", "past", "chick"]
+    assert words("a yellow duck swims, a man ducks sideways") == ["yellow", "chick", "swim", "man", "duck", "sideway"]
+    assert words("the race car's wheel") == ["car", "wheel"]
+    assert words("a puppy wags its tail, the cat's tail wags, a boy falls asleep") == [
+        *("dog", "idle", "cat", "idle", "man", "idle"),
+    ]
     assert words("") == words("?!") == words("the") == []
 
 
 def test_tokens_are_places_in_the_vocabulary():
     vocabulary = Vocabulary(("dog", "fox", "run", "walk"))
     assert vocabulary.tokens("a fox running") == [2, 3]
-    assert vocabulary.unknown("a purple fox plays purple chess") == ["purple", "play", "chess"]
+    assert vocabulary.unknown("a purple fox plays purple chess") == ["purple", "plays", "chess"]
     assert vocabulary.unknown("fox") == []
+    assert vocabulary.unknown("the fox's Käfer, 犬 and movies") == ["käfer", "犬", "movies"]  # as they are written
     batch = vocabulary.batch(["dog walks", "", "chess"])
     assert batch.shape == (3, MAX_TOKENS)
     assert batch.dtype == torch.int64

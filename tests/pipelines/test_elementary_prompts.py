@@ -20,6 +20,7 @@ KNOWN = known(
     ("snake", "side winding"), ("bee", "fly"), ("red fox", "turning left"), ("crab", "shake head"),
     ("person", "sit chair down"), ("person", "duck"), ("person", "idle sword"), ("person", "jump start"),
     ("person", "block"), ("person", "run"), ("chest", "open"), ("banana", "run"), ("tank", "turning left"),
+    ("cow", "walk slow"), ("enemy", "idle"),
 )  # fmt: skip
 
 
@@ -33,6 +34,9 @@ KNOWN = known(
         ("the curtain flutters", "billowing"),
         ("a spinning coin", "spinning"),
         ("a cube rotates fast", "spinning"),
+        ("a globe rotates slowly", "spinning"),
+        ("a monster truck drives", "riding"),
+        ("a bolt turns", "spinning"),
         ("a rock rolls", "rolling"),  # what is first is a thing
         ("wobble", "wobbling"),
         ("a bobbing boat", "floating"),

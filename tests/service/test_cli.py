@@ -20,6 +20,7 @@ from backend.__main__ import main
 from backend.commands import jobs as jobs_command
 from backend.commands import submit
 from backend.data.object_capture import CapturedObject
+from backend.progress import UserError
 from backend.service import cli, client, doctor, paths
 from backend.service.queue import Queue
 from blender_addon.contract.clip import write_clip
@@ -322,6 +323,27 @@ def test_a_backend_that_starts_anew_is_waited_for(run, orbit, service):
     assert said == ["succeeded"]
 
 
+def test_who_waits_for_a_backend_finds_it_again_before_asking(run, orbit, service, monkeypatch):
+    """Without the token, which a search that fails forgets, the answer would be that the token is wrong."""
+    job = run("jobs", "submit", "--orbit", orbit)[1].strip()
+    watcher, calls = service.client(), []
+    asked = watcher.job
+
+    def lost_once(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            del watcher.session.headers["Authorization"]
+            raise UserError(client.NOT_RUNNING, "The backend does not answer.", "")
+        return asked(*args, **options)
+
+    monkeypatch.setattr(watcher, "job", lost_once)
+    assert watcher.watch(job)["state"] == "succeeded"
+    monkeypatch.setattr(client, "API_VERSION", 99)
+    watcher.url = "http://127.0.0.1:9/v1"
+    with pytest.raises(UserError, match="version"):  # at once: waiting does not help
+        watcher.jobs()
+
+
 def test_json_is_what_the_http_api_says(run, orbit, service, capsys):
     code, said, _ = run("jobs", "submit", "--orbit", orbit, "--watch", "--json")
     job = json.loads(said)
@@ -337,7 +359,7 @@ def test_json_is_what_the_http_api_says(run, orbit, service, capsys):
     assert "The pictures are empty." in error
 
 
-def test_a_job_is_done_again_read_and_removed(run, orbit):
+def test_a_job_is_done_again_read_and_removed(run, orbit, service):
     job = run("jobs", "submit", "--orbit", orbit, "--name", "user=1", "--watch")[1].split()[0]
     assert run("jobs", "retry", job)[:2] == (0, f"{job} queued\n")
     assert run("jobs", "watch", job)[0] == 1
@@ -347,8 +369,9 @@ def test_a_job_is_done_again_read_and_removed(run, orbit):
     assert code == 1
     assert error
     assert run("jobs", "delete", job, "0000000000000000")[0] == 1
-    assert run("jobs", "delete", job, done)[:2] == (0, f"{job} deleted\n{done} deleted\n")
+    assert run("jobs", "delete", job, done, job)[:2] == (0, f"{job} deleted\n{done} deleted\n")
     assert run("jobs", "log", job)[0] == 1
+    service.client().delete(done)  # as when the answer to a first call got lost
 
 
 def test_whatever_is_generated_is_submitted_as_a_request(run, service, tmp_path, monkeypatch):
@@ -431,3 +454,25 @@ def test_a_backend_without_standard_streams(tmp_path):
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break otherwise there")
+def test_a_reader_that_has_enough_is_no_failure(run, orbit, monkeypatch):
+    run("jobs", "submit", "--orbit", orbit)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code, _, error = run("jobs", "list")
+    assert (code, error) == (141, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed otherwise there")
+def test_standard_streams_that_were_opened_are_those_of_children_too():
+    code = """if True:
+        import os
+        from backend.__main__ import open_streams
+        [os.close(number) for number in range(3)]
+        open_streams()
+        os._exit(not all(map(os.get_inheritable, range(3))))"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
