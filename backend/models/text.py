@@ -120,6 +120,7 @@ def _read(text: str) -> list[tuple[str, str]]:
     spaced = re.sub(r"['\u2019]s\b", "", spaced)  # the dog's tail
     spaced = re.sub(rf"\b(?!{NO_FISH})([a-z]{{2,}})(?=fish)", r"\1 ", spaced)  # goldfish
     spaced = re.sub(rf"\b(an?|the) ({'|'.join(ANIMALS)})\b", lambda found: ANIMALS[found[2]], spaced)
+    # Those of whom something is told: the ducks swim, ducks swimming, a yellow duck swims
     spaced = re.sub(r"\bthe ducks\b|\bducks?(?= \w+ing\b)|\bduck(?= \w{2,}[^sy]s\b)", ANIMALS["duck"], spaced)
     written = [word for word in re.findall(r"[^\W\d_]+|\d[a-z]?", spaced) if word not in STOP_WORDS]
     found, read = [stem(word) for word in written], []
