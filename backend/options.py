@@ -30,8 +30,6 @@ CLIP_SUFFIX = ".npz"
 SHEET_SUFFIX = ".png"
 NO_FOLDER = "is not called like a folder, which has no dot but that of a version such as .v001"
 STATIC_HELP = "the subject from all sides at time 0 (default: the static orbit of Diffusion4D's layout, where one is)"
-
-
 PUBLISHED_DEFAULTS = {"steps": 50, "guidance_motion": 7.0, "guidance_static": 0.5}  # Diffusion4D, section 4.1
 
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ def words(text: str) -> list[str]:
     return [plain for _, plain in _read(text)]
 
 
-def _read(text: str) -> list[tuple[str, str]]:
+@lru_cache(8192)  # each prompt is compared with the names of all known subjects and motions
+def _read(text: str) -> tuple[tuple[str, str], ...]:
     """The same, each with what was written."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
     spaced = re.sub(r"['\u2019]s\b", "", spaced)  # the dog's tail
@@ -128,7 +130,7 @@ def _read(text: str) -> list[tuple[str, str]]:
         pair = PHRASES.get(tuple(found[:2]))
         read += [(written[0], plain) for plain in pair or [SYNONYMS.get(found[0], found[0])]]
         del found[: 2 if pair else 1], written[: 2 if pair else 1]
-    return read
+    return tuple(read)
 
 
 def plain_form(word: str) -> str:
