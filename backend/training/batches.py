@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Self
 
@@ -191,8 +192,10 @@ def _draw_in_processes(
         pin_memory=device.type == "cuda",
         worker_init_fn=_deaf,
     )
+    with _held_back():
+        drawn = iter(loader)
     waiting: list[Drawn] = []
-    for piece in loader:
+    for piece in drawn:
         number, arrays, captions = piece
         moved = {name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()}
         waiting.append((number, moved, captions))
@@ -210,6 +213,20 @@ def _deaf(_: int) -> None:
     """Ctrl-C, and what ends a whole group of processes, is for the one that trains: it saves, and ends the others."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Those signals wait meanwhile. Processes that are started are born so: it takes seconds until they are `_deaf`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pieces(numbers: Iterator[range]) -> Iterator[range]:

@@ -37,13 +37,24 @@ def test_processes_draw_what_a_thread_draws(stream, tmp_path, monkeypatch, room,
         return joined(pieces)
 
     monkeypatch.setattr(batches, "_joined", spied)
+
+    def end_all() -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGTERM)  # for the whole group, say
+
+    class Loader(batches.DataLoader):
+        def __iter__(self):
+            begun = super().__iter__()
+            end_all()  # before they have imported anything
+            return begun
+
+    monkeypatch.setattr(batches, "DataLoader", Loader)
     taken = {}
     for workers in (0, 2):
         numbers = batches.micro_batches(3, 5)
         with contextlib.closing(batches.draw(stream, numbers, words, workers, "cpu", told.append)) as drawn:
             taken[workers] = list(islice(drawn, 1))
-            for process in multiprocessing.active_children():
-                os.kill(process.pid, signal.SIGTERM)  # for the whole group, say
+            end_all()
             taken[workers] += islice(drawn, 2)
     assert len(told) == (room == "none")
     assert shared == {room == "enough"}  # what there is no room for came through pipes
